@@ -1,0 +1,49 @@
+"""Calibrated attention (ACT, ICML 2024) for HuggingFace models and lm-evaluation-harness.
+
+The public names below are resolved on first use, so that ``import act_harness`` costs nothing
+and in particular imports no torch (the discovery hook in :mod:`act_harness.plugin` relies on it).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Artifact": "act_harness.artifact",
+    "Calibration": "act_harness.calibration",
+    "calibrate_weights": "act_harness.engines.reference",
+    "calibrated": "act_harness.attention",
+    "attach": "act_harness.attention",
+    "load_artifact": "act_harness.artifact",
+    "preset": "act_harness.calibration",
+}
+
+__all__ = [  # noqa: PLE0604, RUF022 - sorted by test
+    "Artifact",
+    "Calibration",
+    "__version__",
+    "attach",
+    "calibrate_weights",
+    "calibrated",
+    "load_artifact",
+    "preset",
+]
+
+if TYPE_CHECKING:
+    from act_harness.artifact import Artifact, load_artifact
+    from act_harness.attention import attach, calibrated
+    from act_harness.calibration import Calibration, preset
+    from act_harness.engines.reference import calibrate_weights
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'act_harness' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

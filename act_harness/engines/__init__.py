@@ -1,0 +1,1 @@
+"""Engines: the calibration operation behind one signature."""

@@ -1,0 +1,100 @@
+"""What can go wrong, as one tree; what every branch means for an exit code.
+
+::
+
+    ActHarnessError                      base of all; its text is one line that says what to do
+    ├── InputError                       the user gave something that cannot be used      exit 2
+    │   ├── CalibrationError             a calibration setting is out of range
+    │   ├── ArtifactError                a head-set file is missing, malformed or does not fit
+    │   ├── UnsupportedModelError        the adapter cannot calibrate this model
+    │   ├── UnsupportedCallError         a call would break the calibration (beams, no cache, ...)
+    │   ├── TaskError                    a task or its data cannot be used
+    │   ├── RecipeError                  a search recipe or judge setting is wrong
+    │   └── ResultError                  a result file is missing, malformed or does not match
+    ├── InfrastructureError              no data, no memory, no server: never a score      exit 3
+    └── InternalError                    a promise of this package was broken: a bug        exit 70
+
+Exit code 1 is left to verdicts ("regressed"), so that a pipeline can tell a bad score from a
+bad run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "ActHarnessError",
+    "ArtifactError",
+    "CalibrationError",
+    "InfrastructureError",
+    "InputError",
+    "InternalError",
+    "RecipeError",
+    "ResultError",
+    "TaskError",
+    "UnsupportedCallError",
+    "UnsupportedModelError",
+    "suggestion",
+]
+
+
+class ActHarnessError(Exception):
+    """Base of every error this package raises on purpose. Its text is a single line."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(ActHarnessError):
+    """The user gave something that cannot be used."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class CalibrationError(InputError):
+    """A calibration setting is unknown or out of range."""
+
+
+class ArtifactError(InputError):
+    """A head-set artifact is missing, malformed, or does not fit the model at hand."""
+
+
+class UnsupportedModelError(InputError):
+    """The adapter cannot calibrate this model; nothing was changed in it."""
+
+
+class UnsupportedCallError(InputError):
+    """A call that would silently break the calibration, refused before it starts."""
+
+
+class TaskError(InputError):
+    """A task is unknown, or its data cannot be used."""
+
+
+class RecipeError(InputError):
+    """A search recipe or judge setting is wrong."""
+
+
+class ResultError(InputError):
+    """A result file is missing, malformed, or does not match the other one."""
+
+
+class InfrastructureError(ActHarnessError):
+    """Something outside the numbers failed (no model, no data, no memory): never a score."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class InternalError(ActHarnessError):
+    """A promise this package makes about itself was broken. Please report it."""
+
+    exit_code: ClassVar[int] = 70
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of ``known``, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
