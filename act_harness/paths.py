@@ -139,7 +139,9 @@ def task_route() -> TaskRoute:
     if is_checkout():
         advice = f"run `pip install -e .` once more, or {advice}"
     lacking = len(names) - len(stubbed)
-    return TaskRoute(False, f"{lacking} of {len(names)} task files have no stub in {theirs}; {advice}")
+    return TaskRoute(
+        False, f"{lacking} of {len(names)} task files have no stub in {theirs}; {advice}"
+    )
 
 
 def _stub_target(stub: Path) -> Path | None:

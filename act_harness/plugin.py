@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-__all__ = ["MODEL_NAME", "MODEL_TARGET", "MODULE_AWAITED", "install", "installed", "register"]
+__all__ = [
+    "MODEL_NAME",
+    "MODEL_TARGET",
+    "MODULE_AWAITED",
+    "install",
+    "installed",
+    "lookup",
+    "register",
+]
 
 MODEL_NAME = "hf-act"
 """The name behind ``--model``."""
@@ -43,7 +51,7 @@ def install() -> None:
     if MODULE_AWAITED in sys.modules:
         register()
     elif not installed():
-        sys.meta_path.insert(0, _Awaiter())  # type: ignore[arg-type] # find_spec is all it needs
+        sys.meta_path.insert(0, _Awaiter())
 
 
 def installed() -> bool:
@@ -71,6 +79,26 @@ def register() -> bool:
         return False
     registry.model_registry.register(MODEL_NAME, target=MODEL_TARGET)
     return True
+
+
+def lookup() -> str | None:
+    """Ask lm-eval for ``hf-act`` without registering it; for ``act-harness doctor``.
+
+    Returns:
+        Module and name of the class that lm-eval gets, or ``None`` where it knows no such model.
+
+    Raises:
+        ImportError: lm-eval, or the module of the class, cannot be imported.
+    """
+    import lm_eval.models
+    from lm_eval.api import registry
+
+    _ = lm_eval.models  # importing it has filled the table
+    try:
+        found = registry.get_model(MODEL_NAME)
+    except ValueError:
+        return None
+    return f"{found.__module__}:{found.__qualname__}"
 
 
 def _discovers_plugins(*modules: ModuleType) -> bool:
@@ -148,7 +176,7 @@ class _RegisteringLoader:
         self._loader.exec_module(module)
         # The import has worked; from here on nothing may spoil it.
         try:
-            sys.meta_path[:] = [f for f in sys.meta_path if f is not self._awaiter]  # type: ignore[comparison-overlap]
+            sys.meta_path[:] = [f for f in sys.meta_path if f is not self._awaiter]
             register()
         except Exception:  # noqa: BLE001, S110 - lm-eval must work without us; doctor tells
             pass
