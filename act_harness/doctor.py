@@ -55,8 +55,10 @@ class Diagnosis(NamedTuple):
 
 def examine() -> Diagnosis:
     """Look at this environment; imports torch and lm-eval's model (a few seconds)."""
-    findings = [_installation(), *_versions(), _harness()]
+    harness = _harness()
+    findings = [_installation(), *_versions(), harness]
     model, reachable = _model()
+    reachable = reachable and harness.state == "ok"
     findings += [*_routes(), model, _tasks(), _artifacts(), _device(), *_extras()]
     return Diagnosis(tuple(findings), reachable)
 
@@ -144,7 +146,8 @@ def _model() -> tuple[Finding, bool]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Finding(topic, "fail", reason), False
     if found is None:
-        text = "unknown to lm-eval: no hook ran; use `act-harness run` instead of `lm_eval`"
+        cause = "; ".join(plugin.failures()) or "no hook ran"
+        text = f"unknown to lm-eval: {cause}; use `act-harness run` instead of `lm_eval`"
         return Finding(topic, "fail", text), False
     route = "torch's extension autoload" if waiting else "lm-eval's own plug-in discovery"
     return Finding(topic, "ok", f"{found}, by {route}"), True

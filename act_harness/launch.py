@@ -131,11 +131,12 @@ def _explained(error: ValueError, *, include_path: Any) -> ActHarnessError | Non
         names = text.removeprefix(_NO_TASKS).split(", ")
         known = TaskManager(include_path=include_path).all_tasks
         found = ", ".join(f"{name!r}{suggestion(name, known)}" for name in names)
-        return TaskError(f"unknown task {found}; `act-harness run ls tasks` lists all of them")
+        end = " " if found.endswith("?") else "; "
+        return TaskError(f"unknown task {found}{end}`act-harness run ls tasks` lists all of them")
     if text.startswith(_NO_MODEL):
         from lm_eval.models import MODEL_MAPPING
 
         name = text.removeprefix(_NO_MODEL).split("'")[1]
         hint = suggestion(name, [plugin.MODEL_NAME, *MODEL_MAPPING])
-        return InputError(f"unknown model {name!r}{hint}; this package's is {plugin.MODEL_NAME!r}")
+        return InputError(f"unknown model {name!r}{hint or f'; ours is {plugin.MODEL_NAME!r}'}")
     return None

@@ -14,6 +14,7 @@ model up before anything imports torch; ``act-harness run`` has no such gap.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ MODULE_AWAITED = "lm_eval.models"
 """The module whose import fills lm-eval's table of models."""
 
 
+_failures: list[str] = []  # what the hook kept to itself, for failures()
+
+
 def install() -> None:
     """Register the model now if lm-eval's table is filled, else as soon as it is.
 
@@ -59,6 +63,11 @@ def installed() -> bool:
     return any(isinstance(finder, _Awaiter) for finder in sys.meta_path)
 
 
+def failures() -> list[str]:
+    """Return what went wrong in the hook of this process; for ``act-harness doctor``."""
+    return list(_failures)
+
+
 def register() -> bool:
     """Add ``hf-act`` to lm-eval's table of models, after lm-eval has filled it.
 
@@ -70,12 +79,13 @@ def register() -> bool:
     Raises:
         ImportError: lm-eval is not installed, or is older than its registry.
     """
-    import lm_eval.models
+    # Not `import lm_eval.models`: during that import the package has no such attribute yet.
+    models = importlib.import_module(MODULE_AWAITED)
     from lm_eval.api import registry
 
     if MODEL_NAME in registry.model_registry:
         return False
-    if _discovers_plugins(registry, lm_eval.models) and _entry_point_exists():
+    if _discovers_plugins(registry, models) and _entry_point_exists():
         return False
     registry.model_registry.register(MODEL_NAME, target=MODEL_TARGET)
     return True
@@ -90,10 +100,9 @@ def lookup() -> str | None:
     Raises:
         ImportError: lm-eval, or the module of the class, cannot be imported.
     """
-    import lm_eval.models
+    importlib.import_module(MODULE_AWAITED)  # which fills the table
     from lm_eval.api import registry
 
-    _ = lm_eval.models  # importing it has filled the table
     try:
         found = registry.get_model(MODEL_NAME)
     except ValueError:
@@ -178,5 +187,5 @@ class _RegisteringLoader:
         try:
             sys.meta_path[:] = [f for f in sys.meta_path if f is not self._awaiter]
             register()
-        except Exception:  # noqa: BLE001, S110 - lm-eval must work without us; doctor tells
-            pass
+        except Exception as error:  # noqa: BLE001 - lm-eval must work without us
+            _failures.append(f"{type(error).__name__}: {error}")
