@@ -21,7 +21,7 @@ _EXPORTS = {
     "preset": "act_harness.calibration",
 }
 
-__all__ = [  # noqa: PLE0604, RUF022 - sorted by test
+__all__ = [
     "Artifact",
     "Calibration",
     "__version__",

@@ -1,0 +1,319 @@
+"""Head-set artifacts: which heads of which model to calibrate, how, and where that came from.
+
+An artifact is one JSON file (never pickle) with the schema ``act-harness/heads/1`` of
+the architecture page: the model it was made for, the calibration, the heads, optionally a mass
+map per head, the search that found them and its provenance. Unknown keys are errors. Loading
+checks form; :meth:`Artifact.verify` checks that it fits a model. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from act_harness import atomic, paths
+from act_harness.calibration import Calibration, HeadStrength, LayerPlan, validation_line
+from act_harness.errors import ArtifactError, CalibrationError, suggestion
+
+__all__ = ["Artifact", "ModelFacts", "load_artifact", "resolve_artifact", "shipped_artifacts"]
+
+SCHEMA = "act-harness/heads/1"
+_STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelFacts(BaseModel):
+    """What identifies a model; None means unknown and is not checked."""
+
+    model_config = _STRICT
+
+    id: str
+    """Hub id or folder name the model was loaded from."""
+    architecture: str
+    """Class of the model, for example ``LlamaForCausalLM``."""
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    weights_sha256: str | None = None
+    """Fingerprint of the weights, see :func:`act_harness.attention.weights_fingerprint`."""
+    revision: str | None = None
+    tokenizer_sha256: str | None = None
+    """Hash of vocabulary and special tokens."""
+    dtype: str | None = None
+    chat_template_sha256: str | None = None
+    adds_bos: bool | None = None
+
+
+class Artifact(BaseModel):
+    """A head set with everything needed to apply it and to judge it."""
+
+    model_config = _STRICT
+
+    schema_: Literal["act-harness/heads/1"] = Field(default=SCHEMA, alias="schema")
+    name: str = Field(min_length=1)
+    model: ModelFacts
+    calibration: Calibration
+    heads: dict[int, tuple[int, ...]]
+    """Selected heads by layer, both counted from 0."""
+    strengths: dict[int, dict[int, HeadStrength]] | None = None
+    """Mass map of single heads; the calibration's own for all others."""
+    search: dict[str, Any] | None = None
+    """Recipe, splits, table of effects, controls; None for a published list."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _build_calibration(cls, value: Any) -> Any:  # noqa: ANN401 - raw input
+        if isinstance(value, dict):
+            try:
+                return Calibration(**value)
+            except CalibrationError as error:
+                raise ValueError(str(error).removeprefix("calibration: ")) from None
+        return value
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Artifact:
+        layers, heads = self.model.num_hidden_layers, self.model.num_attention_heads
+        for layer, chosen in self.heads.items():
+            if not 0 <= layer < layers:
+                raise ValueError(f"layer {layer} is out of range, the model has 0..{layers - 1}")
+            for head in chosen:
+                if not 0 <= head < heads:
+                    raise ValueError(
+                        f"head {head} of layer {layer} is out of range, "
+                        f"the model has heads 0..{heads - 1}"
+                    )
+            if len(set(chosen)) != len(chosen):
+                raise ValueError(f"layer {layer} names a head twice: {sorted(chosen)}")
+        for layer, own in (self.strengths or {}).items():
+            for head in own:
+                if head not in self.heads.get(layer, ()):
+                    raise ValueError(f"strengths name head {head} of layer {layer}, heads do not")
+        return self
+
+    def plans(self) -> dict[int, LayerPlan]:
+        """Return what each layer with selected heads is to do."""
+        default = LayerPlan.uniform(self.calibration, (0,)).strengths[0]
+        result = {}
+        for layer in sorted(self.heads):
+            heads = tuple(sorted(self.heads[layer]))
+            own = (self.strengths or {}).get(layer, {})
+            if heads:
+                strengths = tuple(own.get(head, default) for head in heads)
+                result[layer] = LayerPlan(self.calibration, heads, strengths)
+        return result
+
+    def head_count(self) -> int:
+        """Return the number of selected heads."""
+        return sum(len(heads) for heads in self.heads.values())
+
+    def document(self) -> dict[str, Any]:
+        """Return the artifact as the JSON document that is stored."""
+        content = self.model_dump(mode="json", by_alias=True, exclude={"calibration", "strengths"})
+        content["model"] = self.model.model_dump(exclude_none=True)
+        content["calibration"] = self.calibration.settings()
+        content["heads"] = {str(k): sorted(v) for k, v in sorted(self.heads.items())}
+        if self.strengths:
+            content["strengths"] = {
+                str(layer): {str(h): s.model_dump(exclude_none=True) for h, s in own.items()}
+                for layer, own in self.strengths.items()
+            }
+        return content
+
+    def sha256(self) -> str:
+        """Return the hash of what decides scores: calibration, heads and strengths."""
+        content = self.document()
+        decisive = {key: content.get(key) for key in ("calibration", "heads", "strengths")}
+        text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the artifact atomically as indented JSON with sorted keys."""
+        target = Path(path)
+        atomic.write_text(target, json.dumps(self.document(), indent=1, sort_keys=True) + "\n")
+        return target
+
+    def verify(self, facts: ModelFacts) -> None:
+        """Check that the artifact fits the model at hand.
+
+        Raises:
+            ArtifactError: another architecture, grid or tokenizer.
+
+        Warns:
+            UserWarning: another revision, weights or dtype, or a hash that was never recorded.
+        """
+        mine = self.model
+        for key in ("architecture", "num_hidden_layers", "num_attention_heads"):
+            want, have = getattr(mine, key), getattr(facts, key)
+            if want != have:
+                raise ArtifactError(
+                    f"artifact {self.name!r} was made for {mine.id!r} with {key} {want}, "
+                    f"this model has {have}; search for heads of this model or use artifact=none"
+                )
+        want, have = mine.tokenizer_sha256, facts.tokenizer_sha256
+        if want is not None and have is not None and want != have:
+            raise ArtifactError(
+                f"artifact {self.name!r} was made with another tokenizer "
+                f"({want[:12]}, this one is {have[:12]}); load the model with the tokenizer of "
+                f"{mine.id!r} or search again"
+            )
+        self._warn(facts)
+
+    def _warn(self, facts: ModelFacts) -> None:
+        mine = self.model
+        for key in ("weights_sha256", "revision", "dtype", "chat_template_sha256", "adds_bos"):
+            want, have = getattr(mine, key), getattr(facts, key)
+            if want is not None and have is not None and want != have:
+                shown = [v[:12] if key.endswith("sha256") else v for v in (str(want), str(have))]
+                warnings.warn(
+                    f"artifact {self.name!r} was made with {key} {shown[0]}, "
+                    f"this model has {shown[1]}",
+                    stacklevel=3,
+                )
+        if mine.weights_sha256 is None and mine.revision is None:
+            warnings.warn(
+                f"artifact {self.name!r} records no weights hash; "
+                "only architecture and head grid were checked",
+                stacklevel=3,
+            )
+
+
+def _parse(text: str, source: str) -> Artifact:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ArtifactError(
+            f"artifact {source} is not JSON (line {error.lineno}: {error.msg}); "
+            "expected a file written by 'act-harness search'"
+        ) from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"artifact {source} is not a JSON object; expected schema {SCHEMA}")
+    unknown = [key for key in content if key not in _KEYS]
+    if unknown:
+        hint = suggestion(unknown[0], _KEYS)
+        raise ArtifactError(f"artifact {source} has the unknown key {unknown[0]!r}{hint}")
+    try:
+        return Artifact.model_validate(content)
+    except ValidationError as error:
+        raise ArtifactError(f"artifact {source}: {validation_line(error)}") from None
+
+
+_KEYS = {field.alias or name for name, field in Artifact.model_fields.items()}
+
+
+def shipped_artifacts() -> dict[str, Path]:
+    """Return the artifacts that come with the package, by name (``model/name``)."""
+    root = paths.artifacts_path()
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path
+        for path in sorted(root.glob("*/*.json"))
+    }
+
+
+def load_artifact(reference: str | Path) -> Artifact:
+    """Load an artifact from a path, the name of a shipped one, or ``hub:<repo>/<file>``.
+
+    Raises:
+        ArtifactError: not found (with the nearest known name), or malformed.
+    """
+    text = str(reference)
+    if text.startswith("hub:"):
+        return _load_from_hub(text)
+    path = Path(text)
+    if not path.is_file():
+        path = _shipped_path(text)
+    try:
+        return _parse(path.read_text(encoding="utf-8"), text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"artifact {text} cannot be read: {error}") from None
+
+
+def _shipped_path(name: str) -> Path:
+    known = shipped_artifacts()
+    matches = [key for key in known if name in (key, key.rpartition("/")[2])]
+    if len(matches) == 1:
+        return known[matches[0]]
+    if matches:
+        raise ArtifactError(f"artifact {name!r} is ambiguous, name one of {', '.join(matches)}")
+    short = {key.rpartition("/")[2] for key in known}
+    hint = suggestion(name, [*known, *short])
+    raise ArtifactError(
+        f"artifact {name!r} is neither a file nor a shipped artifact{hint}"
+        if hint
+        else f"artifact {name!r} is neither a file nor a shipped artifact; "
+        f"shipped are {', '.join(known) or 'none'}, artifact=none is the baseline"
+    )
+
+
+def _load_from_hub(reference: str) -> Artifact:
+    repository, _, name = reference.removeprefix("hub:").rpartition("/")
+    if repository.count("/") != 1 or not name:
+        raise ArtifactError(
+            f"artifact {reference!r} is not of the form hub:<owner>/<repository>/<file>"
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        local = hf_hub_download(repository, name)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"artifact {reference!r} cannot be fetched ({first}); download it and give its path"
+        ) from None
+    return _parse(Path(local).read_text(encoding="utf-8"), reference)
+
+
+def resolve_artifact(reference: str | Path | Artifact | None, facts: ModelFacts) -> Artifact | None:
+    """Turn what a user gave into a verified artifact, or None for the baseline.
+
+    ``none`` (or None) is the baseline; an empty string stands for "not given": the one shipped
+    artifact that fits the model.
+
+    Raises:
+        ArtifactError: unknown, malformed, for another model, or none shipped for this one.
+    """
+    if reference is None or str(reference).lower() == "none":
+        return None
+    if isinstance(reference, Artifact):
+        artifact = reference
+    elif str(reference) == "":
+        artifact = _only_match(facts)
+    else:
+        artifact = load_artifact(reference)
+    artifact.verify(facts)
+    return artifact
+
+
+def _only_match(facts: ModelFacts) -> Artifact:
+    fitting = []
+    for path in shipped_artifacts().values():
+        candidate = load_artifact(path)
+        if _same_model(candidate.model, facts):
+            fitting.append(candidate)
+    if len(fitting) == 1:
+        return fitting[0]
+    found = (
+        f"several shipped artifacts fit ({', '.join(a.name for a in fitting)})"
+        if fitting
+        else "no shipped artifact fits"
+    )
+    raise ArtifactError(
+        f"no artifact was given and {found} {facts.id!r}; "
+        "give artifact=PATH, artifact=NAME, or artifact=none for the baseline"
+    )
+
+
+def _same_model(mine: ModelFacts, facts: ModelFacts) -> bool:
+    if (mine.architecture, mine.num_hidden_layers, mine.num_attention_heads) != (
+        facts.architecture,
+        facts.num_hidden_layers,
+        facts.num_attention_heads,
+    ):
+        return False
+    if mine.weights_sha256 is not None and facts.weights_sha256 is not None:
+        return mine.weights_sha256 == facts.weights_sha256
+    return mine.id.rpartition("/")[2].lower() == facts.id.rstrip("/").rpartition("/")[2].lower()

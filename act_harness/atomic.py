@@ -1,0 +1,302 @@
+"""Files that are either written whole or not touched at all.
+
+Every file this package leaves behind goes through this module: a temporary file in the same
+folder, flushed to the disk, then renamed over the target. A reader never sees half a file, and a
+full disk costs the new content, not the old one. JSON-lines files that grow (ledgers, answers) are
+appended to instead; there, a line counts only once its newline is on the disk.
+
+Not here: locking. A growing file has one writer (one file per process).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from act_harness.errors import InfrastructureError, InternalError, ResultError
+
+__all__ = [
+    "append_line",
+    "append_lines",
+    "canonical_json",
+    "read_lines",
+    "write_bytes",
+    "write_json",
+    "write_lines",
+    "write_text",
+]
+
+_HINTS = {
+    errno.ENOSPC: "free some space there and repeat the command",
+    errno.EDQUOT: "raise the quota or free some space there and repeat the command",
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EROFS: "choose a folder on a writable file system",
+    errno.ENOTDIR: "a part of that path is a file; choose another folder",
+    errno.EISDIR: "that is a folder; name a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+Default = Callable[[Any], Any]
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Replace the file at ``path`` by ``data``, creating its folder when needed.
+
+    Args:
+        path: Target; a symbolic link is followed, the file it points to is replaced.
+        data: The whole new content.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        InfrastructureError: The disk is full or the place cannot be written; what was there before
+            is still there.
+    """
+    return _replace(path, [data])
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Replace the file at ``path`` by ``text`` in UTF-8; line ends are written as given.
+
+    Raises:
+        InfrastructureError: As for :func:`write_bytes`.
+    """
+    return _replace(path, [text.encode("utf-8")])
+
+
+def write_json(
+    path: str | os.PathLike[str],
+    value: object,
+    *,
+    canonical: bool = False,
+    default: Default | None = None,
+) -> Path:
+    """Replace the file at ``path`` by ``value`` as JSON with a final newline.
+
+    Args:
+        path: Target file.
+        value: What to write.
+        canonical: Write the one form that equal values share (see :func:`canonical_json`), for
+            files that are hashed or compared byte for byte. Otherwise two spaces of indentation,
+            keys in their own order, and NaN as Python's ``NaN``, as lm-eval writes its results.
+        default: Turns an object that JSON does not know into one that it does.
+
+    Raises:
+        InternalError: ``value`` holds something JSON cannot hold.
+        InfrastructureError: As for :func:`write_bytes`.
+    """
+    if canonical:
+        text = canonical_json(value, default=default)
+    else:
+        text = _dumps(value, indent=2, ensure_ascii=False, default=default)
+    # Model output can hold half a surrogate pair, which UTF-8 cannot; JSON's escape can.
+    data = text.encode("utf-8", errors="backslashreplace")
+    return _replace(path, [data, b"\n"])
+
+
+def write_lines(
+    path: str | os.PathLike[str], records: Iterable[object], *, default: Default | None = None
+) -> Path:
+    """Replace the file at ``path`` by ``records``, one JSON value a line, without holding them all.
+
+    Raises:
+        InternalError: A record holds something JSON cannot hold.
+        InfrastructureError: As for :func:`write_bytes`.
+    """
+    return _replace(path, (_line(record, default) for record in records))
+
+
+def append_line(
+    path: str | os.PathLike[str],
+    record: object,
+    *,
+    default: Default | None = None,
+    sync: bool = True,
+) -> None:
+    """Add one JSON value as a line to the file at ``path``; see :func:`append_lines`."""
+    append_lines(path, [record], default=default, sync=sync)
+
+
+def append_lines(
+    path: str | os.PathLike[str],
+    records: Iterable[object],
+    *,
+    default: Default | None = None,
+    sync: bool = True,
+) -> None:
+    """Add JSON values as lines to the file at ``path``, creating it when needed.
+
+    Half a line that an earlier, killed process left at the end is cut off first, so that it can
+    never be glued to the next one. When the disk is full, the file is cut back to what it held.
+
+    Args:
+        path: The JSON-lines file.
+        records: What to add, all of it or nothing.
+        default: Turns an object that JSON does not know into one that it does.
+        sync: Return only when the lines are on the disk (fsync).
+
+    Raises:
+        InternalError: A record holds something JSON cannot hold; nothing was added.
+        InfrastructureError: The lines could not be written; earlier lines are still there.
+    """
+    data = b"".join(_line(record, default) for record in records)
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("a+b", buffering=0) as stream:
+            start = _cut_half_line(stream.fileno())
+            try:
+                _write_all(stream.fileno(), [data])
+                if sync:
+                    os.fsync(stream.fileno())
+            except OSError:
+                os.ftruncate(stream.fileno(), start)
+                raise
+    except OSError as error:
+        raise _cannot_write(target, error, "earlier lines are untouched") from error
+
+
+def read_lines(
+    path: str | os.PathLike[str], *, drop_half_line: bool = True, missing_ok: bool = False
+) -> Iterator[Any]:
+    """Yield the JSON values of the file at ``path``, a line each; empty lines are skipped.
+
+    Args:
+        path: The JSON-lines file.
+        drop_half_line: A last line without a newline was being written when its process ended:
+            leave it out (True), or refuse the file (False; for files that are written whole).
+        missing_ok: A file that does not exist has no lines, instead of being an error.
+
+    Raises:
+        ResultError: The file does not exist, or a line is not JSON (the line is named).
+        InfrastructureError: The file cannot be read.
+    """
+    target = Path(path)
+    try:
+        with target.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.endswith(b"\n"):
+                    if drop_half_line:
+                        return
+                    raise ResultError(
+                        f"{target}: line {number} is cut off (no newline at the end of the file); "
+                        "copy the file again or repeat the run that wrote it"
+                    )
+                if line.strip():
+                    yield _parse(line, target, number)
+    except FileNotFoundError as error:
+        if not missing_ok:
+            raise ResultError(f"{target}: no such file; check the path") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InfrastructureError(f"cannot read {target}: {reason}; check the disk") from error
+
+
+def canonical_json(value: object, *, default: Default | None = None) -> str:
+    """Return the one JSON text that equal values share: sorted keys, no spaces, ASCII, no NaN.
+
+    Raises:
+        InternalError: ``value`` holds NaN, an infinity, or something else JSON cannot hold.
+    """
+    return _dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=default)
+
+
+def _dumps(value: object, **settings: Any) -> str:  # noqa: ANN401 - json's own settings
+    try:
+        return json.dumps(value, **settings)
+    except (TypeError, ValueError) as error:
+        # A tensor, a NaN in canonical form: the caller has to turn it into data.
+        raise InternalError(f"a value cannot be written as JSON: {error}") from error
+
+
+def _line(record: object, default: Default | None) -> bytes:
+    # JSON escapes newlines in strings, so a record is one line whatever it holds; and as ASCII
+    # (json's default) no odd line separator or half surrogate of a model's output reaches the file.
+    return (_dumps(record, default=default) + "\n").encode("ascii")
+
+
+def _parse(line: bytes, path: Path, number: int) -> Any:  # noqa: ANN401 - any JSON value
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ResultError(
+            f"{path}: line {number} is not JSON ({error}); remove that line or repeat the run "
+            "that wrote it"
+        ) from error
+
+
+def _replace(path: str | os.PathLike[str], chunks: Iterable[bytes]) -> Path:
+    target = Path(path)
+    final = target.resolve()
+    # The random part keeps two processes apart; the dot and the suffix keep globs and git away.
+    temporary = final.with_name(f".{final.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        # Not tempfile: it creates files that only their owner can read, and a rename keeps that.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            _write_all(handle, chunks)
+            if final.exists():
+                temporary.chmod(final.stat().st_mode & 0o777)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        temporary.replace(final)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            kept = "the file that was there is untouched" if final.exists() else "nothing was left"
+            raise _cannot_write(target, error, kept) from error
+        raise
+    _sync_folder(final.parent)
+    return target
+
+
+def _write_all(handle: int, chunks: Iterable[bytes]) -> None:
+    for chunk in chunks:
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+
+
+def _cut_half_line(handle: int) -> int:
+    """Cut what stands after the last newline; return the size of the file then, in bytes."""
+    end = os.fstat(handle).st_size
+    position, block = end, 1 << 16
+    while position > 0:
+        start = max(0, position - block)
+        os.lseek(handle, start, os.SEEK_SET)
+        newline = os.read(handle, position - start).rfind(b"\n")
+        if newline >= 0:
+            position = start + newline + 1
+            break
+        position = start
+    if position < end:
+        os.ftruncate(handle, position)
+    return position
+
+
+def _sync_folder(folder: Path) -> None:
+    # Makes the rename itself durable. Some file systems (and Windows) refuse to sync a folder; the
+    # file is complete by then, so that is no reason to fail.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _cannot_write(path: Path, error: OSError, kept: str) -> InfrastructureError:
+    reason = error.strerror or str(error)
+    hint = _HINTS.get(error.errno or 0, "check the disk and repeat the command")
+    return InfrastructureError(f"cannot write {path}: {reason} ({kept}); {hint}")

@@ -1,0 +1,31 @@
+"""Adapter between transformers and the engines: calibrated attention on a loaded model.
+
+::
+
+    with act_harness.calibrated(model, "path/to/artifact.json"):
+        model.generate(**tokenizer("...", return_tensors="pt"))
+
+``interface`` registers attention and mask under one name; ``attachment`` binds head sets to the
+attention modules of one model; ``cached`` reads off the cache what a call really is; ``probe``
+checks that the model does what is assumed; ``facts`` identifies a model; ``generation`` refuses
+what would break the calibration.
+
+Not supported, each refused with one line: models outside the interface (GPT-J, Bloom, Falcon),
+learned sink logits (gpt-oss), caches that are reordered, cropped, or filled by somebody else.
+"""
+
+from __future__ import annotations
+
+from act_harness.attention.attachment import Attachment, attach, calibrated
+from act_harness.attention.cached import select_cache
+from act_harness.attention.facts import model_facts, tokenizer_fingerprint, weights_fingerprint
+
+__all__ = [
+    "Attachment",
+    "attach",
+    "calibrated",
+    "model_facts",
+    "select_cache",
+    "tokenizer_fingerprint",
+    "weights_fingerprint",
+]

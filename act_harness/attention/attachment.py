@@ -1,0 +1,362 @@
+"""Binding a head set to the attention modules of one model, and taking it off again."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from act_harness.artifact import Artifact, ModelFacts, resolve_artifact
+from act_harness.attention.cached import Forward, find_cache, recall, remember, seen_tokens
+from act_harness.attention.facts import model_facts
+from act_harness.attention.generation import refuse_unsupported_generation
+from act_harness.attention.interface import BASES, BINDING, base_of, register
+from act_harness.attention.probe import Probe
+from act_harness.counters import PromptRecord
+from act_harness.engines import select_engine
+from act_harness.engines.operation import CallCounter, Engine, Geometry, Report
+from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+    from act_harness.calibration import LayerPlan
+
+__all__ = ["Attachment", "attach", "calibrated"]
+
+_logger = logging.getLogger(__name__)
+
+
+class _Binding:
+    """What a selected attention module carries: its plan, and the attachment it belongs to."""
+
+    def __init__(self, attachment: Attachment, layer: int, plan: LayerPlan) -> None:
+        self.attachment, self.layer, self.plan = attachment, layer, plan
+        self.cache: Cache | None = None  # the cache that the forward under way gave the layer
+
+    def note_cache(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the attention module; the interface itself is not told the cache."""
+        self.cache = find_cache(args, kwargs)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        stock: Callable[[], Tensor],
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """See :class:`act_harness.attention.interface.BoundLayer`."""
+        owner, cache = self.attachment, self.cache
+        forward = owner.forward
+        if forward is None:
+            raise InternalError("a calibrated layer was called outside its decoder's forward")
+        seen = seen_tokens(cache, self.layer, query.shape[2])
+        state, real = recall(cache, self.layer, seen, owner=owner, batch=query.shape[0])
+        geometry = forward.geometry(key, mask, seen, real)
+        owner.calls.add(owner.engine.name)
+        result = owner.engine(
+            query,
+            key[:, :, : geometry.columns],
+            value[:, :, : geometry.columns],
+            geometry=geometry,
+            plan=self.plan,
+            state=state,
+            stock=stock,
+            scale=scale,
+            softcap=softcap,
+        )
+        remember(cache, self.layer, result.state, geometry.real, owner=owner)
+        if result.report is not None:
+            owner.reports[self.layer] = (result.report, geometry)
+        forward.reached.add(self.layer)
+        return result.output
+
+
+class Attachment:
+    """Calibrated attention on one model, from :func:`attach` until :meth:`detach`."""
+
+    def __init__(self, model: PreTrainedModel, artifact: Artifact | None, engine: Engine) -> None:
+        """Store what :func:`attach` found; nothing in the model changes yet."""
+        self.model = model
+        self.artifact = artifact
+        self.engine = engine
+        self.plans: dict[int, LayerPlan] = artifact.plans() if artifact else {}
+        self.calls = CallCounter()
+        """How many layers each engine has computed."""
+        self.reports: dict[int, tuple[Report, Geometry]] = {}
+        """What the latest forward with a prompt did, by layer."""
+        self.forward: Forward | None = None
+        """The decoder forward under way."""
+        self._prompts: Tensor | None = None
+        self._tokens: Tensor | None = None
+        self._watcher: list[list[PromptRecord]] | None = None
+        self._decoder: nn.Module = model.get_decoder()
+        self._base = ""
+        self._modules: list[nn.Module] = []
+        self._hooks: list[Any] = []
+        self._wrapped_generate = False
+
+    @property
+    def active(self) -> bool:
+        """Whether any head of the model is calibrated by this attachment."""
+        return bool(self._modules)
+
+    @contextmanager
+    def prompts(
+        self, lengths: Sequence[int] | Tensor, *, tokens: Sequence[int] | Tensor | None = None
+    ) -> Iterator[None]:
+        """Say how many real tokens of each sequence are prompt in the prefills inside the block.
+
+        The real tokens after them are a continuation: scored, not detected on. A length of 0
+        means that everything is continuation (a rolling log-likelihood).
+
+        Args:
+            lengths: (B,) whole numbers, one for each sequence of the batch.
+            tokens: (B,) real tokens of each right-padded sequence, for a forward without an
+                attention mask (causality hides right pads from every real token, so the stock
+                kernel needs no mask and stays on its fast path).
+        """
+        before = self._prompts, self._tokens
+        self._prompts = torch.as_tensor(lengths)
+        self._tokens = None if tokens is None else torch.as_tensor(tokens)
+        try:
+            yield
+        finally:
+            self._prompts, self._tokens = before
+
+    @contextmanager
+    def watch(self) -> Iterator[list[list[PromptRecord]]]:
+        """Collect the records of every prefill inside the block, one list for each batch."""
+        before, self._watcher = self._watcher, []
+        try:
+            yield self._watcher
+        finally:
+            self._watcher = before
+
+    def records(self) -> list[PromptRecord]:
+        """Return what the latest prefill did, one record for each sequence of its batch."""
+        if not self.reports:
+            return []
+        pairs = sum(len(self.plans[layer].heads) for layer in self.reports)
+        totals = torch.stack([_totals(report) for report, _ in self.reports.values()]).sum(0)
+        rows = next(iter(self.reports.values()))[1].prompt.sum(dim=1).tolist()
+        alpha = next(iter(self.plans.values())).calibration.alpha
+        return [
+            PromptRecord(
+                pairs=pairs,
+                rows=count,
+                with_sink=int(line[0]),
+                sinks=int(line[1]),
+                few_sinks=int(line[2]),
+                moved=line[3],
+                few_moved=line[4],
+                rows_alone=int(line[5]),
+                near_threshold=line[6] > 0,
+                too_short=alpha is not None and count <= alpha,
+            )
+            for count, line in zip(rows, totals.tolist(), strict=True)
+        ]
+
+    def detach(self) -> None:
+        """Restore the stock model. Doing it twice is harmless."""
+        for module in self._modules:
+            delattr(module, BINDING)
+        for hook in self._hooks:
+            hook.remove()
+        if self._wrapped_generate:
+            del self.model.generate
+        if self._base:
+            _live.discard(self)
+            config = self._decoder.config
+            if not any(other._decoder.config is config for other in _live):
+                config._attn_implementation_internal = self._base
+        self._modules, self._hooks, self._base, self._wrapped_generate = [], [], "", False
+
+    # -- attaching ---------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        """Register, probe, bind; on any failure the model is left as it was found."""
+        base = base_of(self._decoder.config._attn_implementation)
+        if base not in BASES:
+            raise UnsupportedModelError(
+                f"the model runs attention {base!r}, calibration builds on {' or '.join(BASES)}; "
+                "load it with attn_implementation=sdpa"
+            )
+        if any(other.model is self.model for other in _live):
+            raise UnsupportedCallError(
+                "this model already has calibrated attention; detach that before attaching again"
+            )
+        try:
+            probe = Probe(self.model)
+            stock = probe.hidden()
+            name = register(base)
+            self._base = base
+            _live.add(self)
+            self._decoder.config._attn_implementation_internal = name
+            self._bind(probe.attention_modules(stock))
+            probe.check(self)
+        except BaseException:
+            self.detach()
+            raise
+        self.calls = CallCounter()
+        self.reports = {}
+
+    def _bind(self, modules: dict[int, tuple[nn.Module, int]]) -> None:
+        kind = type(self.model).__name__
+        for layer, plan in self.plans.items():
+            if layer not in modules:
+                raise UnsupportedModelError(
+                    f"layer {layer} of {kind} does not pass through transformers' attention "
+                    f"interface (these do: {sorted(modules)}); take it out of the head set"
+                )
+            module, heads = modules[layer]
+            if max(plan.heads) >= heads:
+                raise UnsupportedModelError(
+                    f"layer {layer} of {kind} has heads 0..{heads - 1}, "
+                    f"the head set names {max(plan.heads)}"
+                )
+            binding = _Binding(self, layer, plan)
+            setattr(module, BINDING, binding)
+            self._modules.append(module)
+            self._hooks.append(
+                module.register_forward_pre_hook(binding.note_cache, with_kwargs=True)
+            )
+        decoder = self._decoder
+        self._hooks.append(decoder.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._hooks.append(decoder.register_forward_hook(self._end, always_call=True))
+        self._wrap_generate()
+
+    def _wrap_generate(self) -> None:
+        generate = self.model.generate
+
+        def checked_generate(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            refuse_unsupported_generation(self.model, kwargs)
+            return generate(*args, **kwargs)
+
+        self.model.generate = checked_generate  # type: ignore[method-assign]
+        self._wrapped_generate = True
+
+    # -- one forward -------------------------------------------------------------------------
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        tokens = given.get("input_ids")
+        if tokens is None:
+            tokens = given.get("inputs_embeds")
+        if tokens is None:
+            raise UnsupportedCallError("a calibrated forward needs input_ids or inputs_embeds")
+        mask = given.get("attention_mask")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            raise UnsupportedCallError(
+                "calibration needs the 2-dimensional attention_mask (batch, tokens) to know the "
+                "pads, got one that was expanded already; pass the 2-dimensional one"
+            )
+        batch, rows = tokens.shape[:2]
+        if self._prompts is not None and self._prompts.shape != (batch,):
+            raise UnsupportedCallError(
+                f"prompt lengths were given for {self._prompts.numel()} sequences, "
+                f"the batch has {batch}"
+            )
+        self.forward = Forward(batch, rows, mask, self._prompts, self._tokens)
+        self.reports = {}
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        forward, self.forward = self.forward, None
+        for bound in self._modules:
+            getattr(bound, BINDING).cache = None
+        if output is None or forward is None:  # the forward failed; its own error is on its way
+            return
+        missing = sorted(set(self.plans) - forward.reached)
+        if missing:
+            raise InternalError(
+                f"layers {missing} ran without calibration: something switched the attention "
+                "implementation after attaching; detach and attach again"
+            )
+        if self._watcher is not None and self.reports:
+            self._watcher.append(self.records())
+
+
+_live: weakref.WeakSet[Attachment] = weakref.WeakSet()
+"""Attachments whose interface name stands in a configuration; configurations may be shared."""
+
+
+def _totals(report: Report) -> Tensor:
+    """(B, 7) float64 on the CPU: the report summed over its heads, in the order of a record."""
+    columns = (
+        report.sinks > 0,
+        report.sinks,
+        report.few_sinks,
+        report.moved,
+        report.few_moved,
+        report.alone,
+        report.near,
+    )
+    return torch.stack([column.double().sum(dim=1) for column in columns], dim=1).cpu()
+
+
+def attach(
+    model: PreTrainedModel,
+    artifact: Artifact | str | Path | None,
+    *,
+    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    engine: str | Engine = "auto",
+    facts: ModelFacts | None = None,
+) -> Attachment:
+    """Calibrate a model's attention until the returned attachment is detached.
+
+    Args:
+        model: a loaded causal language model on the ``sdpa`` or ``eager`` kernel.
+        artifact: an artifact, its path, the name of a shipped one, or None / ``"none"`` for the
+            identity, which leaves the model untouched.
+        tokenizer: checked against the artifact when given.
+        engine: ``auto``, the name of an engine, or an engine.
+        facts: what identifies the model, where that is known already.
+
+    Raises:
+        ArtifactError: unknown, malformed, or for another model.
+        UnsupportedModelError: the model cannot be calibrated; it is left as it was.
+    """
+    found = resolve_artifact(artifact, facts or model_facts(model, tokenizer))
+    if isinstance(engine, str):
+        engine = select_engine(engine, device=model.device.type)
+    attachment = Attachment(model, found, engine)
+    if attachment.plans:
+        attachment._attach()
+        _logger.info(
+            "calibrated attention: %s, %d heads in %d layers, engine %s",
+            found.name if found else None,
+            found.head_count() if found else 0,
+            len(attachment.plans),
+            engine.name,
+        )
+    return attachment
+
+
+@contextmanager
+def calibrated(
+    model: PreTrainedModel,
+    artifact: Artifact | str | Path | None,
+    *,
+    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    engine: str | Engine = "auto",
+    facts: ModelFacts | None = None,
+) -> Iterator[Attachment]:
+    """Calibrate a model's attention inside a ``with`` block; see :func:`attach`."""
+    attachment = attach(model, artifact, tokenizer=tokenizer, engine=engine, facts=facts)
+    try:
+        yield attachment
+    finally:
+        attachment.detach()

@@ -1,0 +1,189 @@
+"""What a call really is, read off the cache its layer was given, and states that live with caches.
+
+A call over an empty cache (or none) is the prefill of all it holds; over a cache with tokens it is
+an extension. What the prefill found is kept on the cache object itself, so that two conversations
+over one model do not mix, and is checked against the cache on every use: a cache that was cropped,
+reordered in size, or filled by somebody else is an error, never a silent baseline.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, StaticSlidingWindowLayer
+
+from act_harness.engines.operation import Geometry, LayerState
+from act_harness.errors import UnsupportedCallError
+
+if TYPE_CHECKING:
+    from act_harness.attention.attachment import Attachment
+
+__all__ = ["Forward", "find_cache", "recall", "remember", "select_cache"]
+
+_STATES = "_act_harness_states"
+
+
+@dataclass
+class _Remembered:
+    """What a layer's prefill left on a cache, and whose it is."""
+
+    owner: weakref.ref[Attachment]
+    state: LayerState
+    real: Tensor  # (B, T) bool
+
+
+@dataclass
+class Forward:
+    """One forward of the decoder: what its tokens are. Lives from pre-hook to post-hook."""
+
+    batch: int
+    rows: int
+    mask: Tensor | None  # (B, T) as the caller gave it
+    prompts: Tensor | None  # (B,) real prompt tokens; None: all
+    tokens: Tensor | None = None  # (B,) real tokens, right-padded, where no mask is given
+    reached: set[int] = field(default_factory=set)
+    _geometries: dict[tuple[Any, ...], Geometry] = field(default_factory=dict)
+    _masks: list[Tensor | None] = field(default_factory=list)  # alive, so that ids stay unique
+
+    def geometry(
+        self, key: Tensor, mask: Tensor | None, seen: int, past_real: Tensor | None
+    ) -> Geometry:
+        """Return the geometry of a layer's call; layers with the same mask share it.
+
+        Args:
+            key: (B, G, K, D) keys of the call, those of the cache included.
+            mask: the model's own mask, (B or 1, 1, C, K) bool or additive; None where causal.
+            seen: tokens in the cache before this call.
+            past_real: (B, seen) bool, which of them were real tokens; None before a prefill.
+        """
+        total = seen + self.rows
+        columns = min(key.shape[2], total)  # a static cache is longer than what it holds
+        place = (id(mask), seen, columns, key.device)
+        if place not in self._geometries:
+            real = self._real(total, past_real, key.device)
+            self._masks.append(mask)
+            self._geometries[place] = Geometry(
+                real=real,
+                prompt=self._prompt(real) if seen == 0 else torch.zeros_like(real),
+                first_row=seen,
+                first_column=total - columns,
+                columns=columns,
+                mask=_visible(mask, columns),
+            )
+        return self._geometries[place]
+
+    def _real(self, total: int, past_real: Tensor | None, device: torch.device) -> Tensor:
+        if self.mask is not None:
+            if self.mask.shape[1] < total:
+                raise UnsupportedCallError(
+                    f"attention_mask covers {self.mask.shape[1]} tokens, the sequence has {total}; "
+                    "pass one that covers the cached tokens too"
+                )
+            return self.mask[:, :total].to(device=device, dtype=torch.bool)
+        new = torch.ones(self.batch, self.rows, dtype=torch.bool, device=device)
+        if self.tokens is not None:
+            place = torch.arange(self.rows, device=device)
+            new = place < self.tokens.to(device)[:, None]
+        return new if past_real is None else torch.cat([past_real.to(device), new], dim=1)
+
+    def _prompt(self, real: Tensor) -> Tensor:
+        if self.prompts is None:
+            return real
+        return real & (real.cumsum(dim=1) <= self.prompts.to(real.device)[:, None])
+
+
+def _visible(mask: Tensor | None, columns: int) -> Tensor | None:
+    """Return the model's mask as bool, over the columns in use."""
+    if mask is None:
+        return None
+    mask = mask[..., :columns]
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
+    """Return the cache among the arguments of an attention module."""
+    for item in (*kwargs.values(), *args):
+        if isinstance(item, Cache):
+            return item
+    return None
+
+
+def seen_tokens(cache: Cache | None, layer: int, rows: int) -> int:
+    """Tokens in the layer's cache before this call, whose keys have been added to it already."""
+    if cache is None:
+        return 0
+    if layer < len(cache.layers) and isinstance(cache.layers[layer], StaticSlidingWindowLayer):
+        raise UnsupportedCallError(
+            "calibration cannot follow a static sliding-window cache; use the default dynamic cache"
+        )
+    return int(cache.get_seq_length(layer)) - rows
+
+
+def recall(
+    cache: Cache | None, layer: int, seen: int, *, owner: Attachment, batch: int
+) -> tuple[LayerState | None, Tensor | None]:
+    """Return what the prefill left for this layer and which tokens were real.
+
+    Raises:
+        UnsupportedCallError: the cache was not filled under this calibration, or was cropped or
+            changed in batch size since.
+    """
+    if seen == 0:
+        return None, None
+    noted: _Remembered | None = getattr(cache, _STATES, {}).get(layer)
+    if noted is None or noted.owner() is not owner:
+        raise UnsupportedCallError(
+            f"the cache holds {seen} tokens that were not computed under this calibration; "
+            "start from an empty cache"
+        )
+    if noted.real.shape[1] != seen:
+        raise UnsupportedCallError(
+            f"the cache was cropped from {noted.real.shape[1]} to {seen} tokens under the "
+            "calibration; prefill again (assisted generation is not supported)"
+        )
+    if noted.real.shape[0] != batch:
+        raise UnsupportedCallError(
+            f"the cache was computed for {noted.real.shape[0]} sequences, this call has {batch}; "
+            "repeat it with act_harness.attention.select_cache"
+        )
+    return noted.state, noted.real
+
+
+def remember(
+    cache: Cache | None, layer: int, state: LayerState | None, real: Tensor, *, owner: Attachment
+) -> None:
+    """Keep what this call leaves for the next one, on the cache itself."""
+    if cache is not None and state is not None:
+        states = cache.__dict__.setdefault(_STATES, {})
+        states[layer] = _Remembered(weakref.ref(owner), state, real)
+
+
+def select_cache(cache: Cache, index: Tensor) -> Cache:
+    """Return a cache of the sequences ``index`` (repeats allowed); the given one is untouched.
+
+    Calibration states go along. The original can be selected from again.
+
+    Args:
+        cache: a dynamic cache, with or without calibration states.
+        index: (n,) positions in the batch of ``cache``.
+    """
+    picked = copy.copy(cache)
+    picked.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in picked.layers:
+        if layer.is_initialized:
+            layer.batch_select_indices(index.to(layer.keys.device))
+    if _STATES in cache.__dict__:
+        picked.__dict__[_STATES] = {
+            number: _Remembered(
+                noted.owner,
+                noted.state.select(index.to(noted.real.device)),
+                noted.real[index.to(noted.real.device)],
+            )
+            for number, noted in cache.__dict__[_STATES].items()
+        }
+    return picked

@@ -1,0 +1,139 @@
+"""The seam: one name, registered with transformers for attention and for masks together.
+
+A name known only to ``AttentionInterface`` is given no mask at all by transformers 5 and attends
+to the future; hence :func:`register`. The registered function is global to the process, so it
+holds no settings: it looks at the attention *module* it is called for, and a module without a
+binding is served by the stock kernel.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from act_harness.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+
+__all__ = ["BASES", "BINDING", "Seen", "base_of", "interface_name", "recording", "register"]
+
+BASES = ("sdpa", "eager")
+"""Stock kernels that calibration can build on."""
+
+BINDING = "_act_harness_binding"
+"""Attribute of an attention module that carries what to do there."""
+
+_PREFIX = "act_harness_"
+
+
+class BoundLayer(Protocol):
+    """What :data:`BINDING` holds."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        stock: Callable[[], Tensor],
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Return the calibrated attention output, (B, C, H, D)."""
+        ...
+
+
+class Seen(NamedTuple):
+    """One call of the interface during a probe."""
+
+    module: nn.Module
+    heads: int
+    arguments: dict[str, Any]
+
+
+_recorder: list[Seen] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Seen]]:
+    """Collect every call of the interface inside the block (used by the probe only)."""
+    global _recorder
+    before, _recorder = _recorder, []
+    try:
+        yield _recorder
+    finally:
+        _recorder = before
+
+
+def interface_name(base: str) -> str:
+    """Return the name under which calibrated attention over kernel ``base`` is registered."""
+    return _PREFIX + base
+
+
+def base_of(implementation: str | None) -> str:
+    """Return the stock kernel of an attention implementation name."""
+    return str(implementation).removeprefix(_PREFIX)
+
+
+def register(base: str) -> str:
+    """Register attention and mask of one base kernel under one name, and return the name."""
+    name = interface_name(base)
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+
+        def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            return _attend(base, module, *args, **kwargs)
+
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+        AttentionInterface.register(name, attention)
+    return name
+
+
+def _stock_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Return the model's own attention function for this kernel."""
+    if base == "eager":
+        found = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        if found is None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has no eager attention of its own; "
+                "load the model with attn_implementation=sdpa"
+            )
+        return found  # type: ignore[no-any-return]
+    return ALL_ATTENTION_FUNCTIONS[base]  # type: ignore[no-any-return]
+
+
+def _attend(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,  # noqa: ANN401 - whatever the model passes on
+) -> tuple[Tensor, Tensor | None]:
+    """Serve transformers' call: the stock kernel, corrected where the module is bound."""
+    stock = _stock_function(base, module)
+    if _recorder is not None:
+        _recorder.append(Seen(module, query.shape[1], kwargs))
+    binding: BoundLayer | None = getattr(module, BINDING, None)
+    if binding is None:
+        return stock(module, query, key, value, attention_mask, **kwargs)
+    scale = kwargs.get("scaling")
+    output = binding.attend(
+        query,
+        key,
+        value,
+        attention_mask,
+        stock=lambda: stock(module, query, key, value, attention_mask, **kwargs)[0],
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        softcap=kwargs.get("softcap"),
+    )
+    return output, None

@@ -1,0 +1,121 @@
+"""A few tiny forwards after attaching: does the model really do what calibration assumes?
+
+The probe finds the attention modules by watching them being called (names are no evidence), and
+fails loudly where a model does not pass its layers through the interface, where its attention rows
+do not sum to 1, where the calibrated model would attend to the future, or where the interface
+changes the stock logits by a single bit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from act_harness.attention.interface import Seen, recording
+from act_harness.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from act_harness.attention.attachment import Attachment
+
+__all__ = ["Probe"]
+
+_TOKENS = 12
+_PROMPT = 6
+
+
+class Probe:
+    """Tiny forwards through one model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        vocabulary = model.config.get_text_config().vocab_size
+        ids = torch.arange(_TOKENS) % max(vocabulary - 1, 1)
+        self.ids = ids[None].to(model.get_input_embeddings().weight.device)
+
+    def hidden(self, ids: Tensor | None = None) -> Tensor:
+        """Return (1, T, vocabulary) logits of the probe tokens, on the CPU."""
+        with torch.no_grad():
+            out = self.model(input_ids=self.ids if ids is None else ids, use_cache=False)
+        return out.logits.float().cpu()
+
+    def attention_modules(self, stock: Tensor) -> dict[int, tuple[nn.Module, int]]:
+        """Return attention module and number of query heads by layer.
+
+        Args:
+            stock: logits of the same tokens before the interface was switched on.
+
+        Raises:
+            UnsupportedModelError: no layer passes through the interface, or one cannot be
+                calibrated.
+        """
+        kind = type(self.model).__name__
+        with recording() as calls:
+            logits = self.hidden()
+        if not calls:
+            raise UnsupportedModelError(
+                f"{kind} does not pass its attention through transformers' AttentionInterface, "
+                "so it cannot be calibrated; use artifact=none for a baseline"
+            )
+        if not torch.equal(logits, stock):
+            raise UnsupportedModelError(
+                f"{kind} gives other logits through the attention interface than without it; "
+                "it cannot be calibrated safely"
+            )
+        modules = {}
+        for call in calls:
+            _refuse_layer(kind, call)
+            modules[int(call.module.layer_idx)] = (call.module, call.heads)  # type: ignore[arg-type]
+        return modules
+
+    def check(self, attachment: Attachment) -> None:
+        """Check that every selected layer runs calibrated and that no row sees a later token.
+
+        Raises:
+            UnsupportedModelError: a layer was not reached, or an earlier logit changed.
+        """
+        kind = type(self.model).__name__
+        changed = self.ids.clone()
+        changed[0, -1] = (changed[0, -1] + 1) % self.model.config.get_text_config().vocab_size
+        with attachment.prompts([_PROMPT]):
+            first, second = self.hidden(), self.hidden(changed)
+        if attachment.calls.calls.get(attachment.engine.name, 0) != 2 * len(attachment.plans):
+            raise UnsupportedModelError(f"not every selected layer of {kind} ran calibrated")
+        if not torch.isfinite(first).all():
+            raise UnsupportedModelError(f"{kind} gives logits that are not finite when calibrated")
+        if not torch.allclose(first[:, :-1], second[:, :-1], rtol=1e-4, atol=1e-4):
+            raise UnsupportedModelError(
+                f"{kind} attends to later tokens through the attention interface; "
+                "it cannot be calibrated"
+            )
+        if not torch.allclose(self._in_two_pieces(), first[:, _PROMPT:], rtol=1e-2, atol=1e-2):
+            raise UnsupportedModelError(
+                f"{kind} does not give its attention layers the cache they extend; "
+                "it cannot be calibrated"
+            )
+
+    def _in_two_pieces(self) -> Tensor:
+        """Logits of the tokens after the prompt, computed over the prompt's cache."""
+        with torch.no_grad():
+            prompt = self.model(input_ids=self.ids[:, :_PROMPT], use_cache=True)
+            rest = self.model(
+                input_ids=self.ids[:, _PROMPT:],
+                past_key_values=prompt.past_key_values,
+                use_cache=True,
+            )
+        return rest.logits.float().cpu()
+
+
+def _refuse_layer(kind: str, call: Seen) -> None:
+    if call.arguments.get("s_aux") is not None or getattr(call.module, "sinks", None) is not None:
+        raise UnsupportedModelError(
+            f"{kind} has learned sink logits, its attention rows do not sum to 1; "
+            "calibrated attention is not defined for it"
+        )
+    if call.arguments.get("position_bias") is not None:
+        raise UnsupportedModelError(f"{kind} adds a position bias to attention; not supported")
+    if getattr(call.module, "layer_idx", None) is None:
+        raise UnsupportedModelError(f"{kind} does not number its attention layers; not supported")

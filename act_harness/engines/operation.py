@@ -1,0 +1,223 @@
+"""The one signature that every engine implements, and the values that pass through it.
+
+An engine takes the query, key and value of one layer and returns that layer's attention output
+with the selected heads calibrated. The same call serves a prefill, an extension of a cache and a
+forward that holds a prompt and its continuation together; :class:`Geometry` says which columns are
+real tokens, which of them are the prompt, and what each row can see. Shapes use B sequences,
+C rows (queries of this call), K columns (keys of this call), T tokens so far, H query heads,
+G key heads, h selected heads and D values per head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from act_harness.calibration import LayerPlan
+
+__all__ = [
+    "Engine",
+    "EngineResult",
+    "Geometry",
+    "LayerState",
+    "Report",
+    "masked_softmax",
+    "pad_columns",
+]
+
+_BOUNDARY = {torch.float64: 1e-4, torch.float32: 1e-4}
+
+
+def boundary(dtype: torch.dtype) -> float:
+    """How near a/threshold may come to 1 before rounding decides (semantics, invariant I3)."""
+    return _BOUNDARY.get(dtype, 2e-2)
+
+
+def pad_columns(values: Tensor, columns: int) -> Tensor:
+    """Append zero (or False) columns on the right until the last axis has ``columns``."""
+    missing = columns - values.shape[-1]
+    return torch.nn.functional.pad(values, (0, missing)) if missing > 0 else values
+
+
+def masked_softmax(
+    query: Tensor, key: Tensor, visible: Tensor, scale: float, softcap: float | None
+) -> Tensor:
+    """Return (b, h, k, t) attention weights; rows that see nothing are all zero."""
+    logits = query @ key.transpose(-1, -2) * scale
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+    return torch.softmax(logits, dim=-1) * visible
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Which token is where, for all layers that share a mask.
+
+    Columns are counted in absolute positions 0..T-1, pads included. The rows of the call are the
+    positions ``first_row``..T-1, its keys the positions ``first_column``..``first_column``+K-1.
+    """
+
+    real: Tensor  # (B, T) bool: not a pad
+    prompt: Tensor  # (B, T) bool: real and given, as against scored or generated
+    first_row: int
+    first_column: int
+    columns: int  # K
+    mask: Tensor | None = None  # (B or 1, 1, C, K) bool, the model's own; None: causal
+
+    @property
+    def total(self) -> int:
+        """T, the number of tokens so far, pads included."""
+        return self.real.shape[1]
+
+    @property
+    def rows(self) -> int:
+        """C, the number of query rows of this call."""
+        return self.total - self.first_row
+
+    def visible(self, start: int, stop: int) -> Tensor:
+        """Return (B, 1, stop - start, K) bool: which columns the rows of a block can see.
+
+        ``start`` and ``stop`` count the rows of this call. Pads are neither rows nor columns.
+        """
+        last = self.first_column + self.columns
+        if self.mask is None:
+            row = torch.arange(start, stop, device=self.real.device) + self.first_row
+            column = torch.arange(self.first_column, last, device=self.real.device)
+            seen = (column[None, :] <= row[:, None])[None, None]
+        else:
+            seen = self.mask[:, :, start:stop]
+        row_real = self.real[:, self.first_row + start : self.first_row + stop]
+        column_real = self.real[:, self.first_column : last]
+        return seen & row_real[:, None, :, None] & column_real[:, None, None, :]
+
+    @cached_property
+    def first(self) -> Tensor:
+        """(B,) absolute position of the first real token."""
+        return self.real.int().argmax(dim=1)
+
+    @cached_property
+    def prompt_rows(self) -> Tensor:
+        """(B, C) bool: rows of this call that belong to the prompt."""
+        return self.prompt[:, self.first_row :]
+
+    @cached_property
+    def continuation_rows(self) -> Tensor:
+        """(B, C) bool: rows of this call that are real and do not belong to the prompt."""
+        return (self.real & ~self.prompt)[:, self.first_row :]
+
+    @cached_property
+    def has_prompt_rows(self) -> bool:
+        """Whether any row of this call belongs to a prompt."""
+        return self.first_row == 0 and bool(self.prompt.any())
+
+    @cached_property
+    def has_continuation_rows(self) -> bool:
+        """Whether any row of this call is scored or generated."""
+        return bool(self.continuation_rows.any())
+
+    @cached_property
+    def prompt_census(self) -> tuple[Tensor, Tensor]:
+        """``seen`` (B, T): prompt rows that see each column; ``n`` (B,): most columns of a row.
+
+        Only for a prefill; ``n`` is N of the paper, limited by a sliding window where there is
+        one, since the model's own mask is counted.
+        """
+        seen = torch.zeros_like(self.real, dtype=torch.int64)
+        most = torch.zeros(self.real.shape[0], dtype=torch.int64, device=self.real.device)
+        for start in range(0, self.rows, 512):
+            stop = min(start + 512, self.rows)
+            block = self.visible(start, stop)[:, 0] & self.prompt_rows[:, start:stop, None]
+            seen[:, self.first_column : self.first_column + self.columns] += block.sum(dim=1)
+            most = torch.maximum(most, block.sum(dim=2).amax(dim=1))
+        return seen, most
+
+
+@dataclass
+class LayerState:
+    """What one layer remembers of a sequence for the rows that come after its prefill."""
+
+    sinks: Tensor  # (B, h, T) bool: the prompt's sinks, for decode 'frozen'
+    sums: Tensor | None = None  # (B, h, T): attention received so far, for decode 'running'
+    seen: Tensor | None = None  # (B, T) int: rows so far that could see each column
+
+    def select(self, index: Tensor) -> LayerState:
+        """Return the state of the sequences ``index`` (repeats allowed), as a cache is expanded."""
+        picked = {
+            item.name: None if (value := getattr(self, item.name)) is None else value[index]
+            for item in fields(self)
+        }
+        return LayerState(**picked)  # type: ignore[arg-type]
+
+
+@dataclass
+class Report:
+    """What calibration did to the prompt rows, per sequence and selected head: (B, h) each."""
+
+    sinks: Tensor  # number of sinks
+    few_sinks: Tensor  # of them, on columns that fewer than four prompt rows see
+    moved: Tensor  # sum over prompt rows of m - m'
+    few_moved: Tensor  # the share of it from those columns
+    alone: Tensor  # prompt rows left as they are because u < 1e-6
+    near: Tensor  # bool: some column so near its threshold that rounding decides
+
+
+@dataclass
+class EngineResult:
+    """Output of one layer, (B, C, H, D) as transformers expects it, with its by-products."""
+
+    output: Tensor
+    state: LayerState | None
+    report: Report | None
+
+
+class Engine(Protocol):
+    """The operation *(target set) x (mass map) on selected heads* for one layer."""
+
+    name: str
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        geometry: Geometry,
+        plan: LayerPlan,
+        state: LayerState | None,
+        stock: Callable[[], Tensor],
+        scale: float,
+        softcap: float | None = None,
+    ) -> EngineResult:
+        """Attend with the selected heads calibrated.
+
+        Args:
+            query: (B, H, C, D) after rotary embedding.
+            key: (B, G, K, D), G a divisor of H (grouped-query attention).
+            value: (B, G, K, D).
+            geometry: which tokens are real, which are the prompt, and what rows can see.
+            plan: selected heads and their mass maps.
+            state: what the prefill of these sequences left; None when this call holds it.
+            stock: returns the model's own attention output, (B, C, H, D).
+            scale: factor on query-key products before the softmax.
+            softcap: soft cap on the scaled products, where the model has one (Gemma 2).
+        """
+        ...
+
+
+@dataclass
+class CallCounter:
+    """How often each engine computed a layer; tests use it to prove the path they name."""
+
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str) -> None:
+        """Count one layer computed by engine ``name``."""
+        self.calls[name] = self.calls.get(name, 0) + 1

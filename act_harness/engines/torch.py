@@ -1,0 +1,258 @@
+"""Blockwise engine in plain PyTorch: any device, O(block x columns) memory, selected heads only.
+
+The unselected heads are the model's own attention kernel, untouched. For the selected heads the
+rows are visited in blocks, twice where a prompt has to be read whole before its sinks are known:
+once for the column means, once for the output (one visit where everything fits a block). The
+output of a row is ``outside * sum of A V off the sinks + inside * sum of A V on them``, both sums
+accumulated in float32 (float64 for a float64 model), so that rows whose mass lies almost wholly on
+the sinks lose no digits. Rows that calibration does not change keep the kernel's own output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from act_harness.engines.operation import (
+    EngineResult,
+    Geometry,
+    LayerState,
+    masked_softmax,
+    pad_columns,
+)
+from act_harness.engines.reference import RowFactors, find_sinks, row_factors
+from act_harness.engines.reporting import BlockReport, block_report, few_columns, make_report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from act_harness.calibration import LayerPlan
+
+__all__ = ["TorchEngine"]
+
+
+@dataclass(frozen=True)
+class _Sinks:
+    """The sinks of a layer that are the same for all rows, as indices into the held columns."""
+
+    index: Tensor  # (b, h, s) column of each sink, padded with other columns
+    valid: Tensor  # (b, h, s) bool: not padding
+    others: Tensor  # (b, h, 1, t) 1.0 off the sinks, 0.0 on them
+    value: Tensor  # (b, h, s, d) values of the sinks, 0 where padding
+
+    @classmethod
+    def of(cls, sinks: Tensor, value: Tensor) -> _Sinks:
+        """Gather from ``sinks`` (b, h, t) bool and ``value`` (b, h, t, d)."""
+        most = int(sinks.sum(dim=-1).max())
+        index = sinks.int().sort(dim=-1, descending=True, stable=True).indices[..., :most]
+        valid = sinks.gather(-1, index)
+        picked = value.gather(2, index[..., None].expand(*index.shape, value.shape[-1]))
+        others = (~sinks)[:, :, None].to(value.dtype)
+        return cls(index, valid, others, picked * valid[..., None])
+
+    def on(self, weights: Tensor) -> Tensor:
+        """Weights on the sinks, (b, h, k, s)."""
+        index = self.index[:, :, None].expand(-1, -1, weights.shape[2], -1)
+        return weights.gather(-1, index) * self.valid[:, :, None]
+
+
+class TorchEngine:
+    """See the module; the default engine wherever no faster one exists."""
+
+    name = "torch"
+
+    def __init__(self, block_elements: int = 1 << 24) -> None:
+        """Store how many weights (sequences x heads x rows x columns) a block may hold."""
+        self.block_elements = block_elements
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        geometry: Geometry,
+        plan: LayerPlan,
+        state: LayerState | None,
+        stock: Callable[[], Tensor],
+        scale: float,
+        softcap: float | None = None,
+    ) -> EngineResult:
+        """See :class:`act_harness.engines.operation.Engine`."""
+        layer = _Layer(self, query, key, value, geometry, plan, scale, softcap)
+        report = None
+        output = stock()
+        ratio = None
+        if state is None:
+            state, ratio = layer.detect()
+        if layer.nothing_to_do(state):
+            after, sums = LayerState(pad_columns(state.sinks, geometry.total)), layer.no_report()
+        else:
+            output = output.clone()
+            after, sums = layer.calibrate(state, output)
+        if ratio is not None:
+            report = make_report(state.sinks, ratio, sums, geometry, query.dtype)
+        return EngineResult(output, after, report)
+
+
+class _Layer:
+    """One call of the engine: the selected heads' tensors and the loop over blocks of rows."""
+
+    def __init__(
+        self,
+        engine: TorchEngine,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        geometry: Geometry,
+        plan: LayerPlan,
+        scale: float,
+        softcap: float | None,
+    ) -> None:
+        self.geometry, self.plan, self.scale, self.softcap = geometry, plan, scale, softcap
+        self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        self.heads = torch.tensor(plan.heads, device=query.device)
+        group = self.heads // (query.shape[1] // key.shape[1])
+        self.query = query[:, self.heads].to(self.dtype)
+        self.key = key[:, group].to(self.dtype)
+        self.value = value[:, group].to(self.dtype)
+        per_row = self.query.shape[0] * len(plan.heads) * geometry.columns
+        self.block = max(1, min(geometry.rows, engine.block_elements // max(per_row, 1)))
+        self.running = plan.calibration.decode == "running"
+        self._kept: Tensor | None = None  # the weights, where one block holds all rows
+
+    def blocks(self) -> range:
+        """First rows of the blocks."""
+        return range(0, self.geometry.rows, self.block)
+
+    def weights(self, start: int) -> Tensor:
+        """(b, h, k, t) attention weights of a block; rows of pads are meaningless."""
+        if self._kept is not None:
+            weights, self._kept = self._kept, None
+            return weights
+        stop = min(start + self.block, self.geometry.rows)
+        visible = self.geometry.visible(start, stop)
+        return masked_softmax(
+            self.query[:, :, start:stop], self.key, visible, self.scale, self.softcap
+        )
+
+    def detect(self) -> tuple[LayerState, Tensor]:
+        """First visit: the prompt's sinks, and a/threshold of every column."""
+        geometry = self.geometry
+        sums = self.query.new_zeros(*self.query.shape[:2], geometry.total)
+        for start in self.blocks():
+            rows = geometry.prompt_rows[:, start : start + self.block]
+            if not rows.any():
+                continue
+            weights = self.weights(start)
+            sums += (rows.to(self.dtype)[:, None, None] @ weights)[:, :, 0]
+            if self.block >= geometry.rows:
+                self._kept = weights
+        seen, most = geometry.prompt_census
+        sinks, ratio = find_sinks(
+            sums,
+            seen[:, None],
+            most=most[:, None, None],
+            first=geometry.first[:, None, None],
+            calibration=self.plan.calibration,
+        )
+        return LayerState(sinks, torch.zeros_like(sums), torch.zeros_like(seen)), ratio
+
+    def nothing_to_do(self, state: LayerState) -> bool:
+        """Whether no row of this call can change (looked at where that costs no waiting)."""
+        if self.running or self.query.is_cuda:
+            return False
+        return not bool(state.sinks.any())
+
+    def no_report(self) -> BlockReport:
+        """Block sums of a call that changed nothing."""
+        zero = self.query.new_zeros(self.query.shape[:2])
+        return BlockReport(zero, zero, zero.long())
+
+    def calibrate(self, state: LayerState, output: Tensor) -> tuple[LayerState, BlockReport]:
+        """Second visit: write the selected heads into ``output`` (b, k, heads, d)."""
+        geometry = self.geometry
+        held = slice(geometry.first_column, geometry.first_column + geometry.columns)
+        frozen = pad_columns(state.sinks, geometry.total)
+        shared = _Sinks.of(frozen[..., held], self.value)
+        few_slot = None
+        if geometry.has_prompt_rows:
+            columns = few_columns(geometry)[..., held].expand(-1, shared.index.shape[1], -1)
+            few_slot = columns.gather(-1, shared.index)[:, :, None]
+        after = LayerState(frozen)
+        if self.running:
+            after = LayerState(frozen, state.sums, state.seen)
+        report = self.no_report()
+        for start in self.blocks():
+            stop = min(start + self.block, geometry.rows)
+            report = report + self._block(start, stop, shared, few_slot, after, output)
+        return after, report
+
+    def _block(
+        self,
+        start: int,
+        stop: int,
+        shared: _Sinks,
+        few: Tensor | None,
+        after: LayerState,
+        output: Tensor,
+    ) -> BlockReport:
+        geometry = self.geometry
+        prompt = geometry.prompt_rows[:, None, start:stop, None]
+        rest = geometry.continuation_rows[:, None, start:stop, None]
+        weights = self.weights(start)
+        own = self._running_sinks(start, stop, weights, after) if self.running else None
+        on = shared.on(weights)
+        off = weights * shared.others
+        active = prompt | rest if self.plan.calibration.decode == "frozen" else prompt
+        factors = row_factors(
+            on.sum(-1, keepdim=True) * active, off.sum(-1, keepdim=True), self.plan.strengths
+        )
+        result = factors.outside * (off @ self.value) + factors.inside * (on @ shared.value)
+        if own is not None and bool(rest.any()):
+            result, factors = self._mix_running(weights, own, rest, result, factors)
+        changed = (factors.inside != 1) | (factors.outside != 1)
+        rows = output[:, start:stop].transpose(1, 2)
+        kept = rows[:, self.heads]
+        rows[:, self.heads] = torch.where(changed, result.to(output.dtype), kept)
+        on_few = factors.moved * 0 if few is None else (on * few).sum(-1, keepdim=True)
+        return block_report(on_few, factors.inside, factors.moved, factors.alone, prompt)
+
+    def _running_sinks(self, start: int, stop: int, weights: Tensor, after: LayerState) -> Tensor:
+        """Sinks of each row by the rows up to it, (b, h, k, t); moves ``after`` on."""
+        geometry = self.geometry
+        assert after.sums is not None  # noqa: S101 - 'running' fills both
+        assert after.seen is not None  # noqa: S101
+        held = slice(geometry.first_column, geometry.first_column + geometry.columns)
+        visible = geometry.visible(start, stop)
+        wide = weights.new_zeros(*weights.shape[:3], geometry.total)
+        wide[..., held] = (weights * visible).cumsum(dim=2)
+        wide += pad_columns(after.sums, geometry.total)[:, :, None]
+        seen = torch.zeros_like(wide[:, :1], dtype=torch.int64)
+        seen[..., held] = visible.cumsum(dim=2)
+        seen += pad_columns(after.seen, geometry.total)[:, None, None]
+        after.sums, after.seen = wide[:, :, -1].clone(), seen[:, 0, -1].clone()
+        sinks, _ = find_sinks(
+            wide,
+            seen,
+            most=visible.sum(dim=3, keepdim=True),
+            first=geometry.first[:, None, None, None],
+            calibration=self.plan.calibration,
+            at_least=2,
+        )
+        return sinks[..., held]
+
+    def _mix_running(
+        self, weights: Tensor, own: Tensor, rest: Tensor, result: Tensor, factors: RowFactors
+    ) -> tuple[Tensor, RowFactors]:
+        """Replace the continuation rows by what their own sinks ``own`` make of them."""
+        on, off = weights * own, weights * ~own
+        mine = row_factors(
+            on.sum(-1, keepdim=True) * rest, off.sum(-1, keepdim=True), self.plan.strengths
+        )
+        changed = mine.outside * (off @ self.value) + mine.inside * (on @ self.value)
+        mixed = [torch.where(rest, a, b) for a, b in zip(mine, factors, strict=True)]
+        return torch.where(rest, changed, result), RowFactors(*mixed)

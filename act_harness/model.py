@@ -1,0 +1,437 @@
+"""``hf-act``: lm-evaluation-harness's HuggingFace model, with calibrated attention.
+
+A subclass of ``HFLM`` that takes all of its arguments and five of its own (see
+:class:`CalibratedHFLM`). Requests are tokenised as ``hf`` does; log-likelihoods go through
+:class:`act_harness.scoring.Scorer`, which tells prompt and continuation apart, and generation
+through transformers' ``generate`` with true masks. The baseline arm (``artifact=none``) uses the
+same code, so that both arms are scored and timed alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lm_eval import utils
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from act_harness.artifact import Artifact, resolve_artifact
+from act_harness.attention import Attachment, attach, model_facts
+from act_harness.counters import CalibrationCounters, PromptRecord
+from act_harness.engines import select_engine
+from act_harness.errors import InputError, UnsupportedCallError, suggestion
+from act_harness.requests import OVERLENGTH, Prepared, prepare
+from act_harness.scoring import Item, Score, Scorer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import CacheHook
+
+__all__ = ["CalibratedHFLM"]
+
+_logger = logging.getLogger(__name__)
+
+_CPU_TOKEN_BUDGET = 4096
+"""Tokens of a forward for ``batch_size=auto`` on the CPU; more brings no speed there."""
+
+
+class CalibratedHFLM(HFLM):
+    """HuggingFace causal language model with calibrated attention, for lm-eval."""
+
+    def __init__(
+        self,
+        pretrained: Any,  # noqa: ANN401 - as HFLM: a name, a path or a loaded model
+        artifact: str | Path | Artifact | None = "",
+        engine: str = "auto",
+        overlength: str = "truncate",
+        scoring: str = "shared",
+        **kwargs: Any,  # noqa: ANN401 - all arguments of HFLM
+    ) -> None:
+        """Load the model and attach the artifact.
+
+        Args:
+            pretrained: as for ``hf``.
+            artifact: path, name of a shipped artifact, ``hub:<repo>/<file>``, or ``none`` for the
+                baseline. Not given: the one shipped artifact that fits the model.
+            engine: ``auto``, ``torch`` or ``reference``.
+            overlength: what becomes of requests longer than the model's context: ``truncate``
+                from the left as lm-eval does, ``error`` before anything runs, or ``skip``
+                (log-likelihood -inf). All are counted in the results.
+            scoring: ``shared`` (one prefill per context) or ``plain`` (one forward per request).
+            **kwargs: all arguments of lm-eval's ``hf``.
+
+        Raises:
+            InputError: an argument is unknown or out of range, or the artifact does not fit.
+            UnsupportedModelError: the model cannot be calibrated.
+        """
+        _check_choice("overlength", overlength, OVERLENGTH)
+        _check_choice("scoring", scoring, ("shared", "plain"))
+        select_engine(engine)  # a misspelt name fails before the model is loaded
+        if kwargs.get("backend") == "seq2seq":
+            raise InputError("hf-act takes causal models only; use --model hf for seq2seq")
+        super().__init__(pretrained, **kwargs)
+        if self.backend != "causal":
+            raise InputError(
+                f"hf-act takes causal models only, {type(self.model).__name__} is {self.backend}"
+            )
+        self.overlength = overlength
+        self.scoring = scoring
+        self.engine = engine
+        self.facts = model_facts(self.model, self.tokenizer, name=self._facts_name())
+        self.counters = CalibrationCounters()
+        self.attachment: Attachment | None = None
+        self.token_budget: int | None = None
+        self._warned_rolling = False
+        self._join_processes()
+        self.use_artifact(artifact)
+
+    def _facts_name(self) -> str | None:
+        return self.pretrained if isinstance(self.pretrained, str) else None
+
+    def _join_processes(self) -> None:
+        """Take rank and world size from accelerate; HFLM sets them for several local GPUs only."""
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and accelerator.num_processes > 1:
+            self._rank = accelerator.process_index
+            self._world_size = accelerator.num_processes
+            self._device = accelerator.device
+
+    # -- arms --------------------------------------------------------------------------------
+
+    def use_artifact(self, artifact: str | Path | Artifact | None) -> None:
+        """Switch to another head set (None or ``none``: the baseline) and reset the counters.
+
+        Raises:
+            ArtifactError: unknown, malformed, or for another model.
+            UnsupportedModelError: the model cannot be calibrated.
+        """
+        found = resolve_artifact(artifact, self.facts)
+        if self.attachment is not None:
+            self.attachment.detach()
+        self.attachment = attach(self.model, found, facts=self.facts, engine=self.engine)
+        self.counters = CalibrationCounters()
+
+    @property
+    def artifact(self) -> Artifact | None:
+        """The head set in use, or None for the baseline."""
+        return self.attachment.artifact if self.attachment else None
+
+    # -- log-likelihoods ---------------------------------------------------------------------
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokenise as HFLM; where a token spans the boundary and leaves nothing to score, split
+        before that token, so that the answer keeps a score (HFLM fails half-way through a run).
+        """
+        before, after = super()._encode_pair(context, continuation)
+        if after or not continuation:
+            return before, after
+        whole = self.tok_encode(context + continuation)
+        shared = 0
+        while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
+            shared += 1
+        self.counters.empty_continuation.add(_key(whole))
+        return (whole[:shared] or [self.prefix_token_id]), whole[shared:]
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """Score (context, continuation) pairs; see :class:`act_harness.scoring.Scorer`."""
+        prepared = prepare(
+            [(context, answer) for _, context, answer in requests],
+            max_length=self.max_length,
+            overlength=self.overlength,
+        )
+        self._count_lengths(prepared)
+        items = [item for item in prepared.items if item is not None]
+        scores = iter(self._score(items, "log-likelihoods", disable=disable_tqdm))
+        answers = []
+        for (texts, _, _), item in zip(requests, prepared.items, strict=True):
+            score = Score(float("-inf"), False) if item is None else next(scores)
+            answer = (score.loglikelihood, score.is_greedy)
+            answers.append(answer)
+            self.cache_hook.add_partial("loglikelihood", texts, answer)
+        self._share_counters()
+        return answers
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Score whole texts in windows. Nothing in a window is prompt: only ``running`` calibrates.
+
+        With ``frozen`` and ``off`` there is no prompt whose sinks could be used; one warning says
+        so and the numbers are the baseline's.
+        """
+        self._warn_rolling()
+        items, counts = [], []
+        for request in requests:
+            windows = list(
+                utils.get_rolling_token_windows(
+                    token_list=self.tok_encode(request.args[0]),
+                    prefix_token=self.prefix_token_id,
+                    max_seq_len=self.max_length,
+                    context_len=1,
+                )
+            )
+            counts.append(len(windows))
+            for window in map(utils.make_disjoint_window, windows):
+                items.append(Item(tuple(window[0]), tuple(window[1]), prompt=0))
+        scores = self._score(items, "rolling log-likelihoods", disable=disable_tqdm)
+        results, at = [], 0
+        for request, count in zip(requests, counts, strict=True):
+            total = sum(score.loglikelihood for score in scores[at : at + count])
+            at += count
+            results.append(total)
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        self._share_counters()
+        return results
+
+    def _warn_rolling(self) -> None:
+        artifact = self.artifact
+        if artifact is None or self._warned_rolling or artifact.calibration.decode == "running":
+            return
+        self._warned_rolling = True
+        warnings.warn(
+            f"rolling log-likelihoods have no prompt: with decode={artifact.calibration.decode!r} "
+            "nothing is calibrated in them (decode 'running' would)",
+            stacklevel=3,
+        )
+
+    def _score(self, items: Sequence[Item], what: str, *, disable: bool) -> list[Score]:
+        scorer = self.scorer()
+        with tqdm(
+            total=len(items),
+            desc=f"Running {what}",
+            unit="request",
+            disable=disable or self.rank != 0,
+        ) as bar:
+            scores = scorer.score(items, progress=bar.update, on_prompt=self._record)
+        if scorer.token_budget is not None:
+            self.token_budget = scorer.token_budget  # what fitted in memory
+        return scores
+
+    def scorer(self) -> Scorer:
+        """Return a scorer with this model's settings."""
+        plain = self.scoring == "plain"
+        automatic = str(self.batch_size).startswith("auto")
+        return Scorer(
+            self.model,
+            self.attachment,
+            batch_size=1 if plain else None if automatic else int(self.batch_size),
+            token_budget=self._budget() if automatic else None,
+            pad_token=self.tokenizer.pad_token_id or 0,
+            softmax_dtype=self.softmax_dtype,
+            share=not plain,
+            forward_context=self._autocast,
+        )
+
+    def _budget(self) -> int:
+        """Tokens of a forward for ``batch_size=auto``; halved by the scorer when memory is out."""
+        if self.token_budget is None:
+            self.token_budget = _CPU_TOKEN_BUDGET
+            if self.device.type == "cuda":
+                self.token_budget = _fitting_tokens(self.model, self.device, self.max_length)
+        return self.token_budget
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.mixed_precision_dtype is None:
+            return nullcontext()
+        return torch.autocast(device_type=self.device.type, dtype=self.mixed_precision_dtype)
+
+    # -- generation --------------------------------------------------------------------------
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Generate as HFLM does, calibrated; batches are formed in a size that memory allows."""
+        with self._whole_batches():
+            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        self._share_counters()
+        return answers
+
+    @contextmanager
+    def _whole_batches(self) -> Iterator[None]:
+        """Give HFLM's generation a number where the user said ``auto``.
+
+        HFLM's own probe measures one forward of the longest context, not a growing cache.
+        """
+        before = self.batch_size_per_gpu
+        if str(before).startswith("auto"):
+            self.batch_size_per_gpu = max(1, min(64, self._budget() // 512))
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = before
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode each string by itself (HFLM looks for a BOS in the first of a batch only)."""
+        rows = [self.tok_encode(string) for string in strings]
+        if left_truncate_len:
+            for number, row in enumerate(rows):
+                if len(row) > left_truncate_len:
+                    self._overlong_prompt(row, left_truncate_len)
+                    rows[number] = row[-left_truncate_len:]
+        longest = max(len(row) for row in rows)
+        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for number, row in enumerate(rows):
+            place = slice(longest - len(row), None) if padding_side == "left" else slice(len(row))
+            ids[number, place] = torch.tensor(row)
+            mask[number, place] = 1
+        return ids, mask
+
+    def _overlong_prompt(self, row: list[int], allowed: int) -> None:
+        if self.overlength == "error":
+            raise InputError(
+                f"a prompt has {len(row)} tokens, {allowed} fit beside the tokens to generate; "
+                "use overlength=truncate or a larger max_length"
+            )
+        self.counters.truncated.add(_key(row))
+        self.counters.lost_first_token.add(_key(row))
+
+    def _model_generate(
+        self,
+        context: torch.Tensor,
+        max_length: int,
+        stop: list[str],
+        **generation_kwargs: Any,  # noqa: ANN401 - as HFLM
+    ) -> torch.Tensor:
+        """Generate a batch, and count what calibration did to its prompts."""
+        attachment = self.attachment
+        if attachment is None or not attachment.active:
+            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+        if generation_kwargs.pop("use_cache", True) is False:
+            raise UnsupportedCallError(
+                "use_cache=False would make every step a new prefill with other sinks; "
+                "generate with the cache while attention is calibrated"
+            )
+        with attachment.watch() as records:
+            output = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        mask = generation_kwargs["attention_mask"].bool()
+        for row, real, record in zip(context, mask, records[0], strict=False):
+            self._record(tuple(row[real].tolist()), record)
+        return output  # type: ignore[no-any-return]
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Apply the chat template; where it refuses a system message, keep the message's text.
+
+        HFLM would drop it, and the task's instruction with it. It becomes the beginning of the
+        first user turn, with a blank line after it.
+        """
+        if chat_history and chat_history[0]["role"] == "system" and self._refuses_system():
+            chat_history = _system_into_user(chat_history)
+        return super().apply_chat_template(chat_history, add_generation_prompt)
+
+    def _refuses_system(self) -> bool:
+        from jinja2.exceptions import TemplateError
+
+        turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+        try:
+            self.tokenizer.apply_chat_template(turns, tokenize=False, **self.chat_template_args)
+        except TemplateError:
+            return True
+        return False
+
+    # -- results -----------------------------------------------------------------------------
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Refuse lm-eval's ``--use_cache``: its key holds the request alone, not the arm.
+
+        Raises:
+            UnsupportedCallError: a cache was asked for.
+        """
+        if cache_hook.dbdict is not None:
+            raise UnsupportedCallError(
+                "--use_cache keys answers by request alone, so one arm would be given the other's; "
+                "run hf-act without it"
+            )
+        super().set_cache_hook(cache_hook)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Add artifact, calibration, engine and counters to what lm-eval stores."""
+        info: dict[str, Any] = super().get_model_info()
+        artifact, attachment = self.artifact, self.attachment
+        info["act_harness"] = {
+            "arm": "baseline" if artifact is None else artifact.name,
+            "artifact": None if artifact is None else artifact.name,
+            "artifact_sha256": None if artifact is None else artifact.sha256(),
+            "calibration": None if artifact is None else artifact.calibration.settings(),
+            "heads": 0 if artifact is None else artifact.head_count(),
+            "engine": attachment.engine.name if attachment and attachment.active else None,
+            "engine_calls": dict(attachment.calls.calls) if attachment else {},
+            "scoring": self.scoring,
+            "overlength": self.overlength,
+            "model": self.facts.model_dump(),
+            "counters": self.counters.summary(),
+        }
+        return info
+
+    def _record(self, prompt: tuple[int, ...], record: PromptRecord) -> None:
+        self.counters.records[_key(prompt)] = record
+
+    def _count_lengths(self, prepared: Prepared) -> None:
+        self.counters.truncated |= {_key(tokens) for tokens in prepared.truncated}
+        self.counters.lost_first_token |= {_key(tokens) for tokens in prepared.truncated}
+        self.counters.skipped |= {_key(tokens) for tokens in prepared.skipped}
+
+    def _share_counters(self) -> None:
+        """Join the counters of all processes (the results are written by rank 0 alone)."""
+        if self.world_size <= 1:
+            return
+        gathered: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, self.counters)
+        for other in gathered:
+            self.counters.merge(other)
+
+
+def _key(tokens: Sequence[int]) -> str:
+    return hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(
+            f"{name}={value!r} is unknown, expected one of {', '.join(known)}"
+            f"{suggestion(str(value), known)}"
+        )
+
+
+def _system_into_user(chat_history: list[dict[str, str]]) -> list[dict[str, str]]:
+    system, rest = chat_history[0]["content"].strip(), [dict(turn) for turn in chat_history[1:]]
+    for turn in rest:
+        if turn["role"] == "user":
+            turn["content"] = f"{system}\n\n{turn['content']}"
+            return rest
+    return [{"role": "user", "content": system}, *rest]
+
+
+def _fitting_tokens(model: Any, device: torch.device, longest: int) -> int:  # noqa: ANN401
+    """Estimate how many tokens of a forward fit on a GPU, from the peak of a small one."""
+    rows, columns = 4, min(longest, 512)
+    ids = torch.zeros(rows, columns, dtype=torch.long, device=device)
+    with torch.no_grad():
+        for _ in range(2):  # the first pass pays for handles and workspaces
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            each = (torch.cuda.max_memory_allocated(device) - before) / ids.numel()
+    free = torch.cuda.mem_get_info(device)[0]
+    return int(min(max(0.5 * free / max(each, 1.0), longest), 1 << 18))

@@ -1,0 +1,303 @@
+"""Log-likelihoods with one prefill per context.
+
+A multiple-choice question asks for the log-likelihood of several answers after one context. Here
+requests are grouped by context; each distinct context is prefilled once, in length-sorted batches;
+answers of one token are read from the prefill's last row, longer ones extend the cached context
+together. Because calibration never looks at a continuation this is exact, not an approximation
+(semantics, "Phases"): the plain path, one forward for each request, gives the same numbers and is
+kept as ``share=False`` for tests and benchmarks. Log-softmax is taken in float32 whatever the
+model's dtype, and only of scored rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from act_harness.errors import InfrastructureError, InternalError
+from act_harness.forwards import Forwards, Prefilled, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from transformers import PreTrainedModel
+
+    from act_harness.attention import Attachment
+    from act_harness.counters import PromptRecord
+
+__all__ = ["Item", "Score", "Scorer", "Work"]
+
+Tokens = tuple[int, ...]
+
+
+class Item(NamedTuple):
+    """One request: tokens given and tokens to score."""
+
+    context: Tokens
+    """At least one token: what the first token of ``answer`` is conditioned on."""
+    answer: Tokens
+    prompt: int | None = None
+    """How many tokens of the context are prompt; all (None), or 0 for a rolling window."""
+
+
+class Score(NamedTuple):
+    """Log-likelihood in nats, and whether greedy decoding would have given the answer."""
+
+    loglikelihood: float
+    is_greedy: bool
+
+
+@dataclass
+class _Group:
+    """A context with its distinct answers and the requests that asked for each."""
+
+    context: Tokens
+    prompt: int
+    answers: dict[Tokens, list[int]] = field(default_factory=dict)
+    alone: Tokens = ()
+    """The answer to compute in the same forward: the only one of more than one token."""
+    extends: bool = False
+    """Whether several longer answers must be computed over the cached context."""
+
+    def settle(self) -> None:
+        """Decide, once all answers are known, how they are computed."""
+        longer = [answer for answer in self.answers if len(answer) > 1]
+        self.extends = len(longer) > 1
+        self.alone = longer[0] if len(longer) == 1 else ()
+
+    @property
+    def tokens(self) -> Tokens:
+        """Input of the group's prefill."""
+        return self.context + self.alone[:-1]
+
+    @property
+    def rows(self) -> range:
+        """Positions of the prefill whose logits are read."""
+        last = len(self.context) - 1
+        return range(last, last + max(1, len(self.alone)))
+
+
+class Scorer:
+    """Scores requests on one model, calibrated or not."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attachment: Attachment | None = None,
+        *,
+        batch_size: int | None = None,
+        token_budget: int | None = None,
+        pad_token: int = 0,
+        softmax_dtype: torch.dtype | None = None,
+        share: bool = True,
+        forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """Store the settings.
+
+        Args:
+            model: a causal language model.
+            attachment: calibrated attention on ``model``, or None.
+            batch_size: most sequences in a forward; None for no limit.
+            token_budget: most tokens in a forward, pads and repeated caches included; None for no
+                limit. Halved, with a retry, when memory runs out.
+            pad_token: any valid token id.
+            softmax_dtype: dtype of log-softmax; float32 when None.
+            share: one prefill per context; False is the plain path.
+            forward_context: entered around every forward (autocast).
+        """
+        self.forwards = Forwards(
+            model,
+            attachment,
+            pad_token=pad_token,
+            softmax_dtype=softmax_dtype,
+            forward_context=forward_context,
+        )
+        self.batch_size = batch_size
+        self.token_budget = token_budget
+        self.share = share
+
+    @property
+    def work(self) -> Work:
+        """What has been computed so far."""
+        return self.forwards.work
+
+    def score(
+        self,
+        items: Sequence[Item],
+        *,
+        progress: Callable[[int], object] | None = None,
+        on_prompt: Callable[[Tokens, PromptRecord], object] | None = None,
+    ) -> list[Score]:
+        """Return the scores of ``items`` in their order.
+
+        Args:
+            items: contexts of at least one token; an empty answer scores 0.0 (probability 1).
+            progress: called with the number of requests answered by each batch.
+            on_prompt: called with prompt tokens and what calibration did to them.
+
+        Raises:
+            InfrastructureError: a single context does not fit in memory.
+        """
+        results: list[Score | None] = [None] * len(items)
+        groups = self._groups(items)
+        for extends in (True, False):
+            some = [group for group in groups if group.extends is extends]
+            some.sort(key=lambda group: (-len(group.tokens), group.tokens))
+            for batch in self._batches(some):
+                self._run(batch, results, on_prompt)
+                if progress is not None:
+                    progress(sum(len(n) for group in batch for n in group.answers.values()))
+        found = [score for score in results if score is not None]
+        if len(found) != len(items):
+            raise InternalError("a request was not scored")
+        return found
+
+    # -- grouping and batching ---------------------------------------------------------------
+
+    def _groups(self, items: Sequence[Item]) -> list[_Group]:
+        groups: dict[Any, _Group] = {}
+        for number, item in enumerate(items):
+            prompt = len(item.context) if item.prompt is None else item.prompt
+            key: Any = (item.context, prompt) if self.share else number
+            group = groups.setdefault(key, _Group(item.context, prompt))
+            group.answers.setdefault(item.answer, []).append(number)
+        for group in groups.values():
+            group.settle()
+        return list(groups.values())
+
+    def _fits(self, sequences: int, longest: int) -> bool:
+        if self.batch_size is not None and sequences > self.batch_size:
+            return False
+        return self.token_budget is None or sequences * longest <= self.token_budget
+
+    def _batches(self, groups: list[_Group]) -> Iterator[list[_Group]]:
+        """Yield batches of neighbours in length; the budget may shrink on the way."""
+        waiting = deque(groups)
+        while waiting:
+            batch = [waiting.popleft()]
+            while waiting and self._fits(len(batch) + 1, len(batch[0].tokens)):
+                batch.append(waiting.popleft())
+            yield batch
+
+    def _shrink(self, used: int) -> None:
+        """Halve the budget after a forward of ``used`` tokens ran out of memory."""
+        self.token_budget = max(1, used // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _run(
+        self,
+        batch: list[_Group],
+        results: list[Score | None],
+        on_prompt: Callable[[Tokens, PromptRecord], object] | None,
+    ) -> None:
+        """Score one batch; on running out of memory, its halves."""
+        try:
+            found = self._score_batch(batch, on_prompt)
+        except torch.OutOfMemoryError:
+            found = None
+        if found is None:  # outside the except block, so that its frames free their tensors
+            if len(batch) == 1:
+                raise InfrastructureError(
+                    f"out of memory for one context of {len(batch[0].tokens)} tokens; "
+                    "use a smaller dtype, a smaller max_length, or a larger device"
+                )
+            self._shrink(len(batch) * len(batch[0].tokens))
+            half = len(batch) // 2
+            self._run(batch[:half], results, on_prompt)
+            self._run(batch[half:], results, on_prompt)
+            return
+        for group, scores in zip(batch, found, strict=True):
+            for answer, asked in group.answers.items():
+                for number in asked:
+                    results[number] = scores[answer]
+
+    # -- computing ---------------------------------------------------------------------------
+
+    def _score_batch(
+        self,
+        batch: list[_Group],
+        on_prompt: Callable[[Tokens, PromptRecord], object] | None,
+    ) -> list[dict[Tokens, Score]]:
+        prefilled = self.forwards.prefill(
+            [group.tokens for group in batch],
+            [group.rows for group in batch],
+            prompts=[group.prompt for group in batch],
+            use_cache=batch[0].extends,
+        )
+        tally = _Tally()
+        rows: list[int] = []
+        tokens: list[int] = []
+        owners: list[tuple[int, Tokens]] = []
+        first = 0
+        longer: list[tuple[int, Tokens]] = []
+        for b, group in enumerate(batch):
+            for answer in group.answers:
+                tally.start(b, answer)
+                here = answer if answer == group.alone else answer[:1]
+                rows.extend(range(first, first + len(here)))
+                tokens.extend(here)
+                owners.extend([(b, answer)] * len(here))
+                if len(answer) > len(here):
+                    longer.append((b, answer))
+            first += len(group.rows)
+        tally.add(owners, *self.forwards.read(prefilled.logits, rows, tokens))
+        self._extend(prefilled, longer, tally)
+        if on_prompt is not None:
+            for group, record in zip(batch, prefilled.records, strict=False):
+                on_prompt(group.context[: group.prompt], record)
+        return [{a: tally.score(b, a) for a in group.answers} for b, group in enumerate(batch)]
+
+    def _extend(
+        self, prefilled: Prefilled, longer: list[tuple[int, Tokens]], tally: _Tally
+    ) -> None:
+        """Add the tokens after the first of each answer in ``longer`` (context, answer)."""
+        waiting = deque(sorted(longer, key=lambda pair: -len(pair[1])))
+        while waiting:
+            chunk = [waiting.popleft()]
+            longest = prefilled.real.shape[1] + len(chunk[0][1])
+            while waiting and self._fits(len(chunk) + 1, longest):
+                chunk.append(waiting.popleft())
+            try:
+                logits = self.forwards.extend(
+                    prefilled, [b for b, _ in chunk], [answer[:-1] for _, answer in chunk]
+                )
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                logits = None
+            if logits is None:
+                self._shrink(len(chunk) * longest)
+                waiting.extendleft(reversed(chunk))
+                continue
+            tokens = [token for _, answer in chunk for token in answer[1:]]
+            owners = [pair for pair in chunk for _ in pair[1][1:]]
+            tally.add(owners, *self.forwards.read(logits, range(len(tokens)), tokens))
+
+
+class _Tally:
+    """Sums token scores by (context, answer)."""
+
+    def __init__(self) -> None:
+        self._logprobs: dict[tuple[int, Tokens], list[float]] = {}
+        self._greedy: dict[tuple[int, Tokens], bool] = {}
+
+    def start(self, b: int, answer: Tokens) -> None:
+        self._logprobs[b, answer] = []
+        self._greedy[b, answer] = True
+
+    def add(
+        self, owners: list[tuple[int, Tokens]], logprobs: list[float], greedy: list[bool]
+    ) -> None:
+        for owner, logprob, best in zip(owners, logprobs, greedy, strict=True):
+            self._logprobs[owner].append(logprob)
+            self._greedy[owner] = self._greedy[owner] and best
+
+    def score(self, b: int, answer: Tokens) -> Score:
+        return Score(math.fsum(self._logprobs[b, answer]), self._greedy[b, answer])
