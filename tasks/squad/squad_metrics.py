@@ -59,9 +59,7 @@ def f1(prediction: str, reference: str) -> float:
     return 2 * shared / (len(predicted) + len(wanted))
 
 
-def best(
-    metric: Callable[[str, str], float], prediction: str, references: Sequence[str]
-) -> float:
+def best(metric: Callable[[str, str], float], prediction: str, references: Sequence[str]) -> float:
     """Return the largest value of ``metric`` over ``references`` (at least one)."""
     return max(metric(prediction, reference) for reference in references)
 
