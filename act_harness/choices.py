@@ -70,27 +70,30 @@ def answer_margin(scores: Array, labels: Sequence[int] | npt.NDArray[Any]) -> Ar
     """Return the right choice's score minus the best wrong one's, in nats, (documents,).
 
     Args:
-        scores: Log-likelihood of each choice, (documents, choices).
+        scores: Log-likelihood of each choice, (documents, choices); minus infinity where a document
+            has fewer choices than others.
         labels: Index of the right choice, (documents,).
 
     Raises:
-        ResultError: As for :func:`corrected_accuracy`, or there is only one choice.
+        ResultError: As for :func:`corrected_accuracy`, or a document has only one choice.
     """
-    given = _matrix(scores)
+    given = _matrix(scores, padded=True)
     right = _labels(labels, given)
-    if given.shape[1] < 2:
-        raise ResultError("an answer margin needs two choices or more")
     rows = np.arange(len(given))
     wrong = given.copy()
     wrong[rows, right] = -np.inf
+    alone = np.flatnonzero(np.isinf(wrong.max(axis=1)) | np.isinf(given[rows, right]))
+    if len(alone):
+        raise ResultError(f"document {alone[0]}: a margin needs the right choice and another one")
     return np.asarray(given[rows, right] - wrong.max(axis=1), dtype=np.float64)
 
 
-def _matrix(scores: Array) -> Array:
+def _matrix(scores: Array, *, padded: bool = False) -> Array:
     given = np.asarray(scores, dtype=np.float64)
     if given.ndim != 2 or 0 in given.shape:
         raise ResultError(f"scores must be (documents, choices); found shape {given.shape}")
-    bad = np.argwhere(~np.isfinite(given))
+    usable = np.isfinite(given) | (padded & (given == -np.inf))
+    bad = np.argwhere(~usable)
     if len(bad):
         raise ResultError(f"the score of document {bad[0][0]}, choice {bad[0][1]} is not finite")
     return given

@@ -437,5 +437,9 @@ def test_scores_that_cannot_be_used(scores, labels, message):
 
 
 def test_a_margin_needs_two_choices():
-    with pytest.raises(ResultError, match="two choices"):
+    with pytest.raises(ResultError, match="document 0: a margin needs"):
         stats.answer_margin(np.zeros((2, 1)), [0, 0])
+    ragged = [[-1.0, -3.0, -math.inf], [-1.0, -2.0, -4.0]]
+    assert stats.answer_margin(ragged, [0, 2]).tolist() == [2, -3]
+    with pytest.raises(ResultError, match="document 0: a margin needs"):
+        stats.answer_margin(ragged, [2, 0])
