@@ -135,6 +135,10 @@ class Run:
             return True
         return None
 
+    def has_samples(self, task: str) -> bool:
+        """Whether the samples of a task were logged."""
+        return task in self.sample_files or task in self.data.get("samples", {})
+
     def samples(self, task: str, *, fields: Sequence[str] = ()) -> list[Sample]:
         """Read the samples of a task, ordered by document.
 

@@ -205,7 +205,8 @@ def combined_difference(
     score_b = math.fsum(share * one.scores()[1] for share, one in zip(shares, units, strict=True))
     flips = _flips(parts)
     # One task, single documents, 0/1: everything follows from the two counts of changed answers.
-    exact = flips if len(units) == 1 and not units[0].grouped else None
+    simple = len(units) == 1 and not units[0].grouped and parts[0].weights is None
+    exact = flips if simple else None
     rng = np.random.default_rng(seed)
     stderr, interval = _spread(units, shares, exact, confidence, rng, resamples)
     if exact is None:
@@ -401,13 +402,11 @@ def _spread(
 
 
 def _flips(parts: Sequence[Part]) -> McNemar | None:
-    """McNemar over all parts' documents, or None where some value is not a plain 0 or 1."""
+    """McNemar over all parts' documents, or None where some value is not 0 or 1."""
     columns: tuple[list[Array], list[Array]] = ([], [])
     for part in parts:
         a, b = np.asarray(part.a, dtype=np.float64), np.asarray(part.b, dtype=np.float64)
-        if part.weights is not None or part.transform is not None:
-            return None
-        if not (_is_binary(a) and _is_binary(b)):
+        if part.transform is not None or not (_is_binary(a) and _is_binary(b)):
             return None
         columns[0].append(a)
         columns[1].append(b)

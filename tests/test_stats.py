@@ -264,6 +264,15 @@ def test_weights_and_transform_give_a_perplexity():
     assert stats.verdict(result, higher_is_better=False) == "improved"
 
 
+def test_weighted_01_values_are_no_mcnemar():
+    a, b = arms(20, lost=0, gained=8, right=5)
+    result = stats.paired_difference(a, b, weights=[3.0] + [1.0] * 19)
+    assert result.difference == pytest.approx(10 / 22)
+    assert result.flips[:2] == (8, 0)
+    assert result.test == "sign-flip"
+    assert result.interval.low < result.difference < result.interval.high
+
+
 def test_a_group_is_the_mean_of_its_tasks_resampled_apart():
     rng = np.random.default_rng(0)
     parts = [
