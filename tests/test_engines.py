@@ -62,9 +62,7 @@ def by_definition(weights, visible, calibration, strength):
         else:
             new = strength.strength * m / (u + strength.strength * m)
         off = (1 - new) / u if u else 0.0
-        changed.append(
-            [weights[k][t] * (new / m if t in sinks else off) for t in range(columns)]
-        )
+        changed.append([weights[k][t] * (new / m if t in sinks else off) for t in range(columns)])
     return changed
 
 
@@ -92,11 +90,7 @@ def calibrations(draw):
     )
     if draw(st.booleans()) and draw(st.booleans()):
         return Calibration(target="initial", mass=mass, **strength)
-    rule = draw(
-        st.sampled_from(
-            [{"alpha": 5.0}, {"alpha": 1.5}, {"rule": "absolute", "tau": 0.1}]
-        )
-    )
+    rule = draw(st.sampled_from([{"alpha": 5.0}, {"alpha": 1.5}, {"rule": "absolute", "tau": 0.1}]))
     return Calibration(
         mass=mass,
         protect=draw(st.sampled_from(["initial", "first-flagged", "none"])),
@@ -343,9 +337,7 @@ def test_states_follow_their_sequences(engine, decode):
 @pytest.mark.parametrize("decode", ["frozen", "running"])
 def test_sliding_cache_that_dropped_columns(engine, decode):
     """The key tensor holds the last columns only; columns stay absolute positions."""
-    case = ec.make_case(
-        19, prompts=(40, 40), window=16, sinks=(0, 30, 36), dtype=torch.float64
-    )
+    case = ec.make_case(19, prompts=(40, 40), window=16, sinks=(0, 30, 36), dtype=torch.float64)
     plan = ec.plan_of(Calibration(decode=decode, alpha=2.0), (0, 1))
     state = ec.run(engine, case.until(40), plan).state
     whole = ec.run(engine, case, plan, first_row=40, state=state).output
@@ -413,9 +405,7 @@ def test_any_shape(data):
         size=8,
         dtype=torch.float64,
     )
-    selected = tuple(
-        sorted(data.draw(st.sets(st.integers(0, heads - 1), min_size=1), "selected"))
-    )
+    selected = tuple(sorted(data.draw(st.sets(st.integers(0, heads - 1), min_size=1), "selected")))
     base = data.draw(calibrations(), "calibration")
     decode = data.draw(st.sampled_from(["frozen", "running", "off"]), "decode")
     calibration = Calibration(**{**base.settings(), "decode": decode})
@@ -429,9 +419,7 @@ def test_any_shape(data):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("window", [None, 6])
 def test_census_counts_what_rows_see(side, window):
-    case = ec.make_case(
-        21, tokens=20, lengths=(20, 11), prompts=(15, 4), side=side, window=window
-    )
+    case = ec.make_case(21, tokens=20, lengths=(20, 11), prompts=(15, 4), side=side, window=window)
     for bare in (False, True):
         geometry = case.geometry(bare=bare)
         visible = geometry.visible(0, 20)[:, 0] & case.prompt[:, :, None]

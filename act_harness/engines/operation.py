@@ -100,6 +100,20 @@ class Geometry:
         return seen & row_real[:, None, :, None] & column_real[:, None, None, :]
 
     @cached_property
+    def plain(self) -> bool:
+        """Whether stock attention without a mask sees exactly what :meth:`visible` says.
+
+        True for a causal prefill without pads or with pads on the right only (which no real row
+        sees), and for one row that sees every column. Looks at values once (on an accelerator
+        that waits for it); the layers of a forward share the answer.
+        """
+        if self.mask is not None or self.first_column != 0 or self.columns != self.total:
+            return False
+        if self.first_row == 0:
+            return not bool((self.real[:, 1:] & ~self.real[:, :-1]).any())
+        return self.rows == 1 and bool(self.real.all())
+
+    @cached_property
     def first(self) -> Tensor:
         """(B,) absolute position of the first real token."""
         return self.real.int().argmax(dim=1)
