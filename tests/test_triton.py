@@ -51,6 +51,8 @@ def test_presets(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dtypes(dtype):
+    if dtype == torch.bfloat16 and not ON_DEVICE:
+        pytest.skip("the interpreter's tl.dot takes bfloat16 for integers (triton 3.6 to 3.9)")
     check(tiny(2, dtype=dtype), ec.plan_of(Calibration(), (0, 2)))
 
 

@@ -164,9 +164,7 @@ class _Call:
         self.engine, self.geometry, self.selection = engine, geometry, selection
         self.query, self.key, self.value = (_last_axis_dense(x) for x in (query, key, value))
         self.scale, self.softcap = scale, softcap
-        self.blocks = engine.blocks or default_blocks(
-            query.shape[-1], query.dtype, geometry.rows
-        )
+        self.blocks = engine.blocks or default_blocks(query.shape[-1], query.dtype, geometry.rows)
         self.rows = _rows_of(geometry)
         self.pairs = query.shape[0] * len(selection.plan.heads)
         self.plain = geometry.first_row == 0 and geometry.plain
@@ -344,7 +342,9 @@ def _detection(calibration: Calibration) -> dict[str, Any]:
     if auto and not relative:
         least, auto = int(calibration.required_rows(1.0)), False
     return {
-        "limit": 1.0 if initial else float((calibration.alpha if relative else calibration.tau) or 0),
+        "limit": 1.0
+        if initial
+        else float((calibration.alpha if relative else calibration.tau) or 0),
         "min_rows": least,
         "INITIAL": initial,
         "RELATIVE": relative,

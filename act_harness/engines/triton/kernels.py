@@ -341,9 +341,7 @@ def apply_sinks(
             number = tl.sum(ones, axis=0)
             if number > 0:
                 begin = tl.atomic_add(listed_ptr + pair, number)
-                tl.store(
-                    list_ptr + row_base + begin + tl.cumsum(ones, axis=0) - 1, m, mask=direct
-                )
+                tl.store(list_ptr + row_base + begin + tl.cumsum(ones, axis=0) - 1, m, mask=direct)
             written = live & (direct == 0)
         tl.store(
             out_at, result.to(out_ptr.dtype.element_ty),
@@ -354,6 +352,4 @@ def apply_sinks(
             tally = tally_ptr + row_base + m
             tl.store(tally, on * share, mask=written)
             tl.store(tally + pairs * rows, few * share, mask=written)
-            tl.store(
-                tally + 2 * pairs * rows, (alone & (kind == 1)).to(tl.float32), mask=written
-            )
+            tl.store(tally + 2 * pairs * rows, (alone & (kind == 1)).to(tl.float32), mask=written)
