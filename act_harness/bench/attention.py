@@ -55,7 +55,12 @@ class Inputs:
         batch, _, tokens, _ = self.query.shape
         real = torch.ones(batch, tokens, dtype=torch.bool, device=self.query.device)
         geometry = Geometry(real, real, 0, 0, tokens)
-        _ = geometry.plain, geometry.only_prompt, geometry.prompt_census, geometry.has_continuation_rows
+        _ = (
+            geometry.plain,
+            geometry.only_prompt,
+            geometry.prompt_census,
+            geometry.has_continuation_rows,
+        )
         _ = geometry.has_prompt_rows, geometry.intervals, geometry.first
         return geometry
 

@@ -199,9 +199,7 @@ def flag_sinks(
         tl.store(flags_ptr + base + t, ones.to(tl.uint8), mask=held)
         tl.store(index_ptr + base + place, t, mask=sink)
         real = tl.load(real_ptr + b * total + t, mask=held, other=0)
-        tl.store(
-            bias_ptr + base + t, tl.where(sink | (real == 0), float("-inf"), 0.0), mask=held
-        )
+        tl.store(bias_ptr + base + t, tl.where(sink | (real == 0), float("-inf"), 0.0), mask=held)
         count += tl.sum(ones, axis=0)
         few += tl.sum((sink & (seen < few_rows)).to(tl.int32), axis=0)
     tl.store(facts_ptr + pair, count)
