@@ -127,18 +127,43 @@ class CalibratedHFLM(HFLM):
 
     # -- log-likelihoods ---------------------------------------------------------------------
 
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokenise as HFLM; where a token spans the boundary and leaves nothing to score, split
-        before that token, so that the answer keeps a score (HFLM fails half-way through a run).
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Tokenise as ``hf`` does (each context once) and score; (log-likelihood, is greedy)."""
+        if self.enable_thinking:  # HFLM refuses it with its own message
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
+        contexts: dict[str, list[int]] = {}
+        pairs = []
+        for request in tqdm(requests, desc="Tokenizing inputs", disable=disable_tqdm):
+            context, continuation = request.args
+            pairs.append((request.args, *self._encode_request(context, continuation, contexts)))
+        return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+
+    def _encode_request(
+        self, context: str, continuation: str, contexts: dict[str, list[int]]
+    ) -> tuple[list[int], list[int]]:
+        """Return context and continuation tokens, as ``TemplateLM.loglikelihood`` finds them.
+
+        One case differs: where a token spans the boundary and leaves nothing to score, the split
+        is moved before that token and counted (lm-eval's ``hf`` fails half-way through the run).
         """
-        before, after = super()._encode_pair(context, continuation)
-        if after or not continuation:
-            return before, after
+        if context == "":
+            tokens = self.tok_encode(continuation, add_special_tokens=False)
+            if tokens[:1] == [self.prefix_token_id]:
+                return tokens[:1], tokens[1:]
+            return [self.prefix_token_id], tokens
+        stripped = context.rstrip()
+        if stripped not in contexts:
+            contexts[stripped] = self.tok_encode(stripped)
+        before = contexts[stripped]
         whole = self.tok_encode(context + continuation)
+        if len(whole) > len(before):
+            return before, whole[len(before) :]
         shared = 0
-        while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
+        while shared < len(whole) and before[shared] == whole[shared]:
             shared += 1
-        self.counters.empty_continuation.add(_key(whole))
+        self.counters.empty_continuation.add(_key([*before, -1, *whole]))
         return (whole[:shared] or [self.prefix_token_id]), whole[shared:]
 
     def _loglikelihood_tokens(
