@@ -52,7 +52,7 @@ class Artifact(BaseModel):
 
     model_config = _STRICT
 
-    schema_: Literal["act-harness/heads/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["act-harness/heads/1"] = Field(default="act-harness/heads/1", alias="schema")
     name: str = Field(min_length=1)
     model: ModelFacts
     calibration: Calibration

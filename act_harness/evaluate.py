@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -306,14 +307,23 @@ def _write_report(
     atomic.write_json(folder / "counters.json", counters)
     if len(comparisons) == 1:
         (only,) = comparisons.values()
-        written = comparison_files(only, folder)["comparison.md"]
+        written = _comparison_files(only, folder)
         text = written.read_text(encoding="utf-8") + f"\nCalibration: {_counters_line(counters)}\n"
         return atomic.write_text(written, text)
     for seed, comparison in comparisons.items():
-        comparison_files(comparison, folder / f"seed-{seed}")
+        _comparison_files(comparison, folder / f"seed-{seed}")
     text = _averages_table(averages, len(comparisons))
     links = "\n".join(f"- [seed {s}](seed-{s}/comparison.md)" for s in comparisons)
     return atomic.write_text(folder / "comparison.md", f"{text}\n\n{links}\n")
+
+
+def _comparison_files(comparison: Comparison, folder: Path) -> Path:
+    """Write table, JSON and, where matplotlib (extra ``report``) is there, the plot."""
+    if find_spec("matplotlib") is not None:
+        return comparison_files(comparison, folder)["comparison.md"]
+    _logger.warning("no plots: matplotlib is not installed; pip install 'act-harness[report]'")
+    atomic.write_json(folder / "comparison.json", comparison.to_json())
+    return atomic.write_text(folder / "comparison.md", comparison.to_markdown())
 
 
 def _counters_line(counters: dict[str, Any]) -> str:

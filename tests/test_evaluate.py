@@ -76,9 +76,7 @@ def test_a_baseline_alone(tiny_checkpoint, tmp_path):
 
 def test_several_fewshot_seeds_are_averaged(tiny_checkpoint, artifact_file, tmp_path):
     outcome = run_eval(
-        settings(
-            tiny_checkpoint, tmp_path, artifact_file, num_fewshot=2, fewshot_seeds=(0, 42, 84)
-        )
+        settings(tiny_checkpoint, tmp_path, artifact_file, num_fewshot=2, fewshot_seeds=(0, 42, 84))
     )
     assert list(outcome.comparisons) == [0, 42, 84]
     rows = [
@@ -89,7 +87,9 @@ def test_several_fewshot_seeds_are_averaged(tiny_checkpoint, artifact_file, tmp_
     assert average.baseline == pytest.approx(sum(row.score_a for row in rows) / 3)
     assert average.act == pytest.approx(sum(row.score_b for row in rows) / 3)
     prompts = {
-        load_run(outcome.folders["act"] / f"seed-{seed}").samples("act_demo_sentiment")[0].prompt_hash
+        load_run(outcome.folders["act"] / f"seed-{seed}")
+        .samples("act_demo_sentiment")[0]
+        .prompt_hash
         for seed in (0, 42, 84)
     }
     assert len(prompts) == 3, "every seed draws its own examples"
@@ -112,8 +112,9 @@ def test_bad_input_is_found_before_the_model_is_loaded(tiny_checkpoint, tmp_path
 
 def test_real_rows_through_the_real_model(smollm, hub_dir, tmp_path):
     """The stock model's scores on real rows, and other scores with heads calibrated."""
-    from act_harness.attention import model_facts
     from transformers import AutoModelForCausalLM
+
+    from act_harness.attention import model_facts
 
     facts = model_facts(AutoModelForCausalLM.from_pretrained(smollm, dtype="float32"))
     heads = {layer: (layer % 9, (layer + 4) % 9) for layer in range(5, 25)}
