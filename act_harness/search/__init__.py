@@ -1,0 +1,1 @@
+"""Finding the heads whose calibration helps: exact, fast, resumable, statistically honest."""
