@@ -126,7 +126,9 @@ class ChunkPass:
             pack = variants.some(start)
             logprobs = self._run(layer, heads, change, pack)  # (V, N) changes, 0 where not read
             slots = self._slots(logprobs)  # (V, documents * choices)
-            result.view(*size[:2], -1).index_put_((pack.strength, pack.head), slots, accumulate=True)
+            result.view(*size[:2], -1).index_put_(
+                (pack.strength, pack.head), slots, accumulate=True
+            )
             progress(len(pack.first))
         return result, Counts(total, len(variants.first))
 
@@ -161,9 +163,7 @@ class ChunkPass:
             start = stop
         return packs
 
-    def _run(
-        self, layer: int, heads: tuple[int, ...], change: Tensor, pack: _Variants
-    ) -> Tensor:
+    def _run(self, layer: int, heads: tuple[int, ...], change: Tensor, pack: _Variants) -> Tensor:
         """Return the change of every read token's log-probability, (V, N)."""
         layout, record, sequence = self.layout, self.records[layer], pack.sequence
         start = pack.first[0]
@@ -198,9 +198,7 @@ class ChunkPass:
         found[known] = after.double() - self.base.double().expand_as(read)[known]
         return found
 
-    def _rows(
-        self, sequence: Tensor, start: int
-    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    def _rows(self, sequence: Tensor, start: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Return the rows to read and where each answer token finds its row.
 
         Returns:

@@ -216,9 +216,7 @@ class _Builder:
             self.reads += [(last, answer[0], slot) for slot in slots]
             for offset, token in enumerate(answer[:-1]):
                 self.places.append((number, len(ids)))
-                self.reads += [
-                    (len(self.places) - 1, answer[offset + 1], slot) for slot in slots
-                ]
+                self.reads += [(len(self.places) - 1, answer[offset + 1], slot) for slot in slots]
                 ids.append(token)
                 position.append(size + offset)
                 segment.append(n)

@@ -71,9 +71,7 @@ class _Prefix:
     def __init__(self, columns: tuple[Tensor, Tensor]) -> None:
         self.columns = columns
 
-    def update(
-        self, key: Tensor, value: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Return keys and values of all columns."""
         before = self.columns
         return torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
@@ -266,7 +264,10 @@ class Workbench:
 
     def _check(self, kind: str) -> None:
         """Run a tiny chunk whole and from the middle: both must give the stock model's logits."""
-        ids = torch.arange(8, device=self.device)[None] % self.model.config.get_text_config().vocab_size
+        ids = (
+            torch.arange(8, device=self.device)[None]
+            % self.model.config.get_text_config().vocab_size
+        )
         with torch.no_grad():
             stock = self.model(input_ids=ids, use_cache=False).logits[0]
         layout = Layout(
@@ -465,13 +466,14 @@ def columns_before(record: LayerRecord, index: Any, stop: int) -> tuple[Tensor, 
     return record.key[:, :, :stop][index], record.value[:, :, :stop][index]
 
 
-def _decoder_layers(
-    decoder: nn.Module, attentions: list[nn.Module], kind: str
-) -> list[nn.Module]:
+def _decoder_layers(decoder: nn.Module, attentions: list[nn.Module], kind: str) -> list[nn.Module]:
     """Find the list of layers whose members hold the attention modules, one each."""
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == len(attentions):
-            held = [any(part is a for part in m.modules()) for m, a in zip(module, attentions, strict=True)]
+            held = [
+                any(part is a for part in m.modules())
+                for m, a in zip(module, attentions, strict=True)
+            ]
             if all(held):
                 return list(module)
     raise UnsupportedModelError(
