@@ -143,6 +143,7 @@ class StopTexts:
         """Return (B,) bool: which rows are done."""
         recent = input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :]
         found = [
-            any(text in self.tokenizer.decode(row) for text in self.texts) for row in recent.tolist()
+            any(text in self.tokenizer.decode(row) for text in self.texts)
+            for row in recent.tolist()
         ]
         return torch.tensor(found, device=input_ids.device)

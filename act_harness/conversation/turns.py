@@ -149,7 +149,7 @@ class ConversationMixin:
         **kwargs: Any,  # noqa: ANN401 - all arguments of HFLM
     ) -> None:
         """Take ``answers`` and pass everything else on."""
-        super().__init__(pretrained, *args, **kwargs)
+        super().__init__(pretrained, *args, **kwargs)  # type: ignore[call-arg] # HFLM's
         self.answers = answers_folder(answers)
 
     def generate_conversations(
