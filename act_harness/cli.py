@@ -302,12 +302,13 @@ def verify(
     import warnings
 
     from act_harness.artifact import load_artifact
-    from act_harness.attention import facts_of_pretrained
+    from act_harness.model import CalibratedHFLM
 
     artifact = load_artifact(reference)
+    facts = CalibratedHFLM(pretrained, artifact="none").facts
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        artifact.verify(facts_of_pretrained(pretrained))
+        artifact.verify(facts)
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     print(f"{artifact.name} fits {pretrained}: {artifact.head_count()} heads")

@@ -102,7 +102,7 @@ class Attachment:
         self._prompts: Tensor | None = None
         self._tokens: Tensor | None = None
         self._watcher: list[list[PromptRecord]] | None = None
-        self._decoder: nn.Module = model.get_decoder()
+        self._decoder: Any = model.get_decoder()
         self._base = ""
         self._modules: list[nn.Module] = []
         self._hooks: list[Any] = []
@@ -245,7 +245,7 @@ class Attachment:
             refuse_unsupported_generation(self.model, kwargs)
             return generate(*args, **kwargs)
 
-        self.model.generate = checked_generate  # type: ignore[method-assign]
+        self.model.generate = checked_generate
         self._wrapped_generate = True
 
     # -- one forward -------------------------------------------------------------------------
