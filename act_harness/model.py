@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, attach, model_facts
+from act_harness.conversation import ConversationMixin
 from act_harness.counters import CalibrationCounters, PromptRecord
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
@@ -44,7 +45,7 @@ _CPU_TOKEN_BUDGET = 4096
 """Tokens of a forward for ``batch_size=auto`` on the CPU; more brings no speed there."""
 
 
-class CalibratedHFLM(HFLM):
+class CalibratedHFLM(ConversationMixin, HFLM):
     """HuggingFace causal language model with calibrated attention, for lm-eval."""
 
     batch_size_per_gpu: int | str
