@@ -180,33 +180,42 @@ def evaluate(
 @app.command()
 def search(
     recipe: Annotated[
-        Path | None,
-        typer.Argument(help="A recipe file (search/recipes/*.yaml); options override it."),
+        str | None,
+        typer.Argument(help="A recipe file or the name of a shipped one; options override it."),
     ] = None,
     pretrained: Pretrained = None,
     model_args: ModelArgs = "",
     tasks: Annotated[str, typer.Option(help="Task names, separated by commas.")] = "",
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Documents per task; all of the search split if not given."),
+        typer.Option(min=1, help="Documents per task; the recipe's number if not given."),
     ] = None,
-    batch_size: BatchSize = "1",
+    batch_size: BatchSize = "auto",
     device: Device = None,
     output: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("artifact.json"),
-    seed: Seed = 1234,
+    seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.")] = None,
     data_dir: DataDir = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Print the best heads so far now and then.")
+    ] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Draw head map and effects beside the output.")
+    ] = False,
 ) -> None:
     """Find the heads whose calibration helps, and write them as an artifact.
 
+    A search that was interrupted is continued by the same command.
+
     \b
     Example:
+      act-harness search demo --pretrained .demo/model --output .demo/artifact.json
       act-harness search --pretrained .demo/model --tasks act_demo_sentiment --samples 32 \\
           --output .demo/artifact.json
     """
-    from act_harness.search import SearchSettings, run_search
+    from act_harness.search import SearchSettings, search_from_settings
 
     settings = SearchSettings(
-        recipe=recipe,
+        recipe=Path(recipe) if recipe else None,
         pretrained=pretrained,
         model_args=model_args,
         tasks=_names(tasks),
@@ -216,8 +225,44 @@ def search(
         output=output,
         seed=seed,
         data_dir=data_dir,
+        show_best=best,
+        plots=plots,
     )
-    print(run_search(settings).summary())
+    print(search_from_settings(settings).summary())
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="The reference: a result folder or file.")],
+    b: Annotated[Path, typer.Argument(help="The run that is compared with it.")],
+    tasks: Annotated[str, typer.Option(help="Tasks and groups; all that both have.")] = "",
+    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    alpha: Annotated[float, typer.Option(help="Accepted share of false findings.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for comparison.json, comparison.md, forest.png.")
+    ] = None,
+) -> None:
+    """Compare two runs document by document: differences, intervals, verdicts.
+
+    Takes folders and files of `act-harness eval` and of `lm_eval --log_samples`. Exit code 1
+    when a task or group regressed, 2 when the runs answer other documents or prompts.
+
+    \b
+    Example:
+      act-harness compare outputs/model__baseline__DATE outputs/model__act-heads__DATE
+    """
+    from act_harness.compare import compare as compare_runs
+    from act_harness.report import comparison_files
+
+    found = compare_runs(
+        a, b, tasks=_names(tasks) or None, confidence=confidence, alpha=alpha, seed=seed
+    )
+    print(found.to_terminal(colour=sys.stdout.isatty()))
+    if output is not None:
+        for path in comparison_files(found, output).values():
+            print(f"written: {path}")
+    raise typer.Exit(found.exit_code)
 
 
 @app.command()
