@@ -35,6 +35,12 @@ artifact_app = typer.Typer(
     help="Look at head-set artifacts.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(artifact_app, name="artifact")
+bench_app = typer.Typer(
+    help="Measure speed, side by side in one run; tables and plots go to results/benchmarks/.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> NoReturn:
@@ -311,6 +317,46 @@ def tasks_path() -> None:
     from act_harness import paths
 
     print(paths.tasks_path())
+
+
+@bench_app.command("scoring")
+def bench_scoring(
+    pretrained: Annotated[str, typer.Option(help="Hub id or folder of the model.")],
+    tasks: Tasks = "hellaswag",
+    num_fewshot: Annotated[str, typer.Option(help="Numbers of examples, by commas.")] = "0",
+    limit: Annotated[int, typer.Option(min=1, help="Documents per task.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences of a forward.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all variants in turns.")] = 3,
+    dtype: Annotated[str, typer.Option(help="Dtype of the model.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    export: Annotated[
+        Path | None, typer.Option(help="Store the requests as token ids there, and stop.")
+    ] = None,
+    data_dir: DataDir = None,
+    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path(
+        "results/benchmarks"
+    ),
+) -> None:
+    """Stock `hf` against `hf-act`, without and with calibration, on the same requests.
+
+    \b
+    Example:
+      act-harness bench scoring --pretrained .demo/model --tasks act_demo_word --limit 50
+    """
+    from act_harness.bench.scoring import ScoringSettings, bench_tasks
+
+    print(
+        bench_tasks(
+            pretrained,
+            _names(tasks),
+            [int(number) for number in _names(num_fewshot)],
+            ScoringSettings(batch_size=batch_size, rounds=rounds, device=device, output=output),
+            limit=limit,
+            dtype=dtype,
+            export=export,
+            data_dir=data_dir,
+        )
+    )
 
 
 Reference = Annotated[str, typer.Argument(help="Path, shipped name, or hub:REPO/FILE.")]

@@ -339,3 +339,22 @@ def _without_itself(task: Any) -> Iterator[None]:  # noqa: ANN401 - lm-eval's Ta
         yield
     finally:
         config.test_split = before
+
+
+def task_requests(
+    name: str, *, limit: int, num_fewshot: int = 0, data_dir: Path | None = None
+) -> list[tuple[str, str]]:
+    """Return (context, continuation) of a multiple-choice task's evaluation requests, in order.
+
+    Prompts are built by lm-eval's own task object, as ``lm_eval --limit`` would.
+
+    Raises:
+        TaskError: the task is unknown or not multiple choice.
+        InfrastructureError: its data cannot be had.
+    """
+    with _datasets_from(data_dir):
+        (task,) = _load_tasks([name]).values()
+        task.set_config(key="num_fewshot", value=num_fewshot)
+        task.set_fewshot_seed(seed=1234)
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+    return [tuple(instance.args) for instance in task.instances]
