@@ -237,6 +237,14 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         )
 
     def _score(self, items: Sequence[Item], what: str, *, disable: bool) -> list[Score]:
+        if self.world_size > 1:
+            _logger.info(
+                "%s: process %d of %d takes %d requests",
+                what,
+                self.rank,
+                self.world_size,
+                len(items),
+            )
         scorer = self.scorer()
         with tqdm(
             total=len(items),
