@@ -14,7 +14,18 @@ from typing import Any
 import lm_eval
 import pytest
 from lm_eval.api.model import LM
-from task_rows import REPOSITORY, SUBJECTS, TASKS, build, documents, hand_made, manager, real
+from task_rows import (
+    REPOSITORY,
+    SUBJECTS,
+    TASKS,
+    build,
+    documents,
+    hand_made,
+    load,
+    manager,
+    real,
+    write_lexicon,
+)
 
 from act_harness.errors import InfrastructureError
 
@@ -128,8 +139,12 @@ def held(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_golden_prompts(tasks: dict[str, Any]) -> None:
-    found = {name: rendered(task) for name, task in tasks.items()}
+def test_golden_prompts(
+    tasks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lexicon(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {name: rendered(task) for name, task in (tasks | build("act_demo")).items()}
     stored = held(GOLDEN, found)
     assert set(stored) == set(found)
     for name, prompt in found.items():
@@ -402,7 +417,9 @@ def test_a_missing_dataset_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_missing_split_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from task_rows import load
+    from task_rows import (
+        manager,
+    )
 
     def without_train(*args: Any, **kwargs: Any) -> Any:
         rows = load(*args, **kwargs)
