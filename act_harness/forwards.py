@@ -145,10 +145,15 @@ class Forwards:
             return RowScores([], [])
         size = torch.tensor([], dtype=self.softmax_dtype).element_size()
         piece = max(1, _PIECE_BYTES // (logits.shape[1] * size))
-        parts = [part.to(self.softmax_dtype).logsumexp(dim=1) for part in logits.split(piece)]
         row = torch.tensor(rows, device=logits.device)
         token = torch.tensor(tokens, device=logits.device)
-        chosen = logits[row, token].to(self.softmax_dtype) - torch.cat(parts)[row]
+        chosen = torch.empty(len(row), dtype=self.softmax_dtype, device=logits.device)
+        for start in range(0, len(logits), piece):
+            # the function that lm-eval's hf calls: on the CPU its float32 sum over a large
+            # vocabulary is off by about 1e-5 a token, and both arms should be off alike
+            part = torch.log_softmax(logits[start : start + piece], dim=1, dtype=self.softmax_dtype)
+            here = (row >= start) & (row < start + piece)
+            chosen[here] = part[row[here] - start, token[here]]
         greedy = logits.argmax(dim=1)[row] == token
         return RowScores(chosen.tolist(), greedy.tolist())
 

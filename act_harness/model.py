@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, attach, model_facts
+from act_harness.conversation import ConversationMixin
 from act_harness.counters import CalibrationCounters, PromptRecord
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
@@ -44,8 +45,10 @@ _CPU_TOKEN_BUDGET = 4096
 """Tokens of a forward for ``batch_size=auto`` on the CPU; more brings no speed there."""
 
 
-class CalibratedHFLM(HFLM):
+class CalibratedHFLM(ConversationMixin, HFLM):
     """HuggingFace causal language model with calibrated attention, for lm-eval."""
+
+    batch_size_per_gpu: int | str
 
     def __init__(
         self,
@@ -127,18 +130,43 @@ class CalibratedHFLM(HFLM):
 
     # -- log-likelihoods ---------------------------------------------------------------------
 
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokenise as HFLM; where a token spans the boundary and leaves nothing to score, split
-        before that token, so that the answer keeps a score (HFLM fails half-way through a run).
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Tokenise as ``hf`` does (each context once) and score; (log-likelihood, is greedy)."""
+        if self.enable_thinking:  # HFLM refuses it with its own message
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
+        contexts: dict[str, list[int]] = {}
+        pairs = []
+        for request in tqdm(requests, desc="Tokenizing inputs", disable=disable_tqdm):
+            context, continuation = request.args
+            pairs.append((request.args, *self._encode_request(context, continuation, contexts)))
+        return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+
+    def _encode_request(
+        self, context: str, continuation: str, contexts: dict[str, list[int]]
+    ) -> tuple[list[int], list[int]]:
+        """Return context and continuation tokens, as ``TemplateLM.loglikelihood`` finds them.
+
+        One case differs: where a token spans the boundary and leaves nothing to score, the split
+        is moved before that token and counted (lm-eval's ``hf`` fails half-way through the run).
         """
-        before, after = super()._encode_pair(context, continuation)
-        if after or not continuation:
-            return before, after
+        if context == "":
+            tokens = self.tok_encode(continuation, add_special_tokens=False)
+            if tokens[:1] == [self.prefix_token_id]:
+                return tokens[:1], tokens[1:]
+            return [self.prefix_token_id], tokens
+        stripped = context.rstrip()
+        if stripped not in contexts:
+            contexts[stripped] = self.tok_encode(stripped)
+        before = contexts[stripped]
         whole = self.tok_encode(context + continuation)
+        if len(whole) > len(before):
+            return before, whole[len(before) :]
         shared = 0
-        while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
+        while shared < len(whole) and before[shared] == whole[shared]:
             shared += 1
-        self.counters.empty_continuation.add(_key(whole))
+        self.counters.empty_continuation.add(_key([*before, -1, *whole]))
         return (whole[:shared] or [self.prefix_token_id]), whole[shared:]
 
     def _loglikelihood_tokens(
@@ -314,18 +342,23 @@ class CalibratedHFLM(HFLM):
         """Generate a batch, and count what calibration did to its prompts."""
         attachment = self.attachment
         if attachment is None or not attachment.active:
-            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+            stock: torch.Tensor = super()._model_generate(
+                context, max_length, stop, **generation_kwargs
+            )
+            return stock
         if generation_kwargs.pop("use_cache", True) is False:
             raise UnsupportedCallError(
                 "use_cache=False would make every step a new prefill with other sinks; "
                 "generate with the cache while attention is calibrated"
             )
         with attachment.watch() as records:
-            output = super()._model_generate(context, max_length, stop, **generation_kwargs)
+            output: torch.Tensor = super()._model_generate(
+                context, max_length, stop, **generation_kwargs
+            )
         mask = generation_kwargs["attention_mask"].bool()
         for row, real, record in zip(context, mask, records[0], strict=False):
             self._record(tuple(row[real].tolist()), record)
-        return output  # type: ignore[no-any-return]
+        return output
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -337,7 +370,8 @@ class CalibratedHFLM(HFLM):
         """
         if chat_history and chat_history[0]["role"] == "system" and self._refuses_system():
             chat_history = _system_into_user(chat_history)
-        return super().apply_chat_template(chat_history, add_generation_prompt)
+        text: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        return text
 
     def _refuses_system(self) -> bool:
         from jinja2.exceptions import TemplateError

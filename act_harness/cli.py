@@ -1,0 +1,410 @@
+"""The command ``act-harness``: thin commands, each of which imports what it needs when it runs.
+
+User errors (:class:`act_harness.errors.ActHarnessError`) end as one line on the error output and
+the exit code of their branch. What is no user error keeps its traceback and ends with 70, so that
+1 is left to verdicts. Nothing imports this module but ``__main__`` and the installed script.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+import act_harness
+from act_harness.errors import ActHarnessError, InternalError
+
+__all__ = ["app", "main"]
+
+_EXIT_CODES = """Exit codes: 0 done; 1 a verdict against the run (regressed); 2 bad input;
+3 no data, model, memory or server, so no score; 70 an error inside the program, with its
+traceback; 130 interrupted."""
+
+app = typer.Typer(
+    name="act-harness",
+    help=f"Calibrated attention (ACT) inside lm-evaluation-harness.\n\n{_EXIT_CODES}",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+artifact_app = typer.Typer(
+    help="Look at head-set artifacts.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(artifact_app, name="artifact")
+bench_app = typer.Typer(
+    help="Measure speed, side by side in one run; tables and plots go to results/benchmarks/.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(bench_app, name="bench")
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    try:
+        app(prog_name="act-harness")
+    except ActHarnessError as error:
+        print(f"act-harness: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 - exit code 1 is a verdict; a crash must not look like one
+        traceback.print_exc()
+        sys.exit(InternalError.exit_code)
+    sys.exit(0)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(act_harness.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _app_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# Options that several commands share.
+ModelArgs = Annotated[
+    str,
+    typer.Option(
+        help="The model's arguments as lm-eval takes them: pretrained=DIR,dtype=float32,..."
+    ),
+]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(help="Hub id or folder of the model; the same as --model-args pretrained=..."),
+]
+Tasks = Annotated[str, typer.Option(help="Task or group names, separated by commas.")]
+BatchSize = Annotated[str, typer.Option(help="Requests at a time, or 'auto'.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Output = Annotated[Path, typer.Option(help="Folder for results.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder filled by `act-harness fetch`; datasets are read from there."),
+]
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+    }
+)
+def run(context: typer.Context) -> None:
+    """Run lm-eval's own command line, with our model and tasks registered.
+
+    All arguments go to lm-eval: run (the default), ls, validate. The model's name is hf-act.
+    The results folder gets the arm's name at its end.
+
+    \b
+    Example:
+      act-harness run --model hf-act --model_args pretrained=.demo/model,artifact=none \\
+          --tasks act_demo --limit 20 --device cpu
+      act-harness run ls tasks
+      act-harness run -- --help        (lm-eval's own help)
+    """
+    from act_harness.launch import run_lm_eval
+
+    run_lm_eval(context.args)
+
+
+@app.command("eval")
+def evaluate(
+    tasks: Tasks,
+    pretrained: Pretrained = None,
+    model_args: ModelArgs = "",
+    artifact: Annotated[
+        str,
+        typer.Option(help="Path, shipped name or hub:REPO/FILE; 'none' for the baseline alone."),
+    ] = "",
+    limit: Annotated[
+        float | None,
+        typer.Option(help="Documents per task: a number, or a share below 1."),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(min=0, help="Examples in the prompt; the task's own number if not given."),
+    ] = None,
+    fewshot_seeds: Annotated[
+        str, typer.Option(help="Seeds of the choice of examples, separated by commas.")
+    ] = "1234",
+    batch_size: BatchSize = "1",
+    device: Device = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option(help="Put the prompt through the tokenizer's chat template.")
+    ] = False,
+    system_instruction: Annotated[
+        str | None,
+        typer.Option(help="Text of the system message."),
+    ] = None,
+    output: Output = Path("outputs"),
+    seed: Seed = 1234,
+    data_dir: DataDir = None,
+) -> None:
+    """Score a model with and without calibration on the same requests, and compare.
+
+    The model is loaded once. Every task's line has both accuracies, the paired difference with
+    its 95 % interval, and the exact McNemar p. Results and samples of both arms are written
+    under --output.
+
+    \b
+    Example:
+      act-harness eval --pretrained .demo/model --artifact .demo/artifact.json \\
+          --tasks act_demo --output .demo/eval
+    """
+    from act_harness.evaluate import EvalSettings, run_eval
+
+    settings = EvalSettings(
+        pretrained=pretrained,
+        model_args=model_args,
+        artifact=artifact,
+        tasks=_names(tasks),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        fewshot_seeds=tuple(int(number) for number in _names(fewshot_seeds)),
+        batch_size=batch_size,
+        device=device,
+        apply_chat_template=apply_chat_template,
+        system_instruction=system_instruction,
+        output=output,
+        seed=seed,
+        data_dir=data_dir,
+    )
+    print(run_eval(settings).summary())
+
+
+@app.command()
+def search(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="A recipe file or the name of a shipped one; options override it."),
+    ] = None,
+    pretrained: Pretrained = None,
+    model_args: ModelArgs = "",
+    tasks: Annotated[str, typer.Option(help="Task names, separated by commas.")] = "",
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Documents per task; the recipe's number if not given."),
+    ] = None,
+    batch_size: BatchSize = "auto",
+    device: Device = None,
+    output: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("artifact.json"),
+    seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.")] = None,
+    data_dir: DataDir = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Print the best heads so far now and then.")
+    ] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Draw head map and effects beside the output.")
+    ] = False,
+) -> None:
+    """Find the heads whose calibration helps, and write them as an artifact.
+
+    A search that was interrupted is continued by the same command.
+
+    \b
+    Example:
+      act-harness search demo --pretrained .demo/model --output .demo/artifact.json
+      act-harness search --pretrained .demo/model --tasks act_demo_sentiment --samples 32 \\
+          --output .demo/artifact.json
+    """
+    from act_harness.search import SearchSettings, search_from_settings
+
+    settings = SearchSettings(
+        recipe=Path(recipe) if recipe else None,
+        pretrained=pretrained,
+        model_args=model_args,
+        tasks=_names(tasks),
+        samples=samples,
+        batch_size=batch_size,
+        device=device,
+        output=output,
+        seed=seed,
+        data_dir=data_dir,
+        show_best=best,
+        plots=plots,
+    )
+    print(search_from_settings(settings).summary())
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="The reference: a result folder or file.")],
+    b: Annotated[Path, typer.Argument(help="The run that is compared with it.")],
+    tasks: Annotated[str, typer.Option(help="Tasks and groups; all that both have.")] = "",
+    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    alpha: Annotated[float, typer.Option(help="Accepted share of false findings.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for comparison.json, comparison.md, forest.png.")
+    ] = None,
+) -> None:
+    """Compare two runs document by document: differences, intervals, verdicts.
+
+    Takes folders and files of `act-harness eval` and of `lm_eval --log_samples`. Exit code 1
+    when a task or group regressed, 2 when the runs answer other documents or prompts.
+
+    \b
+    Example:
+      act-harness compare outputs/model__baseline__DATE outputs/model__act-heads__DATE
+    """
+    from act_harness.compare import compare as compare_runs
+    from act_harness.report import comparison_files
+
+    found = compare_runs(
+        a, b, tasks=_names(tasks) or None, confidence=confidence, alpha=alpha, seed=seed
+    )
+    print(found.to_terminal(colour=sys.stdout.isatty()))
+    if output is not None:
+        for path in comparison_files(found, output).values():
+            print(f"written: {path}")
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def fetch(
+    tasks: Tasks,
+    dest: Annotated[Path, typer.Option(help="Folder to fill.")],
+) -> None:
+    """Store the datasets of some tasks in a folder, for machines without a network.
+
+    \b
+    Example:
+      act-harness fetch --tasks act_sst2,act_hellaswag --dest data
+      ACT_HARNESS_DATA_DIR=data lm_eval --model hf-act ... --tasks act_sst2
+    """
+    from act_harness.fetch import fetch_tasks
+
+    fetch_tasks(_names(tasks), dest)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is found here, by which route, and what is off.
+
+    Exit code 2 when `lm_eval --model hf-act` would not work.
+
+    \b
+    Example:
+      act-harness doctor
+    """
+    from act_harness.doctor import examine, render
+
+    diagnosis = examine()
+    print(render(diagnosis))
+    if not diagnosis.reachable:
+        raise typer.Exit(2)
+
+
+@app.command("tasks-path")
+def tasks_path() -> None:
+    """Print the folder of the task files, for an lm-eval that does not find them itself.
+
+    \b
+    Example:
+      lm_eval ls tasks --include_path "$(act-harness tasks-path)"
+    """
+    from act_harness import paths
+
+    print(paths.tasks_path())
+
+
+@bench_app.command("scoring")
+def bench_scoring(
+    pretrained: Annotated[str, typer.Option(help="Hub id or folder of the model.")],
+    tasks: Tasks = "hellaswag",
+    num_fewshot: Annotated[str, typer.Option(help="Numbers of examples, by commas.")] = "0",
+    limit: Annotated[int, typer.Option(min=1, help="Documents per task.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences of a forward.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all variants in turns.")] = 3,
+    dtype: Annotated[str, typer.Option(help="Dtype of the model.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    export: Annotated[
+        Path | None, typer.Option(help="Store the requests as token ids there, and stop.")
+    ] = None,
+    data_dir: DataDir = None,
+    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path(
+        "results/benchmarks"
+    ),
+) -> None:
+    """Stock `hf` against `hf-act`, without and with calibration, on the same requests.
+
+    \b
+    Example:
+      act-harness bench scoring --pretrained .demo/model --tasks act_demo_word --limit 50
+    """
+    from act_harness.bench.scoring import ScoringSettings, bench_tasks
+
+    print(
+        bench_tasks(
+            pretrained,
+            _names(tasks),
+            [int(number) for number in _names(num_fewshot)],
+            ScoringSettings(batch_size=batch_size, rounds=rounds, device=device, output=output),
+            limit=limit,
+            dtype=dtype,
+            export=export,
+            data_dir=data_dir,
+        )
+    )
+
+
+Reference = Annotated[str, typer.Argument(help="Path, shipped name, or hub:REPO/FILE.")]
+
+
+@artifact_app.command()
+def show(reference: Reference) -> None:
+    """Print an artifact: its model, its calibration and its heads.
+
+    \b
+    Example:
+      act-harness artifact show .demo/artifact.json
+    """
+    import json
+
+    from act_harness.artifact import load_artifact
+
+    artifact = load_artifact(reference)
+    print(json.dumps(artifact.document(), indent=2, ensure_ascii=False))
+    print(f"{artifact.head_count()} heads, sha256 {artifact.sha256()}", file=sys.stderr)
+
+
+@artifact_app.command()
+def verify(
+    reference: Reference,
+    pretrained: Annotated[str, typer.Argument(help="Hub id or folder of the model.")],
+) -> None:
+    """Check that an artifact fits a model; warnings say what could not be checked.
+
+    \b
+    Example:
+      act-harness artifact verify .demo/artifact.json .demo/model
+    """
+    import warnings
+
+    from act_harness.artifact import load_artifact
+    from act_harness.model import CalibratedHFLM
+
+    artifact = load_artifact(reference)
+    facts = CalibratedHFLM(pretrained, artifact="none").facts
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        artifact.verify(facts)
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    print(f"{artifact.name} fits {pretrained}: {artifact.head_count()} heads")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Split a comma-separated option."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

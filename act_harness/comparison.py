@@ -1,0 +1,252 @@
+"""What a comparison of two runs says, and how it is shown: terminal, Markdown, JSON, exit code.
+
+Exit codes of ``act-harness compare``: 0, nothing regressed; 1, a task or group regressed; 2, the
+results cannot be compared (another document, another prompt, no samples); 3, a file cannot be read.
+
+Not here: the computation (:mod:`act_harness.compare`) and the plots (:mod:`act_harness.report`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from act_harness.stats import PairedDifference, Verdict
+
+__all__ = ["Comparison", "Row", "RunInfo", "Settings"]
+
+SCHEMA = "act-harness/comparison/1"
+
+_NUMBERS = range(2, 10)  # columns of numbers, aligned to the right
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Which run an arm is."""
+
+    label: str
+    path: str | None
+    model: str | None
+    """What was evaluated, as lm-eval names it."""
+    model_args: Any
+    date: float | None
+    """Start of the evaluation, seconds since 1970."""
+    versions: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.path})" if self.path else self.label
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the statements rest on."""
+
+    confidence: float
+    alpha: float
+    """Accepted share of false findings, after Benjamini-Hochberg over the rows of a family."""
+    negligible: float
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one task or group in both arms."""
+
+    kind: Literal["task", "group"]
+    name: str
+    metric: str
+    filter: str
+    headline: bool
+    """The task's first reported metric, on which the exit code rests."""
+    derived: bool
+    """Computed here from the samples, not reported by the evaluation."""
+    higher_is_better: bool | None
+    score_a: float | None
+    score_b: float | None
+    result: PairedDifference | None
+    """None where the samples do not determine the score; ``note`` says why."""
+    p_adjusted: float | None
+    """After Benjamini-Hochberg over the rows of the same kind and headline state."""
+    verdict: Verdict
+    clustered_by: str | None
+    """What documents share, where they were resampled together."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs compared on the same documents; differences are B minus A."""
+
+    a: RunInfo
+    b: RunInfo
+    settings: Settings
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def regressed(self) -> tuple[Row, ...]:
+        """Headline rows that got worse."""
+        return tuple(row for row in self.rows if row.headline and row.verdict == "regressed")
+
+    @property
+    def exit_code(self) -> int:
+        """1 when a headline row regressed, otherwise 0."""
+        return 1 if self.regressed else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as a JSON object; numbers that are not finite become null."""
+        return {"schema": SCHEMA, "exit_code": self.exit_code, **_plain(self)}
+
+    def to_markdown(self, *, headline_only: bool = False) -> str:
+        """Return a table in GitHub's Markdown, with the legend and the notes below it."""
+        lines = [f"A: {_cell(str(self.a))}  ", f"B: {_cell(str(self.b))}", ""]
+        header = _header(self.settings)
+        lines.append("| " + " | ".join(header) + " |")
+        marks = ["--:" if index in _NUMBERS else "---" for index in range(len(header))]
+        lines.append("|" + "|".join(marks) + "|")
+        for row in self._shown(headline_only):
+            cells = [_cell(cell) for cell in _cells(row)]
+            if row.verdict != "inconclusive":
+                cells[-1] = f"**{cells[-1]}**"
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", self.summary(), "", _legend(self.settings)]
+        lines += ["", *(f"- {_cell(note)}" for note in self._all_notes())]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def to_terminal(self, *, width: int | None = None, colour: bool = False) -> str:
+        """Return the table as text for a terminal.
+
+        Args:
+            width: Columns of the terminal; None: its own.
+            colour: Whether to mark verdicts with colour codes.
+        """
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, padding=(0, 1))
+        for index, name in enumerate(_header(self.settings)):
+            right = index in _NUMBERS
+            longest = max((len(_cells(row)[0]) for row in self.rows), default=0)
+            table.add_column(
+                name,
+                justify="right" if right else "left",
+                no_wrap=index != 1,
+                min_width=None if index else longest,
+            )
+        styles = {"improved": "green", "regressed": "bold red", "inconclusive": ""}
+        for row in self.rows:
+            table.add_row(*_cells(row), style=styles[row.verdict])
+        columns = width or max(shutil.get_terminal_size((140, 24)).columns, 100)
+        console = Console(
+            file=io.StringIO(), width=columns, force_terminal=colour, no_color=not colour,
+            markup=False, highlight=False, emoji=False,
+        )  # fmt: skip
+        console.print(f"A: {self.a}\nB: {self.b}\n", soft_wrap=True)
+        console.print(table)
+        console.print("\n" + self.summary(), soft_wrap=True)
+        for note in self._all_notes():
+            console.print(f"note: {note}", soft_wrap=True)
+        stream = console.file
+        return stream.getvalue() if isinstance(stream, io.StringIO) else ""
+
+    def summary(self) -> str:
+        """Return one line: how many tasks and groups improved, regressed or are open."""
+        rows = [row for row in self.rows if row.headline]
+        counts = {said: sum(row.verdict == said for row in rows) for said in _VERDICTS}
+        text = ", ".join(f"{number} {said}" for said, number in counts.items())
+        return f"{len(rows)} tasks and groups: {text}."
+
+    def _shown(self, headline_only: bool) -> Sequence[Row]:
+        return [row for row in self.rows if row.headline or not headline_only]
+
+    def _all_notes(self) -> list[str]:
+        own = [f"{row.name} {_metric(row)}: {row.note}" for row in self.rows if row.note]
+        return [*self.notes, *own]
+
+
+_VERDICTS: tuple[Verdict, ...] = ("improved", "regressed", "inconclusive")
+
+
+def _header(settings: Settings) -> list[str]:
+    interval = f"{100 * settings.confidence:g} % interval"
+    return ["task", "metric", "documents", "A", "B", "B - A", interval, "p (adjusted)",
+            "gained/lost", "detectable", "verdict"]  # fmt: skip
+
+
+def _cells(row: Row) -> list[str]:
+    name = f"{row.name} (group)" if row.kind == "group" else row.name
+    said = row.verdict if row.result is not None else "not tested"
+    start = [name, _metric(row)]
+    if row.result is None:
+        both = row.score_a is not None and row.score_b is not None
+        change = f"{(row.score_b or 0) - (row.score_a or 0):+.4f}" if both else ""
+        return [*start, "", _score(row.score_a), _score(row.score_b), change, *[""] * 4, said]
+    found = row.result
+    documents = str(found.documents)
+    if found.clusters is not None:
+        documents += f" ({found.clusters} {row.clustered_by or 'cluster'}s)"
+    flips = f"+{found.flips.gained} / -{found.flips.lost}" if found.flips else ""
+    low, high = found.interval
+    interval = f"{low:+.4f} ... {high:+.4f}" if math.isfinite(low + high) else "unknown"
+    return [
+        *start, documents, _score(row.score_a), _score(row.score_b), f"{found.difference:+.4f}",
+        interval, _p_value(row.p_adjusted), flips,
+        f"{found.minimum_detectable:.4f}" if math.isfinite(found.minimum_detectable) else "",
+        said,
+    ]  # fmt: skip
+
+
+def _metric(row: Row) -> str:
+    name = row.metric if row.filter in ("none", "") else f"{row.metric} ({row.filter})"
+    if row.higher_is_better is False:
+        name += ", lower is better"
+    return f"{name} *" if row.derived else name
+
+
+def _legend(settings: Settings) -> str:
+    return (
+        "B - A on the same documents, with its paired bootstrap interval; p: exact McNemar for 0/1 "
+        "metrics of single documents, otherwise random signs of the documents' or clusters' "
+        "differences, adjusted by Benjamini-Hochberg over the rows of its kind; "
+        "gained/lost: documents right in B only and in A only; detectable: the true difference "
+        "that would be found in 80 % of repetitions; *: computed from the samples (acc_corrected: "
+        "each choice's mean score over the documents subtracted; margin: score of the right choice "
+        f"minus the best wrong one, in nats). A verdict needs p at most {settings.alpha:g} and an "
+        "interval without zero."
+    )
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value >= 1e-4 else f"{value:.0e}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any part of a comparison
+    """Turn dataclasses, tuples and odd numbers into what JSON holds."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)

@@ -1,0 +1,403 @@
+"""Plots and report files: what ``eval``, ``search`` and ``compare`` leave for a reader.
+
+The only module that draws. Every figure is made without a display, with no global matplotlib state,
+and written atomically; equal input gives an equal file. matplotlib is the extra ``report``.
+
+Not here: any number. Effects, intervals and verdicts come from the caller.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from act_harness.atomic import write_bytes, write_json, write_text
+from act_harness.comparison import Comparison, Row
+from act_harness.errors import InputError, ResultError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "Curve",
+    "comparison_files",
+    "forest_plot",
+    "head_map",
+    "markdown_table",
+    "rank_plot",
+]
+
+# Blue, vermilion and grey of Okabe and Ito: told apart by colour-blind readers and in print.
+_COLOURS = {"improved": "#0072B2", "regressed": "#D55E00", "inconclusive": "#767676"}
+_DPI = 150
+
+
+class Curve(NamedTuple):
+    """An effect measured for several numbers of heads."""
+
+    heads: Sequence[int]
+    """How many heads were calibrated, ascending."""
+    effect: Sequence[float]
+    low: Sequence[float]
+    """Lower ends of the confidence intervals."""
+    high: Sequence[float]
+
+
+def comparison_files(comparison: Comparison, folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Write a comparison as ``comparison.json``, ``comparison.md`` and ``forest.png``.
+
+    The plot is left out where nothing could be tested.
+
+    Returns:
+        File name to path of what was written.
+
+    Raises:
+        InfrastructureError: The folder cannot be written.
+        InputError: matplotlib is not installed.
+    """
+    place = Path(folder)
+    written = {"comparison.json": write_json(place / "comparison.json", comparison.to_json())}
+    text = comparison.to_markdown()
+    tested = [row for row in comparison.rows if row.headline and row.result is not None]
+    if tested:
+        title = f"{comparison.b.label} against {comparison.a.label}"
+        written["forest.png"] = forest_plot(tested, place / "forest.png", title=title)
+        text += "\n![differences](forest.png)\n"
+    return {**written, "comparison.md": write_text(place / "comparison.md", text)}
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table in GitHub's Markdown; numbers are aligned to the right.
+
+    Raises:
+        ResultError: A row has another number of cells than the header.
+    """
+    body = [list(row) for row in rows]
+    wrong = next((row for row in body if len(row) != len(header)), None)
+    if wrong is not None:
+        raise ResultError(f"a row of {len(wrong)} cells for {len(header)} columns: {wrong}")
+    numeric = [
+        bool(body) and all(isinstance(row[i], (int, float)) for row in body)
+        for i in range(len(header))
+    ]
+    lines = [list(header), ["--:" if right else "---" for right in numeric]]
+    lines += [[_cell(cell) for cell in row] for row in body]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def forest_plot(
+    rows: Sequence[Row],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+    names: tuple[str, str] = ("A", "B"),
+) -> Path:
+    """Draw differences with their intervals, a line a task or group, a panel a metric.
+
+    Args:
+        rows: Rows of a comparison; those without a test are left out.
+        path: The PNG file.
+        title: Heading.
+        names: Names of the two arms on the axis.
+
+    Raises:
+        ResultError: No row was tested.
+        InfrastructureError: The file cannot be written.
+        InputError: matplotlib is not installed.
+    """
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.result is not None and math.isfinite(row.result.stderr):
+            panels.setdefault(row.metric, []).append(row)
+    if not panels:
+        raise ResultError("nothing to draw: no task was tested on two documents or more")
+    sizes = [len(members) for members in panels.values()]
+    figure, all_axes = _figure(
+        len(panels), width=9.0, height=1.0 + 0.75 * len(panels) + 0.3 * sum(sizes), ratios=sizes
+    )
+    for axes, (metric, members) in zip(all_axes, panels.items(), strict=True):
+        _forest(axes, members)
+        worse = " (lower is better)" if members[0].higher_is_better is False else ""
+        axes.set_xlabel(f"{metric}{worse}: {names[1]} - {names[0]}, with interval")
+    _heading(figure, title)
+    _legend(figure)
+    return _save(figure, path)
+
+
+def head_map(
+    effects: npt.ArrayLike,
+    path: str | os.PathLike[str],
+    *,
+    selected: Mapping[int, Iterable[int]] | None = None,
+    title: str = "",
+    label: str = "effect",
+) -> Path:
+    """Draw one number a head as a map, layers down and heads across, the selected heads framed.
+
+    Args:
+        effects: The numbers, (layers, heads); NaN where a head was not measured (hatched).
+        path: The PNG file.
+        selected: Layer to heads, as in an artifact.
+        title: Heading.
+        label: What the numbers are.
+
+    Raises:
+        ResultError: Another shape, or a selected head outside it.
+        InfrastructureError: The file cannot be written.
+        InputError: matplotlib is not installed.
+    """
+    given = np.asarray(effects, dtype=np.float64)
+    if given.ndim != 2 or 0 in given.shape:
+        raise ResultError(f"effects must be (layers, heads); found shape {given.shape}")
+    chosen = [(layer, head) for layer, heads in (selected or {}).items() for head in heads]
+    layers, heads = given.shape
+    for layer, head in chosen:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise ResultError(
+                f"selected head {head} of layer {layer} is outside the map of {layers} layers with "
+                f"{heads} heads"
+            )
+    cell = min(0.32, 8.0 / max(given.shape))
+    figure, (axes,) = _figure(1, width=max(4.6, 2.4 + cell * heads), height=1.5 + cell * layers)
+    # The scale is symmetric, so that no effect is white; one odd head must not bleach the others.
+    known = np.abs(given[np.isfinite(given)])
+    limit = float(np.quantile(known, 0.99)) if known.size else 1.0
+    limit = limit or float(known.max(initial=0.0)) or 1.0
+    axes.set_facecolor("#e4e4e4")
+    axes.patch.set_hatch("////")
+    axes.patch.set_edgecolor("#b8b8b8")
+    image = axes.imshow(
+        np.ma.masked_invalid(given), cmap="RdBu", vmin=-limit, vmax=limit, aspect="equal",
+        interpolation="nearest",
+    )  # fmt: skip
+    for layer, head in chosen:
+        axes.add_patch(_frame(head, layer))
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    for axis, count in ((axes.xaxis, heads), (axes.yaxis, layers)):
+        axis.set_ticks(range(0, count, 1 if count <= 12 else 2 if count <= 24 else 4))
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, extend=_extend(given, limit))
+    bar.set_label(label)
+    note = f"{len(chosen)} of {given.size} heads selected (framed)" if chosen else ""
+    if known.size < given.size:
+        note += f"{'; ' if note else ''}hatched: not measured"
+    _heading(figure, title, note)
+    return _save(figure, path)
+
+
+def rank_plot(
+    effects: npt.ArrayLike,
+    path: str | os.PathLike[str],
+    *,
+    stderr: npt.ArrayLike | None = None,
+    selected: int | None = None,
+    curve: Curve | None = None,
+    controls: Sequence[tuple[int, float]] = (),
+    title: str = "",
+    label: str = "effect",
+    sets_label: str | None = None,
+) -> Path:
+    """Draw single heads' effects by rank and, where given, sets of heads against their controls.
+
+    Left: every head's effect on the search documents, the best first. Right: the effect of the best
+    k heads on other documents, and of random sets of the same size: the gap between the two is what
+    the order is worth.
+
+    Args:
+        effects: One number a head, (heads,), in any order.
+        path: The PNG file.
+        stderr: Their standard errors, (heads,).
+        selected: How many of the best were taken; marked.
+        curve: Effect of the best k heads for several k.
+        controls: Number of heads and effect of each random set.
+        title: Heading.
+        label: What the heads' numbers are.
+        sets_label: What the sets' numbers are; None: the same.
+
+    Raises:
+        ResultError: No effects, one that is not finite, or another number of errors.
+        InfrastructureError: The file cannot be written.
+        InputError: matplotlib is not installed.
+    """
+    given = np.asarray(effects, dtype=np.float64).ravel()
+    spread = None if stderr is None else np.asarray(stderr, dtype=np.float64).ravel()
+    if given.size == 0 or not bool(np.isfinite(given).all()):
+        raise ResultError("effects must be finite numbers, one a head")
+    if spread is not None and spread.shape != given.shape:
+        raise ResultError(f"{given.size} effects need as many errors; found {spread.size}")
+    both = curve is not None or bool(controls)
+    figure, all_axes = _figure(2 if both else 1, width=10.0 if both else 6.0, height=4.2, row=True)
+    _ranks(all_axes[0], given, spread, selected)
+    all_axes[0].set_ylabel(label)
+    if both:
+        _sets(all_axes[1], curve, controls, selected)
+        all_axes[1].set_ylabel(label if sets_label is None else sets_label)
+    _heading(figure, title)
+    return _save(figure, path)
+
+
+# -- parts of the figures --------------------------------------------------------------------------
+
+
+def _forest(axes: Axes, rows: Sequence[Row]) -> None:
+    low, high = [], []
+    for place, row in enumerate(reversed(rows)):
+        found = row.result
+        if found is None:
+            continue
+        colour = _COLOURS[row.verdict]
+        axes.plot(found.interval, (place, place), color=colour, linewidth=2, zorder=2)
+        group = row.kind == "group"
+        axes.plot(
+            found.difference, place, marker="D" if group else "o", color=colour,
+            markersize=7 if group else 5.5, zorder=3,
+        )  # fmt: skip
+        text = f"{found.difference:+.4f}  [{found.interval.low:+.4f}, {found.interval.high:+.4f}]"
+        axes.annotate(
+            f"{text}  n={found.documents}", (1.02, place), xycoords=("axes fraction", "data"),
+            va="center", fontsize=8, color=colour if row.verdict != "inconclusive" else "black",
+            annotation_clip=False,
+        )  # fmt: skip
+        low.append(min(found.interval.low, 0.0))
+        high.append(max(found.interval.high, 0.0))
+    axes.axvline(0.0, color="black", linewidth=0.8, zorder=1)
+    axes.set_yticks(
+        range(len(rows)),
+        [f"{row.name} (group)" if row.kind == "group" else row.name for row in reversed(rows)],
+        fontsize=8.5,
+    )
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    margin = 0.05 * ((max(high) - min(low)) or 1.0)
+    axes.set_xlim(min(low) - margin, max(high) + margin)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _ranks(
+    axes: Axes,
+    effects: npt.NDArray[np.float64],
+    spread: npt.NDArray[np.float64] | None,
+    selected: int | None,
+) -> None:
+    order = np.argsort(-effects, kind="stable")
+    ranks = np.arange(1, len(effects) + 1)
+    if spread is not None:
+        ends = effects[order] - spread[order], effects[order] + spread[order]
+        axes.fill_between(ranks, *ends, color="#cfe2f0", label="one standard error", linewidth=0)
+    axes.plot(ranks, effects[order], color=_COLOURS["improved"], linewidth=1.4, label="head")
+    if selected:
+        axes.axvline(selected + 0.5, color="#444444", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"{selected} taken", (selected + 0.5, 0.97), xycoords=("data", "axes fraction"),
+            xytext=(4, 0), textcoords="offset points", va="top", fontsize=8.5,
+        )  # fmt: skip
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    axes.set_xlabel("head, by rank on the search documents")
+    axes.set_title("single heads", fontsize=10)
+    axes.legend(fontsize=8.5, frameon=False, loc="upper right")
+
+
+def _sets(
+    axes: Axes, curve: Curve | None, controls: Sequence[tuple[int, float]], selected: int | None
+) -> None:
+    if controls:
+        sizes, values = zip(*controls, strict=True)
+        axes.plot(
+            sizes, values, linestyle="none", marker="x", color=_COLOURS["inconclusive"],
+            label=f"random heads ({len(controls)} sets)",
+        )  # fmt: skip
+    if curve is not None:
+        below = np.asarray(curve.effect) - np.asarray(curve.low)
+        above = np.asarray(curve.high) - np.asarray(curve.effect)
+        axes.errorbar(
+            curve.heads, curve.effect, yerr=(below, above), color=_COLOURS["improved"], marker="o",
+            markersize=5, capsize=3, linewidth=1.4, label="best heads, with interval",
+        )  # fmt: skip
+        if selected is not None and selected in curve.heads:
+            place = list(curve.heads).index(selected)
+            axes.plot(
+                selected, curve.effect[place], marker="o", markersize=12, linestyle="none",
+                markerfacecolor="none", markeredgecolor="black", label="taken",
+            )  # fmt: skip
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    axes.set_xlabel("number of calibrated heads")
+    axes.set_title("sets of heads, on other documents", fontsize=10)
+    axes.legend(fontsize=8.5, frameon=False, loc="best")
+
+
+def _frame(head: int, layer: int) -> Any:  # noqa: ANN401 - a matplotlib patch
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(
+        (head - 0.44, layer - 0.44), 0.88, 0.88, fill=False, edgecolor="black", linewidth=1.4
+    )
+
+
+def _extend(values: npt.NDArray[np.float64], limit: float) -> str:
+    above, below = bool((values > limit).any()), bool((values < -limit).any())
+    return "both" if above and below else "max" if above else "min" if below else "neither"
+
+
+def _heading(figure: Figure, title: str, note: str = "") -> None:
+    text = "\n".join(part for part in (title, note) if part)
+    if text:
+        figure.suptitle(text, fontsize=10.5)
+
+
+def _legend(figure: Figure) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], color=c, marker="o", label=said) for said, c in _COLOURS.items()]
+    marks.append(Line2D([], [], color="black", marker="D", linestyle="none", label="group"))
+    figure.legend(
+        handles=marks, loc="outside lower center", ncols=4, fontsize=8.5, frameon=False
+    )  # fmt: skip
+
+
+# -- canvas ----------------------------------------------------------------------------------------
+
+
+def _figure(
+    panels: int,
+    *,
+    width: float,
+    height: float,
+    ratios: Sequence[int] | None = None,
+    row: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of its own and its panels, below or (``row``) beside each other."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "plots need matplotlib, which is not installed; run: pip install 'act-harness[report]'"
+        ) from error
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    shape = (1, panels) if row else (panels, 1)
+    grid = figure.subplots(*shape, squeeze=False, height_ratios=None if row else ratios)
+    axes: list[Axes] = list(grid.ravel())
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    buffer = io.BytesIO()
+    # No version and no date inside: equal input gives an equal file.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return write_bytes(path, buffer.getvalue())
+
+
+def _cell(value: object) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,368 @@
+"""Reading what an evaluation left on the disk: lm-eval's result files and the samples beside them.
+
+lm-eval 0.4.13 writes ``results_<date>.json`` and, with ``--log_samples``, one
+``samples_<task>_<date>.jsonl`` a task into a folder named by the checkpoint (its
+``loggers/evaluation_tracker.py``); ``act-harness eval`` writes the same layout, one folder per arm.
+A :class:`Run` is one such result. Of every sample it keeps what a comparison needs (hashes, metric
+values, the scores of the choices), not the texts.
+
+Not here: comparing two runs (:mod:`act_harness.compare`) and writing results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from act_harness.atomic import read_lines
+from act_harness.errors import InfrastructureError, ResultError, suggestion
+
+__all__ = ["ChoiceScores", "Run", "Sample", "choice_scores", "load_run", "run_from_memory"]
+
+Value = float | tuple[float, float] | None
+
+_DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
+_SHARED_FIELDS = ("passage", "context", "subject")
+
+
+class Sample(NamedTuple):
+    """One document as one arm answered it, under one of the task's filters."""
+
+    doc_id: int
+    """Index of the document in its split."""
+    doc_hash: str
+    prompt_hash: str
+    target_hash: str
+    filter: str
+    """Name of the lm-eval filter that the metrics belong to."""
+    values: Mapping[str, Value]
+    """Metric name to value; a pair is (log-likelihood, words or bytes); None: no number."""
+    fields: Mapping[str, str]
+    """What documents may share: the doc's ``passage``, ``context`` or ``subject``."""
+    choices: tuple[str, ...] = ()
+    """Continuations of a multiple-choice document, otherwise empty."""
+    scores: tuple[float, ...] = ()
+    """Log-likelihood of each choice, in nats."""
+    target: str = ""
+    """The right answer as lm-eval writes it: an index or a text."""
+
+
+class ChoiceScores(NamedTuple):
+    """The choices' scores of a multiple-choice task under one filter."""
+
+    scores: npt.NDArray[np.float64]
+    """Log-likelihoods, (documents, most choices), in the order of the samples given; minus infinity
+    where a document has fewer choices."""
+    labels: npt.NDArray[np.int64]
+    """Index of the right choice, (documents,)."""
+    same_choices: bool
+    """Whether every document has the same choices, so that a label prior means something."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation of one model: its scores and, where they were logged, its samples."""
+
+    label: str
+    """Short name: the folder's, which for ``act-harness eval`` is model and arm."""
+    path: Path | None
+    """The file that was read; None for results in memory."""
+    data: Mapping[str, Any]
+    """The results as lm-eval writes them; empty when only a samples file was given."""
+    sample_files: Mapping[str, Path] = field(default_factory=dict)
+    """Task to samples file."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know about how this run was found."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks (not groups), in the result's order."""
+        known = self.data.get("configs")
+        if not known:
+            return list(self.sample_files) or list(self.data.get("samples", {}))
+        return [name for name in self.data.get("results", {}) if name in known]
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the groups that have a score of their own."""
+        return list(self.data.get("groups", {}))
+
+    def leaves(self, group: str) -> list[str]:
+        """Names of the tasks below a group, through groups in groups, each once."""
+        tree, found = self.data.get("group_subtasks", {}), dict[str, None]()
+        waiting, seen = [group], set[str]()
+        while waiting:
+            name = waiting.pop(0)
+            if name in seen:
+                continue
+            seen.add(name)
+            if tree.get(name):
+                waiting.extend(tree[name])
+            else:
+                found[name] = None
+        return list(found)
+
+    def metrics(self, name: str) -> list[tuple[str, str]]:
+        """(metric, filter) of a task or group, in the result's order, without standard errors."""
+        pairs = []
+        for key in self.data.get("results", {}).get(name, {}):
+            metric, comma, kind = key.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                pairs.append((metric, kind))
+        return pairs
+
+    def score(self, name: str, metric: str, filter_name: str) -> float | None:
+        """Score of a task or group as reported, or None where there is no number."""
+        return _number(self.data.get("results", {}).get(name, {}).get(f"{metric},{filter_name}"))
+
+    def higher_is_better(self, name: str, metric: str) -> bool | None:
+        """Direction of a metric; None when the result does not say it and the name does not."""
+        said = self.data.get("higher_is_better", {}).get(name, {}).get(metric)
+        if isinstance(said, bool):
+            return said
+        if any(word in metric for word in ("perplexity", "bits_per_byte", "brier")):
+            return False
+        if metric.startswith(("acc", "exact", "em", "f1")):
+            return True
+        return None
+
+    def has_samples(self, task: str) -> bool:
+        """Whether the samples of a task were logged."""
+        return task in self.sample_files or task in self.data.get("samples", {})
+
+    def samples(self, task: str, *, fields: Sequence[str] = ()) -> list[Sample]:
+        """Read the samples of a task, ordered by document.
+
+        Args:
+            task: One of :attr:`tasks`.
+            fields: More fields of the documents to keep in :attr:`Sample.fields`.
+
+        Raises:
+            ResultError: The task is unknown, its samples were not logged, or they are malformed.
+            InfrastructureError: The file cannot be read.
+        """
+        kept = (*fields, *_SHARED_FIELDS)
+        if task in self.sample_files:
+            path = self.sample_files[task]
+            rows: Iterable[Any] = read_lines(path, drop_half_line=False)
+            where = str(path)
+        elif task in self.data.get("samples", {}):
+            rows, where = self.data["samples"][task], f"{self.label}, task {task}"
+        else:
+            known = [*self.sample_files, *self.data.get("samples", {})]
+            raise ResultError(
+                f"{self.label}: no samples of task {task!r}{suggestion(task, known)}; "
+                "repeat the run with --log_samples"
+            )
+        found = [_sample(row, kept, f"{where}: sample {i}") for i, row in enumerate(rows, start=1)]
+        if not found:
+            raise ResultError(f"{where}: no samples in it; repeat the run")
+        return sorted(found, key=lambda sample: (sample.doc_id, sample.filter))
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Find and read one result.
+
+    Args:
+        path: A results file, a samples file (then there are no groups and no reported scores), or
+            a folder that holds results directly or in its only subfolder with any. Of several
+            results in one folder the newest is taken, which a note says.
+
+    Raises:
+        ResultError: Nothing is there, several arms are there, or the file is malformed.
+        InfrastructureError: It cannot be read.
+    """
+    given = Path(path)
+    if given.is_dir():
+        return _load_folder(given)
+    if not given.is_file():
+        raise ResultError(f"{given}: no such file or folder; check the path")
+    if given.name.startswith("samples_") or given.suffix == ".jsonl":
+        task = _DATE.sub("", given.name).removeprefix("samples_").removesuffix(".jsonl")
+        return Run(label=given.parent.name, path=given, data={}, sample_files={task: given})
+    return _load_file(given, ())
+
+
+def run_from_memory(results: Mapping[str, Any], *, label: str) -> Run:
+    """Wrap what ``lm_eval.simple_evaluate(..., log_samples=True)`` returned, without any file."""
+    return Run(label=label, path=None, data=results)
+
+
+def choice_scores(samples: Sequence[Sample]) -> ChoiceScores | None:
+    """Collect the choices' scores of samples under one filter, or None where they have none.
+
+    lm-eval writes the right answer as text, so an index and a choice that happens to be a digit
+    look alike; the reading that agrees with the logged ``acc`` of every document is taken.
+
+    Args:
+        samples: All of one task and filter.
+
+    Returns:
+        None when a document is not multiple choice, a score is not finite, or the right answers
+        cannot be told.
+    """
+    widths = [len(sample.scores) for sample in samples]
+    if not widths or min(widths) < 2:
+        return None
+    scores = np.full((len(samples), max(widths)), -np.inf)
+    for row, sample in enumerate(samples):
+        if not all(map(math.isfinite, sample.scores)):
+            return None
+        scores[row, : len(sample.scores)] = sample.scores
+    best = scores.argmax(axis=1)
+    for read in (_label_as_index, _label_as_text):
+        labels = [read(sample) for sample in samples]
+        if None in labels:
+            continue
+        right = np.asarray(labels, dtype=np.int64)
+        logged = [sample.values.get("acc") for sample in samples]
+        if all(
+            acc is None or acc == float(hit) for acc, hit in zip(logged, best == right, strict=True)
+        ):
+            same = len({sample.choices for sample in samples}) == 1
+            return ChoiceScores(scores, right, same)
+    return None
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _load_folder(folder: Path) -> Run:
+    files = sorted(folder.glob("results_*.json")) or sorted(folder.glob("*/results_*.json"))
+    files = files or sorted(folder.glob("**/results_*.json"))
+    if not files:
+        raise ResultError(
+            f"{folder}: no results_*.json in it; give the output folder of act-harness eval or of "
+            "lm_eval --output_path --log_samples"
+        )
+    arms = sorted({file.parent for file in files})
+    if len(arms) > 1:
+        names = ", ".join(str(arm.relative_to(folder)) for arm in arms[:6])
+        more = f" and {len(arms) - 6} more" if len(arms) > 6 else ""
+        raise ResultError(f"{folder}: {len(arms)} results in it ({names}{more}); name one of them")
+    newest = max(files, key=lambda file: (_date(file), file.stat().st_mtime))
+    older = len(files) - 1
+    note = f"{arms[0].name}: newest of {older + 1} results taken ({newest.name})"
+    return _load_file(newest, (note,) if older else ())
+
+
+def _load_file(path: Path, notes: tuple[str, ...]) -> Run:
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InfrastructureError(f"cannot read {path}: {reason}; check the disk") from error
+    except ValueError as error:
+        raise ResultError(f"{path}: not JSON ({error}); repeat the run that wrote it") from error
+    if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
+        raise ResultError(
+            f"{path}: no 'results' in it, so it is not a result of lm-eval; give a results_*.json"
+        )
+    date = _date(path)
+    files = {}
+    names = {_flat(task): task for task in data.get("configs", {})}
+    for file in sorted(path.parent.glob(f"samples_*_{date}.jsonl")):
+        task = file.name.removeprefix("samples_").removesuffix(f"_{date}.jsonl")
+        files[task if task in names.values() else names.get(_flat(task), task)] = file
+    return Run(label=path.parent.name, path=path, data=data, sample_files=files, notes=notes)
+
+
+def _date(path: Path) -> str:
+    found = _DATE.search(path.name)
+    return found.group(1) if found else path.stem.rpartition("_")[2]
+
+
+def _flat(task: str) -> str:
+    # A task name with "/" cannot be a file name; whoever writes it replaces something.
+    return re.sub(r"\W+", "_", task).replace("__", "_")
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+
+def _sample(row: Any, kept: Sequence[str], where: str) -> Sample:  # noqa: ANN401 - parsed JSON
+    if not isinstance(row, Mapping):
+        raise ResultError(f"{where} is not an object; this is no samples file of lm-eval")
+    missing = [name for name in ("doc_id", "doc_hash", "prompt_hash") if name not in row]
+    if missing:
+        raise ResultError(
+            f"{where} has no {missing[0]!r}; this is no samples file of lm-eval 0.4.13 or later"
+        )
+    given = row.get("doc")
+    doc: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    names = row.get("metrics", [])
+    choices, scores = _choices(row)
+    return Sample(
+        doc_id=int(row["doc_id"]),
+        doc_hash=str(row["doc_hash"]),
+        prompt_hash=str(row["prompt_hash"]),
+        target_hash=str(row.get("target_hash", "")),
+        filter=str(row.get("filter", "none")),
+        values={str(name): _value(row.get(name)) for name in names},
+        fields={name: str(doc[name]) for name in kept if name in doc},
+        choices=choices,
+        scores=scores,
+        target=str(row.get("target", "")),
+    )
+
+
+def _value(given: Any) -> Value:  # noqa: ANN401 - whatever a task's metric returned
+    if isinstance(given, (list, tuple)) and len(given) == 2:
+        first, second = _number(given[0]), _number(given[1])
+        return None if first is None or second is None else (first, second)
+    return _number(given)
+
+
+def _number(given: Any) -> float | None:  # noqa: ANN401 - whatever stands in the file
+    if isinstance(given, (bool, int, float, np.number, np.bool_)):
+        number = float(given)
+        return number if math.isfinite(number) else None
+    return None
+
+
+def _choices(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Continuations and their log-likelihoods, or nothing where a row is not multiple choice."""
+    responses, arguments = row.get("filtered_resps"), row.get("arguments")
+    if isinstance(arguments, Mapping):  # as written: {"gen_args_0": {"arg_0": ..., "arg_1": ...}}
+        arguments = [list(one.values()) for one in arguments.values()]
+    if not isinstance(responses, list) or not isinstance(arguments, list):
+        return (), ()
+    scores = []
+    for response in responses:
+        if not isinstance(response, (list, tuple)) or len(response) != 2:
+            return (), ()
+        if str(response[1]) not in ("True", "False"):
+            return (), ()
+        try:
+            scores.append(float(response[0]))
+        except (TypeError, ValueError):
+            return (), ()
+    texts = [(str(one[0]), str(one[1])) for one in arguments if len(one) == 2]
+    # Choices scored without their context as well (mutual information) are another measure.
+    bare = sum(context == "" for context, _ in texts)
+    if len(scores) < 2 or len(texts) != len(scores) or 0 < bare < len(texts):
+        return (), ()
+    return tuple(choice for _, choice in texts), tuple(scores)
+
+
+def _label_as_index(sample: Sample) -> int | None:
+    try:
+        label = int(sample.target)
+    except ValueError:
+        return None
+    return label if 0 <= label < len(sample.scores) else None
+
+
+def _label_as_text(sample: Sample) -> int | None:
+    stripped = [choice.strip() for choice in sample.choices]
+    wanted = sample.target.strip()
+    return stripped.index(wanted) if stripped.count(wanted) == 1 else None

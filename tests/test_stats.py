@@ -1,0 +1,454 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from act_harness import stats
+from act_harness.errors import ResultError
+
+BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=60)
+REALS = st.floats(-100, 100, allow_nan=False).map(lambda value: round(value, 3))
+PAIRS = st.lists(st.tuples(REALS, REALS), min_size=2, max_size=30)
+
+
+def arms(documents, *, lost, gained, right=100):
+    """0/1 answers with known flips: the first ones get lost, the next ones gained."""
+    a, b = np.zeros(documents), np.zeros(documents)
+    a[:lost], b[lost : lost + gained] = 1, 1
+    a[lost + gained : lost + gained + right] = b[lost + gained : lost + gained + right] = 1
+    return a, b
+
+
+def enumerated_interval(differences, confidence=0.95):
+    """Percentile interval of the bootstrap by going through every possible resample."""
+    n = len(differences)
+    means = Counter(round(sum(draw), 9) for draw in itertools.product(differences, repeat=n))
+    tail, total = (1 - confidence) / 2 + 1e-9, n**n
+
+    def first_beyond(values):
+        reached = 0
+        for value in values:
+            reached += means[value] / total
+            if reached > tail:
+                return value / n
+        raise AssertionError
+
+    return first_beyond(sorted(means)), first_beyond(sorted(means, reverse=True))
+
+
+# -- the paired comparison -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("a", "b"), [
+    ([1, 1, 0, 0, 1, 0], [1, 0, 1, 1, 1, 0]),
+    ([1, 1, 1, 1, 1], [0, 0, 1, 0, 1]),
+    ([0, 0, 1], [0, 0, 1]),
+])  # fmt: skip
+def test_the_interval_of_01_values_is_that_of_every_possible_resample(a, b):
+    result = stats.paired_difference(a, b)
+    low, high = enumerated_interval([y - x for x, y in zip(a, b, strict=True)])
+    assert result.interval == pytest.approx((low, high), abs=1e-12)
+    assert result.test == "mcnemar"
+
+
+def test_known_flips_give_the_numbers_of_scipy_and_of_counting():
+    a, b = arms(500, lost=40, gained=25)
+    result = stats.paired_difference(a, b)
+    assert result.score_a == pytest.approx(140 / 500)
+    assert result.difference == pytest.approx(-15 / 500)
+    assert result.flips[:2] == (25, 40)
+    # Two-sided binomial tail by counting: 25 or fewer, 40 or more of 65.
+    tail = sum(math.comb(65, k) for k in range(66) if k <= 25 or k >= 40) / 2**65
+    assert result.p_value == pytest.approx(tail, rel=1e-12)
+    assert result.stderr == pytest.approx(scipy.stats.sem(b - a), rel=1e-12)
+    drawn = scipy.stats.bootstrap(
+        (a, b), lambda x, y, axis: (y - x).mean(axis=axis),
+        paired=True, method="percentile", n_resamples=20000, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert result.interval == pytest.approx(tuple(drawn), abs=0.0021)  # one document is 0.002
+
+
+@pytest.mark.parametrize(("lost", "gained", "said"), [
+    (15, 0, "regressed"), (0, 15, "improved"), (40, 25, "inconclusive"), (25, 40, "inconclusive"),
+    (0, 0, "inconclusive"), (5, 0, "inconclusive"), (6, 0, "regressed"),
+])  # fmt: skip
+def test_verdicts_on_500_documents(lost, gained, said):
+    a, b = arms(500, lost=lost, gained=gained)
+    assert stats.verdict(stats.paired_difference(a, b)) == said
+
+
+def test_a_paired_effect_that_an_unpaired_test_misses_is_found():
+    a, b = arms(1000, lost=2, gained=20, right=600)
+    unpaired = scipy.stats.ttest_ind(a, b).pvalue
+    result = stats.paired_difference(a, b)
+    assert unpaired > 0.3
+    assert result.p_value < 0.001
+    assert stats.verdict(result) == "improved"
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 10, 300)
+    moved = base + rng.normal(0.3, 1, 300)
+    result = stats.paired_difference(base, moved)
+    assert scipy.stats.ttest_ind(base, moved).pvalue > 0.3
+    assert result.p_value == pytest.approx(scipy.stats.ttest_rel(base, moved).pvalue, abs=2e-3)
+    assert stats.verdict(result) == "improved"
+
+
+def test_the_drawn_interval_agrees_with_scipys():
+    rng = np.random.default_rng(3)
+    a = rng.gamma(2, size=200)
+    b = a + rng.exponential(1, size=200) - 0.8
+    result = stats.paired_difference(a, b)
+    theirs = scipy.stats.bootstrap(
+        (b - a,), np.mean, method="percentile", rng=np.random.default_rng(5)
+    )
+    assert result.interval == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
+    assert result.stderr == pytest.approx(scipy.stats.sem(b - a))
+
+
+def test_few_and_many_kinds_of_units_draw_from_the_same_distribution():
+    rng = np.random.default_rng(0)
+    few = rng.integers(0, 4, size=(2, 400)).astype(float)
+    many = few + rng.uniform(0, 1e-9, size=few.shape)  # the other way of drawing, same numbers
+    first, second = stats.paired_difference(*few), stats.paired_difference(*many)
+    assert first.interval == pytest.approx(second.interval, abs=0.01)
+    assert first.p_value == pytest.approx(second.p_value, abs=0.02)
+
+
+def test_the_sign_flip_test_is_exact_for_few_documents():
+    moves = np.array([1.0, 2.0, 3.5, -0.5])
+    result = stats.paired_difference(np.zeros(4), moves)
+    sums = [abs(np.dot(signs, moves)) for signs in itertools.product((-1, 1), repeat=4)]
+    assert result.p_value == sum(s >= 6 - 1e-9 for s in sums) / 16
+    theirs = scipy.stats.permutation_test(
+        (moves,), np.sum, permutation_type="samples", n_resamples=np.inf
+    )
+    assert result.p_value == pytest.approx(theirs.pvalue)
+    assert result.test == "sign-flip"
+
+
+@given(pairs=BITS)
+def test_swapping_the_arms_mirrors_the_result(pairs):
+    a, b = np.array(pairs, dtype=float).T
+    one, other = stats.paired_difference(a, b), stats.paired_difference(b, a)
+    assert one.difference == pytest.approx(-other.difference)
+    assert one.interval == pytest.approx((-other.interval.high, -other.interval.low))
+    assert one.p_value == pytest.approx(other.p_value)
+    assert {stats.verdict(one), stats.verdict(other)} in (
+        {"inconclusive"}, {"improved", "regressed"},
+    )  # fmt: skip
+
+
+@settings(max_examples=30)
+@given(pairs=PAIRS, shift=REALS)
+def test_a_shift_of_both_arms_changes_nothing_and_seeds_repeat(pairs, shift):
+    a, b = np.array(pairs).T
+    one = stats.paired_difference(a, b, resamples=199)
+    assert one == stats.paired_difference(a, b, resamples=199)
+    other = stats.paired_difference(a + shift, b + shift, resamples=199)
+    assert one.difference == pytest.approx(other.difference, abs=1e-9)
+    assert one.stderr == pytest.approx(other.stderr, abs=1e-9)
+    assert one.interval.low <= one.interval.high
+    assert 0 < one.p_value <= 1
+
+
+def test_equal_arms_are_inconclusive_and_the_smallest_finding_is_six_flips():
+    a, _ = arms(200, lost=50, gained=0)
+    result = stats.paired_difference(a, a)
+    assert (result.difference, result.stderr, result.interval) == (0, 0, (0, 0))
+    assert result.p_value == 1
+    # 2 * 0.5**5 > 0.05 >= 2 * 0.5**6: no test can find fewer than six flips.
+    assert result.minimum_detectable == pytest.approx(6 / 200)
+
+
+def test_the_minimum_detectable_effect_is_found_in_80_percent():
+    rng = np.random.default_rng(0)
+    found, sd, n = 0, 2.0, 100
+    effect = stats.minimum_detectable_effect(sd / math.sqrt(n))
+    for _ in range(2000):
+        found += scipy.stats.ttest_1samp(rng.normal(effect, sd, n), 0).pvalue < 0.05
+    assert found / 2000 == pytest.approx(0.8, abs=0.03)
+
+
+def test_rounding_of_another_batch_size_is_no_verdict():
+    a = -np.arange(1, 201) * 3.7
+    b = a + 1e-5  # all documents drift the same way: the test alone would be certain
+    result = stats.paired_difference(a, b)
+    assert result.p_value < 0.001
+    assert stats.verdict(result) == "inconclusive"
+    assert stats.verdict(result, negligible=0) == "improved"
+
+
+def test_direction_and_adjusted_p_decide():
+    a, b = arms(500, lost=0, gained=15)
+    result = stats.paired_difference(a, b)
+    assert stats.verdict(result, higher_is_better=False) == "regressed"
+    assert stats.verdict(result, higher_is_better=None) == "inconclusive"
+    assert stats.verdict(result, 0.06) == "inconclusive"
+
+
+# -- clusters, weights, groups ---------------------------------------------------------------------
+
+
+def test_clusters_of_one_document_change_nothing():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 50))
+    ids = [f"passage {i}" for i in range(50)]
+    assert stats.paired_difference(a, b, clusters=ids) == stats.paired_difference(a, b)
+    flips = arms(100, lost=3, gained=9, right=20)
+    assert stats.paired_difference(*flips, clusters=range(100)) == stats.paired_difference(*flips)
+
+
+def test_a_cluster_of_copies_is_one_piece_of_evidence():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 40))
+    b += 0.4
+    alone = stats.paired_difference(a, b)
+    copies = stats.paired_difference(
+        np.repeat(a, 5), np.repeat(b, 5), clusters=np.repeat(np.arange(40), 5).tolist()
+    )
+    assert copies.documents == 200
+    assert copies.clusters == 40
+    assert copies.difference == pytest.approx(alone.difference)
+    assert copies.stderr == pytest.approx(alone.stderr)
+    assert copies.interval == pytest.approx(alone.interval, abs=0.03)
+    assert copies.p_value == pytest.approx(alone.p_value, abs=0.01)
+    blind = stats.paired_difference(np.repeat(a, 5), np.repeat(b, 5))
+    assert blind.stderr < alone.stderr / 2
+
+
+def test_clustered_01_values_are_tested_by_cluster():
+    a = np.zeros(60)
+    b = np.repeat([1, 1, 1, 0, 0, 0], 10).astype(float)
+    clusters = np.repeat(np.arange(6), 10).tolist()
+    result = stats.paired_difference(a, b, clusters=clusters)
+    assert result.flips.p_value < 1e-8  # thirty flips, all one way ...
+    assert result.p_value == 0.25  # ... from three passages: 2 of the 8 sign patterns
+    assert stats.verdict(result) == "inconclusive"
+
+
+def test_enumerated_cluster_bootstrap():
+    a = np.zeros(5)
+    b = np.array([1.0, 2.0, 4.0, 0.0, 3.0])
+    clusters = ["x", "x", "y", "z", "z"]
+    sums, sizes = {"x": 3, "y": 4, "z": 3}, {"x": 2, "y": 1, "z": 2}
+    means = sorted(
+        sum(sums[c] for c in draw) / sum(sizes[c] for c in draw)
+        for draw in itertools.product("xyz", repeat=3)
+    )
+    result = stats.paired_difference(a, b, clusters=clusters)
+    # 27 equally likely resamples: 2.5 % lies within the first and the last one.
+    assert result.interval == pytest.approx((means[0], means[-1]))
+    assert result.clusters == 3
+
+
+def test_weights_and_transform_give_a_perplexity():
+    rng = np.random.default_rng(0)
+    words = rng.integers(20, 200, size=80)
+    loss_a = words * rng.normal(3.0, 0.3, size=80)
+    loss_b = loss_a - words * 0.05
+    result = stats.paired_difference(
+        loss_a / words, loss_b / words, weights=words.astype(float), transform=np.exp
+    )
+    assert result.score_a == pytest.approx(math.exp(loss_a.sum() / words.sum()))
+    assert result.score_b == pytest.approx(math.exp(loss_b.sum() / words.sum()))
+    assert result.interval.low < result.difference < result.interval.high < 0
+    assert result.stderr == pytest.approx((result.interval[1] - result.interval[0]) / 3.92, rel=0.1)
+    assert stats.verdict(result, higher_is_better=False) == "improved"
+
+
+def test_weighted_01_values_are_no_mcnemar():
+    a, b = arms(20, lost=0, gained=8, right=5)
+    result = stats.paired_difference(a, b, weights=[3.0] + [1.0] * 19)
+    assert result.difference == pytest.approx(10 / 22)
+    assert result.flips[:2] == (8, 0)
+    assert result.test == "sign-flip"
+    assert result.interval.low < result.difference < result.interval.high
+
+
+def test_a_group_is_the_mean_of_its_tasks_resampled_apart():
+    rng = np.random.default_rng(0)
+    parts = [
+        stats.Part(rng.normal(level, 1, n), rng.normal(level, 1, n) + 0.2)
+        for level, n in ((0, 50), (100, 400))
+    ]
+    single = [stats.paired_difference(part.a, part.b) for part in parts]
+    group = stats.combined_difference(parts)
+    assert group.difference == pytest.approx(np.mean([one.difference for one in single]))
+    assert group.stderr == pytest.approx(math.hypot(*(one.stderr for one in single)) / 2)
+    # Levels that far apart would show if tasks were resampled: the interval would be dozens wide.
+    assert group.interval[1] - group.interval[0] == pytest.approx(3.92 * group.stderr, rel=0.1)
+    by_size = stats.combined_difference(parts, weights=[50, 400])
+    whole = np.concatenate([part.b for part in parts]) - np.concatenate([p.a for p in parts])
+    assert by_size.difference == pytest.approx(whole.mean())
+    assert by_size.documents == 450
+
+
+def test_group_of_01_tasks_reports_all_flips():
+    parts = [stats.Part(*arms(100, lost=0, gained=8, right=9)) for _ in range(3)]
+    group = stats.combined_difference(parts)
+    assert group.flips[:2] == (24, 0)
+    assert group.p_value < 0.001
+    assert stats.verdict(group) == "improved"
+
+
+@pytest.mark.parametrize(("a", "b", "more", "message"), [
+    ([], [], {}, "no documents"),
+    ([1, 2], [1], {}, "found 2 and 1"),
+    ([1, math.nan], [1, 2], {}, "document 1 has the value nan"),
+    ([1, 2], [1, 2], {"weights": [1, 0]}, "weights must be positive"),
+    ([1, 2], [1, 2], {"clusters": ["x", "x"]}, "one cluster"),
+    ([1, 2], [1, 2], {"clusters": ["x"]}, "found 2 and 1"),
+    ([[1, 2]], [[1, 2]], {}, "shape"),
+])  # fmt: skip
+def test_what_cannot_be_compared(a, b, more, message):
+    with pytest.raises(ResultError, match=message):
+        stats.paired_difference(a, b, **more)
+
+
+def test_a_single_document_says_nothing():
+    result = stats.paired_difference([0], [1])
+    assert result.stderr == math.inf
+    assert result.interval == (-math.inf, math.inf)
+    assert stats.verdict(result) == "inconclusive"
+    with pytest.raises(ResultError, match="no task"):
+        stats.combined_difference([])
+    with pytest.raises(ResultError, match="2 positive weights"):
+        stats.combined_difference([stats.Part([0], [1])] * 2, weights=[1])
+
+
+# -- single quantities -----------------------------------------------------------------------------
+
+
+def test_mcnemar_is_the_binomial_tail():
+    a, b = arms(50, lost=1, gained=9, right=10)
+    tail = 2 * sum(math.comb(10, k) for k in (0, 1)) / 2**10
+    assert stats.mcnemar(a, b) == (9, 1, pytest.approx(tail))
+    assert stats.mcnemar([1, 0], [1, 0]) == (0, 0, 1.0)
+    with pytest.raises(ResultError, match="0 or 1"):
+        stats.mcnemar([0.5], [1])
+
+
+def test_mean_and_standard_error():
+    values = np.arange(20.0)
+    found = stats.estimate_mean(values)
+    assert found.mean == pytest.approx(9.5)
+    assert found.stderr == pytest.approx(scipy.stats.sem(values))
+    assert found.interval.low < 9.5 < found.interval.high
+    assert stats.standard_error(values) == pytest.approx(scipy.stats.sem(values))
+    clustered = stats.standard_error(np.repeat(values, 3), clusters=[i // 3 for i in range(60)])
+    assert clustered == pytest.approx(scipy.stats.sem(values))
+
+
+def test_benjamini_hochberg_by_its_definition():
+    p_values = [0.001, 0.02, 0.03, 0.04, 0.9]
+    found = stats.benjamini_hochberg(p_values)
+    by_hand = [min(p * 5 / (rank + 1) for rank, p in list(enumerate(p_values))[i:])
+               for i in range(5)]  # fmt: skip
+    assert found.adjusted == pytest.approx(by_hand)
+    assert found.rejected.tolist() == [True, True, True, True, False]
+    assert stats.benjamini_hochberg([]).rejected.shape == (0,)
+    with pytest.raises(ResultError, match="between 0 and 1"):
+        stats.benjamini_hochberg([0.5, math.nan])
+
+
+@given(hnp.arrays(float, st.integers(1, 20), elements=st.floats(0, 1)))
+def test_benjamini_hochberg_never_lowers_a_p_value_and_keeps_the_order(p_values):
+    adjusted = stats.benjamini_hochberg(p_values).adjusted
+    assert (adjusted >= p_values - 1e-12).all()
+    assert (np.diff(adjusted[np.argsort(p_values)]) >= -1e-12).all()
+
+
+def test_one_sided_p_per_head():
+    rng = np.random.default_rng(0)
+    changes = rng.normal(0.2, 1, size=(3, 80))
+    theirs = scipy.stats.ttest_1samp(changes, 0, axis=1, alternative="greater").pvalue
+    assert stats.one_sided_p(changes) == pytest.approx(theirs)
+    still = np.array([[0.0] * 4, [0.1] * 4, [-0.1] * 4])
+    assert stats.one_sided_p(still).tolist() == [1, 0, 1]
+    with pytest.raises(ResultError, match="2 documents"):
+        stats.one_sided_p(np.ones((3, 1)))
+
+
+def test_spearman():
+    assert stats.spearman([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1)
+    assert stats.spearman([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)
+    assert math.isnan(stats.spearman([1, 2], [3, 3]))
+    with pytest.raises(ResultError, match="two items"):
+        stats.spearman([1], [1])
+
+
+# -- scores of choices -----------------------------------------------------------------------------
+
+
+def test_the_label_prior_is_taken_out():
+    # The model likes choice 1 by 3 nats and knows the answers by 2: raw it always says 1.
+    labels = np.array([0, 1, 0, 1, 0, 0])
+    scores = np.zeros((6, 2))
+    scores[:, 1] += 3
+    scores[np.arange(6), labels] += 2
+    found = stats.corrected_accuracy(scores, labels)
+    assert (found.raw, found.corrected) == (pytest.approx(2 / 6), 1.0)
+    assert found.raw_hits.tolist() == [0, 1, 0, 1, 0, 0]
+    by_hand = scores - scores.sum(axis=0) / 6
+    assert stats.label_prior_corrected(scores) == pytest.approx(by_hand)
+    assert stats.label_prior_corrected(scores, prior=[0, 3])[0].tolist() == [2, 0]
+
+
+@given(
+    scores=hnp.arrays(float, (7, 3), elements=st.integers(-20, 20)),
+    shift=hnp.arrays(float, 3, elements=st.integers(-50, 50)),
+)
+def test_a_shift_of_label_bias_earns_nothing_after_the_correction(scores, shift):
+    moved = stats.label_prior_corrected(scores + shift)
+    assert moved == pytest.approx(stats.label_prior_corrected(scores), abs=1e-9)
+    assert moved.mean(axis=0) == pytest.approx(np.zeros(3), abs=1e-9)
+
+
+def test_of_equal_scores_the_first_choice_wins_as_in_lm_eval():
+    found = stats.corrected_accuracy(np.zeros((2, 3)), [0, 1])
+    assert found.raw_hits.tolist() == [1, 0]
+
+
+@given(
+    scores=hnp.arrays(float, (5, 4), elements=st.floats(-50, 0)),
+    labels=st.lists(st.integers(0, 3), min_size=5, max_size=5),
+)
+def test_a_positive_margin_is_a_right_answer(scores, labels):
+    margin = stats.answer_margin(scores, labels)
+    hits = stats.corrected_accuracy(scores, labels).raw_hits
+    assert (hits[margin > 0] == 1).all()
+    assert (hits[margin < 0] == 0).all()
+    for row, label in enumerate(labels):
+        rest = max(scores[row, c] for c in range(4) if c != label)
+        assert margin[row] == pytest.approx(scores[row, label] - rest)
+
+
+@pytest.mark.parametrize(("scores", "labels", "message"), [
+    ([[0.0, -math.inf]], [0], "document 0, choice 1"),
+    ([[0.0, 1.0]], [2], "from 0 to 1"),
+    ([[0.0, 1.0]], [0, 1], "from 0 to 1"),
+    ([[0.0, 1.0]], [0.0], "from 0 to 1"),
+    ([0.0, 1.0], [0], "shape"),
+])  # fmt: skip
+def test_scores_that_cannot_be_used(scores, labels, message):
+    with pytest.raises(ResultError, match=message):
+        stats.corrected_accuracy(scores, labels)
+    with pytest.raises(ResultError):
+        stats.answer_margin(scores, labels)
+
+
+def test_a_margin_needs_two_choices():
+    with pytest.raises(ResultError, match="document 0: a margin needs"):
+        stats.answer_margin(np.zeros((2, 1)), [0, 0])
+    ragged = [[-1.0, -3.0, -math.inf], [-1.0, -2.0, -4.0]]
+    assert stats.answer_margin(ragged, [0, 2]).tolist() == [2, -3]
+    with pytest.raises(ResultError, match="document 0: a margin needs"):
+        stats.answer_margin(ragged, [2, 0])
