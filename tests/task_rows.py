@@ -267,6 +267,21 @@ def _earlier(row: Row) -> Row:
     return {**row, column: f"(earlier) {row[column]}"}
 
 
+GOOD = ("graceful", "joyous", "restful", "sociable", "fearless", "cheerful", "heroic", "likable")
+BAD = ("wrathful", "joyless", "careless", "horrific", "fearful", "nervous", "toxic", "terrible")
+UNCLEAR = (("curious", 0.9, 0.5), ("furtive", -2.0, 1.4), ("wrath", -2.5, 0.5))
+
+
+def write_lexicon(folder: Path) -> None:
+    """Write a package of the name that the demo tasks look for, with a few rated words."""
+    rated = [*((w, 2.1, 0.7) for w in GOOD), *((w, -2.2, 0.8) for w in BAD), *UNCLEAR]
+    package = folder / "vaderSentiment"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('nothing needs to import it')\n")
+    lines = [f"{word}\t{mean}\t{deviation}\t[]\n" for word, mean, deviation in rated]
+    (package / "vader_lexicon.txt").write_text("".join(lines), encoding="utf-8")
+
+
 @contextlib.contextmanager
 def hand_made() -> Iterator[None]:
     """Let every task read the rows of this file."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from task_rows import SUBJECTS, TASKS, build, documents, real
+from task_rows import BAD, GOOD, SUBJECTS, TASKS, build, documents, real, write_lexicon
 
 # What the dataset calls a label, and the word that the model has to answer.
 TABLE = {
@@ -193,6 +193,49 @@ READERS = {
     "_answer_key_yaml": ["act_arc_easy", "act_arc_challenge", "act_commonsense_qa"],
     "_mmlu_yaml": ["act_mmlu_anatomy", "act_mmlu_virology"],
 }
+
+
+@pytest.fixture
+def lexicon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lexicon(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def demo_choices(task: Any, doc: dict[str, Any], context: str) -> list[str]:
+    """Return the right choice of a demo row from its words alone."""
+    del context
+    if task.task_name == "act_demo_word":
+        asked = GOOD if "good, wonderful" in doc["text"] else BAD
+        return [word for word in doc["choices"] if word in asked]
+    # The writer's own view is before "although" and after "but" and "For us".
+    own = re.split(r"although|but|For us", doc["text"])
+    words = own[0 if "although" in doc["text"] else 1].replace(".", " ").replace(",", " ").split()
+    return ["positive" if set(words) & set(GOOD) else "negative"]
+
+
+@pytest.mark.usefixtures("lexicon")
+def test_demo_labels_line_up() -> None:
+    for task in build("act_demo").values():
+        assert score(task, demo_choices) == 1.0
+    for word in ("negative", "positive"):
+        (sentiment,) = build("act_demo_sentiment").values()
+        assert score(sentiment, lambda *_, one=word: [one]) == 0.5
+
+
+@pytest.mark.usefixtures("lexicon")
+def test_swapped_demo_choices_are_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    shutil.copytree(TASKS, folder)
+    for file, before, after in (
+        ("sentiment", '["negative", "positive"]', '["positive", "negative"]'),
+        ("word", "doc_to_choice: choices", 'doc_to_choice: "{{choices|reverse|list}}"'),
+    ):
+        path = folder / "demo" / f"{file}.yaml"
+        text = path.read_text(encoding="utf-8")
+        assert text.count(before) == 1
+        path.write_text(text.replace(before, after), encoding="utf-8")
+        (task,) = build(f"act_demo_{file}", folder=folder).values()
+        assert score(task, demo_choices) < 1.0
 
 
 @pytest.mark.parametrize("file", SWAPS)
