@@ -114,6 +114,35 @@ class Geometry:
         return self.rows == 1 and bool(self.real.all())
 
     @cached_property
+    def intervals(self) -> tuple[Tensor, Tensor] | None:
+        """First and last column that each row sees, (B, C) int32 each, of the held columns.
+
+        Between them a row sees every real column; a row that sees none has 0 and -1. None for
+        masks that are not of this kind (looked at once; causal and sliding windows are).
+        """
+        batch = self.real.shape[0]
+        if self.mask is None:
+            row = torch.arange(self.rows, dtype=torch.int32, device=self.real.device)
+            hi = (row + (self.first_row - self.first_column)).expand(batch, -1).contiguous()
+            return torch.zeros_like(hi), hi
+        held = self.real[:, self.first_column : self.first_column + self.columns]
+        before = torch.nn.functional.pad(held.cumsum(dim=1), (1, 0))  # real ones before a column
+        lows, highs, exact = [], [], []
+        for start in range(0, self.rows, 512):
+            seen = self.visible(start, min(start + 512, self.rows))[:, 0]
+            number = seen.sum(dim=2)
+            low = seen.to(torch.uint8).argmax(dim=2)
+            high = self.columns - 1 - seen.flip(2).to(torch.uint8).argmax(dim=2)
+            high = torch.where(number > 0, high, -1)
+            between = before.gather(1, high + 1) - before.gather(1, low)
+            exact.append(((between == number) | (number == 0)).all())
+            lows.append(low)
+            highs.append(high)
+        if not bool(torch.stack(exact).all()):
+            return None
+        return torch.cat(lows, 1).to(torch.int32), torch.cat(highs, 1).to(torch.int32)
+
+    @cached_property
     def first(self) -> Tensor:
         """(B,) absolute position of the first real token."""
         return self.real.int().argmax(dim=1)

@@ -1,0 +1,151 @@
+"""Row-by-row accuracy of an engine against float64, by the sinks' share of the row.
+
+A norm over the whole output hides the worst rows, so errors are relative and by row, at the 99.9th
+percentile and at the maximum, in bins of the mass m that a row has on its sinks; beside them stands
+what stock attention itself loses in the same rows. Run as ``python -m act_harness.bench.accuracy``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from act_harness.bench.attention import Inputs, planted, run_engine, stock
+from act_harness.bench.common import Report, Table, command_line, describe_machine
+from act_harness.calibration import Calibration, LayerPlan
+from act_harness.engines import select_engine
+from act_harness.engines.operation import masked_softmax
+from act_harness.engines.reference import apply_factors, find_sinks
+
+__all__ = ["BINS", "compare", "main"]
+
+_logger = logging.getLogger(__name__)
+BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0000001)
+
+
+def _exact(inputs: Inputs, plan: LayerPlan) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return calibrated and stock output (B, h, N, D), m (B, h, N), sinks, a/threshold."""
+    geometry = inputs.geometry()
+    heads = torch.tensor(plan.heads, device=inputs.query.device)
+    group = heads // (inputs.query.shape[1] // inputs.key.shape[1])
+    key, value = inputs.key[:, group].double(), inputs.value[:, group].double()
+    visible = geometry.visible(0, geometry.rows)
+    scale = inputs.query.shape[-1] ** -0.5
+    weights = masked_softmax(inputs.query[:, heads].double(), key, visible, scale, None)
+    seen, most = geometry.prompt_census
+    sinks, near = find_sinks(
+        weights.sum(2),
+        seen[:, None],
+        most=most[:, None, None],
+        first=geometry.first[:, None, None],
+        calibration=plan.calibration,
+    )
+    every = torch.ones_like(weights[:, :1, :, :1], dtype=torch.bool)
+    changed, _ = apply_factors(weights, sinks[:, :, None], plan.strengths, every)
+    mass = (weights * sinks[:, :, None]).sum(-1)
+    return changed @ value, weights @ value, mass, sinks, near
+
+
+def compare(inputs: Inputs, plan: LayerPlan, name: str, *, device: str) -> list[dict[str, Any]]:
+    """Return one record for each bin of m, of the rows of the selected heads."""
+    engine = select_engine(name, device=device)
+    calibrated, plain, mass, sinks, near = _exact(inputs, plan)
+    found = run_engine(engine, inputs, inputs.geometry(), plan)
+    heads = list(plan.heads)
+    mine = _errors(found.output[:, :, heads].transpose(1, 2), calibrated)
+    theirs = _errors(stock(inputs)[:, :, heads].transpose(1, 2), plain)
+    assert found.state is not None  # noqa: S101 - a prefill leaves a state
+    differ = (found.state.sinks != sinks) & ((near - 1).abs() > 1e-3)
+    records = []
+    for low, high in zip(BINS, BINS[1:], strict=False):
+        rows = (mass >= low) & (mass < high)
+        if not bool(rows.any()):
+            continue
+        mine_at, theirs_at = _summary(mine[rows]), _summary(theirs[rows])
+        records.append(
+            {
+                "m": f"{low:.1f}-{min(high, 1):.1f}",
+                "rows": int(rows.sum()),
+                "p99.9": mine_at[0],
+                "stock p99.9": theirs_at[0],
+                "max": mine_at[1],
+                "stock max": theirs_at[1],
+                "ratio p99.9": _over(mine_at[0], theirs_at[0]),
+                "ratio max": _over(mine_at[1], theirs_at[1]),
+                "sinks that differ": int(differ.sum()),
+            }
+        )
+    return records
+
+
+def _errors(output: Tensor, exact: Tensor) -> Tensor:
+    return (output.double() - exact).norm(dim=-1) / exact.norm(dim=-1)
+
+
+def _over(mine: float, theirs: float) -> float | None:
+    return mine / theirs if theirs > 0 else None
+
+
+def _summary(errors: Tensor) -> tuple[float, float]:
+    ordered = errors.sort().values
+    return float(ordered[int(0.999 * (len(ordered) - 1))]), float(ordered[-1])
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Run the comparison from a command line; return the report's path."""
+    parser = argparse.ArgumentParser(prog="act-harness bench accuracy", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--dtypes", default="bfloat16,float16,float32")
+    parser.add_argument("--tokens", default="1,2,31,127,1000,4097")
+    parser.add_argument("--real", type=Path, default=None, help="file of real queries and keys")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    given = parser.parse_args(arguments)
+    tables = []
+    for name in given.dtypes.split(","):
+        dtype = getattr(torch, name)
+        records: list[dict[str, Any]] = []
+        for tokens in map(int, given.tokens.split(",")):
+            inputs = planted(
+                tokens, batch=1, heads=8, groups=2, tokens=tokens, size=128,
+                dtype=dtype, device=given.device,
+            )  # fmt: skip
+            plan = LayerPlan.uniform(Calibration(), tuple(range(8)))
+            for record in compare(inputs, plan, given.engine, device=given.device):
+                records.append({"tokens": tokens, **record})
+        tables.append(_table(f"random inputs with planted sinks, {name}", records))
+        if given.real is not None:
+            records = []
+            for item in torch.load(given.real, weights_only=True):
+                parts = (item[key].to(given.device, dtype) for key in ("query", "key", "value"))
+                inputs = Inputs(*parts)
+                plan = LayerPlan.uniform(Calibration(), tuple(range(inputs.query.shape[1])))
+                for record in compare(inputs, plan, given.engine, device=given.device):
+                    records.append({"layer": item["layer"], **record})
+            tables.append(_table(f"real maps of SmolLM2-135M-Instruct, {name}", records))
+    kind = torch.device(given.device).type
+    report = Report(
+        name=f"attention-accuracy-{kind}",
+        title=f"Row-by-row error of engine {select_engine(given.engine, device=kind).name}",
+        machine=describe_machine(given.device),
+        command=command_line(),
+        tables=tables,
+    )
+    return report.write(given.out)
+
+
+def _table(title: str, records: list[dict[str, Any]]) -> Table:
+    columns = tuple(records[0])
+    for record in records:
+        _logger.info("%s", record)
+    return Table(title, columns, [[record[name] for name in columns] for record in records])
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(main())

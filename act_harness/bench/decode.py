@@ -1,0 +1,100 @@
+"""Whole-model decode steps over a filled cache: stock beside calibrated attention.
+
+Run as ``python -m act_harness.bench.decode --help``. Each arm prefills its own cache once and then
+generates; a sample is one token for every sequence of the batch, as ``generate`` computes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from act_harness.bench.common import Report, alternate, command_line, describe_machine, ratio
+from act_harness.bench.models import Arms, arms_of, common_options, random_tokens, table_of
+
+__all__ = ["main", "measure"]
+
+_logger = logging.getLogger(__name__)
+_COLUMNS = ("batch", "context", "variant", "ms", "spread", "ratio")
+
+
+class _Generation:
+    """One arm in the middle of generating."""
+
+    def __init__(self, model: Any, tokens: torch.Tensor) -> None:  # noqa: ANN401 - any model
+        self.model = model
+        with torch.no_grad():
+            out = model(input_ids=tokens, use_cache=True, logits_to_keep=1)
+        self.cache = out.past_key_values
+        self.token = out.logits[:, -1:].argmax(dim=-1)
+
+    def step(self) -> None:
+        """Generate one token."""
+        with torch.no_grad():
+            out = self.model(
+                input_ids=self.token,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.token = out.logits[:, -1:].argmax(dim=-1)
+
+
+def measure(
+    pair: Arms, batch: int, context: int, *, device: str, rounds: int
+) -> list[dict[str, Any]]:
+    """Time both arms' decode steps; one record for each."""
+    tokens = random_tokens(pair.stock, batch, context, 0)
+    running = {name: _Generation(model, tokens) for name, model in pair.items()}
+    variants = {
+        name: (lambda turn, arm=arm: arm.step())  # type: ignore[misc]
+        for name, arm in running.items()
+    }
+    timings = alternate(variants, device=device, rounds=rounds, warmup=4)
+    records = []
+    for name, timing in timings.items():
+        records.append(
+            {
+                "batch": batch,
+                "context": context,
+                "variant": name,
+                "ms": timing.median * 1e3,
+                "spread": timing.spread,
+                "ratio": ratio(timings, name, "stock"),
+            }
+        )
+        _logger.info("%s", records[-1])
+    return records
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Run the benchmark from a command line; return the report's path."""
+    parser = argparse.ArgumentParser(prog="act-harness bench decode", description=__doc__)
+    common_options(parser)
+    parser.add_argument("--shapes", default="1x4096,16x4096", help="batch x context")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    given = parser.parse_args(arguments)
+    pair = arms_of(given)
+    records = []
+    for text in given.shapes.split(","):
+        batch, context = map(int, text.split("x"))
+        records += measure(pair, batch, context, device=given.device, rounds=given.rounds)
+    kind = torch.device(given.device).type
+    title = f"{Path(given.model).name}, {given.dtype}, {given.share:.0%} of the heads"
+    report = Report(
+        name=given.name or f"attention-decode-{kind}",
+        title=f"Decode steps with calibrated attention ({kind})",
+        machine=describe_machine(given.device),
+        command=command_line(),
+        tables=[table_of(title, records, _COLUMNS)],
+    )
+    return report.write(given.out)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(main())

@@ -1,0 +1,136 @@
+"""Whole models for the prefill and decode benchmarks: two arms that share one set of weights."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from act_harness.artifact import Artifact, ModelFacts
+from act_harness.attention import Attachment, attach
+from act_harness.bench.common import Table
+from act_harness.calibration import Calibration
+from act_harness.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Arms", "arms", "arms_of", "common_options", "random_tokens", "spread_heads", "table_of"]
+
+
+class Arms:
+    """The stock model, and the same weights with calibrated attention."""
+
+    def __init__(
+        self, stock: PreTrainedModel, act: PreTrainedModel, attachment: Attachment
+    ) -> None:
+        """Store both; the parameters are the same tensors."""
+        self.stock, self.act, self.attachment = stock, act, attachment
+
+    def items(self) -> list[tuple[str, PreTrainedModel]]:
+        """Return both arms by name."""
+        return [("stock", self.stock), (f"act ({self.attachment.engine.name})", self.act)]
+
+
+def spread_heads(
+    layers: int, heads: int, share: float, seed: int = 0
+) -> dict[int, tuple[int, ...]]:
+    """Choose a share of all heads at random."""
+    every = [(layer, head) for layer in range(layers) for head in range(heads)]
+    chosen = sorted(random.Random(seed).sample(every, round(share * len(every))))  # noqa: S311
+    found: dict[int, tuple[int, ...]] = {}
+    for layer, head in chosen:
+        found[layer] = (*found.get(layer, ()), head)
+    return found
+
+
+def llama(device: str, dtype: torch.dtype, *, groups: int, layers: int = 32) -> PreTrainedModel:
+    """Make a Llama of the shape of Llama-2-7B with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=groups,
+        vocab_size=32000,
+        max_position_embeddings=1 << 17,
+        attn_implementation="sdpa",
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def arms(model: PreTrainedModel, *, share: float, engine: str) -> Arms:
+    """Attach calibration to a copy of the model that shares its weights."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    twin: PreTrainedModel = copy.deepcopy(model, dict(tensors))
+    config = model.config.get_text_config()
+    facts = ModelFacts(
+        id="benchmark",
+        architecture=type(model).__name__,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        revision="benchmark",
+    )
+    heads = spread_heads(config.num_hidden_layers, config.num_attention_heads, share)
+    artifact = Artifact(
+        schema="act-harness/heads/1",
+        name="benchmark",
+        model=facts,
+        calibration=Calibration(),
+        heads=heads,
+    )
+    return Arms(model, twin, attach(twin, artifact, engine=engine, facts=facts))
+
+
+def arms_of(given: argparse.Namespace) -> Arms:
+    """Build both arms from the options of :func:`common_options`."""
+    dtype = getattr(torch, given.dtype)
+    if given.model.startswith("llama-7b"):
+        groups = 8 if given.model.endswith("-gqa") else 32
+        model = llama(given.device, dtype, groups=groups, layers=given.layers)
+    else:
+        from transformers import AutoModelForCausalLM
+
+        try:
+            model = AutoModelForCausalLM.from_pretrained(given.model, dtype=dtype)
+        except OSError as error:
+            raise InputError(
+                f"{given.model}: no model there; give a folder, a hub id, or llama-7b"
+            ) from error
+        model = model.to(given.device).eval()
+    return arms(model, share=given.share, engine=given.engine)
+
+
+def random_tokens(model: PreTrainedModel, batch: int, tokens: int, seed: int) -> torch.Tensor:
+    """Return (B, N) token ids on the model's device."""
+    generator = torch.Generator().manual_seed(seed)
+    size = model.config.get_text_config().vocab_size
+    return torch.randint(0, size, (batch, tokens), generator=generator).to(model.device)
+
+
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """Add what the benchmarks of whole models share."""
+    parser.add_argument("--model", default="llama-7b", help="llama-7b, llama-7b-gqa, or a folder")
+    parser.add_argument("--layers", type=int, default=32, help="layers of llama-7b")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--share", type=float, default=0.22, help="share of heads calibrated")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--name", default=None, help="name of the report")
+
+
+def table_of(title: str, records: list[dict[str, Any]], columns: tuple[str, ...]) -> Table:
+    """Return records as a table."""
+    return Table(title, columns, [[record[name] for name in columns] for record in records])

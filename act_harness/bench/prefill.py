@@ -1,0 +1,95 @@
+"""Whole-model prefill: the stock model beside the same model with calibrated attention.
+
+Run as ``python -m act_harness.bench.prefill --help``. Logits are computed for the last token only,
+so that the output head does not hide the attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from act_harness.bench.common import (
+    Report,
+    alternate,
+    command_line,
+    describe_machine,
+    peak_memory,
+    ratio,
+)
+from act_harness.bench.models import Arms, arms_of, common_options, random_tokens, table_of
+
+__all__ = ["main", "measure"]
+
+_logger = logging.getLogger(__name__)
+_COLUMNS = ("batch", "tokens", "variant", "ms", "spread", "ratio", "peak_ratio")
+
+
+def measure(
+    pair: Arms, batch: int, tokens: int, *, device: str, rounds: int
+) -> list[dict[str, Any]]:
+    """Time both arms on prompts of one shape; one record for each."""
+    inputs = [random_tokens(pair.stock, batch, tokens, seed) for seed in range(3)]
+
+    def run(model: Any, turn: int) -> None:  # noqa: ANN401 - a model of either arm
+        with torch.no_grad():
+            model(input_ids=inputs[turn % 3], use_cache=False, logits_to_keep=1)
+
+    variants = {
+        name: (lambda turn, model=model: run(model, turn))  # type: ignore[misc]
+        for name, model in pair.items()
+    }
+    peaks = {
+        name: peak_memory(lambda function=function: function(0), device=device)  # type: ignore[misc]
+        for name, function in variants.items()
+    }
+    timings = alternate(variants, device=device, rounds=rounds)
+    records = []
+    for name, timing in timings.items():
+        peak, stock_peak = peaks[name], peaks["stock"]
+        records.append(
+            {
+                "batch": batch,
+                "tokens": tokens,
+                "variant": name,
+                "ms": timing.median * 1e3,
+                "spread": timing.spread,
+                "ratio": ratio(timings, name, "stock"),
+                "peak_ratio": None if peak is None or not stock_peak else peak / stock_peak,
+            }
+        )
+        _logger.info("%s", records[-1])
+    return records
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Run the benchmark from a command line; return the report's path."""
+    parser = argparse.ArgumentParser(prog="act-harness bench prefill", description=__doc__)
+    common_options(parser)
+    parser.add_argument("--shapes", default="4x2048,1x8192", help="batch x tokens")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    given = parser.parse_args(arguments)
+    pair = arms_of(given)
+    records = []
+    for text in given.shapes.split(","):
+        batch, tokens = map(int, text.split("x"))
+        records += measure(pair, batch, tokens, device=given.device, rounds=given.rounds)
+    kind = torch.device(given.device).type
+    title = f"{Path(given.model).name}, {given.dtype}, {given.share:.0%} of the heads"
+    report = Report(
+        name=given.name or f"attention-prefill-{kind}",
+        title=f"Whole-model prefill with calibrated attention ({kind})",
+        machine=describe_machine(given.device),
+        command=command_line(),
+        tables=[table_of(title, records, _COLUMNS)],
+    )
+    return report.write(given.out)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(main())

@@ -1,0 +1,381 @@
+"""Which kernels run for a call, with what block sizes; see the package's docstring."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration, LayerPlan
+from act_harness.engines.base import attend_with_lse
+from act_harness.engines.operation import EngineResult, Geometry, LayerState, Report, boundary
+from act_harness.engines.torch import TorchEngine
+from act_harness.engines.triton import kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Blocks", "TritonEngine"]
+
+_logger = logging.getLogger(__name__)
+
+_PROTECT = {"none": 0, "initial": 1, "first-flagged": 2}
+
+
+class Blocks(NamedTuple):
+    """Block sizes of the kernels (powers of two; at least 16 for rows, columns and sinks)."""
+
+    sums_rows: int
+    sums_columns: int
+    sums_warps: int
+    apply_rows: int
+    direct_rows: int
+    direct_columns: int
+    sinks: int = 16
+    stages: int = 3
+
+
+def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
+    """Choose blocks for heads of ``size`` values; tuned on one H200, bf16, 128 values."""
+    wide = dtype == torch.float32 or size > 128
+    if rows <= 16:
+        return Blocks(16, 64, 4, 16, 16, 64)
+    if wide:
+        return Blocks(32, 64, 4, 32, 32, 32, stages=2)
+    return Blocks(64, 128, 8, 64, 64, 64)
+
+
+@dataclass
+class TritonState(LayerState):
+    """The prompt's sinks also as lists, so that extending touches only their columns."""
+
+    index: Tensor | None = None  # (B, h, T) int32: flagged columns first, in order
+    count: Tensor | None = None  # (B, h) int32
+
+
+class _Selection(NamedTuple):
+    """A layer's plan on the device."""
+
+    plan: LayerPlan  # held, so that its id stays its own
+    heads: Tensor  # (h,) int32
+    strength: Tensor  # (h,) float32
+    damp: Tensor  # (h,) int32
+
+
+class _Rows(NamedTuple):
+    """A geometry as the kernels read it; shared by the layers of a forward."""
+
+    kind: Tensor  # (B, C) uint8: 0 pad, 1 prompt, 2 continuation
+    real: Tensor  # (B, T) uint8
+    lo: Tensor  # (B, C) int32: first column a row sees
+    hi: Tensor  # (B, C) int32: last column it sees, -1 for none
+
+
+class TritonEngine:
+    """See :mod:`act_harness.engines.triton`."""
+
+    name = "triton"
+
+    def __init__(self, blocks: Blocks | None = None) -> None:
+        """Store the block sizes; None chooses them by head size and dtype."""
+        self.blocks = blocks
+        self.fallback = TorchEngine()
+        self.calls: dict[str, int] = {}
+        """How often each kernel, or the fallback, was launched."""
+        self._warned: set[str] = set()
+        self._selections: dict[tuple[int, torch.device], _Selection] = {}
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        geometry: Geometry,
+        plan: LayerPlan,
+        state: LayerState | None,
+        stock: Callable[[], Tensor],
+        scale: float,
+        softcap: float | None = None,
+    ) -> EngineResult:
+        """See :class:`act_harness.engines.operation.Engine`."""
+        reason = _unsupported(query, key, value, geometry, plan, state)
+        if reason:
+            self._note("fallback")
+            if reason not in self._warned:
+                self._warned.add(reason)
+                _logger.warning("engine triton leaves %s to engine torch", reason)
+            return self.fallback(
+                query, key, value, geometry=geometry, plan=plan, state=state, stock=stock,
+                scale=scale, softcap=softcap,
+            )  # fmt: skip
+        output, lse = attend_with_lse(
+            query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
+        )
+        if plan.calibration.decode == "off" and geometry.first_row > 0:
+            return EngineResult(output, state, None)
+        selection = self._select(plan, query.device)
+        call = _Call(self, query, key, value, geometry, selection, lse, scale, softcap)
+        if state is None:
+            found, facts = call.detect()
+            tally = call.apply(found, facts[3], output, report=True)
+            return EngineResult(output, found, _report(facts, tally))
+        found = _listed(state)
+        call.apply(found, query.new_zeros(found.count.shape, dtype=torch.int32), output)
+        return EngineResult(output, found, None)
+
+    def _note(self, name: str) -> None:
+        self.calls[name] = self.calls.get(name, 0) + 1
+
+    def _select(self, plan: LayerPlan, device: torch.device) -> _Selection:
+        place = (id(plan), device)
+        if place not in self._selections:
+            self._selections[place] = _Selection(
+                plan,
+                torch.tensor(plan.heads, dtype=torch.int32, device=device),
+                torch.tensor([s.strength for s in plan.strengths], device=device),
+                torch.tensor(
+                    [s.mass == "damp" for s in plan.strengths], dtype=torch.int32, device=device
+                ),
+            )
+        return self._selections[place]
+
+
+class _Call:
+    """The launches of one layer's call."""
+
+    def __init__(
+        self,
+        engine: TritonEngine,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        geometry: Geometry,
+        selection: _Selection,
+        lse: Tensor | None,
+        scale: float,
+        softcap: float | None,
+    ) -> None:
+        self.engine, self.geometry, self.selection = engine, geometry, selection
+        self.query, self.key, self.value = (_last_axis_dense(x) for x in (query, key, value))
+        self.scale, self.softcap = scale, softcap
+        self.blocks = engine.blocks or default_blocks(query.shape[-1], query.dtype, geometry.rows)
+        self.rows = _rows_of(geometry)
+        self.pairs = query.shape[0] * len(selection.plan.heads)
+        self.plain = geometry.first_row == 0 and geometry.plain
+        self.by_head = lse is not None
+        self.lse = lse if lse is not None else self._own_lse()
+
+    def _common(self) -> dict[str, Any]:
+        size = self.query.shape[-1]
+        return {
+            "slots": len(self.selection.plan.heads),
+            "per_group": self.query.shape[1] // self.key.shape[1],
+            "scale": self.scale,
+            "softcap": self.softcap or 0.0,
+            "rows": self.geometry.rows,
+            "columns": self.geometry.columns,
+            "total": self.geometry.total,
+            "first_column": self.geometry.first_column,
+            "PLAIN": self.plain,
+            "SOFTCAP": self.softcap is not None,
+            "PRECISION": "ieee" if self.query.dtype == torch.float32 else "tf32",
+            "D": size,
+            "BD": max(16, triton.next_power_of_2(size)),
+        }
+
+    def _own_lse(self) -> Tensor:
+        self.engine._note("row_lse")
+        heads = len(self.selection.plan.heads)
+        batch, rows = self.query.shape[0], self.geometry.rows
+        lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=self.query.device)
+        kernels.row_lse[(triton.cdiv(rows, self.blocks.direct_rows), self.pairs)](
+            self.query, self.key, lse, self.selection.heads,
+            self.rows.real, self.rows.lo, self.rows.hi,
+            *self.query.stride()[:3], *self.key.stride()[:3],
+            **self._common(), BM=self.blocks.direct_rows, BN=self.blocks.direct_columns,
+        )  # fmt: skip
+        return lse
+
+    def detect(self) -> tuple[TritonState, Tensor]:
+        """Find the prompt's sinks; return them with the facts of ``flag_sinks``, (4, B, h)."""
+        geometry, calibration = self.geometry, self.selection.plan.calibration
+        device = self.query.device
+        shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.total)
+        whole = geometry.first_column == 0 and geometry.columns == geometry.total
+        make = torch.empty if whole else torch.zeros
+        sums = make(shape, dtype=torch.float32, device=device)
+        if calibration.target == "sinks" or calibration.decode == "running":
+            self._sums(sums)
+        flags = torch.empty(shape, dtype=torch.bool, device=device)
+        index = torch.empty(shape, dtype=torch.int32, device=device)
+        facts = torch.empty(4, *shape[:2], dtype=torch.int32, device=device)
+        seen, most = _census(geometry)
+        self.engine._note("flag_sinks")
+        kernels.flag_sinks[(self.pairs,)](
+            sums, seen, most, geometry.first, flags.view(torch.uint8), index, facts,
+            geometry.total, shape[1], **_detection(calibration),
+            boundary=boundary(self.query.dtype), few_rows=FEW_ROWS,
+            BLOCK=min(1024, triton.next_power_of_2(geometry.total)),
+        )  # fmt: skip
+        running = calibration.decode == "running"
+        state = TritonState(
+            flags, sums if running else None, seen if running else None, index, facts[0]
+        )
+        return state, facts
+
+    def _sums(self, sums: Tensor) -> None:
+        self.engine._note("column_sums")
+        blocks = self.blocks
+        kernels.column_sums[(triton.cdiv(self.geometry.columns, blocks.sums_columns), self.pairs)](
+            self.query, self.key, self.lse, sums, self.selection.heads,
+            self.rows.kind, self.rows.real, self.rows.lo, self.rows.hi,
+            *self.query.stride()[:3], *self.key.stride()[:3], *self.lse.stride(),
+            **self._common(), BY_HEAD=self.by_head, BM=blocks.sums_rows, BN=blocks.sums_columns,
+            num_warps=blocks.sums_warps, num_stages=blocks.stages,
+        )  # fmt: skip
+
+    def apply(
+        self, state: TritonState, listed: Tensor, output: Tensor, *, report: bool = False
+    ) -> Tensor | None:
+        """Calibrate ``output`` (B, C, H, D); ``listed`` (B, h) int32 zeros counts listed rows.
+
+        Returns:
+            The kernels' tally (3, B, h, C), when a report is wanted.
+        """
+        blocks, geometry = self.blocks, self.geometry
+        shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.rows)
+        device = self.query.device
+        rows = torch.empty(shape, dtype=torch.int32, device=device)
+        tally = torch.empty(3, *shape, device=device) if report else rows
+        seen = _census(geometry)[0] if report else rows
+        continues = self.selection.plan.calibration.decode == "frozen"
+        tensors = (
+            self.query, self.key, self.value, output, self.lse, self.selection.heads,
+            self.selection.strength, self.selection.damp,
+            self.rows.kind, self.rows.real, self.rows.lo, self.rows.hi, seen,
+            state.sinks.view(torch.uint8), state.index, state.count, listed, rows, tally,
+            *self.query.stride()[:3], *self.key.stride()[:3], *self.value.stride()[:3],
+            output.stride(0), output.stride(2), output.stride(1), *self.lse.stride(),
+        )  # fmt: skip
+        common = {
+            **self._common(),
+            "sink_total": state.sinks.shape[-1],
+            "first_row": geometry.first_row,
+            "few_rows": FEW_ROWS,
+            "min_other": MIN_OTHER_MASS,
+            "BY_HEAD": self.by_head,
+            "CONTINUE": continues,
+            "REPORT": report,
+            "BN": blocks.direct_columns,
+            "BS": blocks.sinks,
+        }
+        for direct, size in ((False, blocks.apply_rows), (True, blocks.direct_rows)):
+            self.engine._note("direct" if direct else "apply")
+            kernels.apply_sinks[(triton.cdiv(geometry.rows, size), self.pairs)](
+                *tensors, **common, DIRECT=direct, BM=size,
+            )  # fmt: skip
+        return tally if report else None
+
+
+def _unsupported(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    geometry: Geometry,
+    plan: LayerPlan,
+    state: LayerState | None,
+) -> str:
+    """Say what the kernels cannot do; empty where they can."""
+    if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{query.dtype} inputs"
+    if query.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"tensors on {query.device.type}"
+    if not key.shape[-1] == value.shape[-1] <= 256:
+        return f"head sizes {key.shape[-1]} and {value.shape[-1]}"
+    running = plan.calibration.decode == "running"
+    if running and (state is not None or geometry.has_continuation_rows):
+        return "the continuation rows of decode 'running'"
+    if geometry.intervals is None:
+        return "masks that are no interval of columns for every row"
+    return ""
+
+
+def _last_axis_dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _rows_of(geometry: Geometry) -> _Rows:
+    """Return the geometry in the kernels' form, computed once for all layers that share it."""
+    known: _Rows | None = geometry.__dict__.get("_triton_rows")
+    if known is None:
+        if geometry.intervals is None:
+            raise ValueError("the rows' visible columns are no intervals")
+        kind = geometry.prompt_rows.to(torch.uint8) + 2 * geometry.continuation_rows
+        lo, hi = geometry.intervals
+        known = _Rows(kind.contiguous(), geometry.real.contiguous().view(torch.uint8), lo, hi)
+        geometry.__dict__["_triton_rows"] = known
+    return known
+
+
+def _census(geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Return the prompt's census as contiguous int32."""
+    known: tuple[Tensor, Tensor] | None = geometry.__dict__.get("_triton_census")
+    if known is None:
+        seen, most = geometry.prompt_census
+        known = seen.to(torch.int32).contiguous(), most.to(torch.int32)
+        geometry.__dict__["_triton_census"] = known
+    return known
+
+
+def _detection(calibration: Calibration) -> dict[str, Any]:
+    """Return the settings of detection as ``flag_sinks`` takes them."""
+    initial = calibration.target == "initial"
+    relative = calibration.rule != "absolute"
+    auto = calibration.min_rows == "auto"
+    least = 1 if initial or auto else int(calibration.min_rows or 1)
+    if auto and not relative:
+        least, auto = int(calibration.required_rows(1.0)), False
+    return {
+        "limit": 1.0
+        if initial
+        else float((calibration.alpha if relative else calibration.tau) or 0),
+        "min_rows": least,
+        "INITIAL": initial,
+        "RELATIVE": relative,
+        "PROTECT": _PROTECT[calibration.protect or "none"],
+        "AUTO": auto,
+    }
+
+
+def _listed(state: LayerState) -> TritonState:
+    """Return the state with its sinks as lists, as the kernels read them."""
+    if isinstance(state, TritonState) and state.index is not None and state.count is not None:
+        return state
+    order = state.sinks.int().sort(dim=-1, descending=True, stable=True).indices
+    return TritonState(
+        state.sinks.contiguous(),
+        state.sums,
+        state.seen,
+        order.to(torch.int32),
+        state.sinks.sum(dim=-1, dtype=torch.int32),
+    )
+
+
+def _report(facts: Tensor, tally: Tensor | None) -> Report | None:
+    if tally is None:
+        return None
+    moved, few_moved, alone = tally.sum(dim=-1)
+    return Report(
+        sinks=facts[0],
+        few_sinks=facts[1],
+        moved=moved,
+        few_moved=few_moved,
+        alone=alone,
+        near=facts[2] > 0,
+    )

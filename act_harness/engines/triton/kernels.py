@@ -1,0 +1,355 @@
+"""Triton kernels of the prefill and of extensions: log-sum-exp, column means, correction.
+
+Shapes: B sequences, C rows (queries), K columns (keys), H query heads, G key heads, h selected
+heads ("slots"), D values per head. A program works for one sequence and one slot. Columns are
+counted locally (0..K-1); ``first_column`` turns them into absolute positions 0..T-1.
+
+What a row sees is an interval of columns, ``lo..hi``, less the pads; ``kind`` says what a row is
+(0 pad, 1 prompt, 2 continuation). ``PLAIN`` is a causal prefill without visible pads, where
+neither needs to be loaded. Logarithms are natural in memory and of base 2 inside.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["apply_sinks", "column_sums", "flag_sinks", "row_lse"]
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def logits(q, k_transposed, scale, softcap, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
+    """Scaled products in units of log 2."""
+    product = tl.dot(q, k_transposed, input_precision=PRECISION) * scale
+    if SOFTCAP:
+        product = softcap * (2.0 * tl.sigmoid(2.0 * product / softcap) - 1.0)
+    return product * _LOG2E
+
+
+@triton.jit
+def row_lse(
+    q_ptr, k_ptr, lse_ptr, heads_ptr, real_ptr, lo_ptr, hi_ptr,
+    sqb, sqh, sqm, skb, skh, skn,
+    rows, columns, total, first_column, slots, per_group, scale, softcap,
+    PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write lse (B, h, C) of the selected heads, where the stock kernel gives none."""
+    block = tl.program_id(0)
+    pair = tl.program_id(1)
+    b = (pair // slots).to(tl.int64)
+    head = tl.load(heads_ptr + pair % slots).to(tl.int64)
+    m = block * BM + tl.arange(0, BM)
+    d = tl.arange(0, BD)
+    inside = m < rows
+    q = tl.load(
+        q_ptr + b * sqb + head * sqh + m[:, None] * sqm + d[None, :],
+        mask=inside[:, None] & (d < D)[None, :], other=0.0,
+    )  # fmt: skip
+    lo = tl.load(lo_ptr + b * rows + m, mask=inside, other=columns)
+    hi = tl.load(hi_ptr + b * rows + m, mask=inside, other=-1)
+    top = tl.full([BM], -1e30, tl.float32)
+    total_mass = tl.zeros([BM], tl.float32)
+    k_base = k_ptr + b * skb + (head // per_group) * skh
+    first = (tl.min(lo, axis=0) // BN) * BN
+    last = tl.max(hi, axis=0) + 1
+    for start in range(first, last, BN):
+        n = start + tl.arange(0, BN)
+        held = n < columns
+        k = tl.load(
+            k_base + n[None, :] * skn + d[:, None],
+            mask=held[None, :] & (d < D)[:, None], other=0.0,
+        )  # fmt: skip
+        real = tl.load(real_ptr + b * total + first_column + n, mask=held, other=0)
+        sees = (n[None, :] >= lo[:, None]) & (n[None, :] <= hi[:, None]) & (real != 0)[None, :]
+        value = tl.where(sees, logits(q, k, scale, softcap, SOFTCAP, PRECISION), -1e30)
+        new_top = tl.maximum(top, tl.max(value, axis=1))
+        part = tl.exp2(tl.where(sees, value - new_top[:, None], float("-inf")))
+        total_mass = total_mass * tl.exp2(top - new_top) + tl.sum(part, axis=1)
+        top = new_top
+    lse = (top + tl.log2(tl.maximum(total_mass, 1e-37))) / _LOG2E
+    tl.store(lse_ptr + pair.to(tl.int64) * rows + m, lse, mask=inside)
+
+
+@triton.jit
+def column_sums(
+    q_ptr, k_ptr, lse_ptr, sums_ptr, heads_ptr, kind_ptr, real_ptr, lo_ptr, hi_ptr,
+    sqb, sqh, sqm, skb, skh, skn, slb, slh, slm,
+    rows, columns, total, first_column, slots, per_group, scale, softcap,
+    PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write sums (B, h, T): the attention that each column gets from the prompt's rows."""
+    pair = tl.program_id(1)
+    b = (pair // slots).to(tl.int64)
+    slot = pair % slots
+    head = tl.load(heads_ptr + slot).to(tl.int64)
+    lse_base = lse_ptr + b * slb + (head if BY_HEAD else slot.to(tl.int64)) * slh
+    q_base = q_ptr + b * sqb + head * sqh
+    start = tl.program_id(0) * BN
+    n = start + tl.arange(0, BN)
+    d = tl.arange(0, BD)
+    held = n < columns
+    k = tl.load(
+        k_ptr + b * skb + (head // per_group) * skh + n[:, None] * skn + d[None, :],
+        mask=held[:, None] & (d < D)[None, :], other=0.0,
+    )  # fmt: skip
+    acc = tl.zeros([BN, BM], tl.float32)
+    # A causal prefill: rows before the block see none of it, rows past its last column all of it.
+    first = (start // BM) * BM if PLAIN else 0
+    edge = tl.minimum(tl.cdiv(start + BN, BM) * BM, rows) if PLAIN else rows
+    for row in range(first, edge, BM):
+        m = row + tl.arange(0, BM)
+        kind = tl.load(kind_ptr + b * rows + m, mask=m < rows, other=0)
+        q = tl.load(
+            q_base + m[None, :] * sqm + d[:, None],
+            mask=(m < rows)[None, :] & (d < D)[:, None], other=0.0,
+        )  # fmt: skip
+        lse = tl.load(lse_base + m * slm, mask=kind == 1, other=float("inf"))
+        value = logits(k, q, scale, softcap, SOFTCAP, PRECISION) - (lse * _LOG2E)[None, :]
+        if PLAIN:
+            sees = n[:, None] <= m[None, :]
+        else:
+            lo = tl.load(lo_ptr + b * rows + m, mask=kind == 1, other=columns)
+            hi = tl.load(hi_ptr + b * rows + m, mask=kind == 1, other=-1)
+            sees = (n[:, None] >= lo[None, :]) & (n[:, None] <= hi[None, :])
+        acc += tl.exp2(tl.where(sees, value, float("-inf")))
+    if PLAIN:
+        for row in range(edge, rows, BM):
+            m = row + tl.arange(0, BM)
+            kind = tl.load(kind_ptr + b * rows + m, mask=m < rows, other=0)
+            q = tl.load(
+                q_base + m[None, :] * sqm + d[:, None],
+                mask=(m < rows)[None, :] & (d < D)[:, None], other=0.0,
+            )  # fmt: skip
+            lse = tl.load(lse_base + m * slm, mask=kind == 1, other=float("inf"))
+            acc += tl.exp2(
+                logits(k, q, scale, softcap, SOFTCAP, PRECISION) - (lse * _LOG2E)[None, :]
+            )
+    sums = tl.sum(acc, axis=1)
+    position = first_column + n
+    real = tl.load(real_ptr + b * total + position, mask=held, other=0)
+    sums = tl.where(real != 0, sums, 0.0)
+    tl.store(sums_ptr + pair.to(tl.int64) * total + position, sums, mask=held)
+
+
+@triton.jit
+def flag_sinks(
+    sums_ptr, seen_ptr, most_ptr, first_ptr, flags_ptr, index_ptr, facts_ptr,
+    total, slots, limit, min_rows, boundary, few_rows,
+    INITIAL: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write flags (B, h, T), the flagged columns in order (B, h, T), and facts (4, B, h).
+
+    The facts are the number of sinks, of those that few rows see, whether a column is near its
+    threshold, and a zero that counts rows for the correction. ``limit`` is alpha or tau.
+    """
+    pair = tl.program_id(0)
+    pairs = tl.num_programs(0)
+    b = pair // slots
+    most = tl.maximum(tl.load(most_ptr + b), 1).to(tl.float32)
+    initial = tl.load(first_ptr + b)
+    threshold = limit / most if RELATIVE else limit
+    needed = tl.ceil(most / limit) if AUTO else min_rows * 1.0
+    base = pair.to(tl.int64) * total
+    count = tl.zeros([], tl.int32)
+    flagged = tl.zeros([], tl.int32)
+    few = tl.zeros([], tl.int32)
+    near = tl.zeros([], tl.int32)
+    for start in range(0, total, BLOCK):
+        t = start + tl.arange(0, BLOCK)
+        held = t < total
+        seen = tl.load(seen_ptr + b * total + t, mask=held, other=0)
+        if INITIAL:
+            sink = (t == initial) & (seen > 0)
+        else:
+            eligible = (seen > 0) & (seen.to(tl.float32) >= needed)
+            if PROTECT == 1:
+                eligible = eligible & (t != initial)
+            mass = tl.load(sums_ptr + base + t, mask=held, other=0.0)
+            ratio = tl.where(eligible, mass / tl.maximum(seen, 1).to(tl.float32) / threshold, 0.0)
+            near = tl.maximum(near, tl.max((tl.abs(ratio - 1.0) < boundary).to(tl.int32), axis=0))
+            sink = ratio > 1.0
+            if PROTECT == 2:
+                order = flagged + tl.cumsum(sink.to(tl.int32), axis=0)
+                flagged += tl.sum(sink.to(tl.int32), axis=0)
+                sink = sink & (order != 1)
+        ones = sink.to(tl.int32)
+        place = count + tl.cumsum(ones, axis=0) - 1
+        tl.store(flags_ptr + base + t, ones.to(tl.uint8), mask=held)
+        tl.store(index_ptr + base + place, t, mask=sink)
+        count += tl.sum(ones, axis=0)
+        few += tl.sum((sink & (seen < few_rows)).to(tl.int32), axis=0)
+    tl.store(facts_ptr + pair, count)
+    tl.store(facts_ptr + pairs + pair, few)
+    tl.store(facts_ptr + 2 * pairs + pair, near)
+    tl.store(facts_ptr + 3 * pairs + pair, 0)
+
+
+@triton.jit
+def factors(m, u, strength, damp):
+    """Factors on the sinks and off them for rows of sink mass m and other mass u."""
+    scaled = u + strength * m
+    inside = tl.where(damp, strength, strength / scaled)
+    outside = tl.where(damp, (1.0 - strength * m) / tl.maximum(u, 1e-30), 1.0 / scaled)
+    return inside, outside
+
+
+@triton.jit
+def on_sinks(
+    q, lse, lo, hi, index_base, seen_base, k_base, v_base, count, first_column, columns,
+    skn, svn, scale, softcap, few_rows, m, few, acc,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, REPORT: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """Mass (and that on columns few rows see) and values of a block of rows on the sinks."""
+    d = tl.arange(0, BD)
+    for start in range(0, count, BS):
+        s = start + tl.arange(0, BS)
+        position = tl.load(index_base + s, mask=s < count, other=0)
+        n = position - first_column
+        held = (s < count) & (n >= 0) & (n < columns)
+        k = tl.load(
+            k_base + n[None, :] * skn + d[:, None],
+            mask=held[None, :] & (d < D)[:, None], other=0.0,
+        )  # fmt: skip
+        v = tl.load(
+            v_base + n[:, None] * svn + d[None, :],
+            mask=held[:, None] & (d < D)[None, :], other=0.0,
+        )  # fmt: skip
+        sees = held[None, :] & (n[None, :] >= lo[:, None]) & (n[None, :] <= hi[:, None])
+        value = logits(q, k, scale, softcap, SOFTCAP, PRECISION) - lse[:, None]
+        weight = tl.exp2(tl.where(sees, value, float("-inf")))
+        m += tl.sum(weight, axis=1)
+        if REPORT:
+            rare = tl.load(seen_base + position, mask=s < count, other=few_rows) < few_rows
+            few += tl.sum(tl.where(rare[None, :], weight, 0.0), axis=1)
+        acc += tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
+    return m, few, acc
+
+
+@triton.jit
+def apply_sinks(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
+    kind_ptr, real_ptr, lo_ptr, hi_ptr, seen_ptr, flags_ptr, index_ptr, count_ptr,
+    listed_ptr, list_ptr, tally_ptr,
+    sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, slb, slh, slm,
+    rows, columns, total, sink_total, first_column, first_row, slots, per_group, scale, softcap,
+    few_rows, min_other,
+    PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
+    CONTINUE: tl.constexpr, REPORT: tl.constexpr, DIRECT: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """Calibrate rows of the selected heads in ``out`` (B, C, H, D).
+
+    Launched twice. First (not ``DIRECT``) over all rows: rows with at most half of their mass on
+    the sinks are corrected by the difference, the others are put on a list. Then (``DIRECT``) over
+    the list: their mass and values off the sinks are summed anew, since the difference would lose
+    digits. ``tally`` (3, B, h, C): by row m - m', its share on columns few rows see, left alone.
+    """
+    block = tl.program_id(0)
+    pair = tl.program_id(1)
+    pairs = tl.num_programs(1).to(tl.int64)
+    b = (pair // slots).to(tl.int64)
+    slot = pair % slots
+    count = tl.load(count_ptr + pair)
+    d = tl.arange(0, BD)
+    place = block * BM + tl.arange(0, BM)
+    row_base = pair.to(tl.int64) * rows
+    if DIRECT:
+        listed = tl.load(listed_ptr + pair)
+        live = place < listed
+        m = tl.load(list_ptr + row_base + place, mask=live, other=0)
+        work = block * BM < listed
+    else:
+        m = place
+        live = m < rows
+        work = count > 0
+        if REPORT and not work:
+            for plane in tl.static_range(3):
+                tl.store(tally_ptr + plane * pairs * rows + row_base + m, 0.0, mask=live)
+    if work:
+        head = tl.load(heads_ptr + slot).to(tl.int64)
+        kind = tl.load(kind_ptr + b * rows + m, mask=live, other=0)
+        active = live & ((kind == 1) | (kind == 2)) if CONTINUE else live & (kind == 1)
+        q = tl.load(
+            q_ptr + b * sqb + head * sqh + m[:, None] * sqm + d[None, :],
+            mask=active[:, None] & (d < D)[None, :], other=0.0,
+        )  # fmt: skip
+        lse_base = lse_ptr + b * slb + (head if BY_HEAD else slot.to(tl.int64)) * slh
+        lse = tl.load(lse_base + m * slm, mask=active, other=float("inf")) * _LOG2E
+        if PLAIN:
+            lo = tl.zeros([BM], tl.int32)
+            hi = tl.where(active, m, -1)
+        else:
+            lo = tl.load(lo_ptr + b * rows + m, mask=active, other=columns)
+            hi = tl.load(hi_ptr + b * rows + m, mask=active, other=-1)
+        k_base = k_ptr + b * skb + (head // per_group) * skh
+        v_base = v_ptr + b * svb + (head // per_group) * svh
+        on, few, acc = on_sinks(
+            q, lse, lo, hi, index_ptr + pair.to(tl.int64) * sink_total, seen_ptr + b * sink_total,
+            k_base, v_base, count, first_column, columns, skn, svn, scale, softcap, few_rows,
+            tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32),
+            tl.zeros([BM, BD], tl.float32), SOFTCAP, PRECISION, REPORT, D, BD, BS,
+        )  # fmt: skip
+        strength = tl.load(strength_ptr + slot)
+        damp = tl.load(damp_ptr + slot) != 0
+        out_at = out_ptr + b * sob + head * soh + m[:, None] * som + d[None, :]
+        if DIRECT:
+            off = tl.zeros([BM], tl.float32)
+            rest = tl.zeros([BM, BD], tl.float32)
+            first = (tl.min(lo, axis=0) // BN) * BN
+            for start in range(first, tl.max(hi, axis=0) + 1, BN):
+                n = start + tl.arange(0, BN)
+                held = n < columns
+                t = first_column + n
+                k = tl.load(
+                    k_base + n[None, :] * skn + d[:, None],
+                    mask=held[None, :] & (d < D)[:, None], other=0.0,
+                )  # fmt: skip
+                v = tl.load(
+                    v_base + n[:, None] * svn + d[None, :],
+                    mask=held[:, None] & (d < D)[None, :], other=0.0,
+                )  # fmt: skip
+                real = tl.load(real_ptr + b * total + t, mask=held, other=0)
+                flag = tl.load(
+                    flags_ptr + pair.to(tl.int64) * sink_total + t,
+                    mask=held & (t < sink_total), other=0,
+                )  # fmt: skip
+                open_ = (real != 0) & (flag == 0)
+                sees = (n[None, :] >= lo[:, None]) & (n[None, :] <= hi[:, None]) & open_[None, :]
+                value = logits(q, k, scale, softcap, SOFTCAP, PRECISION) - lse[:, None]
+                weight = tl.exp2(tl.where(sees, value, float("-inf")))
+                off += tl.sum(weight, axis=1)
+                rest += tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
+            alone = active & damp & (off < min_other)
+            changes = active & (on > 0) & (alone == 0)
+            inside, outside = factors(on, tl.where(changes, off, 1.0), strength, damp)
+            result = outside[:, None] * rest + inside[:, None] * acc
+            written = live
+        else:
+            direct = active & (on > 0.5)
+            alone = live & (m < 0)
+            changes = active & (on > 0) & (on <= 0.5)
+            inside, outside = factors(on, tl.where(changes, 1.0 - on, 1.0), strength, damp)
+            old = tl.load(out_at, mask=changes[:, None] & (d < D)[None, :], other=0.0)
+            result = outside[:, None] * old.to(tl.float32) + (inside - outside)[:, None] * acc
+            ones = direct.to(tl.int32)
+            number = tl.sum(ones, axis=0)
+            if number > 0:
+                begin = tl.atomic_add(listed_ptr + pair, number)
+                tl.store(list_ptr + row_base + begin + tl.cumsum(ones, axis=0) - 1, m, mask=direct)
+            written = live & (direct == 0)
+        tl.store(
+            out_at, result.to(out_ptr.dtype.element_ty),
+            mask=changes[:, None] & (d < D)[None, :],
+        )  # fmt: skip
+        if REPORT:
+            share = tl.where(changes & (kind == 1), 1.0 - inside, 0.0)
+            tally = tally_ptr + row_base + m
+            tl.store(tally, on * share, mask=written)
+            tl.store(tally + pairs * rows, few * share, mask=written)
+            tl.store(tally + 2 * pairs * rows, (alone & (kind == 1)).to(tl.float32), mask=written)

@@ -1,0 +1,175 @@
+"""The CUDA engine's kernels, interpreted on the CPU, against the float64 reference."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import torch
+
+ON_DEVICE = torch.cuda.is_available()
+if not ON_DEVICE:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, so before that
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+import engine_cases as ec
+
+from act_harness.calibration import Calibration, HeadStrength
+from act_harness.engines import select_engine
+from act_harness.engines.reference import ReferenceEngine
+from act_harness.engines.triton.engine import Blocks, TritonEngine
+
+SMALL = Blocks(16, 16, 4, 16, 16, 16)
+DEVICE = "cuda" if ON_DEVICE else "cpu"
+
+
+def engine():
+    return TritonEngine(SMALL)
+
+
+def check(case, plan, *, bare=False, using=None):
+    """Compare with the reference; return the result and which kernels ran."""
+    kernels = using or engine()
+    found, exact = ec.assert_matches(kernels, case.to(DEVICE), plan, bare=bare)
+    assert "fallback" not in kernels.calls
+    return found, exact, kernels.calls
+
+
+def tiny(seed, **settings):
+    return ec.make_case(seed, **{"batch": 1, "tokens": 40, "sinks": (0, 5, 11), **settings})
+
+
+@pytest.mark.parametrize("name", list(ec.PLANS))
+def test_presets(name):
+    found, _, calls = check(tiny(1), ec.plan_of(ec.PLANS[name], (0, 3)))
+    assert (found.report.sinks > 0).any()
+    assert calls["apply"] == calls["direct"] == 1
+    assert ("column_sums" in calls) == (ec.PLANS[name].target == "sinks")
+    assert "row_lse" not in calls, "the stock kernel's own log-sum-exp was not used"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dtypes(dtype):
+    if dtype == torch.bfloat16 and not ON_DEVICE:
+        pytest.skip("the interpreter's tl.dot takes bfloat16 for integers (triton 3.6 to 3.9)")
+    check(tiny(2, dtype=dtype), ec.plan_of(Calibration(), (0, 2)))
+
+
+@pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
+def test_head_sizes(size):
+    check(tiny(3, size=size, heads=2, groups=1), ec.plan_of(Calibration(), (1,)))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 33, 70])
+def test_odd_lengths(tokens):
+    check(tiny(4, tokens=tokens, heads=2, groups=1), ec.plan_of(Calibration(), (0, 1)))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding(side):
+    """Left pads come with a mask, so the kernels compute the log-sum-exp themselves."""
+    case = tiny(5, batch=3, lengths=(40, 21, 1), side=side)
+    _, _, calls = check(case, ec.plan_of(Calibration(), (0, 3)), bare=side == "right")
+    assert ("row_lse" in calls) == (side == "left")
+    if side == "right":
+        _, _, calls = check(case, ec.plan_of(Calibration(), (0, 3)))
+        assert "row_lse" in calls
+
+
+def test_window_and_softcap():
+    case = tiny(6, tokens=50, window=20, sinks=(0, 9, 30))
+    found, _, calls = check(case, ec.plan_of(Calibration(alpha=2.0), (1, 2)))
+    assert (found.report.sinks > 0).any()
+    assert "row_lse" in calls
+    capped = tiny(7, softcap=4.0)
+    found, _, calls = check(capped, ec.plan_of(Calibration(), (0, 3)))
+    assert (found.report.sinks > 0).any()
+    assert "row_lse" in calls
+
+
+def test_rows_with_nearly_all_mass_on_sinks():
+    """The direct sum's branch: rows beyond one half, beyond nine tenths, and left alone."""
+    for strength in (9.0, 13.0, 60.0):
+        case = tiny(8, strength=strength, spread=0.1)
+        plan = ec.plan_of(Calibration(protect="none"), (0, 1, 2, 3))
+        found, exact, _ = check(case, plan)
+        assert found.report.moved.max() > 0.3 * 40 or (found.report.alone > 0).any()
+    assert (exact.report.alone > 0).any()
+
+
+def test_more_sinks_than_a_block_of_them():
+    case = tiny(9, tokens=60, sinks=tuple(range(0, 60, 3)), strength=4.0)
+    found, _, _ = check(case, ec.plan_of(Calibration(alpha=1.2), (0, 1)))
+    assert (found.report.sinks > 16).any()
+
+
+def test_flags_over_several_blocks():
+    """Counting goes on from one block of columns to the next."""
+    case = tiny(10, tokens=1100, heads=1, groups=1, sinks=(3, 500, 1026, 1050), strength=9.0)
+    large = TritonEngine(Blocks(128, 128, 4, 128, 128, 128))
+    for protect in ("initial", "first-flagged"):
+        found, _, _ = check(case, ec.plan_of(Calibration(protect=protect), (0,)), using=large)
+        assert found.state.sinks[0, 0, 1026:].any()
+
+
+def test_one_strength_per_head():
+    strengths = (HeadStrength(beta=0.0), HeadStrength(mass="reweight", gamma=3.0))
+    check(tiny(11), ec.plan_of(Calibration(), (0, 2), strengths))
+
+
+def test_other_heads_are_the_stock_kernels():
+    case = tiny(12).to(DEVICE)
+    stock = ec.stock_of(case, case.geometry())()
+    found = ec.run(engine(), case, ec.plan_of(Calibration(beta=0.0), (1,)))
+    assert torch.equal(found.output[:, :, [0, 2, 3]], stock[:, :, [0, 2, 3]])
+    assert not torch.allclose(found.output[:, :, 1], stock[:, :, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("decode", ["frozen", "off"])
+def test_prompt_and_continuation_in_one_call(decode):
+    case = tiny(13, batch=2, lengths=(40, 30), prompts=(32, 20))
+    _, _, calls = check(case, ec.plan_of(Calibration(decode=decode), (0, 3)), bare=True)
+    assert "row_lse" not in calls
+
+
+@pytest.mark.parametrize("decode", ["frozen", "running", "off"])
+@pytest.mark.parametrize("cuts", [[30], [30, 31, 33]])
+def test_pieces_give_the_whole(decode, cuts):
+    case = tiny(14, batch=2, prompts=(30, 30), tokens=36).to(DEVICE)
+    plan = ec.plan_of(Calibration(decode=decode), (0, 3))
+    whole = ec.run(ReferenceEngine(), case, plan).output
+    kernels = engine()
+    pieces, _ = ec.run_pieces(kernels, case, plan, cuts)
+    ec.compare_outputs(pieces, whole, case)
+    assert kernels.calls.get("fallback", 0) == (len(cuts) if decode == "running" else 0)
+
+
+def test_left_padded_decode():
+    case = tiny(15, batch=2, lengths=(36, 20), prompts=(30, 14), side="left", tokens=36)
+    case = case.to(DEVICE)
+    plan = ec.plan_of(Calibration(), (0, 2))
+    whole = ec.run(ReferenceEngine(), case, plan).output
+    pieces, _ = ec.run_pieces(engine(), case, plan, list(range(30, 36)))
+    ec.compare_outputs(pieces, whole, case)
+
+
+def test_unlisted_states_are_taken_too():
+    """A state that engine torch left, repeated for answers."""
+    case = tiny(16, prompts=(30,), tokens=36).to(DEVICE)
+    plan = ec.plan_of(Calibration(), (0, 3))
+    whole = ec.run(ReferenceEngine(), case, plan).output
+    state = ec.run(select_engine("torch"), case.until(30), plan).state
+    found = ec.run(engine(), case, plan, first_row=30, state=state)
+    rest = ec.row_errors(found.output, whole[:, 30:], case.real[:, 30:])
+    assert rest.max() < ec.TOLERANCE[torch.float32]
+
+
+def test_what_the_kernels_cannot_do_is_said_once(caplog):
+    case = tiny(17, dtype=torch.float64).to(DEVICE)
+    plan = ec.plan_of(Calibration(), (0,))
+    kernels = engine()
+    for _ in range(2):
+        ec.assert_matches(kernels, case, plan)
+    assert kernels.calls == {"fallback": 2}
+    assert len([r for r in caplog.records if "float64" in r.getMessage()]) == 1
