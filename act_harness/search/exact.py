@@ -241,9 +241,7 @@ class _Layer:
             mine = together & torch.isin(group, some)
             member = torch.searchsorted(some, group[mine])
             columns = self._prefix(triples[mine], (first - offset)[mine], member, len(some))
-            yield _Variants.of(
-                triples[mine], (offset + common)[mine], _Shared(columns, member)
-            )
+            yield _Variants.of(triples[mine], (offset + common)[mine], _Shared(columns, member))
 
     def _prefix(
         self, triples: Tensor, first: Tensor, member: Tensor, count: int
