@@ -16,7 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from act_harness.data import Document
+from act_harness.data import Document, TaskDocuments
 
 SMALL = {
     "vocab_size": 97,
@@ -68,3 +68,14 @@ def documents(count: int = 7, *, seed: int = 0, task: str = "t", common: int = 8
             Document(task, f"{number:08x}{seed}", tuple((context, a) for a in answers), number % 3)
         )
     return made
+
+
+def drawn(task: str, seed: int, n: int = 8) -> TaskDocuments:
+    return TaskDocuments(
+        task,
+        search=tuple(documents(n, seed=seed, task=task)),
+        verify=tuple(documents(n, seed=seed + 100, task=task)),
+        source="train",
+        evaluation="test",
+        too_long=0,
+    )
