@@ -16,16 +16,28 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act_harness.errors import InfrastructureError, TaskError, suggestion
+from act_harness import atomic
+from act_harness.errors import InfrastructureError, InputError, TaskError, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Document", "Prompting", "TaskDocuments", "held_out", "load_documents"]
+__all__ = [
+    "Document",
+    "Prompting",
+    "TaskDocuments",
+    "held_out",
+    "load_documents",
+    "load_plain_model",
+    "load_plain_tokenizer",
+    "random_llama",
+    "read_documents",
+    "write_documents",
+]
 
 Tokens = tuple[int, ...]
 Encode = Callable[[str, str], tuple[Sequence[int], Sequence[int]]]
@@ -154,8 +166,8 @@ def _load_tasks(names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         if name not in manager.all_tasks:
             raise TaskError(
-                f"task {name!r} is unknown to lm-eval{suggestion(name, manager.all_tasks)}"
-                or f"task {name!r} is unknown; see `act-harness run ls tasks`"
+                f"task {name!r} is unknown to lm-eval"
+                + (suggestion(name, manager.all_tasks) or "; see `act-harness run ls tasks`")
             )
     found: dict[str, Any] = {}
     for name in dict.fromkeys(names):
@@ -341,6 +353,7 @@ def _without_itself(task: Any) -> Iterator[None]:  # noqa: ANN401 - lm-eval's Ta
         config.test_split = before
 
 
+<<<<<<< HEAD
 def task_requests(
     name: str, *, limit: int, num_fewshot: int = 0, data_dir: Path | None = None
 ) -> list[tuple[str, str]]:
@@ -358,3 +371,113 @@ def task_requests(
         task.set_fewshot_seed(seed=1234)
         task.build_all_requests(limit=limit, rank=0, world_size=1)
     return [tuple(instance.args) for instance in task.instances]
+=======
+def write_documents(path: Path, documents: Sequence[TaskDocuments]) -> None:
+    """Store drawn documents, so that a machine without lm-eval or data sets can search.
+
+    The file holds token sequences and so the texts themselves: it is as private as the data.
+
+    Raises:
+        InfrastructureError: the file cannot be written.
+    """
+    atomic.write_json(path, [asdict(one) for one in documents])
+
+
+def read_documents(path: Path) -> list[TaskDocuments]:
+    """Read what :func:`write_documents` stored.
+
+    Raises:
+        TaskError: there is no such file, or it is no such file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            TaskDocuments(
+                **{**one, **{split: _documents(one[split]) for split in ("search", "verify")}}
+            )
+            for one in content
+        ]
+    except FileNotFoundError:
+        raise TaskError(
+            f"{path}: no such file; write it with `act-harness search --prepare`"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise TaskError(f"{path} holds no search documents ({type(error).__name__})") from error
+
+
+def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:
+    return tuple(
+        Document(
+            row["task"],
+            row["key"],
+            tuple((tuple(context), tuple(answer)) for context, answer in row["requests"]),
+            row["right"],
+            tuple(row["choices"]),
+        )
+        for row in rows
+    )
+
+
+def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:  # noqa: ANN401
+    """Load a causal language model by transformers alone, where lm-eval is not installed."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+
+
+def load_plain_tokenizer(folder: str) -> Any:  # noqa: ANN401 - any transformers tokenizer
+    """Load the tokenizer of :func:`load_plain_model`."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+_SHAPES = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+           "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+           "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000},
+    "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 199},
+}  # fmt: skip
+
+
+def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> Any:  # noqa: ANN401
+    """Make a random Llama with planted attention sinks, for benchmarks.
+
+    Every query gets a constant part, so that each head looks at the same few tokens in all rows:
+    those whose keys happen to point that way. The part lies in the slowly turning coordinates of
+    the rotary embedding, so that it holds over the whole prompt.
+
+    Args:
+        shape: ``7b``, ``1b`` or ``tiny``.
+        dtype: name of a torch dtype.
+        device: where the model is made.
+
+    Raises:
+        InputError: there is no such shape.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if shape not in _SHAPES:
+        raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
+    config = LlamaConfig(**_SHAPES[shape], attention_bias=True, attn_implementation="sdpa")
+    torch.manual_seed(0)
+    with torch.device(device):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, dtype))
+        try:
+            model = LlamaForCausalLM(config).eval()
+        finally:
+            torch.set_default_dtype(before)
+    size = config.hidden_size // config.num_attention_heads
+    slow = torch.arange(size, device=device) % (size // 2) >= size // 4
+    with torch.no_grad():
+        for layer in model.model.layers:
+            bias = layer.self_attn.q_proj.bias
+            constant = torch.randn(bias.shape, device=device).view(-1, size) * slow
+            bias.copy_(5.0 * constant.reshape(-1))
+            layer.self_attn.k_proj.weight.mul_(50.0 / config.hidden_size**0.5)
+    return model
+>>>>>>> refs/heads/searching

@@ -5,25 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_search import documents, tiny
+from tiny_search import drawn, tiny
 
 from act_harness.artifact import load_artifact
 from act_harness.atomic import canonical_json
-from act_harness.data import TaskDocuments
 from act_harness.errors import InfrastructureError, InputError, RecipeError, ResultError
 from act_harness.search.recipe import load_recipe, make_recipe
 from act_harness.search.run import run_search, stable_content
-
-
-def drawn(task: str, seed: int, n: int = 8) -> TaskDocuments:
-    return TaskDocuments(
-        task,
-        search=tuple(documents(n, seed=seed, task=task)),
-        verify=tuple(documents(n, seed=seed + 100, task=task)),
-        source="train",
-        evaluation="test",
-        too_long=0,
-    )
 
 
 DRAWN = [drawn("a", 1), drawn("b", 2)]

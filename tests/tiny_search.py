@@ -16,7 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from act_harness.data import Document
+from act_harness.data import Document, TaskDocuments
 
 SMALL = {
     "vocab_size": 97,
@@ -53,11 +53,13 @@ def tiny(kind: str = "llama") -> torch.nn.Module:
     return made
 
 
-def documents(count: int = 7, *, seed: int = 0, task: str = "t") -> list[Document]:
+def documents(count: int = 7, *, seed: int = 0, task: str = "t", common: int = 8) -> list[Document]:
     draw = random.Random(seed)  # noqa: S311 - no secret
     made = []
+    instruction = tuple(draw.randrange(97) for _ in range(common))
     for number in range(count):
-        context = tuple(draw.randrange(97) for _ in range(draw.randint(9, 22)))
+        own = tuple(draw.randrange(97) for _ in range(draw.randint(5, 14)))
+        context = instruction + own
         answers = [
             tuple(draw.randrange(97) for _ in range(length))
             for length in (1, 1, draw.randint(1, 4))
@@ -66,3 +68,14 @@ def documents(count: int = 7, *, seed: int = 0, task: str = "t") -> list[Documen
             Document(task, f"{number:08x}{seed}", tuple((context, a) for a in answers), number % 3)
         )
     return made
+
+
+def drawn(task: str, seed: int, n: int = 8) -> TaskDocuments:
+    return TaskDocuments(
+        task,
+        search=tuple(documents(n, seed=seed, task=task)),
+        verify=tuple(documents(n, seed=seed + 100, task=task)),
+        source="train",
+        evaluation="test",
+        too_long=0,
+    )

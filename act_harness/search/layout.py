@@ -119,6 +119,26 @@ class Layout:
         return builder.build(device)
 
     @cached_property
+    def offset(self) -> Tensor:
+        """(S,) number of pads before each sequence."""
+        return self.real.int().argmax(dim=1)
+
+    @cached_property
+    def common(self) -> int:
+        """Number of leading tokens that all sequences share, the last prompt row excluded.
+
+        Tasks put the same instruction before every document; causality makes these rows the same
+        in every sequence, as long as calibration does the same to them.
+        """
+        most = int(self.prompt.sum(dim=1).min()) - 1
+        if len(self.ids) < 2 or most < 1:
+            return 0
+        place = self.offset[:, None] + torch.arange(most, device=self.ids.device)
+        tokens = self.ids.gather(1, place)
+        same = (tokens == tokens[:1]).all(dim=0)
+        return int(same.int().cumprod(dim=0).sum())
+
+    @cached_property
     def length(self) -> int:
         """T, padded tokens of a sequence."""
         return self.ids.shape[1]

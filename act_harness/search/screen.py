@@ -107,7 +107,7 @@ def estimate_chunk(
                     layout,
                     masks.visible(layer),
                     cache=geometries,
-                )
+                )[0]
                 for strength in strengths
             ]
 

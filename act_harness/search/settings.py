@@ -9,11 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from act_harness.attention import model_facts
+from act_harness.data import (
+    Prompting,
+    TaskDocuments,
+    load_documents,
+    load_plain_model,
+    load_plain_tokenizer,
+    read_documents,
+    write_documents,
+)
 from act_harness.errors import RecipeError
 from act_harness.search.recipe import Recipe, load_recipe, make_recipe
 from act_harness.search.run import SearchResult, run_search
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from act_harness.artifact import ModelFacts
     from act_harness.model import CalibratedHFLM
     from act_harness.search.effects import HeadEffect
 
@@ -37,6 +50,10 @@ class SearchSettings:
     output: Path = Path("artifact.json")
     seed: int | None = None
     data_dir: Path | None = None
+    documents: Path | None = None
+    """Documents drawn and tokenised beforehand; then neither lm-eval nor data sets are needed."""
+    prepare: Path | None = None
+    """Only draw and tokenise the documents, and write them to this file."""
     ledgers: Path | None = None
     """Folder of the ledgers; None: ``search/ledgers`` in a checkout, else beside the output."""
     show_best: bool = False
@@ -67,7 +84,20 @@ class SearchSettings:
         return make_recipe({"name": self.output.stem, **changes}, source="the command's options")
 
 
-def search_from_settings(settings: SearchSettings) -> SearchResult:
+@dataclass(frozen=True)
+class Prepared:
+    """Documents that were drawn and stored, without a search."""
+
+    path: Path
+    documents: list[TaskDocuments]
+
+    def summary(self) -> str:
+        """Return a line for the terminal."""
+        count = sum(len(one.search) + len(one.verify) for one in self.documents)
+        return f"{count} documents of {len(self.documents)} tasks written to {self.path}"
+
+
+def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
     """Load the model, draw the documents, search, and write the artifact and its plots.
 
     Raises:
@@ -75,15 +105,22 @@ def search_from_settings(settings: SearchSettings) -> SearchResult:
         InfrastructureError: data or disk are missing; what was measured is kept.
     """
     recipe = settings.make_recipe()
-    lm = _load_model(settings)
-    documents = search_documents(recipe, lm, data_dir=settings.data_dir)
-    ledgers = settings.ledgers or _ledgers(settings.output)
+    if settings.documents is not None:
+        documents = _fitting(read_documents(settings.documents), recipe)
+        model, facts = _plain_model(settings)
+    else:
+        lm = _load_model(settings)
+        documents = search_documents(recipe, lm, data_dir=settings.data_dir)
+        model, facts = lm.model, lm.facts
+    if settings.prepare is not None:
+        write_documents(settings.prepare, documents)
+        return Prepared(settings.prepare, documents)
     result = run_search(
         recipe,
-        model=lm.model,
+        model=model,
         documents=documents,
-        facts=lm.facts,
-        ledgers=ledgers,
+        facts=facts,
+        ledgers=settings.ledgers or _ledgers(settings.output),
         output=settings.output,
         on_best=_print_best if settings.show_best else None,
     )
@@ -96,10 +133,8 @@ def search_from_settings(settings: SearchSettings) -> SearchResult:
 
 def search_documents(
     recipe: Recipe, lm: CalibratedHFLM, *, data_dir: Path | None = None
-) -> list[Any]:
+) -> list[TaskDocuments]:
     """Draw a recipe's documents, tokenised exactly as ``lm`` would score them."""
-    from act_harness.data import Prompting, load_documents
-
     contexts: dict[str, list[int]] = {}
 
     def encode(context: str, continuation: str) -> tuple[Sequence[int], Sequence[int]]:
@@ -139,6 +174,34 @@ def _load_model(settings: SearchSettings) -> CalibratedHFLM:
         f"{arguments},artifact=none", {"batch_size": 1, "device": device}
     )
     return model
+
+
+def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]:
+    """Load the model by transformers alone; only its folder and dtype can be given."""
+    pairs = [pair.partition("=") for pair in settings.model_args.split(",") if pair]
+    given = {"pretrained": settings.pretrained, **{key: value for key, _, value in pairs}}
+    folder, dtype = given.pop("pretrained"), given.pop("dtype", "auto")
+    if not folder:
+        raise RecipeError("no model was given; use --model-args pretrained=DIR or --pretrained DIR")
+    if given:
+        raise RecipeError(
+            f"with prepared documents the model takes pretrained and dtype only, got {list(given)}"
+        )
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_plain_model(folder, dtype=dtype or "auto", device=device)
+    tokenizer = load_plain_tokenizer(folder)
+    return model, model_facts(model, tokenizer, name=folder)
+
+
+def _fitting(documents: list[TaskDocuments], recipe: Recipe) -> list[TaskDocuments]:
+    """Check that prepared documents are those the recipe asks for."""
+    for one in documents:
+        if len(one.search) != recipe.samples:
+            raise RecipeError(
+                f"the prepared documents hold {len(one.search)} of task {one.task!r}, the recipe "
+                f"asks for {recipe.samples}; prepare them again"
+            )
+    return documents
 
 
 def _ledgers(output: Path) -> Path:

@@ -221,8 +221,9 @@ class Workbench:
                 hidden = run.hidden
             if run.record is not None and layer >= run.keep_from:
                 run.record.setdefault(layer, LayerRecord()).hidden = hidden
-            columns = run.prefix(layer)
-            kwargs["attention_mask"] = run.mask(layer)
+            given = layer == run.start and run.projected is not None
+            columns = None if given else run.prefix(layer)
+            kwargs["attention_mask"] = None if given else run.mask(layer)
             kwargs["past_key_values"] = None if columns is None else _Prefix(columns)
             kwargs["use_cache"] = False
             self.rows_computed += hidden.shape[0] * hidden.shape[1]
@@ -359,6 +360,7 @@ class Workbench:
         mask: Callable[[int], Tensor],
         prefix: Callable[[int], tuple[Tensor, Tensor] | None],
         places: Tensor,
+        record: dict[int, LayerRecord] | None = None,
     ) -> Tensor:
         """Run from ``layer`` on, with its attention output given; return (P, vocabulary) logits.
 
@@ -370,6 +372,7 @@ class Workbench:
             mask: (V, 1, n, T) mask of each later layer.
             prefix: keys and values of the columns before the rows, (V, G, T - n, D), by layer.
             places: (P, 2) rows to read, (variant, row).
+            record: filled with keys and values of all columns of the later layers.
         """
         run = _Run(
             mask=mask,
@@ -378,6 +381,8 @@ class Workbench:
             projected=projected,
             prefix=prefix,
             places=places,
+            record=record,
+            keep_from=len(self.layers),
         )
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
         return self._call(run, ids, positions, mask(layer))
@@ -443,6 +448,13 @@ class Masks:
             self._visible[window] = self._layout.visible(window)
         return self._visible[window]
 
+    def causal(self, layer: int, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return (1, 1, rows, columns) for positions of one text, in the kernel's form."""
+        window = self._bench.windows[layer]
+        distance = rows[:, None] - columns
+        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        return self._kernel_form(seen[None, None])
+
     def of(self, layer: int) -> Tensor:
         """Return the mask of a layer as its kernel takes it: bool for sdpa, additive for eager."""
         seen = self.visible(layer)
@@ -450,11 +462,15 @@ class Masks:
             return seen
         window = self._bench.windows[layer]
         if window not in self._additive:
-            dtype = self._bench.model.dtype
-            lowest = torch.finfo(dtype).min
-            self._additive[window] = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._additive[window].masked_fill_(~seen, lowest)
+            self._additive[window] = self._kernel_form(seen)
         return self._additive[window]
+
+    def _kernel_form(self, seen: Tensor) -> Tensor:
+        if self._bench._base != "eager":
+            return seen
+        dtype = self._bench.model.dtype
+        additive = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return additive.masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def columns_before(record: LayerRecord, index: Any, stop: int) -> tuple[Tensor, Tensor] | None:  # noqa: ANN401
