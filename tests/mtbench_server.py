@@ -77,9 +77,8 @@ class JudgeServer:
                     message = {"role": "assistant", "content": say.text}
                     choice = {"index": 0, "message": message, "finish_reason": say.finish}
                     usage = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
-                    completion = {"id": "x", "object": "chat.completion", "created": 0,
-                                  "model": "judge", "choices": [choice], "usage": usage}  # fmt: skip
-                    body = json.dumps(completion)
+                    fixed = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+                    body = json.dumps({**fixed, "choices": [choice], "usage": usage})
                 data = body.encode()
                 try:
                     self.send_response(say.status)

@@ -87,7 +87,7 @@ def test_scores_and_difference_are_those_of_a_calculation_by_hand(tmp_path):
     assert "extraction" not in found
     assert outcome.failure_rate == 0
     assert outcome.exit_code == 0
-    # Question 82 was answered alike by both arms: its two judgments are shared. So is turn 1 of 131.
+    # Both arms answered question 82 and turn 1 of 131 alike: three judgments are shared.
     assert server.calls == outcome.calls == 12 - 3
 
 

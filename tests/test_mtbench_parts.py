@@ -18,7 +18,7 @@ from act_harness.mtbench.plan import Place
 from act_harness.mtbench.prompts import REFERENCE_CATEGORIES, load_prompts, own_prompts
 from act_harness.mtbench.references import load_references, missing_references
 from act_harness.mtbench.scores import compare_arms, score_arm
-from act_harness.mtbench.settings import JudgeSettings, load_judge_settings
+from act_harness.mtbench.settings import load_judge_settings
 from act_harness.mtbench.verdict import preference_of, rating_of
 
 # -- verdicts --------------------------------------------------------------------------------------
