@@ -79,10 +79,10 @@ format: venv
 
 demo: venv
 	$(BIN)/python -m act_harness.demo_model $(DEMO)/model
-	$(BIN)/act-harness search --pretrained $(DEMO)/model --tasks act_demo_sentiment \
-	    --samples 32 --batch-size 8 --output $(DEMO)/artifact.json
-	$(BIN)/act-harness eval --pretrained $(DEMO)/model --artifact $(DEMO)/artifact.json \
-	    --tasks act_demo --batch-size 8 --output $(DEMO)/results
+	$(BIN)/act-harness search demo --pretrained $(DEMO)/model --model-args dtype=float32 \
+	    --device cpu --plots --output $(DEMO)/artifact.json
+	$(BIN)/act-harness eval --pretrained $(DEMO)/model --model-args dtype=float32 --device cpu \
+	    --artifact $(DEMO)/artifact.json --tasks act_demo --batch-size 16 --output $(DEMO)/results
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

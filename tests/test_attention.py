@@ -150,6 +150,19 @@ def test_detaching_leaves_no_trace(tiny, make_artifact):
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_a_suspended_calibration_is_the_stock_model(tiny, make_artifact):
+    model = tiny()
+    stock = logits(model)
+    with calibrated(model, make_artifact(model)) as attachment:
+        changed = logits(model)
+        calls = attachment.calls.calls["torch"]
+        with attachment.suspended():
+            assert torch.equal(logits(model), stock)
+            model.generate(PROMPT, max_new_tokens=2, pad_token_id=0, num_beams=2)
+        assert attachment.calls.calls["torch"] == calls
+        assert torch.equal(logits(model), changed)
+
+
 def test_a_model_is_calibrated_once_at_a_time(tiny, make_artifact):
     model = tiny()
     with (

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from act_harness.engines.operation import Stock
 from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -132,7 +133,9 @@ def _attend(
         key,
         value,
         attention_mask,
-        stock=lambda: stock(module, query, key, value, attention_mask, **kwargs)[0],
+        stock=Stock(
+            lambda: stock(module, query, key, value, attention_mask, **kwargs)[0], kernel=base
+        ),
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
         softcap=kwargs.get("softcap"),
     )

@@ -28,6 +28,7 @@ __all__ = [
     "Geometry",
     "LayerState",
     "Report",
+    "Stock",
     "masked_softmax",
     "pad_columns",
 ]
@@ -99,6 +100,20 @@ class Geometry:
         return seen & row_real[:, None, :, None] & column_real[:, None, None, :]
 
     @cached_property
+    def plain(self) -> bool:
+        """Whether stock attention without a mask sees exactly what :meth:`visible` says.
+
+        True for a causal prefill without pads or with pads on the right only (which no real row
+        sees), and for one row that sees every column. Looks at values once (on an accelerator
+        that waits for it); the layers of a forward share the answer.
+        """
+        if self.mask is not None or self.first_column != 0 or self.columns != self.total:
+            return False
+        if self.first_row == 0:
+            return not bool((self.real[:, 1:] & ~self.real[:, :-1]).any())
+        return self.rows == 1 and bool(self.real.all())
+
+    @cached_property
     def first(self) -> Tensor:
         """(B,) absolute position of the first real token."""
         return self.real.int().argmax(dim=1)
@@ -130,6 +145,9 @@ class Geometry:
         Only for a prefill; ``n`` is N of the paper, limited by a sliding window where there is
         one, since the model's own mask is counted.
         """
+        if self.mask is None and self.first_column == 0:  # causal: a row sees all real ones before
+            seen = self.prompt.flip(1).cumsum(dim=1).flip(1) * self.real
+            return seen, (self.real.cumsum(dim=1) * self.prompt).amax(dim=1)
         seen = torch.zeros_like(self.real, dtype=torch.int64)
         most = torch.zeros(self.real.shape[0], dtype=torch.int64, device=self.real.device)
         for start in range(0, self.rows, 512):
@@ -138,6 +156,21 @@ class Geometry:
             seen[:, self.first_column : self.first_column + self.columns] += block.sum(dim=1)
             most = torch.maximum(most, block.sum(dim=2).amax(dim=1))
         return seen, most
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The model's own attention, and which kernel it runs.
+
+    An engine that knows the kernel may compute the same output together with its log-sum-exp.
+    """
+
+    run: Callable[[], Tensor]  # () -> (B, C, H, D)
+    kernel: str = ""  # 'sdpa': torch's scaled_dot_product_attention; '': anything
+
+    def __call__(self) -> Tensor:
+        """Return the attention output, (B, C, H, D)."""
+        return self.run()
 
 
 @dataclass
@@ -154,7 +187,7 @@ class LayerState:
             item.name: None if (value := getattr(self, item.name)) is None else value[index]
             for item in fields(self)
         }
-        return LayerState(**picked)  # type: ignore[arg-type]
+        return type(self)(**picked)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -205,7 +238,8 @@ class Engine(Protocol):
             geometry: which tokens are real, which are the prompt, and what rows can see.
             plan: selected heads and their mass maps.
             state: what the prefill of these sequences left; None when this call holds it.
-            stock: returns the model's own attention output, (B, C, H, D).
+            stock: returns the model's own attention output, (B, C, H, D); a :class:`Stock` says
+                which kernel it runs.
             scale: factor on query-key products before the softmax.
             softcap: soft cap on the scaled products, where the model has one (Gemma 2).
         """

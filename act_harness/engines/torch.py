@@ -2,10 +2,12 @@
 
 The unselected heads are the model's own attention kernel, untouched. For the selected heads the
 rows are visited in blocks, twice where a prompt has to be read whole before its sinks are known:
-once for the column means, once for the output (one visit where everything fits a block). The
-output of a row is ``outside * sum of A V off the sinks + inside * sum of A V on them``, both sums
-accumulated in float32 (float64 for a float64 model), so that rows whose mass lies almost wholly on
-the sinks lose no digits. Rows that calibration does not change keep the kernel's own output.
+once for the column means, once for the output (the weights are kept in between where they fit).
+In a causal prefill the kernel's log-sum-exp makes weights out of products without a softmax, and a
+block ends at its own diagonal. The output of a row is ``outside * sum of A V off the sinks +
+inside * sum of A V on them``, both sums accumulated in float32 (float64 for a float64 model), so
+that rows whose mass lies almost wholly on the sinks lose no digits. Rows that calibration does not
+change keep the kernel's own output.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import (
     EngineResult,
     Geometry,
@@ -34,29 +37,37 @@ if TYPE_CHECKING:
 __all__ = ["TorchEngine"]
 
 
+_CAUSAL_ROWS = 256
+"""Rows of a block in a causal prefill: fewer waste less beyond the diagonal, more call less."""
+
+
 @dataclass(frozen=True)
 class _Sinks:
     """The sinks of a layer that are the same for all rows, as indices into the held columns."""
 
     index: Tensor  # (b, h, s) column of each sink, padded with other columns
-    valid: Tensor  # (b, h, s) bool: not padding
-    others: Tensor  # (b, h, 1, t) 1.0 off the sinks, 0.0 on them
-    value: Tensor  # (b, h, s, d) values of the sinks, 0 where padding
+    valid: Tensor  # (b, h, 1, s) 1.0 for a sink, 0.0 for padding
+    value: Tensor  # (b, h, s, d) values of the sinks
+    others: Tensor  # (b, h, t, d + 1) values off the sinks, 0 on them; last: 1 off, 0 on
 
     @classmethod
     def of(cls, sinks: Tensor, value: Tensor) -> _Sinks:
         """Gather from ``sinks`` (b, h, t) bool and ``value`` (b, h, t, d)."""
         most = int(sinks.sum(dim=-1).max())
         index = sinks.int().sort(dim=-1, descending=True, stable=True).indices[..., :most]
-        valid = sinks.gather(-1, index)
+        valid = sinks.gather(-1, index)[:, :, None].to(value.dtype)
         picked = value.gather(2, index[..., None].expand(*index.shape, value.shape[-1]))
-        others = (~sinks)[:, :, None].to(value.dtype)
-        return cls(index, valid, others, picked * valid[..., None])
+        others = torch.nn.functional.pad(value, (0, 1), value=1.0)
+        return cls(index, valid, picked, others.masked_fill_(sinks[..., None], 0.0))
 
     def on(self, weights: Tensor) -> Tensor:
-        """Weights on the sinks, (b, h, k, s)."""
+        """Weights on the sinks, (b, h, k, s); columns beyond those of ``weights`` are unseen."""
+        width = weights.shape[-1]
         index = self.index[:, :, None].expand(-1, -1, weights.shape[2], -1)
-        return weights.gather(-1, index) * self.valid[:, :, None]
+        if width < self.others.shape[2]:
+            held = self.valid * (self.index < width)[:, :, None]
+            return weights.gather(-1, index.clamp(max=width - 1)) * held
+        return weights.gather(-1, index) * self.valid
 
 
 class TorchEngine:
@@ -65,7 +76,7 @@ class TorchEngine:
     name = "torch"
 
     def __init__(self, block_elements: int = 1 << 24) -> None:
-        """Store how many weights (sequences x heads x rows x columns) a block may hold."""
+        """Store how many weights (sequences x heads x rows x columns) may be held at a time."""
         self.block_elements = block_elements
 
     def __call__(
@@ -82,16 +93,19 @@ class TorchEngine:
         softcap: float | None = None,
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
+        output, lse = attend_with_lse(
+            query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
+        )
         layer = _Layer(self, query, key, value, geometry, plan, scale, softcap)
+        if geometry.first_row == 0 and lse is not None:
+            layer.use_lse(lse)
         report = None
-        output = stock()
         ratio = None
         if state is None:
             state, ratio = layer.detect()
         if layer.nothing_to_do(state):
             after, sums = LayerState(pad_columns(state.sinks, geometry.total)), layer.no_report()
         else:
-            output = output.clone()
             after, sums = layer.calibrate(state, output)
         if ratio is not None:
             report = make_report(state.sinks, ratio, sums, geometry, query.dtype)
@@ -121,36 +135,54 @@ class _Layer:
         self.value = value[:, group].to(self.dtype)
         per_row = self.query.shape[0] * len(plan.heads) * geometry.columns
         self.block = max(1, min(geometry.rows, engine.block_elements // max(per_row, 1)))
+        self.keeps = self.block >= geometry.rows
         self.running = plan.calibration.decode == "running"
-        self._kept: Tensor | None = None  # the weights, where one block holds all rows
+        self.causal = False
+        self._kept: dict[int, Tensor] = {}  # weights by first row, where all of them fit
+
+    def use_lse(self, lse: Tensor) -> None:
+        """Let products become weights with the kernel's log-sum-exp, (B, H, C).
+
+        It rides along as one more dimension of queries and keys: the product is the logarithm of
+        the weight.
+        """
+        self.causal = True
+        self.block = min(self.block, _CAUSAL_ROWS)
+        own = -lse[:, self.heads, :, None].to(self.dtype)
+        self.query = torch.cat([self.query * self.scale, own], dim=-1)
+        self.key = torch.nn.functional.pad(self.key, (0, 1), value=1.0)
 
     def blocks(self) -> range:
         """First rows of the blocks."""
         return range(0, self.geometry.rows, self.block)
 
     def weights(self, start: int) -> Tensor:
-        """(b, h, k, t) attention weights of a block; rows of pads are meaningless."""
-        if self._kept is not None:
-            weights, self._kept = self._kept, None
-            return weights
+        """(b, h, k, t) attention weights of a block; rows of pads are meaningless.
+
+        In a causal prefill the columns end where the block's last row does.
+        """
+        if start in self._kept:
+            return self._kept.pop(start)
         stop = min(start + self.block, self.geometry.rows)
-        visible = self.geometry.visible(start, stop)
-        return masked_softmax(
-            self.query[:, :, start:stop], self.key, visible, self.scale, self.softcap
-        )
+        rows = self.query[:, :, start:stop]
+        if not self.causal:
+            visible = self.geometry.visible(start, stop)
+            return masked_softmax(rows, self.key, visible, self.scale, self.softcap)
+        weights = (rows @ self.key[:, :, :stop].transpose(-1, -2)).exp_()
+        weights[..., start:].tril_()
+        return weights
 
     def detect(self) -> tuple[LayerState, Tensor]:
         """First visit: the prompt's sinks, and a/threshold of every column."""
         geometry = self.geometry
         sums = self.query.new_zeros(*self.query.shape[:2], geometry.total)
-        for start in self.blocks():
-            rows = geometry.prompt_rows[:, start : start + self.block]
-            if not rows.any():
-                continue
+        prompt = geometry.prompt_rows.to(self.dtype)[:, None, None]  # (b, 1, 1, k)
+        for start in self.blocks() if geometry.has_prompt_rows else ():
             weights = self.weights(start)
-            sums += (rows.to(self.dtype)[:, None, None] @ weights)[:, :, 0]
-            if self.block >= geometry.rows:
-                self._kept = weights
+            part = prompt[..., start : start + self.block] @ weights
+            sums[..., : weights.shape[-1]] += part[:, :, 0]
+            if self.keeps:
+                self._kept[start] = weights
         seen, most = geometry.prompt_census
         sinks, ratio = find_sinks(
             sums,
@@ -206,13 +238,12 @@ class _Layer:
         weights = self.weights(start)
         own = self._running_sinks(start, stop, weights, after) if self.running else None
         on = shared.on(weights)
-        off = weights * shared.others
+        # Sinks are left out by zeros in the values, not in the weights: one pass over them less.
+        off = weights @ shared.others[:, :, : weights.shape[-1]]
         active = prompt | rest if self.plan.calibration.decode == "frozen" else prompt
-        factors = row_factors(
-            on.sum(-1, keepdim=True) * active, off.sum(-1, keepdim=True), self.plan.strengths
-        )
-        result = factors.outside * (off @ self.value) + factors.inside * (on @ shared.value)
-        if own is not None and bool(rest.any()):
+        factors = row_factors(on.sum(-1, keepdim=True) * active, off[..., -1:], self.plan.strengths)
+        result = factors.outside * off[..., :-1] + factors.inside * (on @ shared.value)
+        if own is not None and geometry.has_continuation_rows:
             result, factors = self._mix_running(weights, own, rest, result, factors)
         changed = (factors.inside != 1) | (factors.outside != 1)
         rows = output[:, start:stop].transpose(1, 2)
@@ -226,8 +257,9 @@ class _Layer:
         geometry = self.geometry
         assert after.sums is not None  # noqa: S101 - 'running' fills both
         assert after.seen is not None  # noqa: S101
-        held = slice(geometry.first_column, geometry.first_column + geometry.columns)
-        visible = geometry.visible(start, stop)
+        last = geometry.first_column + weights.shape[-1]
+        held = slice(geometry.first_column, last)
+        visible = geometry.visible(start, stop)[..., : weights.shape[-1]]
         wide = weights.new_zeros(*weights.shape[:3], geometry.total)
         wide[..., held] = (weights * visible).cumsum(dim=2)
         wide += pad_columns(after.sums, geometry.total)[:, :, None]
@@ -249,10 +281,11 @@ class _Layer:
         self, weights: Tensor, own: Tensor, rest: Tensor, result: Tensor, factors: RowFactors
     ) -> tuple[Tensor, RowFactors]:
         """Replace the continuation rows by what their own sinks ``own`` make of them."""
+        value = self.value[:, :, : weights.shape[-1]]
         on, off = weights * own, weights * ~own
         mine = row_factors(
             on.sum(-1, keepdim=True) * rest, off.sum(-1, keepdim=True), self.plan.strengths
         )
-        changed = mine.outside * (off @ self.value) + mine.inside * (on @ self.value)
+        changed = mine.outside * (off @ value) + mine.inside * (on @ value)
         mixed = [torch.where(rest, a, b) for a, b in zip(mine, factors, strict=True)]
         return torch.where(rest, changed, result), RowFactors(*mixed)

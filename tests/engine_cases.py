@@ -1,0 +1,254 @@
+"""Attention inputs with planted sinks, and how two engines are compared; for the engine tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from act_harness.calibration import Calibration, HeadStrength, LayerPlan
+from act_harness.engines.operation import (
+    Engine,
+    EngineResult,
+    Geometry,
+    LayerState,
+    Stock,
+    masked_softmax,
+)
+from act_harness.engines.reference import ReferenceEngine
+
+TOLERANCE = {
+    torch.float64: 1e-11,
+    torch.float32: 2e-5,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+}
+"""Largest relative error of a row (norm over the head's values), by the dtype of the inputs."""
+
+NEAR = 1e-3
+"""Sink sets must agree where abs(a/threshold - 1) is above this."""
+
+PLANS = {
+    "paper": Calibration(),
+    "release": Calibration(rule="absolute", tau=0.1, protect="first-flagged"),
+    "unprotected": Calibration(protect="none", beta=0.0),
+    "auto-rows": Calibration(min_rows="auto"),
+    "reweight": Calibration(mass="reweight", gamma=0.3),
+    "amplify": Calibration(mass="reweight", gamma=4.0),
+    "initial": Calibration(target="initial"),
+    "initial-reweight": Calibration(target="initial", mass="reweight", gamma=0.5),
+}
+
+
+@dataclass
+class Case:
+    """Inputs of one layer for whole sequences."""
+
+    query: Tensor  # (B, H, T, D)
+    key: Tensor  # (B, G, T, D)
+    value: Tensor
+    real: Tensor  # (B, T) bool
+    prompt: Tensor  # (B, T) bool
+    window: int | None = None
+    softcap: float | None = None
+
+    @property
+    def scale(self) -> float:
+        return self.query.shape[-1] ** -0.5
+
+    def mask(self, first_row: int) -> Tensor | None:
+        """The model's own mask, as transformers gives it; None where it would give none."""
+        causal_only = self.window is None and not bool((~self.real).any())
+        if causal_only and first_row == 0:
+            return None
+        total = self.real.shape[1]
+        row = torch.arange(first_row, total, device=self.real.device)[:, None]
+        column = torch.arange(total, device=self.real.device)[None]
+        seen = column <= row
+        if self.window is not None:
+            seen = seen & (column > row - self.window)
+        return seen[None, None] & self.real[:, None, None]
+
+    def geometry(self, first_row: int = 0, *, bare: bool = False) -> Geometry:
+        """Geometry of the rows from ``first_row``; ``bare``: right pads without a mask."""
+        prompt = self.prompt if first_row == 0 else torch.zeros_like(self.prompt)
+        mask = None if bare else self.mask(first_row)
+        return Geometry(
+            real=self.real,
+            prompt=prompt,
+            first_row=first_row,
+            first_column=0,
+            columns=self.real.shape[1],
+            mask=mask,
+        )
+
+    def until(self, stop: int) -> Case:
+        """The first ``stop`` positions."""
+        cut = {name: getattr(self, name)[:, :, :stop] for name in ("query", "key", "value")}
+        return replace(self, real=self.real[:, :stop], prompt=self.prompt[:, :stop], **cut)
+
+    def to(self, target: torch.dtype | str) -> Case:
+        moved = {name: getattr(self, name).to(target) for name in ("query", "key", "value")}
+        if isinstance(target, str):
+            moved |= {name: getattr(self, name).to(target) for name in ("real", "prompt")}
+        return replace(self, **moved)
+
+
+def make_case(
+    seed: int,
+    *,
+    batch: int = 2,
+    heads: int = 4,
+    groups: int = 2,
+    tokens: int = 48,
+    size: int = 16,
+    sinks: tuple[int, ...] = (0, 5, 11),
+    strength: float = 6.0,
+    lengths: tuple[int, ...] | None = None,
+    side: str = "right",
+    prompts: tuple[int, ...] | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    spread: float = 0.4,
+) -> Case:
+    """Random inputs whose columns ``sinks`` (counted from the first real token) draw attention.
+
+    Queries share a direction that the keys of the planted columns have too, by an amount that
+    varies over rows and heads, so that rows of small and of large sink mass both occur.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    query, key = normal(batch, heads, tokens, size), normal(batch, groups, tokens, size)
+    value = normal(batch, groups, tokens, size)
+    direction = torch.nn.functional.normalize(normal(batch, groups, 1, size), dim=-1)
+    shared = direction.repeat_interleave(heads // groups, dim=1)
+    amount = 1 + spread * normal(batch, heads, tokens, 1) + 0.5 * normal(batch, heads, 1, 1)
+    query = query * 0.5 + shared * amount.abs() * size**0.25
+    lengths = lengths or (tokens,) * batch
+    prompts = prompts or lengths
+    position = torch.arange(tokens)
+    real = torch.zeros(batch, tokens, dtype=torch.bool)
+    prompt = torch.zeros_like(real)
+    for b, (length, given) in enumerate(zip(lengths, prompts, strict=True)):
+        start = tokens - length if side == "left" else 0
+        real[b] = (position >= start) & (position < start + length)
+        prompt[b] = (position >= start) & (position < start + given)
+        for sink in sinks:
+            if sink < length:
+                key[b, :, start + sink] += direction[b, :, 0] * strength * size**0.25
+    case = Case(query, key, value, real, prompt, window, softcap)
+    return case.to(dtype)
+
+
+def plan_of(
+    calibration: Calibration, heads: tuple[int, ...], strengths: tuple[HeadStrength, ...] = ()
+) -> LayerPlan:
+    uniform = LayerPlan.uniform(calibration, heads)
+    return replace(uniform, strengths=strengths) if strengths else uniform
+
+
+def stock_of(case: Case, geometry: Geometry) -> Stock:
+    """Stock attention of the rows of a geometry, (B, C, H, D), as transformers' sdpa gives it."""
+    query = case.query[:, :, geometry.first_row :]
+
+    def run() -> Tensor:
+        group = query.shape[1] // case.key.shape[1]
+        key, value = (x.repeat_interleave(group, dim=1) for x in (case.key, case.value))
+        if case.softcap is not None:
+            visible = geometry.visible(0, geometry.rows)
+            weights = masked_softmax(query, key, visible, case.scale, case.softcap)
+            return (weights @ value).transpose(1, 2).contiguous()
+        if geometry.mask is None:
+            out = scaled_dot_product_attention(
+                query, case.key, case.value, is_causal=query.shape[2] > 1, enable_gqa=True
+            )
+        else:
+            out = scaled_dot_product_attention(query, key, value, attn_mask=geometry.mask)
+        return out.transpose(1, 2).contiguous()
+
+    return Stock(run, kernel="eager" if case.softcap is not None else "sdpa")
+
+
+def run(
+    engine: Engine,
+    case: Case,
+    plan: LayerPlan,
+    *,
+    first_row: int = 0,
+    state: LayerState | None = None,
+    bare: bool = False,
+) -> EngineResult:
+    geometry = case.geometry(first_row, bare=bare)
+    return engine(
+        case.query[:, :, first_row:],
+        case.key,
+        case.value,
+        geometry=geometry,
+        plan=plan,
+        state=state,
+        stock=stock_of(case, geometry),
+        scale=case.scale,
+        softcap=case.softcap,
+    )
+
+
+def run_pieces(
+    engine: Engine, case: Case, plan: LayerPlan, cuts: list[int]
+) -> tuple[Tensor, LayerState | None]:
+    """Prefill up to ``cuts[0]``, then extend to each further cut and the end; rows joined."""
+    outputs, state, done = [], None, 0
+    for stop in [*cuts, case.real.shape[1]]:
+        result = run(engine, case.until(stop), plan, first_row=done, state=state)
+        outputs.append(result.output)
+        state, done = result.state, stop
+    return torch.cat(outputs, dim=1), state
+
+
+def row_errors(output: Tensor, exact: Tensor, real: Tensor) -> Tensor:
+    """Relative error of every real row and head, (rows, H) float64."""
+    output, exact = output.double(), exact.double()
+    difference = (output - exact).norm(dim=-1) / exact.norm(dim=-1).clamp(min=1e-3)
+    return difference[real]
+
+
+def assert_matches(
+    engine: Engine, case: Case, plan: LayerPlan, *, bare: bool = False, stray: float = 0.0
+) -> tuple[EngineResult, EngineResult]:
+    """Compare an engine's prefill with the float64 reference: sinks, output, report."""
+    exact = run(ReferenceEngine(), case, plan, bare=bare)
+    found = run(engine, case, plan, bare=bare)
+    compare_outputs(found.output, exact.output, case, stray=stray)
+    assert found.report is not None
+    assert exact.report is not None
+    assert found.state is not None
+    assert exact.state is not None
+    sinks = torch.nn.functional.pad(
+        found.state.sinks, (0, exact.state.sinks.shape[-1] - found.state.sinks.shape[-1])
+    )
+    assert torch.equal(sinks, exact.state.sinks)
+    for name in ("sinks", "few_sinks", "alone", "near"):
+        assert torch.equal(
+            getattr(found.report, name).long(), getattr(exact.report, name).long()
+        ), name
+    for name in ("moved", "few_moved"):
+        torch.testing.assert_close(
+            getattr(found.report, name).double(),
+            getattr(exact.report, name).double(),
+            rtol=5e-3 if case.query.dtype in (torch.float16, torch.bfloat16) else 1e-4,
+            atol=1e-4,
+        )
+    return found, exact
+
+
+def compare_outputs(output: Tensor, exact: Tensor, case: Case, *, stray: float = 0.0) -> None:
+    """Every real row within the dtype's tolerance; ``stray``: share of rows that may differ."""
+    rows = output.shape[1]
+    errors = row_errors(output, exact, case.real[:, -rows:])
+    wrong = ~(errors <= TOLERANCE[case.query.dtype])  # NaN is wrong
+    assert wrong.double().mean().item() <= stray, f"largest relative error {errors.max():.3g}"
