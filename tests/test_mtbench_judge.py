@@ -17,7 +17,7 @@ from mtbench_runs import doc, graded, write_run
 from mtbench_server import Say, serving
 
 from act_harness.errors import InfrastructureError, InputError, RecipeError, ResultError
-from act_harness.mtbench import JudgeSettings, judge, summary
+from act_harness.mtbench import JudgeSettings, judge, summary, track_outcome
 from act_harness.mtbench.client import Client
 
 pytest.importorskip("openai")
@@ -345,7 +345,8 @@ def test_the_key_appears_nowhere(tmp_path, monkeypatch, caplog, capsys):
         settings = JudgeSettings(
             paths=(tmp_path,), model="judge", base_url=server.url, max_wait=0.0, retries=1
         )
-        outcome = judge(settings, tracker=tracker)
+        outcome = judge(settings)
+        track_outcome(tracker, outcome)
         assert server.keys == {f"Bearer {KEY}"}  # it did reach the server
     print(outcome.summary())
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -384,7 +385,7 @@ def test_a_tracker_gets_scores_conversations_and_pictures(tmp_path):
     tracker = RecordingTracker()
     with serving(by_quality) as server:
         settings = JudgeSettings(paths=(two_arms(tmp_path),), model="judge", base_url=server.url)
-        judge(settings, tracker=tracker, announce=lambda text: None, progress=False)
+        track_outcome(tracker, judge(settings, announce=lambda text: None, progress=False))
     values = next(said[1] for said in tracker.said if said[0] == "scalars")
     assert values["mt_bench/baseline/overall"] == 6.0
     assert values["mt_bench/few-minus-baseline/overall"] == pytest.approx(0.5)
@@ -403,7 +404,7 @@ def test_a_tracker_gets_scores_conversations_and_pictures(tmp_path):
 _SCRIPT = """
 import sys
 from pathlib import Path
-from act_harness.mtbench import JudgeSettings, judge, summary
+from act_harness.mtbench import JudgeSettings, judge, summary, track_outcome
 settings = JudgeSettings(paths=(Path(sys.argv[1]),), model="judge", base_url=sys.argv[2],
                          concurrency=1, timeout=60)
 judge(settings, progress=False)
