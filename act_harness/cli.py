@@ -272,6 +272,93 @@ def compare(
 
 
 @app.command()
+def judge(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Output folders of mt_bench runs; all arms in them.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="The judge's name, as its server knows it.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server, with /v1; OpenAI if not given.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings; options override it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for judgments and scores [PATH/mt_bench_judge].")
+    ] = None,
+    judge_prompts: Annotated[
+        Path | None, typer.Option(help="Judge prompts in FastChat's format; else our own.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Reference answers in FastChat's format.")
+    ] = None,
+    allow_missing_references: Annotated[
+        bool | None, typer.Option(help="Judge without a reference where there is none.")
+    ] = None,
+    rejudge: Annotated[int | None, typer.Option(help="Judgments of each answer [1].")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Calls at a time [4].")] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="Further calls after a failure, per judgment [3].")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds per call [120].")] = None,
+    temperature: Annotated[float | None, typer.Option(help="The judge's temperature [0].")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a verdict [2048].")] = None,
+    max_failure_rate: Annotated[
+        float | None, typer.Option(help="Share of missing judgments to accept [0.02].")
+    ] = None,
+    price_input: Annotated[
+        float | None, typer.Option(help="Price of a million input tokens, for the estimate.")
+    ] = None,
+    price_output: Annotated[
+        float | None, typer.Option(help="Price of a million output tokens.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable of the key [OPENAI_API_KEY].")
+    ] = None,
+    dry_run: Annotated[
+        bool | None, typer.Option("--dry-run", help="Print the estimate and stop.")
+    ] = None,
+    wandb: Annotated[
+        str | None, typer.Option(help="W&B project to log scores and conversations to.")
+    ] = None,
+) -> None:
+    """Score MT-Bench answers with a judge: per turn, per category, and both arms compared.
+
+    A run that was stopped is continued by the same command. Exit code 3 when more judgments are
+    missing than --max-failure-rate allows. The key is read from the environment alone.
+
+    \b
+    Example:
+      act-harness judge outputs --model gpt-4o --dry-run
+      act-harness judge outputs --model my-judge --base-url http://127.0.0.1:8000/v1
+    """
+    given = {name: value for name, value in locals().items() if name not in ("config", "wandb")}
+    from act_harness.mtbench import judge as run_judge
+    from act_harness.mtbench import load_judge_settings, track_outcome
+
+    settings = load_judge_settings(config, **given)
+    outcome = run_judge(settings)
+    if outcome.arms:
+        print(outcome.summary())
+        for file in outcome.files:
+            print(f"written: {file}")
+    if wandb is not None and outcome.arms:
+        from act_harness.tracking import TrackingSettings, open_tracker
+
+        with open_tracker(
+            TrackingSettings(project=wandb),
+            job_type="judge",
+            name=f"judge-{settings.model}",
+            config=settings.judge_identity(),
+            folder=settings.output_folder,
+        ) as tracker:
+            track_outcome(tracker, outcome)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
 def fetch(
     tasks: Tasks,
     dest: Annotated[Path, typer.Option(help="Folder to fill.")],

@@ -15,13 +15,21 @@ device. Not here: any choice of settings (:mod:`act_harness.conversation.setting
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["RowLimits", "RowSampler", "StopTexts", "gumbel_noise", "row_key"]
+__all__ = [
+    "RowLimits",
+    "RowSampler",
+    "StopTexts",
+    "first_with",
+    "gumbel_noise",
+    "left_padded",
+    "row_key",
+]
 
 _TAIL = 24
 """Tokens decoded in each step to look for the end of a stop text, beside the text's own length."""
@@ -147,3 +155,34 @@ class StopTexts:
             for row in recent.tolist()
         ]
         return torch.tensor(found, device=input_ids.device)
+
+
+def first_with(
+    texts: Sequence[str], tokens: list[int], decoded: Callable[[list[int]], str]
+) -> int | None:
+    """Return how many tokens it takes until one of some texts is there; None if it never is."""
+
+    def holds(count: int) -> bool:
+        text = decoded(tokens[:count])
+        return any(stop in text for stop in texts)
+
+    if not holds(len(tokens)):
+        return None
+    low, high = 0, len(tokens)  # the first ``low`` tokens do not hold one, ``high`` do
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def left_padded(
+    rows: Sequence[tuple[int, ...]], pad_token: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and mask, (B, T) each, the rows at the right end."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad_token)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, longest - len(row) :] = torch.tensor(row)
+        mask[number, longest - len(row) :] = 1
+    return ids, mask

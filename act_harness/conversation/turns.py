@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from act_harness.conversation.sampling import RowLimits, RowSampler, StopTexts, row_key
+from act_harness.conversation.sampling import (
+    RowLimits,
+    RowSampler,
+    StopTexts,
+    first_with,
+    left_padded,
+    row_key,
+)
 from act_harness.conversation.settings import ChatSettings
 from act_harness.conversation.store import Answer, AnswerStore, answers_folder
 from act_harness.counters import PromptRecord
@@ -283,7 +290,7 @@ class ConversationMixin:
 
     def _generate(self, prompts: Sequence[_Prompt]) -> list[Answer]:
         settings = prompts[0].talk.settings
-        ids, mask = _left_padded([p.tokens for p in prompts], self.tokenizer.pad_token_id or 0)
+        ids, mask = left_padded([p.tokens for p in prompts], self.tokenizer.pad_token_id or 0)
         start = ids.shape[1]
         sampler = RowSampler(
             [row_key(p.seed, p.talk.question, p.turn) for p in prompts],
@@ -354,29 +361,22 @@ class ConversationMixin:
         finish = "length" if prompt.limit == prompt.talk.settings.max_gen_toks else "context"
         if own is not None:
             tokens, finish = tokens[:own], "stop"
+        texts = prompt.talk.settings.until
+        stopped = first_with(texts, tokens, self._decoded) if texts else None
+        if stopped is not None:  # what follows are pads, while the rest of the batch went on
+            tokens, finish = tokens[:stopped], "stop"
         count = len(tokens)
         if isinstance(self.think_end_token, int) and self.think_end_token in tokens:
             tokens = tokens[len(tokens) - tokens[::-1].index(self.think_end_token) :]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self._decoded(tokens)
         if isinstance(self.think_end_token, str):
             text = text.split(self.think_end_token)[-1]
-        for stop in prompt.talk.settings.until:
-            if stop in text:
-                text, finish = text.partition(stop)[0], "stop"
+        for stop in texts:
+            text = text.partition(stop)[0]
         return prompt.answer(text.strip(), count, finish, calibration)
 
-
-def _left_padded(
-    rows: Sequence[tuple[int, ...]], pad_token: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask, (B, T) each."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad_token)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        ids[number, longest - len(row) :] = torch.tensor(row)
-        mask[number, longest - len(row) :] = 1
-    return ids, mask
+    def _decoded(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def _token_hash(tokens: Sequence[int]) -> str:

@@ -85,6 +85,7 @@ class Client:
         self._openai, self._tenacity = openai, tenacity
         self._settings = settings
         self._stop = stop or threading.Event()
+        self._refused: InfrastructureError | None = None
         self._key = settings.api_key()
         # A placeholder such as "none" is a word that verdicts may well hold.
         self._secret = self._key if self._key != "none" else ""
@@ -112,6 +113,8 @@ class Client:
             InfrastructureError: the server refuses every call (key, model, quota): going on would
                 be of no use.
         """
+        if self._refused is not None:
+            raise self._refused
         state = _State()
         retrying = self._tenacity.Retrying(
             stop=self._tenacity.stop_any(
@@ -127,6 +130,10 @@ class Client:
             retrying(self._attempt, messages, state)
         except (_TryAgainError, _GiveUpError) as error:
             return state.reply(None, str(error))
+        except InfrastructureError as error:
+            self._refused = error  # other threads need not find out for themselves
+            self._stop.set()
+            raise
         return state.reply(state.rating, "")
 
     def _pause(self, state: RetryCallState) -> float:

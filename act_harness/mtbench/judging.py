@@ -7,9 +7,9 @@ estimate has been printed. A killed run is continued by the same command; nothin
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,13 +27,15 @@ from act_harness.mtbench.settings import JudgeSettings
 from act_harness.mtbench.summary import scalars, summary_text, write_files
 from act_harness.provenance import now
 
-__all__ = ["JudgeOutcome", "ScoreTracker", "judge"]
+__all__ = ["JudgeOutcome", "ScoreTracker", "judge", "track_outcome"]
+
+_COLUMNS = ("arm", "question", "category", "turn", "user", "assistant", "score")
 
 
 class ScoreTracker(Protocol):
     """The part of :class:`act_harness.tracking.Tracker` that a judge run uses."""
 
-    def scalars(self, values: dict[str, object]) -> None:
+    def scalars(self, values: Mapping[str, object]) -> None:
         """Log numbers."""
 
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -58,6 +60,8 @@ class JudgeOutcome:
     calls: int
     """Calls of this run, retries included."""
     files: tuple[Path, ...]
+    conversations: tuple[tuple[object, ...], ...] = ()
+    """Arm, question, category, turn, question text, answer, score (nan: missing)."""
 
     @property
     def failed(self) -> bool:
@@ -79,7 +83,6 @@ class JudgeOutcome:
 def judge(
     settings: JudgeSettings,
     *,
-    tracker: ScoreTracker | None = None,
     announce: Callable[[str], None] = print,
     progress: bool = True,
 ) -> JudgeOutcome:
@@ -87,7 +90,6 @@ def judge(
 
     Args:
         settings: what to judge, by whom.
-        tracker: logs scores, plots and a table of conversations, if given.
         announce: gets the estimate, before the first call.
         progress: show a progress bar.
 
@@ -119,10 +121,7 @@ def judge(
     files = write_files(
         settings, outcome.arms, outcome.differences, calls=calls, prompts=prompts.source
     )
-    outcome = JudgeOutcome(**{**outcome.__dict__, "files": tuple(files)})
-    if tracker is not None:
-        _track(tracker, arms, ratings, outcome)
-    return outcome
+    return replace(outcome, files=tuple(files))
 
 
 def _ask_all(
@@ -233,27 +232,32 @@ def _score(
         max_failure_rate=settings.max_failure_rate,
         calls=calls,
         files=(),
+        conversations=_conversations(arms, ratings),
     )
 
 
-def _track(
-    tracker: ScoreTracker, arms: Sequence[Arm], ratings: Sequence[Rating], outcome: JudgeOutcome
-) -> None:
-    tracker.scalars(scalars(outcome.arms, outcome.differences))
+def _conversations(
+    arms: Sequence[Arm], ratings: Sequence[Rating]
+) -> tuple[tuple[object, ...], ...]:
     given: dict[tuple[str, str, int], list[float]] = {}
     for place, rating, _ in ratings:
         if rating is not None:
             given.setdefault((place.arm, place.question, place.turn), []).append(rating)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for arm in arms:
         for talk in arm.talks:
             asked = talk.question
             for turn, pair in enumerate(zip(asked.turns, talk.answers, strict=True), start=1):
                 known = given.get((arm.label, asked.id, turn), [])
                 score = sum(known) / len(known) if known else float("nan")
-                rows.append([arm.label, asked.id, asked.category, turn, *pair, score])
-    columns = ("arm", "question", "category", "turn", "user", "assistant", "score")
-    tracker.table("mt_bench/conversations", columns, rows)
+                rows.append((arm.label, asked.id, asked.category, turn, *pair, score))
+    return tuple(rows)
+
+
+def track_outcome(tracker: ScoreTracker, outcome: JudgeOutcome) -> None:
+    """Log scores, a table of the conversations and the pictures of a finished run."""
+    tracker.scalars(scalars(outcome.arms, outcome.differences))
+    tracker.table("mt_bench/conversations", _COLUMNS, outcome.conversations)
     for file in outcome.files:
         if file.suffix == ".png":
             tracker.image(f"mt_bench/{file.stem}", file)

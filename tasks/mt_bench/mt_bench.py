@@ -49,7 +49,7 @@ class MTBench(ConfigurableTask):
         """Check that the run can work at all, before anything is generated.
 
         Raises:
-            TaskError: No chat template, few-shot examples, or a bad generation setting.
+            TaskError: No chat template, or a generation setting that cannot be used.
             UnsupportedCallError: The model is not ``hf-act``.
         """
         LM.generate_conversations = _refuse  # what a model without the method says
@@ -62,8 +62,6 @@ class MTBench(ConfigurableTask):
         model = getattr(template, "__self__", None)
         if isinstance(model, LM) and type(model).generate_conversations is _refuse:
             _refuse(model)
-        if self.config.num_fewshot:
-            raise TaskError("mt_bench takes no few-shot examples; leave --num_fewshot out")
         ChatSettings.parse(self.config.generation_kwargs)
         self._system = settings.get("system_instruction")
         # A cached request would keep the generation settings of the run that cached it.
