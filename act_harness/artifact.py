@@ -52,7 +52,7 @@ class Artifact(BaseModel):
 
     model_config = _STRICT
 
-    schema_: Literal["act-harness/heads/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["act-harness/heads/1"] = Field(default="act-harness/heads/1", alias="schema")
     name: str = Field(min_length=1)
     model: ModelFacts
     calibration: Calibration
@@ -73,6 +73,11 @@ class Artifact(BaseModel):
             except CalibrationError as error:
                 raise ValueError(str(error).removeprefix("calibration: ")) from None
         return value
+
+    @field_validator("heads")
+    @classmethod
+    def _sort_heads(cls, value: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+        return {layer: tuple(sorted(value[layer])) for layer in sorted(value)}
 
     @model_validator(mode="after")
     def _check_heads(self) -> Artifact:
@@ -98,8 +103,8 @@ class Artifact(BaseModel):
         """Return what each layer with selected heads is to do."""
         default = LayerPlan.uniform(self.calibration, (0,)).strengths[0]
         result = {}
-        for layer in sorted(self.heads):
-            heads = tuple(sorted(self.heads[layer]))
+        for layer in self.heads:
+            heads = self.heads[layer]
             own = (self.strengths or {}).get(layer, {})
             if heads:
                 strengths = tuple(own.get(head, default) for head in heads)
@@ -115,7 +120,7 @@ class Artifact(BaseModel):
         content = self.model_dump(mode="json", by_alias=True, exclude={"calibration", "strengths"})
         content["model"] = self.model.model_dump(exclude_none=True)
         content["calibration"] = self.calibration.settings()
-        content["heads"] = {str(k): sorted(v) for k, v in sorted(self.heads.items())}
+        content["heads"] = {str(layer): list(chosen) for layer, chosen in self.heads.items()}
         if self.strengths:
             content["strengths"] = {
                 str(layer): {str(h): s.model_dump(exclude_none=True) for h, s in own.items()}

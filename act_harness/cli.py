@@ -35,6 +35,12 @@ artifact_app = typer.Typer(
     help="Look at head-set artifacts.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(artifact_app, name="artifact")
+bench_app = typer.Typer(
+    help="Measure speed, side by side in one run; tables and plots go to results/benchmarks/.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> NoReturn:
@@ -180,33 +186,42 @@ def evaluate(
 @app.command()
 def search(
     recipe: Annotated[
-        Path | None,
-        typer.Argument(help="A recipe file (search/recipes/*.yaml); options override it."),
+        str | None,
+        typer.Argument(help="A recipe file or the name of a shipped one; options override it."),
     ] = None,
     pretrained: Pretrained = None,
     model_args: ModelArgs = "",
     tasks: Annotated[str, typer.Option(help="Task names, separated by commas.")] = "",
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Documents per task; all of the search split if not given."),
+        typer.Option(min=1, help="Documents per task; the recipe's number if not given."),
     ] = None,
-    batch_size: BatchSize = "1",
+    batch_size: BatchSize = "auto",
     device: Device = None,
     output: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("artifact.json"),
-    seed: Seed = 1234,
+    seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.")] = None,
     data_dir: DataDir = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Print the best heads so far now and then.")
+    ] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Draw head map and effects beside the output.")
+    ] = False,
 ) -> None:
     """Find the heads whose calibration helps, and write them as an artifact.
 
+    A search that was interrupted is continued by the same command.
+
     \b
     Example:
+      act-harness search demo --pretrained .demo/model --output .demo/artifact.json
       act-harness search --pretrained .demo/model --tasks act_demo_sentiment --samples 32 \\
           --output .demo/artifact.json
     """
-    from act_harness.search import SearchSettings, run_search
+    from act_harness.search import SearchSettings, search_from_settings
 
     settings = SearchSettings(
-        recipe=recipe,
+        recipe=Path(recipe) if recipe else None,
         pretrained=pretrained,
         model_args=model_args,
         tasks=_names(tasks),
@@ -216,8 +231,131 @@ def search(
         output=output,
         seed=seed,
         data_dir=data_dir,
+        show_best=best,
+        plots=plots,
     )
-    print(run_search(settings).summary())
+    print(search_from_settings(settings).summary())
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="The reference: a result folder or file.")],
+    b: Annotated[Path, typer.Argument(help="The run that is compared with it.")],
+    tasks: Annotated[str, typer.Option(help="Tasks and groups; all that both have.")] = "",
+    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    alpha: Annotated[float, typer.Option(help="Accepted share of false findings.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for comparison.json, comparison.md, forest.png.")
+    ] = None,
+) -> None:
+    """Compare two runs document by document: differences, intervals, verdicts.
+
+    Takes folders and files of `act-harness eval` and of `lm_eval --log_samples`. Exit code 1
+    when a task or group regressed, 2 when the runs answer other documents or prompts.
+
+    \b
+    Example:
+      act-harness compare outputs/model__baseline__DATE outputs/model__act-heads__DATE
+    """
+    from act_harness.compare import compare as compare_runs
+    from act_harness.report import comparison_files
+
+    found = compare_runs(
+        a, b, tasks=_names(tasks) or None, confidence=confidence, alpha=alpha, seed=seed
+    )
+    print(found.to_terminal(colour=sys.stdout.isatty()))
+    if output is not None:
+        for path in comparison_files(found, output).values():
+            print(f"written: {path}")
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def judge(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Output folders of mt_bench runs; all arms in them.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="The judge's name, as its server knows it.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server, with /v1; OpenAI if not given.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings; options override it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for judgments and scores [PATH/mt_bench_judge].")
+    ] = None,
+    judge_prompts: Annotated[
+        Path | None, typer.Option(help="Judge prompts in FastChat's format; else our own.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Reference answers in FastChat's format.")
+    ] = None,
+    allow_missing_references: Annotated[
+        bool | None, typer.Option(help="Judge without a reference where there is none.")
+    ] = None,
+    rejudge: Annotated[int | None, typer.Option(help="Judgments of each answer [1].")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Calls at a time [4].")] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="Further calls after a failure, per judgment [3].")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds per call [120].")] = None,
+    temperature: Annotated[float | None, typer.Option(help="The judge's temperature [0].")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a verdict [2048].")] = None,
+    max_failure_rate: Annotated[
+        float | None, typer.Option(help="Share of missing judgments to accept [0.02].")
+    ] = None,
+    price_input: Annotated[
+        float | None, typer.Option(help="Price of a million input tokens, for the estimate.")
+    ] = None,
+    price_output: Annotated[
+        float | None, typer.Option(help="Price of a million output tokens.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable of the key [OPENAI_API_KEY].")
+    ] = None,
+    dry_run: Annotated[
+        bool | None, typer.Option("--dry-run", help="Print the estimate and stop.")
+    ] = None,
+    wandb: Annotated[
+        str | None, typer.Option(help="W&B project to log scores and conversations to.")
+    ] = None,
+) -> None:
+    """Score MT-Bench answers with a judge: per turn, per category, and both arms compared.
+
+    A run that was stopped is continued by the same command. Exit code 3 when more judgments are
+    missing than --max-failure-rate allows. The key is read from the environment alone.
+
+    \b
+    Example:
+      act-harness judge outputs --model gpt-4o --dry-run
+      act-harness judge outputs --model my-judge --base-url http://127.0.0.1:8000/v1
+    """
+    given = {name: value for name, value in locals().items() if name not in ("config", "wandb")}
+    from act_harness.mtbench import judge as run_judge
+    from act_harness.mtbench import load_judge_settings, track_outcome
+
+    settings = load_judge_settings(config, **given)
+    outcome = run_judge(settings)
+    if outcome.arms:
+        print(outcome.summary())
+        for file in outcome.files:
+            print(f"written: {file}")
+    if wandb is not None and outcome.arms:
+        from act_harness.tracking import TrackingSettings, open_tracker
+
+        with open_tracker(
+            TrackingSettings(project=wandb),
+            job_type="judge",
+            name=f"judge-{settings.model}",
+            config=settings.judge_identity(),
+            folder=settings.output_folder,
+        ) as tracker:
+            track_outcome(tracker, outcome)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
@@ -268,6 +406,46 @@ def tasks_path() -> None:
     print(paths.tasks_path())
 
 
+@bench_app.command("scoring")
+def bench_scoring(
+    pretrained: Annotated[str, typer.Option(help="Hub id or folder of the model.")],
+    tasks: Tasks = "hellaswag",
+    num_fewshot: Annotated[str, typer.Option(help="Numbers of examples, by commas.")] = "0",
+    limit: Annotated[int, typer.Option(min=1, help="Documents per task.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences of a forward.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all variants in turns.")] = 3,
+    dtype: Annotated[str, typer.Option(help="Dtype of the model.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    export: Annotated[
+        Path | None, typer.Option(help="Store the requests as token ids there, and stop.")
+    ] = None,
+    data_dir: DataDir = None,
+    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path(
+        "results/benchmarks"
+    ),
+) -> None:
+    """Stock `hf` against `hf-act`, without and with calibration, on the same requests.
+
+    \b
+    Example:
+      act-harness bench scoring --pretrained .demo/model --tasks act_demo_word --limit 50
+    """
+    from act_harness.bench.scoring import ScoringSettings, bench_tasks
+
+    print(
+        bench_tasks(
+            pretrained,
+            _names(tasks),
+            [int(number) for number in _names(num_fewshot)],
+            ScoringSettings(batch_size=batch_size, rounds=rounds, device=device, output=output),
+            limit=limit,
+            dtype=dtype,
+            export=export,
+            data_dir=data_dir,
+        )
+    )
+
+
 Reference = Annotated[str, typer.Argument(help="Path, shipped name, or hub:REPO/FILE.")]
 
 
@@ -302,12 +480,13 @@ def verify(
     import warnings
 
     from act_harness.artifact import load_artifact
-    from act_harness.attention import facts_of_pretrained
+    from act_harness.model import CalibratedHFLM
 
     artifact = load_artifact(reference)
+    facts = CalibratedHFLM(pretrained, artifact="none").facts
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        artifact.verify(facts_of_pretrained(pretrained))
+        artifact.verify(facts)
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     print(f"{artifact.name} fits {pretrained}: {artifact.head_count()} heads")

@@ -131,7 +131,13 @@ class Comparison:
         table = Table(box=None, pad_edge=False, padding=(0, 1))
         for index, name in enumerate(_header(self.settings)):
             right = index in _NUMBERS
-            table.add_column(name, justify="right" if right else "left", no_wrap=index > 1)
+            longest = max((len(_cells(row)[0]) for row in self.rows), default=0)
+            table.add_column(
+                name,
+                justify="right" if right else "left",
+                no_wrap=index != 1,
+                min_width=None if index else longest,
+            )
         styles = {"improved": "green", "regressed": "bold red", "inconclusive": ""}
         for row in self.rows:
             table.add_row(*_cells(row), style=styles[row.verdict])

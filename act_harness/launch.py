@@ -62,16 +62,24 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
 
 
 def arm_name(model_args: Mapping[str, Any]) -> str:
-    """Return the folder name of an arm: ``baseline``, or ``act`` with the artifact's name.
+    """Return the folder name of an arm: ``baseline``, the artifact's own name, or ``act``.
+
+    ``act`` stands for "the one shipped artifact that fits", which is not known before the model.
 
     Args:
         model_args: The model's arguments as lm-eval has parsed them.
+
+    Raises:
+        ArtifactError: The artifact is unknown or malformed.
     """
-    artifact = model_args.get("artifact", "")
-    if artifact is None or str(artifact).lower() == "none":
+    reference = model_args.get("artifact", "")
+    if reference is None or str(reference).lower() == "none":
         return "baseline"
-    stem = Path(str(artifact)).stem
-    return f"act-{stem}" if stem else "act"
+    if not str(reference):
+        return "act"
+    from act_harness.artifact import load_artifact
+
+    return load_artifact(str(reference)).name.replace("/", "_")
 
 
 @contextmanager

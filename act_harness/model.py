@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, attach, model_facts
+from act_harness.conversation import ConversationMixin
 from act_harness.counters import CalibrationCounters, PromptRecord
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
@@ -44,8 +45,10 @@ _CPU_TOKEN_BUDGET = 4096
 """Tokens of a forward for ``batch_size=auto`` on the CPU; more brings no speed there."""
 
 
-class CalibratedHFLM(HFLM):
+class CalibratedHFLM(ConversationMixin, HFLM):
     """HuggingFace causal language model with calibrated attention, for lm-eval."""
+
+    batch_size_per_gpu: int | str
 
     def __init__(
         self,
@@ -234,6 +237,14 @@ class CalibratedHFLM(HFLM):
         )
 
     def _score(self, items: Sequence[Item], what: str, *, disable: bool) -> list[Score]:
+        if self.world_size > 1:
+            _logger.info(
+                "%s: process %d of %d takes %d requests",
+                what,
+                self.rank,
+                self.world_size,
+                len(items),
+            )
         scorer = self.scorer()
         with tqdm(
             total=len(items),
@@ -339,18 +350,23 @@ class CalibratedHFLM(HFLM):
         """Generate a batch, and count what calibration did to its prompts."""
         attachment = self.attachment
         if attachment is None or not attachment.active:
-            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+            stock: torch.Tensor = super()._model_generate(
+                context, max_length, stop, **generation_kwargs
+            )
+            return stock
         if generation_kwargs.pop("use_cache", True) is False:
             raise UnsupportedCallError(
                 "use_cache=False would make every step a new prefill with other sinks; "
                 "generate with the cache while attention is calibrated"
             )
         with attachment.watch() as records:
-            output = super()._model_generate(context, max_length, stop, **generation_kwargs)
+            output: torch.Tensor = super()._model_generate(
+                context, max_length, stop, **generation_kwargs
+            )
         mask = generation_kwargs["attention_mask"].bool()
         for row, real, record in zip(context, mask, records[0], strict=False):
             self._record(tuple(row[real].tolist()), record)
-        return output  # type: ignore[no-any-return]
+        return output
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -362,7 +378,8 @@ class CalibratedHFLM(HFLM):
         """
         if chat_history and chat_history[0]["role"] == "system" and self._refuses_system():
             chat_history = _system_into_user(chat_history)
-        return super().apply_chat_template(chat_history, add_generation_prompt)
+        text: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        return text
 
     def _refuses_system(self) -> bool:
         from jinja2.exceptions import TemplateError

@@ -251,7 +251,8 @@ class Scorer:
         self._extend(prefilled, longer, tally)
         if on_prompt is not None:
             for group, record in zip(batch, prefilled.records, strict=False):
-                on_prompt(group.context[: group.prompt], record)
+                if group.prompt:
+                    on_prompt(group.context[: group.prompt], record)
         return [{a: tally.score(b, a) for a in group.answers} for b, group in enumerate(batch)]
 
     def _extend(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -51,3 +55,99 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = cache / "act-harness" / "smollm2-135m-instruct"
     convert(folder)
     return folder
+
+
+_SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+_PEAKY = ("q_proj", "k_proj", "c_attn", "query_key")
+
+
+def make_tiny(
+    kind: str = "llama", *, seed: int = 0, dtype: Any = torch.float64, **more: Any
+) -> PreTrainedModel:
+    """A random decoder of three layers whose attention has sinks (peaky queries and keys)."""
+    torch.manual_seed(seed)
+    settings = dict(_SHAPE)
+    if kind.startswith("gemma"):
+        settings |= {"head_dim": 8, "sliding_window": 6}
+    if kind == "mistral":
+        settings |= {"sliding_window": 6}
+    config = CONFIG_MAPPING[kind](**{**settings, **more})
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and any(part in name for part in _PEAKY):
+                parameter.mul_(12)
+            if "q_norm" in name:  # a norm would undo the line above
+                parameter.add_(4)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """Factory of tiny random models, see :func:`make_tiny`."""
+    return make_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Llama in float32 with a byte-level tokenizer and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {name: n for n, name in enumerate(["<pad>", "<s>", "</s>", *letters])}
+    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "a"), ("e", "r")]
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    tokenizer.chat_template = (
+        "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}</{{ turn.role }}>"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    model = make_tiny(dtype=torch.float32, vocab_size=len(vocabulary), max_position_embeddings=256)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_artifact() -> Any:
+    """Factory of artifacts for a tiny model; all heads of all layers unless told otherwise."""
+    from act_harness.artifact import Artifact
+    from act_harness.attention import model_facts
+    from act_harness.calibration import Calibration
+
+    def make(model: PreTrainedModel, heads: Any = None, **settings: Any) -> Artifact:
+        facts = model_facts(model)
+        if heads is None:
+            every = tuple(range(facts.num_attention_heads))
+            heads = dict.fromkeys(range(facts.num_hidden_layers), every)
+        strengths = settings.pop("strengths", None)
+        calibration = Calibration(
+            **{"alpha": 1.5, **settings}
+            if settings.get("rule") != "absolute" and settings.get("target") != "initial"
+            else settings
+        )
+        return Artifact(
+            name="test", model=facts, calibration=calibration, heads=heads, strengths=strengths
+        )
+
+    return make

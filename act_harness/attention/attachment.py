@@ -102,11 +102,12 @@ class Attachment:
         self._prompts: Tensor | None = None
         self._tokens: Tensor | None = None
         self._watcher: list[list[PromptRecord]] | None = None
-        self._decoder: nn.Module = model.get_decoder()
+        self._decoder: Any = model.get_decoder()
         self._base = ""
         self._modules: list[nn.Module] = []
         self._hooks: list[Any] = []
         self._wrapped_generate = False
+        self._suspended = False
 
     @property
     def active(self) -> bool:
@@ -144,6 +145,25 @@ class Attachment:
             yield self._watcher
         finally:
             self._watcher = before
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Run the stock model inside the block, without paying for detaching and attaching again.
+
+        The stock kernel is called directly, as if nothing were attached.
+        """
+        if not self.active or self._suspended:
+            yield
+            return
+        config = self._decoder.config
+        name = config._attn_implementation_internal
+        self._suspended = True
+        config._attn_implementation_internal = self._base
+        try:
+            yield
+        finally:
+            config._attn_implementation_internal = name
+            self._suspended = False
 
     def records(self) -> list[PromptRecord]:
         """Return what the latest prefill did, one record for each sequence of its batch."""
@@ -242,15 +262,18 @@ class Attachment:
         generate = self.model.generate
 
         def checked_generate(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            refuse_unsupported_generation(self.model, kwargs)
+            if not self._suspended:
+                refuse_unsupported_generation(self.model, kwargs)
             return generate(*args, **kwargs)
 
-        self.model.generate = checked_generate  # type: ignore[method-assign]
+        self.model.generate = checked_generate
         self._wrapped_generate = True
 
     # -- one forward -------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._suspended:
+            return
         names = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         tokens = given.get("input_ids")

@@ -40,7 +40,8 @@ class Probe:
         """Return (1, T, vocabulary) logits of the probe tokens, on the CPU."""
         with torch.no_grad():
             out = self.model(input_ids=self.ids if ids is None else ids, use_cache=False)
-        return out.logits.float().cpu()
+        logits: Tensor = out.logits
+        return logits.float().cpu()
 
     def attention_modules(self, stock: Tensor) -> dict[int, tuple[nn.Module, int]]:
         """Return attention module and number of query heads by layer.
@@ -111,7 +112,8 @@ class Probe:
                 past_key_values=prompt.past_key_values,
                 use_cache=True,
             )
-        return rest.logits.float().cpu()
+        logits: Tensor = rest.logits
+        return logits.float().cpu()
 
 
 def _refuse_layer(kind: str, call: Seen) -> None:

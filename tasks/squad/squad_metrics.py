@@ -26,6 +26,7 @@ __all__ = [
     "best",
     "exact_match",
     "f1",
+    "f1_or_empty",
     "first_answer",
     "first_answer_or_abstention",
     "normalise",
@@ -50,13 +51,17 @@ def exact_match(prediction: str, reference: str) -> float:
 
 
 def f1(prediction: str, reference: str) -> float:
-    """Return the F1 of the two answers' bags of words; with an empty one, their equality."""
+    """Return the F1 of the two answers' bags of words; 0.0 if they share none (SQuAD 1.1)."""
     predicted, wanted = normalise(prediction).split(), normalise(reference).split()
-    if not predicted or not wanted:
-        return float(predicted == wanted)
-    shared = (Counter(predicted) & Counter(wanted)).total()
+    shared = sum((Counter(predicted) & Counter(wanted)).values())
     # 2 p r / (p + r) with p = shared / predicted and r = shared / wanted
-    return 2 * shared / (len(predicted) + len(wanted))
+    return 2 * shared / (len(predicted) + len(wanted)) if shared else 0.0
+
+
+def f1_or_empty(prediction: str, reference: str) -> float:
+    """Return :func:`f1`, but 1.0 if both answers are empty once normalised (SQuAD 2.0)."""
+    both_empty = not normalise(prediction) and not normalise(reference)
+    return 1.0 if both_empty else f1(prediction, reference)
 
 
 def best(metric: Callable[[str, str], float], prediction: str, references: Sequence[str]) -> float:
@@ -66,7 +71,11 @@ def best(metric: Callable[[str, str], float], prediction: str, references: Seque
 
 def score_v1(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Score one SQuAD 1.1 answer. lm-eval calls this with the row and the generated text."""
-    return _scores(results[0], doc["answers"]["text"])
+    references = doc["answers"]["text"]
+    return {
+        "exact_match": best(exact_match, results[0], references),
+        "f1": best(f1, results[0], references),
+    }
 
 
 def score_v2(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -78,9 +87,13 @@ def score_v2(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]
     prediction = results[0]
     if normalise(prediction) == normalise(ABSTENTION):
         prediction = ""
-    references = [text for text in doc["answers"]["text"] if normalise(text)]
-    scores = _scores(prediction, references or [""])
-    kind = "HasAns" if references else "NoAns"
+    given = doc["answers"]["text"]
+    references = [text for text in given if normalise(text)] or [""]
+    scores = {
+        "exact_match": best(exact_match, prediction, references),
+        "f1": best(f1_or_empty, prediction, references),
+    }
+    kind = "HasAns" if given else "NoAns"
     return scores | {f"{kind}_{name}": value for name, value in scores.items()}
 
 
@@ -92,10 +105,3 @@ def first_answer(doc: Mapping[str, Any]) -> str:
 def first_answer_or_abstention(doc: Mapping[str, Any]) -> str:
     """Return the answer that a few-shot example shows (SQuAD 2.0)."""
     return first_answer(doc) if doc["answers"]["text"] else ABSTENTION
-
-
-def _scores(prediction: str, references: Sequence[str]) -> dict[str, float]:
-    return {
-        "exact_match": best(exact_match, prediction, references),
-        "f1": best(f1, prediction, references),
-    }

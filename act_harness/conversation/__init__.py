@@ -1,0 +1,35 @@
+"""Conversations of several turns for lm-eval, served by ``hf-act`` beside ``generate_until``.
+
+lm-eval has no request of several turns. Here one request is a whole conversation: the answer to
+turn 1 becomes part of turn 2's prompt through the model's own chat template. The baseline arm and
+the calibrated arm use the same code. Settings and sampling are in :mod:`.settings` and
+:mod:`.sampling`, kept answers in :mod:`.store`, the method of the model in :mod:`.turns`.
+
+Not here: questions (``tasks/mt_bench``) and judging (:mod:`act_harness.mtbench`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["REQUEST_TYPE", "ChatSettings", "Conversation", "ConversationMixin"]
+
+REQUEST_TYPE = "generate_conversations"
+"""Request type of the task's instances and name of the model's method that serves them."""
+
+_HOMES = {
+    "ChatSettings": "act_harness.conversation.settings",
+    "Conversation": "act_harness.conversation.turns",
+    "ConversationMixin": "act_harness.conversation.turns",
+}
+
+if TYPE_CHECKING:
+    from act_harness.conversation.settings import ChatSettings
+    from act_harness.conversation.turns import Conversation, ConversationMixin
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,482 @@
+"""Documents for the head search, cut out of lm-eval's own tasks.
+
+A search document is one multiple-choice question with the very prompt that an evaluation of the
+same task would build: the requests come from lm-eval's task objects, never from templates of our
+own. Two splits are drawn, ``search`` (to find heads) and ``verify`` (to check sets of them), both
+disjoint from the documents that an evaluation uses: they come from the train split where the task
+has one, else from a validation split beside a test split, else from the evaluation split itself,
+divided by a hash of the document (see :func:`held_out`).
+
+lm-eval is imported on first use, so that :class:`Document` serves machines without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from act_harness import atomic
+from act_harness.errors import InfrastructureError, InputError, TaskError, suggestion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "Document",
+    "Prompting",
+    "TaskDocuments",
+    "held_out",
+    "load_documents",
+    "load_plain_model",
+    "load_plain_tokenizer",
+    "random_llama",
+    "read_documents",
+    "write_documents",
+]
+
+Tokens = tuple[int, ...]
+Encode = Callable[[str, str], tuple[Sequence[int], Sequence[int]]]
+
+_PARTS = 4
+"""A task without a second split gives its documents of hash 0 to search, 1 to verify, of 4."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One question: a (context, answer) pair of token sequences for each of its choices."""
+
+    task: str
+    key: str
+    """lm-eval's hash of the document, as its sample files carry it."""
+    requests: tuple[tuple[Tokens, Tokens], ...]
+    right: int
+    """Index of the right choice."""
+    choices: tuple[str, ...] = ()
+    """Texts of the choices; equal in all documents of a classification task."""
+
+
+@dataclass(frozen=True)
+class TaskDocuments:
+    """The drawn documents of one task, and where they came from."""
+
+    task: str
+    search: tuple[Document, ...]
+    verify: tuple[Document, ...]
+    source: str
+    """Split they were drawn from: ``train``, ``validation``, or ``hash of <split>``."""
+    evaluation: str
+    """Split that an evaluation of the task uses."""
+    too_long: int
+    """Documents left out because the model's context is shorter."""
+    num_fewshot: int = 0
+
+    def digest(self, split: str) -> str:
+        """Return one hash over the documents of ``search`` or ``verify`` as they were tokenised."""
+        drawn = self.search if split == "search" else self.verify
+        content = [[d.key, d.requests, d.right] for d in drawn]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How prompts are built around a document, as lm-eval's options of the same names say it."""
+
+    num_fewshot: int | None = None
+    """Examples in the prompt; None: the task's own number, or none."""
+    fewshot_seed: int = 1234
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = False
+    system_instruction: str | None = None
+
+
+def held_out(key: str) -> bool:
+    """Say whether an evaluation may use a document of a task that was divided by hash.
+
+    Args:
+        key: lm-eval's hash of the document.
+    """
+    return _part(key) > 1
+
+
+def _part(key: str) -> int:
+    return int(key[:8], 16) % _PARTS
+
+
+def load_documents(
+    tasks: Sequence[str],
+    *,
+    samples: int,
+    verify_samples: int,
+    seed: int,
+    encode: Encode,
+    max_length: int,
+    prompting: Prompting | None = None,
+    chat_template: Callable[..., str] | None = None,
+    data_dir: Path | None = None,
+) -> list[TaskDocuments]:
+    """Draw and tokenise the documents of several tasks.
+
+    Args:
+        tasks: task or group names of lm-eval, stock or our own.
+        samples: documents per task of the search split.
+        verify_samples: documents per task of the verify split; fewer where the task has no more.
+        seed: of the draw.
+        encode: turns (context, continuation) texts into token sequences, as the model's scorer
+            does.
+        max_length: longest input of the model; longer documents are left out and counted.
+        prompting: few-shot examples, chat template, system message.
+        chat_template: renders a list of messages; needed with ``apply_chat_template``.
+        data_dir: folder that datasets are read from.
+
+    Raises:
+        TaskError: a task is unknown, not multiple choice, or has too few documents.
+        InfrastructureError: its data cannot be had.
+    """
+    options = prompting or Prompting()
+    with _datasets_from(data_dir):
+        loaded = _load_tasks(tasks)
+        result = []
+        for name, task in loaded.items():
+            draw = _Draw(name, task, options, encode, max_length, chat_template)
+            result.append(draw.documents(samples, verify_samples, seed))
+    return result
+
+
+def _datasets_from(data_dir: Path | None) -> Any:  # noqa: ANN401 - a context manager
+    if data_dir is None:
+        return nullcontext()
+    from act_harness.data_folder import data_directory
+
+    return data_directory(data_dir)
+
+
+def _load_tasks(names: Sequence[str]) -> dict[str, Any]:
+    from lm_eval.tasks import TaskManager
+
+    from act_harness.paths import tasks_path
+
+    if not names:
+        raise TaskError("no task was named; name at least one multiple-choice task")
+    manager = TaskManager(include_path=str(tasks_path()))
+    for name in names:
+        if name not in manager.all_tasks:
+            raise TaskError(
+                f"task {name!r} is unknown to lm-eval"
+                + (suggestion(name, manager.all_tasks) or "; see `act-harness run ls tasks`")
+            )
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(names):
+        try:
+            found.update(manager.load([name])["tasks"])
+        except (ConnectionError, FileNotFoundError, ValueError, OSError) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InfrastructureError(
+                f"the data of task {name!r} cannot be had: {first}; give --data-dir, a folder "
+                "filled by `act-harness fetch`"
+            ) from error
+    for name, task in found.items():
+        kind = task.get_config("output_type")
+        if kind != "multiple_choice":
+            raise TaskError(
+                f"task {name!r} is of type {kind}, the search needs multiple_choice tasks; "
+                "take it out of the list"
+            )
+    return found
+
+
+class _Draw:
+    """Takes the documents of one task object."""
+
+    def __init__(
+        self,
+        name: str,
+        task: Any,  # noqa: ANN401 - lm-eval's Task
+        prompting: Prompting,
+        encode: Encode,
+        max_length: int,
+        chat_template: Callable[..., str] | None,
+    ) -> None:
+        self.name, self.task, self.prompting = name, task, prompting
+        self.encode, self.max_length, self.chat_template = encode, max_length, chat_template
+        own = task.get_config("num_fewshot")
+        if prompting.num_fewshot is not None and own != 0:  # as lm-eval's own evaluation does it
+            task.set_config(key="num_fewshot", value=prompting.num_fewshot)
+        elif own is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=prompting.fewshot_seed)
+        self.too_long = 0
+
+    def documents(self, samples: int, verify_samples: int, seed: int) -> TaskDocuments:
+        """Draw both splits; see :func:`load_documents`."""
+        source, evaluation, search, verify = self._pools(seed)
+        if isinstance(source, str) and not search:
+            raise TaskError(f"task {self.name!r} has no documents outside its evaluation split")
+        drawn = self._take(iter(search), samples)
+        if len(drawn) < samples:
+            raise TaskError(
+                f"task {self.name!r} has {len(drawn)} documents for the search split ({source}), "
+                f"the recipe asks for {samples}; lower samples"
+            )
+        rest = iter(search[self._used :]) if verify is None else iter(verify)
+        checked = self._take(rest, verify_samples)
+        if verify_samples and len(checked) < 2:
+            raise TaskError(
+                f"the verify split of task {self.name!r} is empty: {len(drawn)} documents go to "
+                f"search and {len(checked)} remain ({source}); lower samples"
+            )
+        return TaskDocuments(
+            task=self.name,
+            search=tuple(drawn),
+            verify=tuple(checked),
+            source=source,
+            evaluation=evaluation,
+            too_long=self.too_long,
+            num_fewshot=int(self.task.get_config("num_fewshot") or 0),
+        )
+
+    def _pools(self, seed: int) -> tuple[str, str, list[Any], list[Any] | None]:
+        """Return source, evaluation split, and (hash, document) pools in the order of the draw."""
+        task = self.task
+        evaluation = "test" if task.has_test_docs() else "validation"
+        if task.has_training_docs():
+            source, rows = "train", task.training_docs()
+        elif task.has_test_docs() and task.has_validation_docs():
+            source, rows = "validation", task.validation_docs()
+        else:
+            pool = self._ordered(task.eval_docs, set(), seed)
+            search = [row for row in pool if _part(row[0]) == 0]
+            verify = [row for row in pool if _part(row[0]) == 1]
+            return f"hash of {evaluation}", evaluation, search, verify
+        taken = {self._identity(doc) for doc in task.eval_docs}
+        return source, evaluation, self._ordered(rows, taken, seed), None
+
+    def _ordered(self, rows: Iterable[Any], taken: set[str], seed: int) -> list[Any]:
+        """Return (hash, document), each question once and none that is evaluated, shuffled."""
+        pool = []
+        for doc in rows:
+            identity = self._identity(doc)
+            if identity not in taken:
+                taken.add(identity)
+                pool.append((_document_hash(doc), doc))
+        order = sorted(pool, key=lambda row: hashlib.sha256(f"{seed}:{row[0]}".encode()).digest())
+        self._used = 0
+        return order
+
+    def _identity(self, doc: Any) -> str:  # noqa: ANN401 - a row of any dataset
+        """Return what makes two rows the same question, whatever their running numbers are."""
+        text = self.task.doc_to_text(doc)
+        return json.dumps([text, self.task.doc_to_choice(doc)], default=str)
+
+    def _take(self, rows: Iterator[Any], count: int) -> list[Document]:
+        """Build documents until there are ``count``; what is too long is left out."""
+        found: list[Document] = []
+        for key, doc in rows if count else ():
+            self._used += 1
+            built = self._build(key, doc)
+            longest = max(len(context) + len(answer) - 1 for context, answer in built.requests)
+            if longest > self.max_length or not all(answer for _, answer in built.requests):
+                self.too_long += 1
+                continue
+            found.append(built)
+            if len(found) == count:
+                break
+        return found
+
+    def _build(self, key: str, doc: Any) -> Document:  # noqa: ANN401
+        task, options = self.task, self.prompting
+        with _without_itself(task):
+            context = task.fewshot_context(
+                doc,
+                num_fewshot=int(task.get_config("num_fewshot") or 0),
+                system_instruction=options.system_instruction,
+                apply_chat_template=options.apply_chat_template,
+                fewshot_as_multiturn=options.fewshot_as_multiturn,
+                chat_template=self.chat_template,
+                gen_prefix=task.doc_to_prefix(doc),
+            )
+        instances = task.construct_requests(
+            doc=doc,
+            ctx=context,
+            metadata=(self.name, 0, 1),
+            apply_chat_template=options.apply_chat_template,
+            chat_template=self.chat_template,
+        )
+        choices = tuple(str(choice) for choice in task.doc_to_choice(doc))
+        requests = []
+        for instance in instances[: len(choices)]:  # mutual information adds unconditional ones
+            before, answer = self.encode(*instance.args[:2])
+            requests.append((tuple(before), tuple(answer)))
+        right = self._right(doc, choices)
+        return Document(self.name, key, tuple(requests), right, choices)
+
+    def _right(self, doc: Any, choices: tuple[str, ...]) -> int:  # noqa: ANN401
+        """Return the index of the right choice, as the task's metric reads it."""
+        target = self.task.doc_to_text(doc) if self.task.multiple_input else None
+        if target is None:
+            target = self.task.doc_to_target(doc)
+        if isinstance(target, str) and target in choices:
+            target = choices.index(target)
+        if not isinstance(target, int) or not 0 <= target < len(choices):
+            raise TaskError(
+                f"task {self.name!r} names {target!r} as the right choice of a document with "
+                f"{len(choices)} choices; the search needs exactly one right choice"
+            )
+        return target
+
+
+def _document_hash(doc: Any) -> str:  # noqa: ANN401 - a row of any dataset
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    return str(hash_string(text))
+
+
+@contextmanager
+def _without_itself(task: Any) -> Iterator[None]:  # noqa: ANN401 - lm-eval's Task
+    """Keep a document out of its own few-shot examples.
+
+    lm-eval leaves a document out only where the examples come from the test split, since it never
+    scores another split's; the search does.
+    """
+    config, split = task.config, getattr(task.fewshot_cfg, "split", None)
+    before = config.test_split
+    if split is not None:
+        config.test_split = split
+    try:
+        yield
+    finally:
+        config.test_split = before
+
+
+def task_requests(
+    name: str, *, limit: int, num_fewshot: int = 0, data_dir: Path | None = None
+) -> list[tuple[str, str]]:
+    """Return (context, continuation) of a multiple-choice task's evaluation requests, in order.
+
+    Prompts are built by lm-eval's own task object, as ``lm_eval --limit`` would.
+
+    Raises:
+        TaskError: the task is unknown or not multiple choice.
+        InfrastructureError: its data cannot be had.
+    """
+    with _datasets_from(data_dir):
+        (task,) = _load_tasks([name]).values()
+        task.set_config(key="num_fewshot", value=num_fewshot)
+        task.set_fewshot_seed(seed=1234)
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+    return [tuple(instance.args) for instance in task.instances]
+
+
+def write_documents(path: Path, documents: Sequence[TaskDocuments]) -> None:
+    """Store drawn documents, so that a machine without lm-eval or data sets can search.
+
+    The file holds token sequences and so the texts themselves: it is as private as the data.
+
+    Raises:
+        InfrastructureError: the file cannot be written.
+    """
+    atomic.write_json(path, [asdict(one) for one in documents])
+
+
+def read_documents(path: Path) -> list[TaskDocuments]:
+    """Read what :func:`write_documents` stored.
+
+    Raises:
+        TaskError: there is no such file, or it is no such file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            TaskDocuments(
+                **{**one, **{split: _documents(one[split]) for split in ("search", "verify")}}
+            )
+            for one in content
+        ]
+    except FileNotFoundError:
+        raise TaskError(
+            f"{path}: no such file; write it with `act-harness search --prepare`"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise TaskError(f"{path} holds no search documents ({type(error).__name__})") from error
+
+
+def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:
+    return tuple(
+        Document(
+            row["task"],
+            row["key"],
+            tuple((tuple(context), tuple(answer)) for context, answer in row["requests"]),
+            row["right"],
+            tuple(row["choices"]),
+        )
+        for row in rows
+    )
+
+
+def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:  # noqa: ANN401
+    """Load a causal language model by transformers alone, where lm-eval is not installed."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+
+
+def load_plain_tokenizer(folder: str) -> Any:  # noqa: ANN401 - any transformers tokenizer
+    """Load the tokenizer of :func:`load_plain_model`."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+_SHAPES = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+           "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+           "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000},
+    "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 199},
+}  # fmt: skip
+
+
+def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> Any:  # noqa: ANN401
+    """Make a random Llama with planted attention sinks, for benchmarks.
+
+    Every query gets a constant part, so that each head looks at the same few tokens in all rows:
+    those whose keys happen to point that way. The part lies in the slowly turning coordinates of
+    the rotary embedding, so that it holds over the whole prompt.
+
+    Args:
+        shape: ``7b``, ``1b`` or ``tiny``.
+        dtype: name of a torch dtype.
+        device: where the model is made.
+
+    Raises:
+        InputError: there is no such shape.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if shape not in _SHAPES:
+        raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
+    config = LlamaConfig(**_SHAPES[shape], attention_bias=True, attn_implementation="sdpa")
+    torch.manual_seed(0)
+    with torch.device(device):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, dtype))
+        try:
+            model = LlamaForCausalLM(config).eval()
+        finally:
+            torch.set_default_dtype(before)
+    size = config.hidden_size // config.num_attention_heads
+    slow = torch.arange(size, device=device) % (size // 2) >= size // 4
+    with torch.no_grad():
+        for layer in model.model.layers:
+            bias = layer.self_attn.q_proj.bias
+            constant = torch.randn(bias.shape, device=device).view(-1, size) * slow
+            bias.copy_(5.0 * constant.reshape(-1))
+            layer.self_attn.k_proj.weight.mul_(50.0 / config.hidden_size**0.5)
+    return model

@@ -1,0 +1,34 @@
+"""MT-Bench's second half: scoring the conversations of an ``mt_bench`` run with a judge.
+
+Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena" (NeurIPS 2023, arXiv
+2306.05685). The ACT paper reports MT-Bench scores in its open-ended generation experiments. The
+first half, generation, is :mod:`act_harness.conversation` and ``tasks/mt_bench``.
+
+``openai`` and ``tenacity`` (the extra ``mtbench``) are imported by :mod:`.client` alone, when the
+first judgment is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["JudgeOutcome", "JudgeSettings", "judge", "load_judge_settings", "track_outcome"]
+
+_HOMES = {
+    "JudgeOutcome": "act_harness.mtbench.judging",
+    "JudgeSettings": "act_harness.mtbench.settings",
+    "judge": "act_harness.mtbench.judging",
+    "load_judge_settings": "act_harness.mtbench.settings",
+    "track_outcome": "act_harness.mtbench.judging",
+}
+
+if TYPE_CHECKING:
+    from act_harness.mtbench.judging import JudgeOutcome, judge, track_outcome
+    from act_harness.mtbench.settings import JudgeSettings, load_judge_settings
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

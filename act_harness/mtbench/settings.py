@@ -1,0 +1,144 @@
+"""What a judge run is asked to do; the command line and a YAML file fill the same fields.
+
+The API key is no setting: it is read from the environment when the first call is made and kept
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from act_harness.errors import RecipeError, suggestion
+
+__all__ = ["JudgeSettings", "load_judge_settings"]
+
+
+class JudgeSettings(BaseModel):
+    """Which answers are judged, by whom, and how patiently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    paths: tuple[Path, ...] = Field(min_length=1)
+    """Output folders (or samples files) of ``mt_bench`` runs; every arm found there is judged."""
+    model: str = Field(min_length=1)
+    """Name of the judge, as its server knows it."""
+    base_url: str | None = None
+    """Address of an OpenAI-compatible server, with ``/v1``; None: OpenAI's own."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; servers of one's own mostly need none."""
+    output: Path | None = None
+    """Folder for judgments and scores; None: ``mt_bench_judge`` in the first path."""
+    judge_prompts: Path | None = None
+    """Judge prompts in FastChat's format (``judge_prompts.jsonl``); None: this package's own."""
+    references: Path | None = None
+    """Reference answers in FastChat's format; None: those of the dataset."""
+    allow_missing_references: bool = False
+    """Judge a question of a reference-guided category without its reference, and count it."""
+    rejudge: int = Field(default=1, ge=1)
+    """Judgments of each answer; a score is their mean."""
+    temperature: float | None = Field(default=0.0, ge=0)
+    """Temperature of the judge; None: not sent."""
+    max_tokens: int | None = Field(default=2048, gt=0)
+    """Most tokens of a verdict; None: not sent."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, for example ``{"max_completion_tokens": 2048}``."""
+    concurrency: int = Field(default=4, ge=1, le=256)
+    """Calls under way at the same time."""
+    retries: int = Field(default=3, ge=0, le=20)
+    """Further calls after a failure or a verdict without a rating, for each judgment."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds until a call counts as failed."""
+    max_wait: float = Field(default=60.0, ge=0)
+    """Longest pause before a further call in seconds, also where the server asks for more."""
+    max_failure_rate: float = Field(default=0.02, ge=0, le=1)
+    """Share of missing judgments from which on the run counts as failed."""
+    price_input: float | None = Field(default=None, ge=0)
+    """Price of a million input tokens, in any currency; for the estimate."""
+    price_output: float | None = Field(default=None, ge=0)
+    """Price of a million output tokens."""
+    dry_run: bool = False
+    """Stop after the estimate, before the first call."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Level of the intervals."""
+    seed: int = 1234
+    """Seed of the resampling behind the intervals."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret_in_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address such as http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query:
+            # It would end up in caches and reports; the value is not repeated here either.
+            raise ValueError("it must hold no user name, password or query; put the key into the "
+                             "environment")  # fmt: skip
+        return value.rstrip("/")
+
+    @property
+    def output_folder(self) -> Path:
+        """Where judgments and scores are written."""
+        if self.output is not None:
+            return self.output
+        first = self.paths[0]
+        return (first if first.is_dir() else first.parent) / "mt_bench_judge"
+
+    def api_key(self) -> str:
+        """Return the key from the environment; a placeholder for servers that need none.
+
+        Raises:
+            RecipeError: OpenAI itself is asked, and there is no key.
+        """
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key and self.base_url is None:
+            raise RecipeError(
+                f"no API key: set {self.api_key_env}, or give --base-url of a server of your own"
+            )
+        return key or "none"
+
+    def judge_identity(self) -> dict[str, Any]:
+        """Return what decides a verdict beside the prompt."""
+        return {
+            "model": self.model,
+            "base_url": self.base_url,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "extra_body": self.extra_body,
+        }
+
+
+def load_judge_settings(path: Path | None = None, **overrides: Any) -> JudgeSettings:  # noqa: ANN401
+    """Build settings from a YAML file of the fields, options over it; None means not given.
+
+    Raises:
+        RecipeError: the file cannot be read, or a setting is unknown, missing or out of range.
+    """
+    given: dict[str, Any] = {}
+    if path is not None:
+        try:
+            given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"judge settings {path} cannot be read: {reason}") from None
+        if not isinstance(given, dict):
+            raise RecipeError(f"judge settings {path} must be a mapping of settings to values")
+    given.update({name: value for name, value in overrides.items() if value is not None})
+    for name in given:
+        if name not in JudgeSettings.model_fields:
+            near = suggestion(str(name), JudgeSettings.model_fields)
+            raise RecipeError(f"judge setting {name!r} is unknown{near}")
+    try:
+        return JudgeSettings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        # The value is left out: an address with a password would be printed.
+        raise RecipeError(f"judge setting {place}: {first['msg']}") from None

@@ -1,0 +1,415 @@
+"""The exact pass: what calibrating each single head changes, for a chunk of documents.
+
+Equal to running the model once per (document, head) with that one head calibrated, and cheaper by
+five savings: the layers below the calibrated one are read from the baseline's forward; all heads of
+a layer follow from one set of queries, keys and values; a pair in which no row changes costs
+nothing; variants of many documents and heads run packed; and rows before the first changed row are
+the baseline's, keys and values included. A sixth goes further: documents of a task begin with the
+same instruction, and where calibration does the same to those rows they are run once for all
+documents of a chunk. A variant enters layer l with the baseline's attention
+output plus ``(out'_h - out_h) W_o[h]`` and runs on from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from act_harness.calibration import Calibration, HeadStrength, LayerPlan
+from act_harness.errors import InternalError
+from act_harness.search.layout import Layout
+from act_harness.search.workbench import LayerRecord, Masks, Workbench, columns_before
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from act_harness.engines.operation import Engine
+
+__all__ = ["ChunkPass", "Counts", "calibrated_change"]
+
+
+class Counts(NamedTuple):
+    """What a layer's variants of a chunk cost."""
+
+    variants: int
+    """(sequence, head, strength) triples."""
+    computed: int
+    """Of them, with a changed row: the ones that were run."""
+
+
+class _Shared(NamedTuple):
+    """What variants with the same changes in the common prefix share: its keys and values."""
+
+    columns: dict[int, tuple[Tensor, Tensor]]
+    """By layer above the calibrated one: (U, G, P, D) each."""
+    member: Tensor  # (V,) long: which of the U a variant has
+
+
+@dataclass(frozen=True)
+class _Variants:
+    """Triples to run, as (V,) tensors, with each one's first row to compute, ascending."""
+
+    strength: Tensor
+    sequence: Tensor
+    head: Tensor  # index among the layer's asked heads
+    first: list[int]
+    shared: _Shared | None = None
+
+    @classmethod
+    def of(cls, triples: Tensor, first: Tensor, shared: _Shared | None = None) -> _Variants:
+        """Sort ``triples`` (V, 3) by ``first`` (V,)."""
+        order = torch.argsort(first, stable=True)
+        chosen = triples[order]
+        if shared is not None:
+            shared = _Shared(shared.columns, shared.member[order])
+        return cls(chosen[:, 0], chosen[:, 1], chosen[:, 2], first[order].tolist(), shared)
+
+    def some(self, chosen: slice) -> _Variants:
+        """Return a part of the variants."""
+        shared = self.shared
+        if shared is not None:
+            shared = _Shared(shared.columns, shared.member[chosen])
+        return _Variants(
+            self.strength[chosen],
+            self.sequence[chosen],
+            self.head[chosen],
+            self.first[chosen],
+            shared,
+        )
+
+
+class ChunkPass:
+    """One chunk: its baseline forward, then any layer's heads."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        layout: Layout,
+        *,
+        engine: Engine,
+        calibration: Calibration,
+        strengths: Sequence[HeadStrength],
+        first_layer: int,
+        pack_tokens: int,
+    ) -> None:
+        """Run the baseline and keep what the layers from ``first_layer`` on need.
+
+        Args:
+            bench: the opened model.
+            layout: the chunk.
+            engine: computes calibrated attention.
+            calibration: target set; its own mass map is not used.
+            strengths: mass maps to try on every head.
+            first_layer: lowest layer that will be asked for.
+            pack_tokens: most rows (variants x rows) of a packed forward.
+        """
+        self.bench, self.layout, self.engine = bench, layout, engine
+        self.calibration, self.strengths = calibration, tuple(strengths)
+        self.pack_tokens = pack_tokens
+        self.masks = Masks(bench, layout)
+        self._geometries: dict[int, object] = {}
+        with torch.no_grad():
+            logits, self.records = bench.recorded(layout, self.masks, keep_from=first_layer)
+            self.base = bench.log_probabilities(logits, layout.read_place, layout.read_token)
+
+    def baseline(self) -> Tensor:
+        """Return (documents, choices) float64 log-likelihoods of the untouched model."""
+        return self._slots(self.base.double()[None]).view(self.layout.documents, -1)
+
+    def layer(
+        self,
+        layer: int,
+        heads: Sequence[int],
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[Tensor, Counts]:
+        """Return what calibrating each head alone does to the log-likelihoods.
+
+        Args:
+            layer: at or above ``first_layer``.
+            heads: heads of that layer.
+            progress: called with the number of (sequence, head, strength) triples done.
+
+        Returns:
+            (strengths, heads, documents, choices) float64 changes in nats, and the work.
+        """
+        with torch.no_grad():
+            return self._layer(layer, tuple(heads), progress or (lambda done: None))
+
+    def _layer(
+        self, layer: int, heads: tuple[int, ...], progress: Callable[[int], object]
+    ) -> tuple[Tensor, Counts]:
+        layout, record = self.layout, self.records[layer]
+        found = [self.change(layer, record, heads, strength) for strength in self.strengths]
+        change = torch.stack([one for one, _ in found])  # (M, S, T, h, D)
+        sinks = torch.stack([one for _, one in found])  # (M, S, h, T)
+        size = (len(self.strengths), len(heads), layout.documents, layout.choices)
+        result = torch.zeros(size, dtype=torch.float64, device=layout.ids.device)
+        moved = (change != 0).any(dim=-1) & layout.real[None, :, :, None]  # (M, S, T, h)
+        triples = moved.any(dim=2).nonzero()  # (V, 3): strength, sequence, head
+        first = moved.int().argmax(dim=2)[triples[:, 0], triples[:, 1], triples[:, 2]]
+        total = moved.shape[0] * moved.shape[1] * moved.shape[3]
+        progress(total - len(triples))
+        one = _Layer(self, layer, heads, change)
+        for variants in one.divided(triples, first, sinks):
+            for pack in self._packs(variants):
+                logprobs = one.run(pack)  # (V, N) changes, 0 where not read
+                slots = self._slots(logprobs)  # (V, documents * choices)
+                place = (pack.strength, pack.head)
+                result.view(*size[:2], -1).index_put_(place, slots, accumulate=True)
+                progress(len(pack.first))
+        return result, Counts(total, len(triples))
+
+    def change(
+        self, layer: int, record: LayerRecord, heads: tuple[int, ...], strength: HeadStrength
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``out' - out`` of each head, (S, T, h, D), and its sinks, (S, h, T)."""
+        return calibrated_change(
+            self.engine,
+            record,
+            LayerPlan(self.calibration, heads, (strength,) * len(heads)),
+            self.layout,
+            self.masks.visible(layer),
+            cache=self._geometries,
+        )
+
+    def _packs(self, variants: _Variants) -> list[_Variants]:
+        """Cut the variants, sorted by their first row, into packs of bounded size."""
+        packs, start, first = [], 0, variants.first
+        while start < len(first):
+            rows = self.layout.length - first[start]
+            stop = min(len(first), start + max(1, self.pack_tokens // rows))
+            packs.append(variants.some(slice(start, stop)))
+            start = stop
+        return packs
+
+    def _slots(self, tokens: Tensor) -> Tensor:
+        """Sum (V, N) values of answer tokens to (V, documents * choices)."""
+        layout = self.layout
+        size = layout.documents * layout.choices
+        slots = torch.zeros(len(tokens), size, dtype=torch.float64, device=tokens.device)
+        return slots.index_add_(1, layout.read_slot, tokens.double())
+
+
+class _Layer:
+    """The variants of one layer of a chunk."""
+
+    def __init__(
+        self, passing: ChunkPass, layer: int, heads: tuple[int, ...], change: Tensor
+    ) -> None:
+        self.passing, self.layer, self.change = passing, layer, change
+        self.bench, self.layout, self.masks = passing.bench, passing.layout, passing.masks
+        self.records = passing.records
+        self.last = layer == len(self.bench.layers) - 1
+        record = self.records[layer]
+        if record.hidden is None or record.projected is None:
+            raise InternalError("a layer below the first recorded one was asked for")
+        self.hidden, self.projected = record.hidden, record.projected
+        self.weight = self.bench.output_weight(layer)[list(heads)]  # (h, D, hidden)
+
+    def divided(self, triples: Tensor, first: Tensor, sinks: Tensor) -> Iterator[_Variants]:
+        """Yield the variants by what they share in the prefix that all sequences have in common.
+
+        Where the sinks among the prefix's columns are the same, so is everything in its rows:
+        those are run once, and the variants that share them start behind the prefix.
+
+        Args:
+            triples: (V, 3) strength, sequence, head.
+            first: (V,) first changed row.
+            sinks: (M, S, h, T) bool.
+        """
+        layout, common = self.layout, self.layout.common
+        offset = layout.offset[triples[:, 1]]
+        inside = first < offset + common
+        if self.last or not bool(inside.any()):  # in the last layer only the read rows count
+            yield _Variants.of(triples, first)
+            return
+        place = offset[:, None] + torch.arange(common, device=offset.device)
+        pattern = sinks[triples[:, 0], triples[:, 1], triples[:, 2]].gather(1, place)
+        key = torch.cat([triples[:, [0, 2]], pattern.long()], dim=1)
+        _, group, size = torch.unique(key, dim=0, return_inverse=True, return_counts=True)
+        together = inside & (size[group] > 1)
+        if bool((~together).any()):
+            yield _Variants.of(triples[~together], first[~together])
+        numbers = group[together].unique()
+        step = max(1, self.passing.pack_tokens // common)
+        for start in range(0, len(numbers), step):
+            some = numbers[start : start + step]
+            mine = together & torch.isin(group, some)
+            member = torch.searchsorted(some, group[mine])
+            columns = self._prefix(triples[mine], (first - offset)[mine], member, len(some))
+            yield _Variants.of(triples[mine], (offset + common)[mine], _Shared(columns, member))
+
+    def _prefix(
+        self, triples: Tensor, first: Tensor, member: Tensor, count: int
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Run the common prefix once for each group; return its keys and values by layer.
+
+        Args:
+            triples: (V, 3) of all members.
+            first: (V,) first changed row within the prefix.
+            member: (V,) group of each, 0..count - 1.
+            count: number of groups.
+        """
+        layout, common = self.layout, self.layout.common
+        index = torch.arange(len(member), device=member.device)
+        # the representative of a group: its last member in the order given
+        chosen = torch.zeros(count, dtype=torch.long, device=member.device)
+        chosen.scatter_reduce_(0, member, index, "amax", include_self=False)
+        start = int(first.min())
+        strength, sequence, head = triples[chosen].unbind(dim=1)
+        row = torch.arange(start, common, device=member.device)
+        place = layout.offset[sequence][:, None] + row  # (U, n)
+        own = self.change[strength[:, None], sequence[:, None], place, head[:, None]]
+        zero = int(layout.offset[0])
+        rows = slice(zero + start, zero + common)  # the untouched prefix: any sequence has it
+        projected = self.projected[:1, rows] + torch.bmm(own, self.weight[head])
+        before = torch.arange(common, device=member.device)
+        records: dict[int, LayerRecord] = {}
+
+        def prefix(later: int) -> tuple[Tensor, Tensor] | None:
+            if start == 0:
+                return None
+            record = self.records[later]
+            known = slice(zero, zero + start)
+            return (
+                _first(record.key, known).expand(count, -1, -1, -1),
+                _first(record.value, known).expand(count, -1, -1, -1),
+            )
+
+        self.bench.resume(
+            self.layer,
+            hidden=self.hidden[:1, rows].expand(count, -1, -1),
+            projected=projected,
+            positions=row[None].expand(count, -1),
+            mask=lambda later: self.masks.causal(later, row, before).expand(count, -1, -1, -1),
+            prefix=prefix,
+            places=torch.zeros(0, 2, dtype=torch.long, device=member.device),
+            record=records,
+        )
+        columns = {}
+        for later, record in records.items():
+            if record.key is not None and record.value is not None:
+                columns[later] = (record.key, record.value)
+        return columns
+
+    def _columns(self, later: int, pack: _Variants) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values before the pack's rows: the baseline's, or the shared ones."""
+        start, record = pack.first[0], self.records[later]
+        stock = columns_before(record, pack.sequence, start)
+        if stock is None or pack.shared is None:
+            return stock
+        common = self.layout.common
+        place = torch.arange(start, device=pack.sequence.device)
+        place = place - self.layout.offset[pack.sequence][:, None]  # (V, start)
+        known = ((place >= 0) & (place < common))[:, None, :, None]
+        place = place.clamp(0, common - 1)
+        index = pack.shared.member[:, None]
+        mixed = []
+        for whole, own in zip(stock, pack.shared.columns[later], strict=True):
+            picked = own.transpose(1, 2)[index, place].transpose(1, 2)  # (V, G, start, D)
+            mixed.append(torch.where(known, picked, whole))
+        return mixed[0], mixed[1]
+
+    def run(self, pack: _Variants) -> Tensor:
+        """Return the change of every read token's log-probability, (V, N)."""
+        layout, sequence, start = self.layout, pack.sequence, pack.first[0]
+        rows, places, read = self._rows(sequence, start)
+        found = torch.zeros(read.shape, dtype=torch.float64, device=read.device)
+        if not len(places):
+            return found
+        own = self.change[:, :, start:].permute(0, 1, 3, 2, 4)[pack.strength, sequence, pack.head]
+        projected = self.projected[:, start:][sequence] + torch.bmm(own, self.weight[pack.head])
+        hidden = self.hidden[:, start:][sequence]
+        positions = layout.position[:, start:][sequence]
+        if self.last:  # no attention follows: only the read rows matter
+            hidden, projected = hidden[rows][None], projected[rows][None]
+            positions = positions[rows][None]
+            number = torch.arange(len(places), device=places.device)
+            places = torch.stack([torch.zeros_like(number), number], dim=1)
+        logits = self.bench.resume(
+            self.layer,
+            hidden=hidden,
+            projected=projected,
+            positions=positions,
+            mask=lambda later: self.masks.of(later)[:, :, start:][sequence],
+            prefix=lambda later: self._columns(later, pack),
+            places=places,
+        )
+        known = read >= 0  # (V, N)
+        tokens = layout.read_token.expand_as(read)[known]
+        after = self.bench.log_probabilities(logits, read[known], tokens)
+        found[known] = after.double() - self.passing.base.double().expand_as(read)[known]
+        return found
+
+    def _rows(self, sequence: Tensor, start: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Return the rows to read and where each answer token finds its row.
+
+        Returns:
+            (variant, row) as an index, the same as (P', 2), and (V, N): index of the row of each
+            answer token among them, -1 where another sequence or an earlier row holds it.
+        """
+        layout = self.layout
+        wanted = (layout.places[:, 0] == sequence[:, None]) & (layout.places[:, 1] >= start)
+        pairs = wanted.nonzero()
+        number = torch.full(wanted.shape, -1, dtype=torch.long, device=wanted.device)
+        number[wanted] = torch.arange(len(pairs), device=wanted.device)
+        places = torch.stack([pairs[:, 0], layout.places[pairs[:, 1], 1] - start], dim=1)
+        return (places[:, 0], places[:, 1]), places, number[:, layout.read_place]
+
+
+def _first(value: Tensor | None, columns: slice) -> Tensor:
+    if value is None:
+        raise InternalError("a layer's keys were not recorded")
+    return value[:1, :, columns]
+
+
+def calibrated_change(
+    engine: Engine,
+    record: LayerRecord,
+    plan: LayerPlan,
+    layout: Layout,
+    visible: Tensor,
+    *,
+    cache: dict[int, object] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return what calibration changes in a layer's attention output, and where.
+
+    Args:
+        engine: computes the plan's heads.
+        record: queries, keys, values and attention output of the layer.
+        plan: heads and their mass maps.
+        layout: the chunk.
+        visible: the layer's mask, (S, 1, T, T) bool.
+        cache: keeps the geometry of each mask between calls.
+
+    Returns:
+        ``out' - out`` of each head, (S, T, h, D), exactly 0 in rows that do not change, and the
+        heads' sinks among the prompt's columns, (S, h, T) bool.
+    """
+    if record.query is None or record.key is None or record.value is None:
+        raise InternalError("a layer's queries were not recorded")
+    attention = record.attention
+    if attention is None:
+        raise InternalError("a layer's attention output was not recorded")
+    geometries = {} if cache is None else cache
+    if id(visible) not in geometries:
+        geometries[id(visible)] = layout.geometry(visible)
+    result = engine(
+        record.query,
+        record.key,
+        record.value,
+        geometry=geometries[id(visible)],  # type: ignore[arg-type]
+        plan=plan,
+        state=None,
+        stock=lambda: attention,
+        scale=record.scale,
+        softcap=record.softcap,
+    )
+    if result.state is None:
+        raise InternalError("the engine does not say which columns are sinks")
+    heads = list(plan.heads)
+    return result.output[:, :, heads] - attention[:, :, heads], result.state.sinks

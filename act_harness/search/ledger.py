@@ -1,0 +1,106 @@
+"""The ledger: every measurement of a search, one JSON line each, appended and never changed.
+
+A ledger is a folder named by the hash of all that decides the numbers (recipe, model, documents,
+engine, kind of device); each process appends to a file of its own in it, so processes never write
+to one file. A line is a unit of work with its key; a rerun reads all lines, skips the units that
+are there and measures the rest. A line that was being written when a process was killed is cut off
+by the next append. Two searches with one ledger at a time are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from act_harness import atomic
+from act_harness.errors import InputError, ResultError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Ledger"]
+
+Key = tuple[Any, ...]
+
+VERSION = 1
+
+
+class Ledger:
+    """The measurements of one search, on disk and in memory."""
+
+    def __init__(self, folder: Path, *, identity: dict[str, Any], rank: int = 0) -> None:
+        """Open a ledger and read what is there.
+
+        Args:
+            folder: its folder, named by the hash of ``identity``.
+            identity: all that decides the numbers; stored beside the lines for people.
+            rank: number of this process.
+
+        Raises:
+            ResultError: a line within a file is damaged (only a cut last line is expected).
+            InfrastructureError: the folder cannot be read or written.
+        """
+        self.folder, self.rank = folder, rank
+        self.path = folder / f"part-{rank:03d}.jsonl"
+        self.units: dict[Key, dict[str, Any]] = {}
+        self.found = 0
+        """Units that were there when the ledger was opened."""
+        if rank == 0:
+            about = folder / "identity.json"
+            if not about.is_file():
+                atomic.write_json(about, {"version": VERSION, **identity})
+        self.reload()
+        self.found = len(self.units)
+
+    def reload(self) -> None:
+        """Read the lines of all processes."""
+        for path in sorted(self.folder.glob("part-*.jsonl")):
+            for line in atomic.read_lines(path):
+                if not isinstance(line, dict) or not isinstance(line.get("key"), list):
+                    raise ResultError(
+                        f"{path}: a line is no unit of a ledger; delete the folder to start over"
+                    )
+                self.units.setdefault(tuple(line["key"]), line["value"])
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.units
+
+    def get(self, key: Key) -> dict[str, Any]:
+        """Return a unit that is there."""
+        return self.units[key]
+
+    def add(self, key: Key, value: dict[str, Any]) -> None:
+        """Append a unit; it is on the disk when this returns.
+
+        Raises:
+            InfrastructureError: it could not be written; earlier lines are still there.
+        """
+        atomic.append_line(self.path, {"key": list(key), "value": value})
+        self.units[key] = value
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other searches out of this process's file.
+
+        Raises:
+            InputError: another process is appending to it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system: nothing to keep others out with
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder / f"lock-{self.rank:03d}", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"another search is writing to {self.folder}; wait for it or end it"
+                ) from None
+            yield
+        finally:
+            os.close(handle)

@@ -1,0 +1,283 @@
+"""Recipes: everything that decides what a search finds, in one validated file.
+
+A recipe is YAML with the fields of :class:`Recipe`; unknown keys are errors. Its hash names the
+ledger, so that a changed recipe never continues an old one's measurements. Where the model comes
+from, how it is batched in memory and where files go are the command's business, not the recipe's,
+with one exception: ``chunk_tokens`` and ``pack_tokens`` decide how sums are rounded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from act_harness.artifact import ModelFacts
+from act_harness.atomic import canonical_json
+from act_harness.calibration import Calibration, HeadStrength, preset, validation_line
+from act_harness.errors import ActHarnessError, RecipeError, suggestion
+from act_harness.paths import recipes_path
+from act_harness.provenance import sha256_text
+
+__all__ = [
+    "Controls",
+    "ExpectedModel",
+    "JointRule",
+    "Recipe",
+    "SignificantRule",
+    "TopRule",
+    "load_recipe",
+]
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TopRule(BaseModel):
+    """Rule ``top``: the k best heads, k chosen on ``verify``."""
+
+    model_config = _STRICT
+
+    sizes: tuple[int, ...] = (5, 10, 20, 40, 80, 120, 160)
+    """Values of k to try; those above the number of heads with a positive effect are left out."""
+    criterion: Literal["accuracy", "margin"] = "accuracy"
+    """What decides between them on ``verify``: mean accuracy over the tasks (label-prior corrected
+    where the objective is), or the mean standardised change of the answer margin."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 1:
+            raise ValueError(f"sizes are {list(value)}, expected whole numbers above 0")
+        return tuple(sorted(set(value)))
+
+
+class SignificantRule(BaseModel):
+    """Rule ``significant``: heads whose paired margin change holds under Benjamini-Hochberg."""
+
+    model_config = _STRICT
+
+    q: float = Field(default=0.05, gt=0, lt=1)
+    """Accepted share of false discoveries."""
+
+
+class JointRule(BaseModel):
+    """Rule ``joint``: grow the set in order of effect while ``verify`` improves, then prune."""
+
+    model_config = _STRICT
+
+    candidates: int = Field(default=40, ge=1)
+    """How many of the best heads are tried, in order."""
+    patience: int = Field(default=8, ge=1)
+    """Stop growing after this many heads in a row that did not help."""
+
+
+class Controls(BaseModel):
+    """What the found set is held against."""
+
+    model_config = _STRICT
+
+    random_sets: int = Field(default=5, ge=0)
+    """Random head sets of the same size, measured on ``verify``."""
+    seed: int = 0
+    """Of their draw."""
+
+
+class ExpectedModel(BaseModel):
+    """The model a recipe was written for; given fields must match the model at hand."""
+
+    model_config = _STRICT
+
+    architecture: str | None = None
+    """Class name, for example ``LlamaForCausalLM``."""
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    weights_sha256: str | None = None
+
+
+class Recipe(BaseModel):
+    """What to search for, and how. Every field is part of the ledger's key, except the name."""
+
+    model_config = _STRICT
+
+    name: str = Field(default="search", min_length=1)
+    """Name of the artifact."""
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """lm-eval tasks or groups of type multiple choice, stock or our own."""
+    expect: ExpectedModel = ExpectedModel()
+    """Facts about the model that must hold."""
+
+    samples: int = Field(default=100, ge=2)
+    """Documents per task to measure heads on (split ``search``)."""
+    verify_samples: int = Field(default=100, ge=0)
+    """Documents per task to choose among head sets on (split ``verify``); fewer if a task has no
+    more. 0 only with rules that need none and without controls."""
+    seed: int = 1234
+    """Of the draw of documents."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples in the prompt; null: each task's own number."""
+    fewshot_seed: int = 1234
+    """Of the choice of examples; lm-eval's own default."""
+    apply_chat_template: bool = False
+    """Render prompts with the tokenizer's chat template. Sinks sit on template tokens too."""
+    fewshot_as_multiturn: bool = False
+    """With a chat template: examples as turns."""
+    system_instruction: str | None = None
+    """Text of the system message."""
+
+    calibration: Calibration = Calibration()
+    """A preset's name (``paper``, ``release``) or settings."""
+    strengths: tuple[HeadStrength, ...] = ()
+    """Mass maps to try on every head, each head keeps its best; empty: the calibration's own."""
+    layers: Literal["all", "release"] | tuple[int, int] = "all"
+    """``all``, ``release`` (2 to L-2, as the authors' code), or [first, last]."""
+    heads: Literal["all"] | tuple[int, int] = "all"
+    """``all`` or [first, last] within each layer."""
+    engine: str = "auto"
+    """What computes calibrated attention."""
+
+    method: Literal["exhaustive", "screened"] = "exhaustive"
+    """``exhaustive`` measures every head; ``screened`` only the best by a first-order estimate."""
+    keep: float = Field(default=0.15, gt=0, le=1)
+    """Share of the heads that ``screened`` measures exactly."""
+    objective: Literal["margin", "corrected"] = "margin"
+    """``margin``: log-likelihood of the right choice minus the best wrong one's. ``corrected``: the
+    same after subtracting each choice's mean over the task's search documents, in both arms."""
+    rule: Literal["top", "paper", "significant", "joint"] = "top"
+    """How heads are selected; see the models below."""
+    top: TopRule = TopRule()
+    significant: SignificantRule = SignificantRule()
+    joint: JointRule = JointRule()
+    controls: Controls = Controls()
+
+    chunk_tokens: int = Field(default=2048, ge=1)
+    """Padded tokens of a chunk of documents: bounds the memory of the kept layer inputs."""
+    screen_tokens: int = Field(default=1024, ge=1)
+    """Padded tokens of a backward pass of the screen, whose activations are all kept."""
+    pack_tokens: int = Field(default=2048, ge=1)
+    """Rows (variants x rows) of a packed forward."""
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _read_calibration(cls, value: Any) -> Any:  # noqa: ANN401 - raw input
+        try:
+            if isinstance(value, str):
+                return preset(value)
+            if isinstance(value, dict):
+                return Calibration(**value)
+        except ActHarnessError as error:
+            raise ValueError(str(error).removeprefix("calibration: ")) from None
+        return value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _one_task(cls, value: Any) -> Any:  # noqa: ANN401 - raw input
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks names one twice: {list(self.tasks)}")
+        if len(set(self.strengths)) != len(self.strengths):
+            raise ValueError("strengths names one twice")
+        needs = self.rule in ("top", "joint") or self.controls.random_sets > 0
+        if needs and self.verify_samples < 2:
+            raise ValueError(
+                f"verify_samples is {self.verify_samples}, rule {self.rule!r} and random controls "
+                "need at least 2; with rule 'paper' or 'significant' and controls.random_sets 0 it "
+                "may be 0"
+            )
+        for name in ("layers", "heads"):
+            span = getattr(self, name)
+            if isinstance(span, tuple) and not 0 <= span[0] <= span[1]:
+                raise ValueError(f"{name} is {list(span)}, expected [first, last], counted from 0")
+        return self
+
+    def mass_maps(self) -> tuple[HeadStrength, ...]:
+        """Return the mass maps to try on every head."""
+        own = self.calibration
+        return self.strengths or (HeadStrength(mass=own.mass, beta=own.beta, gamma=own.gamma),)
+
+    def grid(self, facts: ModelFacts) -> dict[int, tuple[int, ...]]:
+        """Return the heads to search by layer.
+
+        Raises:
+            RecipeError: the model is another than expected, or a range does not fit it.
+        """
+        for key, want in self.expect.model_dump(exclude_none=True).items():
+            have = getattr(facts, key)
+            if have is not None and have != want:
+                raise RecipeError(
+                    f"recipe {self.name!r} is for a model with {key} {want}, {facts.id!r} has "
+                    f"{have}; take the recipe of that model or change its 'expect'"
+                )
+        count, heads = facts.num_hidden_layers, facts.num_attention_heads
+        first, last = {"all": (0, count - 1), "release": (2, count - 2)}.get(
+            self.layers if isinstance(self.layers, str) else "", self.layers
+        )
+        if not 0 <= int(first) <= int(last) < count:
+            raise RecipeError(
+                f"layers {first} to {last} are asked for, {facts.id!r} has layers 0 to {count - 1}"
+            )
+        low, high = (0, heads - 1) if isinstance(self.heads, str) else self.heads
+        if high >= heads:
+            raise RecipeError(
+                f"heads {low} to {high} are asked for, {facts.id!r} has heads 0 to {heads - 1}"
+            )
+        return {layer: tuple(range(low, high + 1)) for layer in range(int(first), int(last) + 1)}
+
+    def content(self) -> dict[str, Any]:
+        """Return the recipe as plain values, defaults written out."""
+        content = self.model_dump(mode="json", exclude={"calibration", "strengths"})
+        content["calibration"] = self.calibration.settings()
+        content["strengths"] = [s.model_dump(exclude_none=True) for s in self.strengths]
+        return content
+
+    def sha256(self) -> str:
+        """Return the hash of everything but the name."""
+        content = self.content()
+        del content["name"]
+        return sha256_text(canonical_json(content))
+
+
+def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN401 - recipe fields
+    """Read a recipe from a YAML file, or by the name of a shipped one, and apply changes.
+
+    Raises:
+        RecipeError: not found, not YAML, or a field is unknown or out of range.
+    """
+    path = Path(reference)
+    if not path.is_file():
+        shipped = {p.relative_to(recipes_path()).with_suffix("").as_posix(): p
+                   for p in sorted(recipes_path().rglob("*.yaml"))}  # fmt: skip
+        if str(reference) not in shipped:
+            hint = suggestion(str(reference), shipped) or f"; shipped are {', '.join(shipped)}"
+            raise RecipeError(f"recipe {str(reference)!r} is neither a file nor shipped{hint}")
+        path = shipped[str(reference)]
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        first = " ".join(str(error).split())
+        raise RecipeError(f"recipe {path} is not YAML: {first}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {path} holds no settings; expected 'tasks: [...]' and others")
+    return make_recipe({**content, **changes}, source=f"recipe {path}")
+
+
+def make_recipe(content: dict[str, Any], *, source: str = "recipe") -> Recipe:
+    """Validate the fields of a recipe.
+
+    Raises:
+        RecipeError: a field is unknown, missing, or out of range.
+    """
+    unknown = [key for key in content if key not in Recipe.model_fields]
+    if unknown:
+        hint = suggestion(str(unknown[0]), Recipe.model_fields)
+        raise RecipeError(f"{source} has the unknown key {unknown[0]!r}{hint}")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {validation_line(error)}") from None

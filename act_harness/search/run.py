@@ -1,0 +1,369 @@
+"""One search from recipe to artifact."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from act_harness import provenance
+from act_harness.artifact import Artifact, ModelFacts
+from act_harness.atomic import canonical_json
+from act_harness.attention import model_facts
+from act_harness.engines import select_engine
+from act_harness.search.effects import HeadEffect, as_rows, head_effects
+from act_harness.search.ledger import VERSION, Ledger
+from act_harness.search.measure import Measurement, Work
+from act_harness.search.processes import Processes
+from act_harness.search.select import (
+    Selection,
+    best_of_each_head,
+    controls,
+    random_sets,
+    select_heads,
+)
+from act_harness.search.sets import SetJudge, make_heads
+from act_harness.search.workbench import Workbench
+from act_harness.stats import spearman
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from act_harness.data import TaskDocuments
+    from act_harness.search.recipe import Recipe
+
+__all__ = ["SearchResult", "content_sha256", "ledger_folder", "run_search", "stable_content"]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found."""
+
+    artifact: Artifact
+    effects: list[HeadEffect]
+    """Every measured (layer, head, mass map)."""
+    selection: Selection
+    work: Work
+    seconds: float
+    path: Path | None = None
+    """Where the artifact was written; None on processes other than the first."""
+    figures: dict[str, Path] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """Return a few lines for the terminal."""
+        search = self.artifact.search or {}
+        lines = [
+            f"{self.artifact.head_count()} of {search['measured_heads']} measured heads selected "
+            f"(rule {search['rule']['name']}, {self.seconds:.0f} s)"
+        ]
+        held = search.get("controls")
+        if held:
+            for name, figures in (("no heads", held["untouched"]), ("selected", held["selected"])):
+                lines.append(
+                    f"  verify split, {name}: accuracy {100 * figures['accuracy']:.1f} %, "
+                    f"label-prior corrected {100 * figures['corrected_accuracy']:.1f} %"
+                )
+            drawn = held["random_sets"]
+            if drawn:
+                mean = math.fsum(one["accuracy"] for one in drawn) / len(drawn)
+                lines.append(
+                    f"  {len(drawn)} random sets of that size: accuracy {100 * mean:.1f} % on average"
+                )
+        lines += [f"  note: {note}" for note in search.get("notes", [])]
+        if self.path is not None:
+            lines.append(f"written to {self.path}")
+        return "\n".join(lines)
+
+
+def ledger_folder(
+    root: Path, recipe: Recipe, facts: ModelFacts, documents: Sequence[TaskDocuments], device: str
+) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a search's ledger, named by all that decides its numbers, and that."""
+    identity = {
+        "version": VERSION,
+        "recipe": recipe.sha256(),
+        "model": {
+            key: value
+            for key, value in facts.model_dump().items()
+            if key not in ("id", "revision")  # a moved folder is the same model
+        },
+        "documents": {d.task: [d.digest("search"), d.digest("verify")] for d in documents},
+        "device": device,
+    }
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in recipe.name)
+    return root / f"{name}-{provenance.sha256_json(identity)[:12]}", identity
+
+
+def stable_content(artifact: Artifact) -> dict[str, Any]:
+    """Return the part of an artifact that a rerun reproduces byte for byte in canonical JSON."""
+    content = artifact.document()
+    del content["provenance"]
+    search = dict(content["search"] or {})
+    for key in ("run", "content_sha256"):
+        search.pop(key, None)
+    return {**content, "search": search}
+
+
+def content_sha256(artifact: Artifact) -> str:
+    """Return the hash of :func:`stable_content`."""
+    return provenance.sha256_text(canonical_json(stable_content(artifact)))
+
+
+def run_search(
+    recipe: Recipe,
+    *,
+    model: PreTrainedModel,
+    documents: Sequence[TaskDocuments],
+    facts: ModelFacts | None = None,
+    ledgers: str | Path = "search/ledgers",
+    output: str | Path | None = None,
+    token_budget: int = 4096,
+    show_progress: bool = True,
+    on_best: Callable[[list[HeadEffect]], object] | None = None,
+) -> SearchResult:
+    """Find heads as a recipe says, and write them as an artifact.
+
+    A search that was killed continues from its ledger and gives the same artifact. In several
+    processes every one calls this; the first writes.
+
+    Args:
+        recipe: what to search for.
+        model: a loaded causal language model.
+        documents: of every task, as :func:`act_harness.data.load_documents` gives them.
+        facts: what identifies the model; read off it when None.
+        ledgers: folder of the ledgers.
+        output: the artifact's file; None: not written.
+        token_budget: tokens of a forward on the verify split.
+        show_progress: draw progress bars.
+        on_best: called after each chunk with the heads measured so far, the best first.
+
+    Raises:
+        RecipeError: the recipe is for another model, or a range does not fit it.
+        UnsupportedModelError: the model cannot be searched.
+        InfrastructureError: ledger or artifact cannot be written; what was measured is kept.
+    """
+    started = time.monotonic()
+    known = facts or model_facts(model)
+    grid = recipe.grid(known)
+    processes = Processes.here()
+    device = model.get_input_embeddings().weight.device
+    folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
+    ledger = Ledger(folder, identity=identity, rank=processes.rank)
+    with ledger.locked():
+        search = _Search(recipe, model, known, documents, grid, ledger, processes, show_progress)
+        search.measure(on_best)
+        effects = search.effects()
+        judge = search.judge(token_budget)
+        selection, content = search.select(effects, judge)
+    seconds = time.monotonic() - started
+    heads, strengths = make_heads(selection.places, recipe)
+    content["run"] = {
+        "seconds": round(seconds, 1),
+        "device": provenance.describe_device(str(device)),
+        "processes": processes.count,
+        "units_from_ledger": ledger.found,
+        "ledger": folder.name,
+    }
+    artifact = Artifact(
+        name=recipe.name,
+        model=known,
+        calibration=recipe.calibration,
+        heads=heads,
+        strengths=strengths,
+        search=content,
+        provenance=provenance.collect(seed=recipe.seed, device=str(device)).to_json(),
+    )
+    content["content_sha256"] = content_sha256(artifact)
+    artifact = artifact.model_copy(update={"search": content})
+    path = None
+    if output is not None and processes.rank == 0:
+        path = artifact.save(output)
+    return SearchResult(artifact, effects, selection, search.measurement.work, seconds, path)
+
+
+class _Search:
+    """The parts of :func:`run_search` that share what it was given."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: PreTrainedModel,
+        facts: ModelFacts,
+        documents: Sequence[TaskDocuments],
+        grid: dict[int, tuple[int, ...]],
+        ledger: Ledger,
+        processes: Processes,
+        show_progress: bool,
+    ) -> None:
+        self.recipe, self.model, self.facts, self.documents = recipe, model, facts, documents
+        self.grid, self.ledger, self.processes = grid, ledger, processes
+        self.searched = grid
+        """Heads the recipe asks for; ``grid`` shrinks to those that are measured exactly."""
+        self.estimates: dict[tuple[int, int, int], float] = {}
+        self.show = show_progress and processes.rank == 0
+        device = model.get_input_embeddings().weight.device
+        self.measurement = Measurement(
+            recipe,
+            {d.task: d.search for d in documents},
+            ledger,
+            processes,
+            select_engine(recipe.engine, device=device.type),
+        )
+
+    def measure(self, on_best: Callable[[list[HeadEffect]], object] | None) -> None:
+        """Measure single heads."""
+        documents = sum(len(chunk.documents) for chunk in self.measurement.share)
+
+        def after_chunk(_: object) -> None:
+            if on_best is not None and self.processes.count == 1:
+                on_best(best_of_each_head(self.effects(complete=False)))
+
+        with Workbench(self.model) as bench:
+            if self.recipe.method == "screened":
+                self._screen(bench)
+            count = sum(map(len, self.grid.values())) * len(self.recipe.mass_maps())
+            with tqdm(
+                total=count * documents, desc="heads", unit="pair", disable=not self.show
+            ) as bar:
+                self.measurement.run(bench, self.grid, progress=bar.update, after_chunk=after_chunk)
+
+    def _screen(self, bench: Workbench) -> None:
+        """Estimate all heads and keep the best share of them in the grid."""
+        documents = sum(len(chunk.documents) for chunk in self.measurement.share)
+        with tqdm(total=documents, desc="screen", unit="doc", disable=not self.show) as bar:
+            self.measurement.screen(bench, self.grid, progress=bar.update)
+        self.estimates = self.measurement.estimates(self.grid)
+        self.grid = kept_heads(self.estimates, self.recipe.keep)
+
+    def effects(self, *, complete: bool = True) -> list[HeadEffect]:
+        """Return the effect of every measured head."""
+        stock = self.measurement.baselines(complete=complete)
+        return head_effects(stock, self.measurement.changes(self.grid, stock, complete=complete))
+
+    def judge(self, token_budget: int) -> SetJudge | None:
+        """Return what measures sets on the verify split, None where there is none."""
+        verify = {d.task: d.verify for d in self.documents}
+        if not all(verify.values()):
+            return None
+        return SetJudge(
+            self.model,
+            self.facts,
+            self.recipe,
+            verify,
+            self.ledger,
+            self.processes,
+            token_budget,
+        )
+
+    def select(
+        self, effects: list[HeadEffect], judge: SetJudge | None
+    ) -> tuple[Selection, dict[str, Any]]:
+        """Apply the rule, measure the controls; return the selection and the artifact's record."""
+        recipe = self.recipe
+        stock = self.measurement.baselines()
+        arms = [task.arm(task.scores) for task in stock]
+        accuracy = math.fsum(arm.accuracy for arm in arms) / len(arms)
+        selection = select_heads(effects, recipe, baseline_accuracy=accuracy, judge=judge)
+        held = None
+        if judge is not None:
+            drawn = random_sets(selection, self.searched, recipe)
+            outcomes = judge.judge([selection.places, *drawn])
+            held = controls(selection, outcomes[0], outcomes[1:], judge.baseline(), recipe)
+        content = {
+            "recipe": recipe.content(),
+            "recipe_sha256": recipe.sha256(),
+            "splits": {d.task: _split(d) for d in self.documents},
+            "baseline": {
+                task.task: {
+                    "n": len(task.right),
+                    "accuracy": round(arm.accuracy, 6),
+                    "corrected_accuracy": (
+                        None if arm.corrected is None else round(arm.corrected, 6)
+                    ),
+                    "margin": float(f"{arm.margins.mean():.6g}"),
+                    "margin_spread": float(f"{task.spread:.6g}"),
+                }
+                for task, arm in zip(stock, arms, strict=True)
+            },
+            "mass_maps": [m.model_dump(exclude_none=True) for m in recipe.mass_maps()],
+            "measured_heads": len({(e.layer, e.head) for e in effects}),
+            "searched_heads": sum(map(len, self.searched.values())),
+            "screen": self._screened(effects),
+            "table": as_rows(effects, [task.task for task in stock]),
+            "rule": {
+                "name": recipe.rule,
+                "order": [list(place) for place in selection.places],
+                **selection.trace,
+            },
+            "controls": held,
+            "notes": _notes(selection, held, stock, recipe),
+        }
+        return selection, content
+
+    def _screened(self, effects: list[HeadEffect]) -> dict[str, Any] | None:
+        """Return the estimates, and how well they agree with what was measured."""
+        if not self.estimates:
+            return None
+        measured = {e.place: e.effect for e in effects}
+        both = [(self.estimates[place], effect) for place, effect in measured.items()]
+        agreement = spearman([a for a, _ in both], [b for _, b in both]) if len(both) > 1 else None
+        return {
+            "keep": self.recipe.keep,
+            "rank_correlation_on_kept": (
+                None if agreement is None or math.isnan(agreement) else round(agreement, 4)
+            ),
+            "columns": ["layer", "head", "strength", "estimate"],
+            "rows": [
+                [*place, float(f"{value:.6g}")] for place, value in sorted(self.estimates.items())
+            ],
+        }
+
+
+def kept_heads(
+    estimates: dict[tuple[int, int, int], float], keep: float
+) -> dict[int, tuple[int, ...]]:
+    """Return the share ``keep`` of the heads with the largest estimate of any mass map."""
+    best: dict[tuple[int, int], float] = {}
+    for (layer, head, _), value in estimates.items():
+        best[layer, head] = max(value, best.get((layer, head), value))
+    ordered = sorted(best, key=lambda place: (-best[place], place))
+    grid: dict[int, list[int]] = {}
+    for layer, head in sorted(ordered[: math.ceil(keep * len(ordered))]):
+        grid.setdefault(layer, []).append(head)
+    return {layer: tuple(heads) for layer, heads in grid.items()}
+
+
+def _split(documents: TaskDocuments) -> dict[str, Any]:
+    return {
+        "source": documents.source,
+        "evaluation": documents.evaluation,
+        "num_fewshot": documents.num_fewshot,
+        "search": {"n": len(documents.search), "sha256": documents.digest("search")},
+        "verify": {"n": len(documents.verify), "sha256": documents.digest("verify")},
+        "too_long": documents.too_long,
+    }
+
+
+def _notes(
+    selection: Selection, held: dict[str, Any] | None, stock: Sequence[Any], recipe: Recipe
+) -> list[str]:
+    """Say what a reader of the head list must know."""
+    notes = []
+    if not selection.places:
+        notes.append("no head set improved on the untouched model; the artifact is empty")
+    elif held is None:
+        notes.append("no verify split: the set as a whole was not checked")
+    else:
+        if not held["beats_untouched"]:
+            notes.append("on the verify split the set does not beat the untouched model")
+        if held["beats_random"] is False:
+            notes.append("on the verify split the set does not beat all of its random controls")
+    loose = [task.task for task in stock if not task.fixed]
+    if recipe.objective == "corrected" and loose:
+        notes.append(f"no label prior in {', '.join(loose)}: choices differ by document")
+    return notes

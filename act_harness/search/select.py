@@ -1,0 +1,173 @@
+"""From effects to a head set: the four rules, and the controls it is held against.
+
+``top`` takes the k heads of largest effect, k chosen on the verify split. ``paper`` takes every
+head whose mean accuracy over the tasks is above the baseline's (the published rule). ``significant``
+takes the heads whose margin change holds under Benjamini-Hochberg. ``joint`` adds heads in the
+order of their effect while the set improves on the verify split, then drops those that hurt.
+Ties count as no improvement everywhere.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from act_harness.errors import InternalError
+from act_harness.stats import benjamini_hochberg
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from act_harness.search.effects import HeadEffect
+    from act_harness.search.recipe import Recipe
+    from act_harness.search.sets import Outcome, Place, SetJudge
+
+__all__ = ["Selection", "best_of_each_head", "random_sets", "select_heads"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen places in the order in which the rule took them, and how it came to that."""
+
+    places: tuple[Place, ...]
+    trace: dict[str, Any] = field(default_factory=dict)
+
+
+def best_of_each_head(effects: Sequence[HeadEffect]) -> list[HeadEffect]:
+    """Keep each head's best mass map; return the heads from the largest effect down."""
+    best: dict[tuple[int, int], HeadEffect] = {}
+    for effect in effects:
+        place = effect.layer, effect.head
+        if place not in best or effect.effect > best[place].effect:
+            best[place] = effect
+    return sorted(best.values(), key=lambda e: (-e.effect, e.place))
+
+
+def select_heads(
+    effects: Sequence[HeadEffect],
+    recipe: Recipe,
+    *,
+    baseline_accuracy: float,
+    judge: SetJudge | None,
+) -> Selection:
+    """Apply the recipe's rule.
+
+    Args:
+        effects: every measured (layer, head, strength).
+        recipe: the rule and its settings.
+        baseline_accuracy: mean over the tasks of the untouched model on the search split.
+        judge: measures sets on the verify split; None where there is none.
+    """
+    ranked = best_of_each_head(effects)
+    if recipe.rule == "paper":
+        return _paper(effects, baseline_accuracy)
+    if recipe.rule == "significant":
+        return _significant(effects, recipe)
+    if judge is None:
+        raise InternalError(f"rule {recipe.rule!r} needs a verify split")
+    return (_top if recipe.rule == "top" else _joint)(ranked, recipe, judge)
+
+
+def _paper(effects: Sequence[HeadEffect], baseline: float) -> Selection:
+    best: dict[tuple[int, int], HeadEffect] = {}
+    for effect in effects:  # of several mass maps, the one of highest accuracy
+        place = effect.layer, effect.head
+        if place not in best or effect.accuracy > best[place].accuracy:
+            best[place] = effect
+    above = [e for e in best.values() if e.accuracy > baseline + 1e-12]
+    above.sort(key=lambda e: (-e.accuracy, e.place))
+    return Selection(tuple(e.place for e in above), {"baseline_accuracy": round(baseline, 6)})
+
+
+def _significant(effects: Sequence[HeadEffect], recipe: Recipe) -> Selection:
+    # every mass map of a head is a test of its own
+    found = benjamini_hochberg([e.p for e in effects], q=recipe.significant.q)
+    kept = [e for e, yes in zip(effects, found.rejected, strict=True) if yes]
+    places = tuple(e.place for e in best_of_each_head(kept))
+    return Selection(places, {"tests": len(effects), "q": recipe.significant.q})
+
+
+def _top(ranked: Sequence[HeadEffect], recipe: Recipe, judge: SetJudge) -> Selection:
+    helpful = [e.place for e in ranked if e.effect > 0]
+    sizes = sorted({min(size, len(helpful)) for size in recipe.top.sizes} - {0})
+    outcomes = judge.judge([helpful[:size] for size in sizes])
+    best, chosen = judge.baseline().value(recipe), 0
+    for size, outcome in zip(sizes, outcomes, strict=True):
+        if outcome.value(recipe) > best + 1e-12:
+            best, chosen = outcome.value(recipe), size
+    tried = [
+        {"heads": size, **_short(outcome)} for size, outcome in zip(sizes, outcomes, strict=True)
+    ]
+    return Selection(tuple(helpful[:chosen]), {"chosen": chosen, "tried": tried})
+
+
+def _joint(ranked: Sequence[HeadEffect], recipe: Recipe, judge: SetJudge) -> Selection:
+    candidates = [e.place for e in ranked if e.effect > 0][: recipe.joint.candidates]
+
+    def value(places: Sequence[Place]) -> float:
+        return judge.judge([places])[0].value(recipe)
+
+    chosen: list[Place] = []
+    best, misses, steps = value(()), 0, []
+    for place in candidates:
+        now = value([*chosen, place])
+        taken = now > best + 1e-12
+        steps.append({"add": list(place), "value": round(now, 6), "kept": taken})
+        if taken:
+            chosen.append(place)
+            best, misses = now, 0
+        else:
+            misses += 1
+            if misses >= recipe.joint.patience:
+                break
+    for place in list(chosen[:-1]):  # the last one was judged within the whole set just now
+        rest = [other for other in chosen if other != place]
+        now = value(rest)
+        dropped = now > best + 1e-12
+        steps.append({"drop": list(place), "value": round(now, 6), "kept": not dropped})
+        if dropped:
+            chosen, best = rest, now
+    return Selection(tuple(chosen), {"steps": steps})
+
+
+def random_sets(
+    selection: Selection, grid: dict[int, tuple[int, ...]], recipe: Recipe
+) -> list[tuple[Place, ...]]:
+    """Draw head sets of the size of the selection, with its mass maps handed out at random."""
+    everything = [(layer, head) for layer, heads in grid.items() for head in heads]
+    maps = [place[2] for place in selection.places]
+    drawn = []
+    for number in range(recipe.controls.random_sets if maps else 0):
+        # a string seed: the same draw on every version and machine
+        source = random.Random(f"{recipe.controls.seed}/{number}")  # noqa: S311 - no secret
+        places = source.sample(everything, len(maps))
+        mixed = source.sample(maps, len(maps))
+        drawn.append(tuple(sorted((*place, one) for place, one in zip(places, mixed, strict=True))))
+    return drawn
+
+
+def controls(
+    selection: Selection,
+    outcome: Outcome,
+    drawn: Sequence[Outcome],
+    baseline: Outcome,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Return what the artifact says about the controls."""
+    mine = outcome.value(recipe)
+    beaten = [other.value(recipe) < mine - 1e-12 for other in drawn]
+    return {
+        "untouched": baseline.to_json(),
+        "selected": outcome.to_json(),
+        "random_sets": [_short(other) for other in drawn],
+        "beats_untouched": mine > baseline.value(recipe) + 1e-12,
+        "beats_random": all(beaten) if beaten else None,
+        "heads": len(selection.places),
+    }
+
+
+def _short(outcome: Outcome) -> dict[str, Any]:
+    content = outcome.to_json()
+    del content["by_task"]
+    return content

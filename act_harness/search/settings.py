@@ -1,0 +1,216 @@
+"""The command ``act-harness search``: from file names and model arguments to :func:`run_search`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from act_harness.attention import model_facts
+from act_harness.data import (
+    Prompting,
+    TaskDocuments,
+    load_documents,
+    load_plain_model,
+    load_plain_tokenizer,
+    read_documents,
+    write_documents,
+)
+from act_harness.errors import RecipeError
+from act_harness.search.recipe import Recipe, load_recipe, make_recipe
+from act_harness.search.run import SearchResult, run_search
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from act_harness.artifact import ModelFacts
+    from act_harness.model import CalibratedHFLM
+    from act_harness.search.effects import HeadEffect
+
+__all__ = ["SearchSettings", "search_documents", "search_from_settings"]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What the command line gives; None and empty mean "not given"."""
+
+    recipe: Path | None = None
+    """A recipe file or the name of a shipped one; the options below override its fields."""
+    pretrained: str | None = None
+    model_args: str = ""
+    """As lm-eval takes them: ``pretrained=DIR,dtype=float32``."""
+    tasks: Sequence[str] = ()
+    samples: int | None = None
+    batch_size: str = "auto"
+    """Sequences of a forward on the verify split; chunks of the search are the recipe's."""
+    device: str | None = None
+    output: Path = Path("artifact.json")
+    seed: int | None = None
+    data_dir: Path | None = None
+    documents: Path | None = None
+    """Documents drawn and tokenised beforehand; then neither lm-eval nor data sets are needed."""
+    prepare: Path | None = None
+    """Only draw and tokenise the documents, and write them to this file."""
+    ledgers: Path | None = None
+    """Folder of the ledgers; None: ``search/ledgers`` in a checkout, else beside the output."""
+    show_best: bool = False
+    """Print the best heads so far after each chunk of documents."""
+    plots: bool = False
+    """Draw the head map and the effect by rank beside the output."""
+
+    def make_recipe(self) -> Recipe:
+        """Return the recipe with the options applied.
+
+        Raises:
+            RecipeError: neither a recipe nor tasks were given, or a field is out of range.
+        """
+        changes: dict[str, Any] = {}
+        if self.tasks:
+            changes["tasks"] = tuple(self.tasks)
+        if self.samples is not None:
+            changes["samples"] = self.samples
+        if self.seed is not None:
+            changes["seed"] = self.seed
+        if self.recipe is not None:
+            return load_recipe(self.recipe, **changes)
+        if not self.tasks:
+            raise RecipeError(
+                "neither a recipe nor tasks were given; name a recipe file, or --tasks and "
+                "--model-args"
+            )
+        return make_recipe({"name": self.output.stem, **changes}, source="the command's options")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Documents that were drawn and stored, without a search."""
+
+    path: Path
+    documents: list[TaskDocuments]
+
+    def summary(self) -> str:
+        """Return a line for the terminal."""
+        count = sum(len(one.search) + len(one.verify) for one in self.documents)
+        return f"{count} documents of {len(self.documents)} tasks written to {self.path}"
+
+
+def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
+    """Load the model, draw the documents, search, and write the artifact and its plots.
+
+    Raises:
+        InputError: recipe, model, tasks or ranges are wrong.
+        InfrastructureError: data or disk are missing; what was measured is kept.
+    """
+    recipe = settings.make_recipe()
+    if settings.documents is not None:
+        documents = _fitting(read_documents(settings.documents), recipe)
+        model, facts = _plain_model(settings)
+    else:
+        lm = _load_model(settings)
+        documents = search_documents(recipe, lm, data_dir=settings.data_dir)
+        model, facts = lm.model, lm.facts
+    if settings.prepare is not None:
+        write_documents(settings.prepare, documents)
+        return Prepared(settings.prepare, documents)
+    result = run_search(
+        recipe,
+        model=model,
+        documents=documents,
+        facts=facts,
+        ledgers=settings.ledgers or _ledgers(settings.output),
+        output=settings.output,
+        on_best=_print_best if settings.show_best else None,
+    )
+    if settings.plots and result.path is not None:
+        from act_harness.search.figures import draw
+
+        draw(result, settings.output.parent)
+    return result
+
+
+def search_documents(
+    recipe: Recipe, lm: CalibratedHFLM, *, data_dir: Path | None = None
+) -> list[TaskDocuments]:
+    """Draw a recipe's documents, tokenised exactly as ``lm`` would score them."""
+    contexts: dict[str, list[int]] = {}
+
+    def encode(context: str, continuation: str) -> tuple[Sequence[int], Sequence[int]]:
+        return lm._encode_request(context, continuation, contexts)
+
+    return load_documents(
+        recipe.tasks,
+        samples=recipe.samples,
+        verify_samples=recipe.verify_samples,
+        seed=recipe.seed,
+        encode=encode,
+        max_length=lm.max_length,
+        prompting=Prompting(
+            num_fewshot=recipe.num_fewshot,
+            fewshot_seed=recipe.fewshot_seed,
+            apply_chat_template=recipe.apply_chat_template,
+            fewshot_as_multiturn=recipe.fewshot_as_multiturn,
+            system_instruction=recipe.system_instruction,
+        ),
+        chat_template=lm.apply_chat_template if recipe.apply_chat_template else None,
+        data_dir=data_dir,
+    )
+
+
+def _load_model(settings: SearchSettings) -> CalibratedHFLM:
+    from act_harness.model import CalibratedHFLM
+
+    arguments = settings.model_args
+    if settings.pretrained:
+        arguments = f"pretrained={settings.pretrained}" + (f",{arguments}" if arguments else "")
+    if "pretrained=" not in arguments:
+        raise RecipeError("no model was given; use --model-args pretrained=DIR or --pretrained DIR")
+    if "artifact=" in arguments:
+        raise RecipeError("a search starts from the untouched model; leave out artifact=")
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model: CalibratedHFLM = CalibratedHFLM.create_from_arg_string(
+        f"{arguments},artifact=none", {"batch_size": 1, "device": device}
+    )
+    return model
+
+
+def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]:
+    """Load the model by transformers alone; only its folder and dtype can be given."""
+    pairs = [pair.partition("=") for pair in settings.model_args.split(",") if pair]
+    given = {"pretrained": settings.pretrained, **{key: value for key, _, value in pairs}}
+    folder, dtype = given.pop("pretrained"), given.pop("dtype", "auto")
+    if not folder:
+        raise RecipeError("no model was given; use --model-args pretrained=DIR or --pretrained DIR")
+    if given:
+        raise RecipeError(
+            f"with prepared documents the model takes pretrained and dtype only, got {list(given)}"
+        )
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_plain_model(folder, dtype=dtype or "auto", device=device)
+    tokenizer = load_plain_tokenizer(folder)
+    return model, model_facts(model, tokenizer, name=folder)
+
+
+def _fitting(documents: list[TaskDocuments], recipe: Recipe) -> list[TaskDocuments]:
+    """Check that prepared documents are those the recipe asks for."""
+    for one in documents:
+        if len(one.search) != recipe.samples:
+            raise RecipeError(
+                f"the prepared documents hold {len(one.search)} of task {one.task!r}, the recipe "
+                f"asks for {recipe.samples}; prepare them again"
+            )
+    return documents
+
+
+def _ledgers(output: Path) -> Path:
+    shared = Path("search/ledgers")
+    return shared if shared.parent.is_dir() else output.parent / "ledgers"
+
+
+def _print_best(ranked: list[HeadEffect]) -> None:
+    from tqdm import tqdm
+
+    best = ", ".join(f"{e.layer}.{e.head} {e.effect:+.3f}" for e in ranked[:10])
+    tqdm.write(f"best so far (layer.head effect): {best}")

@@ -1,0 +1,516 @@
+"""A model opened up for the search: start at any layer, see any layer, replace one attention output.
+
+The stock model does all arithmetic. Its decoder layers and attention modules are given a thin
+wrapper for the time of the search; what a forward is to do differently stands in a :class:`_Run`:
+skip the layers below the calibrated one and go in with known hidden states, take a known attention
+output there instead of computing it, prepend known keys and values to those of the rows that are
+computed, and read the output head on wanted rows only. Everything else (norms, rotary embedding,
+soft caps) is the model's own code, so any decoder of the Llama shape works; others are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from act_harness.attention.interface import BASES, BINDING, base_of, register
+from act_harness.attention.probe import Probe
+from act_harness.errors import InternalError, UnsupportedModelError
+from act_harness.search.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from transformers import PreTrainedModel
+
+__all__ = ["LayerRecord", "Masks", "Workbench", "columns_before"]
+
+_LOGIT_BYTES = 1 << 28
+"""Logits become log-probabilities in pieces of at most this many bytes."""
+
+
+@dataclass
+class LayerRecord:
+    """What one layer did in a recorded forward."""
+
+    hidden: Tensor | None = None  # (S, T, hidden): the layer's input
+    query: Tensor | None = None  # (S, H, T, D)
+    key: Tensor | None = None  # (S, G, T, D)
+    value: Tensor | None = None  # (S, G, T, D)
+    attention: Tensor | None = None  # (S, T, H, D): before the output projection
+    projected: Tensor | None = None  # (S, T, hidden): the attention module's output
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass
+class _Run:
+    """What the forward under way does differently from the stock model's."""
+
+    mask: Callable[[int], Tensor]
+    start: int = 0
+    hidden: Tensor | None = None
+    projected: Tensor | None = None
+    prefix: Callable[[int], tuple[Tensor, Tensor] | None] = lambda layer: None
+    places: Tensor | None = None  # (P, 2)
+    record: dict[int, LayerRecord] | None = None
+    keep_from: int = 0
+    """First layer whose queries, input and outputs are recorded; keys and values are for all."""
+    on_attention: Callable[[int, LayerRecord], None] | None = None
+    embeds_grad: bool = False
+    read: bool = field(default=False)
+
+
+class _Prefix:
+    """Stands where a layer expects a cache: known columns before the computed ones."""
+
+    def __init__(self, columns: tuple[Tensor, Tensor]) -> None:
+        self.columns = columns
+
+    def update(self, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Return keys and values of all columns."""
+        before = self.columns
+        return torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+
+
+class _Tap:
+    """Bound to an attention module (see ``attention.interface``): sees queries, keys, values."""
+
+    def __init__(self, bench: Workbench, layer: int) -> None:
+        self.bench, self.layer = bench, layer
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        stock: Callable[[], Tensor],
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """See :class:`act_harness.attention.interface.BoundLayer`."""
+        output = stock()
+        run = self.bench.running
+        if run is not None and run.record is not None:
+            record = run.record.setdefault(self.layer, LayerRecord())
+            record.key, record.value = key, value
+            record.scale, record.softcap = scale, softcap
+            if self.layer >= run.keep_from:
+                record.query, record.attention = query, output
+                if run.on_attention is not None:
+                    run.on_attention(self.layer, record)
+        return output
+
+
+class Workbench:
+    """Opens a model for the search; use as a context manager, the model is stock again after it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Store the model; nothing in it changes before ``with``.
+
+        Args:
+            model: a causal language model on one device, on the ``sdpa`` or ``eager`` kernel.
+        """
+        self.model = model
+        self.running: _Run | None = None
+        self.decoder: nn.Module = model.get_decoder()
+        self.layers: list[nn.Module] = []
+        self.attentions: list[nn.Module] = []
+        self.windows: list[int | None] = []
+        self.heads = 0
+        self.device = model.get_input_embeddings().weight.device
+        self.rows_computed = 0
+        """Rows that went through a decoder layer, summed over layers: the work done."""
+        self.forwards = 0
+        self._weights: dict[int, Tensor] = {}
+        self._undo: list[Callable[[], None]] = []
+        self._base = ""
+
+    # -- opening and closing -----------------------------------------------------------------
+
+    def __enter__(self) -> Workbench:
+        base = base_of(self.decoder.config._attn_implementation)
+        if base not in BASES:
+            raise UnsupportedModelError(
+                f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
+                "load it with attn_implementation=sdpa"
+            )
+        devices = {parameter.device for parameter in self.model.parameters()}
+        if len(devices) > 1:
+            raise UnsupportedModelError(
+                f"the model is spread over {sorted(map(str, devices))}, the search needs it on one "
+                "device; start one process per device instead of parallelize or device_map"
+            )
+        self.model.eval()
+        self._base = base
+        try:
+            self._open(base)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def _open(self, base: str) -> None:
+        config = self.decoder.config
+        probe = Probe(self.model)
+        stock = probe.hidden()
+        before = config._attn_implementation_internal
+        self._undo.append(lambda: setattr(config, "_attn_implementation_internal", before))
+        config._attn_implementation_internal = register(base)
+        found = probe.attention_modules(stock)
+        kind = type(self.model).__name__
+        count = config.get_text_config().num_hidden_layers
+        if sorted(found) != list(range(count)):
+            raise UnsupportedModelError(
+                f"only layers {sorted(found)} of the {count} of {kind} pass through transformers' "
+                "attention interface; the search needs all of them"
+            )
+        self.attentions = [found[layer][0] for layer in range(count)]
+        heads = {found[layer][1] for layer in range(count)}
+        if len(heads) != 1:
+            raise UnsupportedModelError(f"the layers of {kind} differ in their number of heads")
+        self.heads = heads.pop()
+        self.layers = _decoder_layers(self.decoder, self.attentions, kind)
+        self.windows = [_window(self.model, attention) for attention in self.attentions]
+        for layer in range(count):
+            self._wrap(layer)
+        self._wrap_ends()
+        self._check(kind)
+
+    def _close(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _wrap(self, layer: int) -> None:
+        attention, block = self.attentions[layer], self.layers[layer]
+        setattr(attention, BINDING, _Tap(self, layer))
+        self._undo.append(lambda: delattr(attention, BINDING))
+        self._replace(block, self._layer_forward(layer, block.forward))
+        self._replace(attention, self._attention_forward(layer, attention.forward))
+
+    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        own = module.__dict__.get("forward")
+        module.forward = forward  # type: ignore[method-assign]
+        if own is None:
+            self._undo.append(lambda: module.__dict__.pop("forward"))
+        else:
+            self._undo.append(lambda: setattr(module, "forward", own))
+
+    def _layer_forward(self, layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            run = self.running
+            if run is None:
+                return original(hidden, *args, **kwargs)
+            if layer < run.start:
+                return hidden
+            if layer == run.start and run.hidden is not None:
+                hidden = run.hidden
+            if run.record is not None and layer >= run.keep_from:
+                run.record.setdefault(layer, LayerRecord()).hidden = hidden
+            given = layer == run.start and run.projected is not None
+            columns = None if given else run.prefix(layer)
+            kwargs["attention_mask"] = None if given else run.mask(layer)
+            kwargs["past_key_values"] = None if columns is None else _Prefix(columns)
+            kwargs["use_cache"] = False
+            self.rows_computed += hidden.shape[0] * hidden.shape[1]
+            output = original(hidden, *args, **kwargs)
+            return output[0] if isinstance(output, tuple) else output
+
+        return forward
+
+    def _attention_forward(self, layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            run = self.running
+            if run is not None and layer == run.start and run.projected is not None:
+                return run.projected, None
+            output = original(*args, **kwargs)
+            if run is not None and run.record is not None and layer >= run.keep_from:
+                run.record[layer].projected = output[0]
+            return output
+
+        return forward
+
+    def _wrap_ends(self) -> None:
+        def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            run = self.running
+            if run is None or run.places is None:
+                return None
+            run.read = True
+            hidden = args[0]
+            return (hidden[run.places[:, 0], run.places[:, 1]][None], *args[1:])
+
+        def embed(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:  # noqa: ANN401
+            run = self.running
+            if run is None or not run.embeds_grad:
+                return None
+            return output.detach().requires_grad_(True)
+
+        head, words = self.model.get_output_embeddings(), self.model.get_input_embeddings()
+        self._undo.append(head.register_forward_pre_hook(select).remove)
+        self._undo.append(words.register_forward_hook(embed).remove)
+
+    def _check(self, kind: str) -> None:
+        """Run a tiny chunk whole and from the middle: both must give the stock model's logits."""
+        ids = (
+            torch.arange(8, device=self.device)[None]
+            % self.model.config.get_text_config().vocab_size
+        )
+        with torch.no_grad():
+            stock = self.model(input_ids=ids, use_cache=False).logits[0]
+        layout = Layout(
+            ids=ids,
+            real=torch.ones_like(ids, dtype=torch.bool),
+            prompt=torch.ones_like(ids, dtype=torch.bool),
+            position=torch.arange(8, device=self.device)[None],
+            segment=torch.zeros_like(ids),
+            owner=torch.zeros(1, dtype=torch.long, device=self.device),
+            places=torch.tensor([[0, t] for t in range(8)], device=self.device),
+            read_place=torch.zeros(0, dtype=torch.long),
+            read_token=torch.zeros(0, dtype=torch.long),
+            read_slot=torch.zeros(0, dtype=torch.long),
+            documents=1,
+            choices=1,
+            right=(0,),
+            counts=(1,),
+        )
+        masks = Masks(self, layout)
+        with torch.no_grad():
+            logits, records = self.recorded(layout, masks, keep_from=0)
+            middle = len(self.layers) // 2
+            known = records[middle]
+            if known.hidden is None or known.projected is None:
+                raise UnsupportedModelError(
+                    f"the decoder layers of {kind} cannot be followed; the search does not "
+                    "support this model"
+                )
+            again = self.resume(
+                middle,
+                hidden=known.hidden[:, 3:],
+                projected=known.projected[:, 3:],
+                positions=layout.position[:, 3:],
+                mask=lambda layer: masks.of(layer)[:, :, 3:],
+                prefix=lambda layer: columns_before(records[layer], slice(None), 3),
+                places=torch.tensor([[0, t] for t in range(5)], device=self.device),
+            )
+        tolerance = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.1
+        for found, expected in ((logits, stock), (again, stock[3:])):
+            if not torch.allclose(found.float(), expected.float(), atol=tolerance, rtol=tolerance):
+                raise UnsupportedModelError(
+                    f"{kind} gives other logits when it is entered at a layer; the search does "
+                    "not support this model"
+                )
+
+    # -- forwards ----------------------------------------------------------------------------
+
+    def recorded(
+        self,
+        layout: Layout,
+        masks: Masks,
+        *,
+        keep_from: int,
+        on_attention: Callable[[int, LayerRecord], None] | None = None,
+        gradient: bool = False,
+    ) -> tuple[Tensor, dict[int, LayerRecord]]:
+        """Run a chunk whole; return (P, vocabulary) logits of its places and the records.
+
+        Args:
+            layout: the chunk.
+            masks: its masks.
+            keep_from: first layer that is recorded in full; of the layers before it nothing is
+                needed later, of the layers after it everything is.
+            on_attention: called after each attention with the record so far.
+            gradient: build a graph from the word embeddings on.
+        """
+        records: dict[int, LayerRecord] = {}
+        run = _Run(
+            mask=masks.of,
+            places=layout.places,
+            record=records,
+            keep_from=keep_from,
+            on_attention=on_attention,
+            embeds_grad=gradient,
+        )
+        logits = self._call(run, layout.ids, layout.position, masks.of(0))
+        for layer in list(records):
+            if layer < keep_from:
+                del records[layer]
+        return logits, records
+
+    def resume(
+        self,
+        layer: int,
+        *,
+        hidden: Tensor,
+        projected: Tensor,
+        positions: Tensor,
+        mask: Callable[[int], Tensor],
+        prefix: Callable[[int], tuple[Tensor, Tensor] | None],
+        places: Tensor,
+        record: dict[int, LayerRecord] | None = None,
+    ) -> Tensor:
+        """Run from ``layer`` on, with its attention output given; return (P, vocabulary) logits.
+
+        Args:
+            layer: where to go in.
+            hidden: (V, n, hidden) input of that layer.
+            projected: (V, n, hidden) output of its attention module.
+            positions: (V, n) positions of the rows.
+            mask: (V, 1, n, T) mask of each later layer.
+            prefix: keys and values of the columns before the rows, (V, G, T - n, D), by layer.
+            places: (P, 2) rows to read, (variant, row).
+            record: filled with keys and values of all columns of the later layers.
+        """
+        run = _Run(
+            mask=mask,
+            start=layer,
+            hidden=hidden,
+            projected=projected,
+            prefix=prefix,
+            places=places,
+            record=record,
+            keep_from=len(self.layers),
+        )
+        ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
+        return self._call(run, ids, positions, mask(layer))
+
+    def _call(self, run: _Run, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        self.running = run
+        self.forwards += 1
+        try:
+            # a mask of four axes is taken as it is, so that none is built; the layers get their own
+            output = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+            )
+        finally:
+            self.running = None
+        if not run.read:
+            raise InternalError("the model does not call its output head as a module")
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def output_weight(self, layer: int) -> Tensor:
+        """Return the output projection of a layer by head, (H, D, hidden).
+
+        Raises:
+            UnsupportedModelError: it is not a plain linear layer.
+        """
+        if layer not in self._weights:
+            attention = self.attentions[layer]
+            found = getattr(attention, "o_proj", None)
+            if type(found) is not nn.Linear:
+                raise UnsupportedModelError(
+                    f"{type(attention).__name__} has no plain linear output projection 'o_proj' "
+                    "(adapters must be merged first); the search does not support this model"
+                )
+            weight = found.weight.detach()  # (hidden, H * D)
+            self._weights[layer] = weight.T.reshape(self.heads, -1, weight.shape[0])
+        return self._weights[layer]
+
+    def log_probabilities(self, logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Return log-softmax in float32 of ``tokens`` in ``rows`` of logits, (N,)."""
+        piece = max(1, _LOGIT_BYTES // (logits.shape[1] * 4))
+        if len(logits) <= piece:
+            return torch.log_softmax(logits, dim=1, dtype=torch.float32)[rows, tokens]
+        found = torch.empty(len(rows), dtype=torch.float32, device=logits.device)
+        for start in range(0, len(logits), piece):
+            part = torch.log_softmax(logits[start : start + piece], dim=1, dtype=torch.float32)
+            here = (rows >= start) & (rows < start + piece)
+            found[here] = part[rows[here] - start, tokens[here]]
+        return found
+
+
+class Masks:
+    """The masks of a chunk, one for each width of a sliding window, in the kernel's form."""
+
+    def __init__(self, bench: Workbench, layout: Layout) -> None:
+        self._bench, self._layout = bench, layout
+        self._visible: dict[int | None, Tensor] = {}
+        self._additive: dict[int | None, Tensor] = {}
+
+    def visible(self, layer: int) -> Tensor:
+        """Return (S, 1, T, T) bool of a layer."""
+        window = self._bench.windows[layer]
+        if window not in self._visible:
+            self._visible[window] = self._layout.visible(window)
+        return self._visible[window]
+
+    def causal(self, layer: int, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return (1, 1, rows, columns) for positions of one text, in the kernel's form."""
+        window = self._bench.windows[layer]
+        distance = rows[:, None] - columns
+        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        return self._kernel_form(seen[None, None])
+
+    def of(self, layer: int) -> Tensor:
+        """Return the mask of a layer as its kernel takes it: bool for sdpa, additive for eager."""
+        seen = self.visible(layer)
+        if self._bench._base != "eager":
+            return seen
+        window = self._bench.windows[layer]
+        if window not in self._additive:
+            self._additive[window] = self._kernel_form(seen)
+        return self._additive[window]
+
+    def _kernel_form(self, seen: Tensor) -> Tensor:
+        if self._bench._base != "eager":
+            return seen
+        dtype = self._bench.model.dtype
+        additive = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return additive.masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def columns_before(record: LayerRecord, index: Any, stop: int) -> tuple[Tensor, Tensor] | None:  # noqa: ANN401
+    """Return keys and values of the columns before ``stop`` for the sequences ``index``."""
+    if stop == 0:
+        return None
+    if record.key is None or record.value is None:
+        raise InternalError("a layer's keys were not recorded")
+    return record.key[:, :, :stop][index], record.value[:, :, :stop][index]
+
+
+def _decoder_layers(decoder: nn.Module, attentions: list[nn.Module], kind: str) -> list[nn.Module]:
+    """Find the list of layers whose members hold the attention modules, one each."""
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == len(attentions):
+            held = [
+                any(part is a for part in m.modules())
+                for m, a in zip(module, attentions, strict=True)
+            ]
+            if all(held):
+                return list(module)
+    raise UnsupportedModelError(
+        f"the decoder layers of {kind} were not found; the search does not support this model"
+    )
+
+
+def _window(model: PreTrainedModel, attention: nn.Module) -> int | None:
+    """Return the sliding window of a layer in tokens, None where it sees everything."""
+    config = model.config.get_text_config()
+    if getattr(config, "attention_chunk_size", None) is not None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} attends in chunks; the search does not support this model"
+        )
+    if hasattr(attention, "sliding_window"):
+        found = attention.sliding_window
+    elif getattr(config, "use_sliding_window", True):
+        found = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None and kinds[int(attention.layer_idx)] != "sliding_attention":  # type: ignore[arg-type]
+            found = None
+    else:
+        found = None
+    return None if found is None else int(found)

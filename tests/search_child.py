@@ -1,0 +1,95 @@
+"""A search in a process of its own, for tests that kill it or start several; not a test itself.
+
+python search_child.py kills FOLDER WHEN...   one killed search for each WHEN, then a whole one:
+                                              a number of writes, or of seconds with an "s"
+torchrun ... search_child.py join FOLDER      one search in all processes
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tiny_search import drawn, tiny
+
+from act_harness.search.recipe import make_recipe
+from act_harness.search.run import run_search
+
+
+def search(folder: Path) -> None:
+    torch.set_num_threads(1)
+    recipe = make_recipe(
+        {
+            "name": "child",
+            "tasks": ["a", "b"],
+            "samples": 8,
+            "verify_samples": 8,
+            "calibration": {"alpha": 2.0},
+            "chunk_tokens": 60,
+            "method": "screened",
+            "keep": 0.5,
+            "objective": "corrected",
+            "top": {"sizes": [1, 2, 4], "criterion": "margin"},
+            "controls": {"random_sets": 2},
+        }
+    )
+    run_search(
+        recipe,
+        model=tiny(),
+        documents=[drawn("a", 1), drawn("b", 2)],
+        ledgers=folder / "ledgers",
+        output=folder / "out.json",
+        show_progress=False,
+    )
+
+
+def die_while_writing(number: int) -> None:
+    """Kill this process at its ``number``-th write to a file, half-way through it."""
+    left = [number]
+    write = os.write
+
+    def dying(handle: int, data: bytes) -> int:
+        left[0] -= 1
+        if left[0] == 0:
+            write(handle, bytes(data)[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(handle, data)
+
+    os.write = dying
+
+
+def kills(folder: Path, moments: list[str]) -> None:
+    """Fork a search for each moment and kill it then; the last one is left alone."""
+    died = 0
+    for moment in [*moments, ""]:
+        child = os.fork()  # this process has computed nothing, so no thread is lost
+        if child == 0:
+            if moment.isdigit():
+                die_while_writing(int(moment))
+            search(folder)
+            os._exit(0)
+        if moment.endswith("s"):
+            time.sleep(float(moment[:-1]))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        died += os.WIFSIGNALED(status)
+        if not moment and status != 0:
+            sys.exit(f"the last search ended with status {status}")
+    print(f"died {died}")
+
+
+def join(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    search(folder)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "kills":
+        kills(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        join(Path(sys.argv[2]))

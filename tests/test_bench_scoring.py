@@ -1,0 +1,75 @@
+"""The scoring benchmark: its stock path is lm-eval's, its ceiling is countable by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from act_harness.attention import model_facts
+from act_harness.bench.scoring import (
+    Requests,
+    ScoringSettings,
+    StockPath,
+    bench_scoring,
+    random_heads,
+    read_requests,
+    token_ceiling,
+    write_requests,
+)
+from act_harness.errors import InputError
+
+PAIRS = [
+    ((5, 6, 7, 8), (9, 10, 11)),
+    ((5, 6, 7, 8), (9,)),
+    ((5, 6, 7, 8), (12, 13)),
+    ((4, 5), (3,)),
+]
+
+
+def test_the_stock_path_is_lm_evals(tiny_checkpoint):
+    from lm_eval.models.huggingface import HFLM
+
+    from act_harness.model import CalibratedHFLM
+
+    lm = CalibratedHFLM(
+        str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu", batch_size=2
+    )
+    requests = [(("", ""), list(context), list(answer)) for context, answer in PAIRS]
+    want = HFLM._loglikelihood_tokens(lm, requests, disable_tqdm=True)
+    stock = StockPath(lm.model, batch_size=2)
+    got = stock.score(PAIRS)
+    assert [g[0] for g in got] == pytest.approx([w[0] for w in want], abs=1e-5)
+    assert [g[1] for g in got] == [w[1] for w in want]
+    # inputs: 4+2 (answer of three), 4 (one token), 4+1 (two tokens), 2
+    assert stock.tokens == 6 + 4 + 5 + 2
+
+
+def test_the_ceiling_counts_tokens():
+    # stock: 6 + 4 + 5 + 2; needed: contexts 4 + 2, then 2 + 1 tokens of longer answers
+    assert token_ceiling(PAIRS) == pytest.approx(17 / 9)
+    assert token_ceiling([((1, 2, 3), (4,)), ((1, 2, 3), (5,))]) == 1
+
+
+def test_a_run_is_written_with_machine_and_command(tiny, tmp_path):
+    model = tiny()
+    settings = ScoringSettings(batch_size=2, rounds=1, output=tmp_path)
+    report = bench_scoring(model, [Requests("four", PAIRS)], settings)
+    stored = json.loads((tmp_path / "scoring.json").read_text())
+    (row,) = stored["tables"][0]["rows"]
+    values = dict(zip(stored["tables"][0]["columns"], row, strict=True))
+    assert values["requests"] == 4
+    assert values["max difference"] < 1e-5
+    assert 0 <= values["pairs with a sink"] <= 1
+    assert stored["machine"]["chip"]
+    assert "Scoring" in report.markdown()
+    assert random_heads(model_facts(model), 0.5).head_count() == 6
+
+
+def test_requests_travel_as_json(tmp_path):
+    path = tmp_path / "requests.json"
+    write_requests([Requests("a", PAIRS)], path)
+    assert read_requests(path) == [Requests("a", PAIRS)]
+    path.write_text("{")
+    with pytest.raises(InputError, match="holds no requests"):
+        read_requests(path)

@@ -1,0 +1,100 @@
+"""Settings: defaults, presets, and every value that must be refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from act_harness.calibration import PRESETS, Calibration, HeadStrength, LayerPlan, preset
+from act_harness.errors import CalibrationError, InputError
+
+
+def test_presets_are_the_published_settings():
+    paper, release = preset("paper"), preset("release")
+    assert paper.settings() == {
+        "target": "sinks", "rule": "relative", "alpha": 5.0, "protect": "initial", "min_rows": 1,
+        "mass": "damp", "beta": 0.4, "decode": "frozen",
+    }  # fmt: skip
+    assert release.settings() == {
+        "target": "sinks", "rule": "absolute", "tau": 0.1, "protect": "first-flagged",
+        "min_rows": 1, "mass": "damp", "beta": 0.4, "decode": "frozen",
+    }  # fmt: skip
+    assert sorted(PRESETS) == ["paper", "release"]
+    with pytest.raises(CalibrationError, match="did you mean 'paper'"):
+        preset("papr")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": -0.1}, "expected a number in"),
+        ({"beta": 1.01}, "to amplify sinks use mass 'reweight'"),
+        ({"beta": math.nan}, "expected a number in"),
+        ({"alpha": 0}, "alpha is 0.0, expected a finite number above 0"),
+        ({"alpha": -2}, "above 0"),
+        ({"alpha": math.inf}, "finite"),
+        ({"rule": "absolute"}, "tau is None"),
+        ({"rule": "absolute", "tau": 1.0}, "between 0 and 1"),
+        ({"rule": "absolute", "tau": 0.1, "alpha": 5}, "alpha belongs to rule 'relative'"),
+        ({"tau": 0.1}, "tau belongs to rule 'absolute'"),
+        ({"min_rows": 0}, "at least 1"),
+        ({"mass": "reweight"}, "gamma is None"),
+        ({"mass": "reweight", "gamma": 0}, "above 0"),
+        ({"mass": "reweight", "gamma": 2, "beta": 0.4}, "beta belongs to mass 'damp'"),
+        ({"gamma": 2}, "gamma belongs to mass 'reweight'"),
+        ({"target": "initial", "alpha": 5}, "alpha belongs to target 'sinks'"),
+        ({"target": "initial", "protect": "none"}, "protect belongs to target 'sinks'"),
+        ({"target": "initial", "min_rows": 2}, "min_rows belongs to target 'sinks'"),
+        ({"decode": "frosen"}, "decode"),
+        ({"rule": "relativ"}, "rule"),
+        ({"alhpa": 3}, "'alhpa' is unknown; did you mean 'alpha'"),
+    ],
+)
+def test_settings_out_of_range_are_one_line(settings, message):
+    with pytest.raises(CalibrationError, match=message) as caught:
+        Calibration(**settings)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, InputError)
+    assert caught.value.exit_code == 2
+
+
+def test_settings_cannot_be_changed_afterwards():
+    with pytest.raises(Exception, match="frozen"):
+        preset("paper").beta = 0.9
+
+
+@given(st.integers(1, 10**6), st.floats(0.01, 100))
+def test_auto_min_rows_is_n_over_alpha_rounded_up(columns, alpha):
+    calibration = Calibration(alpha=alpha, min_rows="auto")
+    rows = calibration.required_rows(float(columns))
+    assert rows >= columns / alpha - 1e-6 * rows
+    assert rows - 1 < columns / alpha + 1e-6 * rows or rows == 1
+    # where a column counts, the threshold is at least what an average column of so few rows gets
+    assert calibration.threshold(columns) >= 1 / rows * (1 - 1e-6)
+
+
+def test_running_needs_two_rows_and_tensors_work_like_numbers():
+    columns = torch.tensor([3.0, 23.0, 25.0, 26.0])
+    calibration = Calibration(min_rows="auto")
+    assert calibration.required_rows(columns).tolist() == [1, 5, 5, 6]
+    assert calibration.required_rows(columns, at_least=2).tolist() == [2, 5, 5, 6]
+    assert Calibration().required_rows(columns, at_least=2).tolist() == [2] * 4
+    assert Calibration(min_rows=7).required_rows(columns, at_least=2).tolist() == [7] * 4
+    absolute = Calibration(rule="absolute", tau=0.1, min_rows="auto")
+    assert absolute.required_rows(columns).tolist() == [10] * 4
+    assert absolute.threshold(columns).tolist() == pytest.approx([0.1] * 4)
+    assert calibration.threshold(columns).tolist() == pytest.approx([5 / 3, 5 / 23, 0.2, 5 / 26])
+
+
+def test_strengths_of_heads_follow_the_same_rules():
+    assert HeadStrength().strength == 0.4
+    assert HeadStrength(mass="reweight", gamma=2).strength == 2
+    for wrong in ({"beta": 2}, {"mass": "reweight"}, {"gamma": 2}, {"beta": 0.2, "x": 1}):
+        with pytest.raises(ValueError, match=r"beta|gamma|x"):
+            HeadStrength(**wrong)
+    plan = LayerPlan.uniform(Calibration(beta=0.25), (3, 5))
+    assert [s.strength for s in plan.strengths] == [0.25, 0.25]

@@ -1,0 +1,137 @@
+"""``act-harness eval``: two arms, one model, files in lm-eval's layout, paired figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from act_harness.artifact import Artifact
+from act_harness.calibration import Calibration
+from act_harness.errors import ArtifactError, InputError, TaskError
+from act_harness.evaluate import EvalSettings, run_eval
+from act_harness.results import load_run
+
+pytest.importorskip("vaderSentiment")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def artifact_file(tiny_checkpoint, tmp_path_factory):
+    from act_harness.model import CalibratedHFLM
+
+    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
+    artifact = Artifact(
+        name="tiny heads/1", model=lm.facts, calibration=Calibration(alpha=1.5, beta=0.0),
+        heads={0: (0, 1, 2), 1: (1, 3), 2: (0, 1)},
+    )  # fmt: skip
+    return artifact.save(tmp_path_factory.mktemp("artifact") / "tiny-heads.json")
+
+
+def settings(checkpoint: Path, output: Path, artifact, **more) -> EvalSettings:
+    more = {"tasks": ("act_demo_sentiment",), "limit": 12, "batch_size": "8", **more}
+    return EvalSettings(
+        pretrained=str(checkpoint), model_args="dtype=float32", artifact=str(artifact),
+        device="cpu", output=output, **more,
+    )  # fmt: skip
+
+
+def test_both_arms_are_written_and_compared(tiny_checkpoint, artifact_file, tmp_path):
+    outcome = run_eval(settings(tiny_checkpoint, tmp_path, artifact_file))
+    base, act = (load_run(outcome.folders[arm]) for arm in ("baseline", "act"))
+    assert "__baseline__" in outcome.folders["baseline"].name
+    assert "__act-tiny-heads-1__" in outcome.folders["act"].name
+    infos = [run.data["config"]["act_harness"] for run in (base, act)]
+    assert infos[0]["artifact"] is None
+    assert infos[0]["engine_calls"] == {}
+    assert infos[1]["artifact"] == "tiny heads/1"
+    assert infos[1]["engine_calls"]["torch"] > 0
+    assert infos[1]["counters"]["prompts"] == 12
+    (comparison,) = outcome.comparisons.values()
+    rows = {row.metric: row for row in comparison.rows}
+    for arm, run in (("score_a", base), ("score_b", act)):
+        reported = run.data["results"]["act_demo_sentiment"]["acc,none"]
+        assert getattr(rows["acc"], arm) == pytest.approx(reported)
+    assert rows["acc"].result.documents == 12
+    assert rows["acc_corrected"].result is not None
+    assert rows["acc"].result.flips is not None
+    one, two = (run.samples("act_demo_sentiment") for run in (base, act))
+    assert [s.prompt_hash for s in one] == [s.prompt_hash for s in two]
+    assert any(a.scores != b.scores for a, b in zip(one, two, strict=True))
+    assert "act_demo_sentiment" in outcome.summary()
+    report = outcome.report.read_text()
+    assert "acc_corrected" in report
+    assert "of (head, prompt) pairs with a sink" in report
+    assert (outcome.report.parent / "forest.png").stat().st_size > 1000
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_baseline_alone(tiny_checkpoint, tmp_path):
+    outcome = run_eval(settings(tiny_checkpoint, tmp_path, "none"))
+    assert list(outcome.folders) == ["baseline"]
+    assert outcome.comparisons == {}
+    assert "act_demo_sentiment" in outcome.summary()
+
+
+def test_several_fewshot_seeds_are_averaged(tiny_checkpoint, artifact_file, tmp_path):
+    outcome = run_eval(
+        settings(tiny_checkpoint, tmp_path, artifact_file, num_fewshot=2, fewshot_seeds=(0, 42, 84))
+    )
+    assert list(outcome.comparisons) == [0, 42, 84]
+    rows = [
+        next(row for row in comparison.rows if row.metric == "acc")
+        for comparison in outcome.comparisons.values()
+    ]
+    (average,) = (a for a in outcome.averages if a.metric == "acc")
+    assert average.baseline == pytest.approx(sum(row.score_a for row in rows) / 3)
+    assert average.act == pytest.approx(sum(row.score_b for row in rows) / 3)
+    prompts = {
+        load_run(outcome.folders["act"] / f"seed-{seed}")
+        .samples("act_demo_sentiment")[0]
+        .prompt_hash
+        for seed in (0, 42, 84)
+    }
+    assert len(prompts) == 3, "every seed draws its own examples"
+    assert "sd over 3 seeds" in outcome.summary()
+
+
+def test_bad_input_is_found_before_the_model_is_loaded(tiny_checkpoint, tmp_path):
+    for change, error, message in (
+        ({"tasks": ("act_demo_sentimnt",)}, TaskError, "did you mean 'act_demo_sentiment'"),
+        ({"tasks": ()}, TaskError, "no task was named"),
+        ({"artifact": "nowhere.json"}, ArtifactError, "neither a file nor a shipped"),
+    ):
+        given = {"artifact": "none", **change}
+        with pytest.raises(error, match=message):
+            run_eval(settings(Path("/nonexistent"), tmp_path, given.pop("artifact"), **given))
+    with pytest.raises(InputError, match="no model was named"):
+        run_eval(EvalSettings(tasks=("act_demo_sentiment",), output=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_real_rows_through_the_real_model(smollm, hub_dir, tmp_path):
+    """The stock model's scores on real rows, and other scores with heads calibrated."""
+    from transformers import AutoModelForCausalLM
+
+    from act_harness.attention import model_facts
+
+    facts = model_facts(AutoModelForCausalLM.from_pretrained(smollm, dtype="float32"))
+    heads = {layer: (layer % 9, (layer + 4) % 9) for layer in range(5, 25)}
+    artifact = Artifact(name="forty", model=facts, calibration=Calibration(), heads=heads)
+    path = artifact.save(tmp_path / "forty.json")
+    outcome = run_eval(
+        EvalSettings(
+            tasks=("act_sst2", "act_hellaswag"), pretrained=str(smollm), artifact=str(path),
+            model_args="dtype=float32", limit=6, batch_size="8", device="cpu",
+            output=tmp_path / "out", data_dir=hub_dir,
+        )
+    )  # fmt: skip
+    counters = outcome.counters
+    assert counters["prompts"] == 12
+    assert counters["share_of_pairs_with_sink"] > 0.2
+    base, act = (load_run(outcome.folders[arm]) for arm in ("baseline", "act"))
+    for task in ("act_sst2", "act_hellaswag"):
+        one, two = base.samples(task), act.samples(task)
+        assert max(abs(a.scores[0] - b.scores[0]) for a, b in zip(one, two, strict=True)) > 1e-2
+    assert json.loads((outcome.report.parent / "comparison.json").read_text())["rows"]

@@ -1,0 +1,263 @@
+"""``hf-act`` through lm-eval: arguments, arms, results, refusals."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from act_harness.artifact import Artifact
+from act_harness.calibration import Calibration
+from act_harness.errors import ArtifactError, InputError, UnsupportedCallError
+from act_harness.model import CalibratedHFLM
+
+QUESTIONS = [
+    ("The cat sat on the", [" mat", " moon", " the other cat there"]),
+    ("In a hole in the ground there lived a", [" hobbit", " a"]),
+    ("Then", [" they went there", " the", " them"]),
+]
+
+
+def instances(pairs):
+    return [
+        Instance(request_type="loglikelihood", doc={}, arguments=(context, answer), idx=n)
+        for n, (context, answer) in enumerate(pairs)
+    ]
+
+
+PAIRS = [(context, answer) for context, answers in QUESTIONS for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def artifact_file(tiny_checkpoint, tmp_path_factory):
+    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
+    heads = {0: (0, 2), 1: (1, 3), 2: (0, 1)}
+    artifact = Artifact(
+        name="tiny-heads", model=lm.facts, calibration=Calibration(alpha=1.5), heads=heads
+    )
+    return artifact.save(tmp_path_factory.mktemp("artifact") / "tiny-heads.json")
+
+
+def make(checkpoint, artifact="none", **more):
+    more = {"dtype": "float32", "device": "cpu", "batch_size": 4, **more}
+    return CalibratedHFLM(str(checkpoint), artifact=str(artifact), **more)
+
+
+def values(answers):
+    return [answer[0] for answer in answers]
+
+
+def test_the_baseline_arm_is_stock_hf(tiny_checkpoint):
+    stock = HFLM(str(tiny_checkpoint), dtype="float32", device="cpu", batch_size=3)
+    want = stock.loglikelihood(instances(PAIRS), disable_tqdm=True)
+    for batch_size in (1, 8, "auto"):
+        lm = make(tiny_checkpoint, batch_size=batch_size)
+        got = lm.loglikelihood(instances(PAIRS), disable_tqdm=True)
+        assert values(got) == pytest.approx(values(want), abs=1e-4)
+        assert [g[1] for g in got] == [w[1] for w in want]
+
+
+def test_an_empty_context_is_conditioned_on_the_prefix_token(tiny_checkpoint):
+    stock = HFLM(str(tiny_checkpoint), dtype="float32", device="cpu")
+    requests = instances([("", "the cat"), ("", "<s>the")])
+    want = stock.loglikelihood(requests, disable_tqdm=True)
+    got = make(tiny_checkpoint).loglikelihood(requests, disable_tqdm=True)
+    assert values(got) == pytest.approx(values(want), abs=1e-4)
+
+
+def test_calibrated_scores_do_not_depend_on_batch_or_sharing(tiny_checkpoint, artifact_file):
+    plain = make(tiny_checkpoint, artifact_file, scoring="plain")
+    want = values(plain.loglikelihood(instances(PAIRS), disable_tqdm=True))
+    base = make(tiny_checkpoint).loglikelihood(instances(PAIRS), disable_tqdm=True)
+    assert max(abs(a - b) for a, b in zip(want, values(base), strict=True)) > 1e-3
+    expected = plain.get_model_info()["act_harness"]["counters"]
+    for batch_size in (1, 8, "auto"):
+        lm = make(tiny_checkpoint, artifact_file, batch_size=batch_size)
+        got = values(lm.loglikelihood(instances(PAIRS), disable_tqdm=True))
+        assert got == pytest.approx(want, abs=1e-4)
+        counters = lm.get_model_info()["act_harness"]["counters"]
+        assert counters == pytest.approx(expected, rel=1e-5)
+    assert expected["prompts"] == 3
+    assert expected["pairs"] == 3 * 6
+    assert 0 < expected["share_of_pairs_with_sink"] <= 1
+    assert expected["mean_moved_mass"] > 0
+
+
+def test_a_token_that_spans_the_boundary_is_scored_and_counted(tiny_checkpoint):
+    # "the" is one token, so "t" + "he" leaves no token for the continuation; stock hf fails
+    stock = HFLM(str(tiny_checkpoint), dtype="float32", device="cpu")
+    request = instances([("see t", "he")])
+    with pytest.raises(AssertionError):
+        stock.loglikelihood(request, disable_tqdm=True)
+    lm = make(tiny_checkpoint)
+    (score,) = lm.loglikelihood(request, disable_tqdm=True)
+    (whole,) = lm.loglikelihood(instances([("see ", "the")]), disable_tqdm=True)
+    assert score[0] == pytest.approx(
+        lm._loglikelihood_tokens(
+            [(("", ""), lm.tok_encode("see "), lm.tok_encode("the"))], disable_tqdm=True
+        )[0][0],
+        abs=1e-5,
+    )
+    assert whole[0] < 0
+    assert lm.counters.summary()["requests_with_empty_continuation"] == 1
+    assert lm.loglikelihood(instances([("see", "")]), disable_tqdm=True) == [(0.0, True)]
+
+
+@pytest.mark.parametrize("overlength", ["truncate", "skip", "error"])
+def test_requests_longer_than_the_model(tiny_checkpoint, artifact_file, overlength):
+    lm = make(tiny_checkpoint, artifact_file, overlength=overlength, max_length=16)
+    requests = instances([("a b c d e f g h i j k", " x y"), ("ab", " c")])
+    if overlength == "error":
+        with pytest.raises(InputError, match="the model takes 16"):
+            lm.loglikelihood(requests, disable_tqdm=True)
+        return
+    long, short = lm.loglikelihood(requests, disable_tqdm=True)
+    counters = lm.counters.summary()
+    assert short[0] < 0
+    if overlength == "skip":
+        assert long == (float("-inf"), False)
+        assert (counters["requests_skipped"], counters["prompts_truncated"]) == (1, 0)
+    else:
+        stock = HFLM(str(tiny_checkpoint), dtype="float32", device="cpu", max_length=16)
+        lm.use_artifact(None)
+        (same, _) = lm.loglikelihood(requests, disable_tqdm=True)
+        want = stock.loglikelihood(requests, disable_tqdm=True)
+        assert same[0] == pytest.approx(want[0][0], abs=1e-4)
+        assert counters["prompts_truncated"] == counters["prompts_without_first_token"] == 1
+
+
+def rolling(*texts):
+    return [
+        Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=n)
+        for n, text in enumerate(texts)
+    ]
+
+
+def test_rolling_is_stock_without_running_and_says_so_once(tiny_checkpoint, artifact_file):
+    texts = rolling("the cat sat on the mat and there it was then " * 3, "a b")
+    stock = HFLM(str(tiny_checkpoint), dtype="float32", device="cpu", max_length=40)
+    want = stock.loglikelihood_rolling(texts, disable_tqdm=True)
+    lm = make(tiny_checkpoint, artifact_file, max_length=40)
+    with pytest.warns(UserWarning, match="no prompt"):
+        got = lm.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert got == pytest.approx(want, abs=1e-3)
+    lm.loglikelihood_rolling(texts, disable_tqdm=True)  # warnings are errors: a second one fails
+    running = lm.artifact.model_copy(
+        update={"calibration": Calibration(alpha=1.5, decode="running")}
+    )
+    lm.use_artifact(running)
+    changed = lm.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert abs(changed[0] - want[0]) > 1e-3
+
+
+def generation(*texts, **settings):
+    return [
+        Instance(request_type="generate_until", doc={}, arguments=(text, settings), idx=n)
+        for n, text in enumerate(texts)
+    ]
+
+
+def test_generation_does_not_depend_on_the_batch(tiny_checkpoint, artifact_file):
+    requests = generation(
+        "the cat", "Then there was a long story", "x", until=["zzz"], max_gen_toks=8
+    )
+    found = []
+    for batch_size in (1, 3, "auto"):
+        lm = make(tiny_checkpoint, artifact_file, batch_size=batch_size)
+        found.append(lm.generate_until(requests, disable_tqdm=True))
+        assert lm.counters.summary()["prompts"] == 3
+    assert found[0] == found[1] == found[2]
+    assert found[0] != make(tiny_checkpoint).generate_until(requests, disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"num_beams": 2}, {"prefill_chunk_size": 4}, {"use_cache": False}]
+)
+def test_generation_settings_that_would_break_the_calibration(
+    tiny_checkpoint, artifact_file, setting
+):
+    lm = make(tiny_checkpoint, artifact_file)
+    request = generation("the cat", until=["z"], max_gen_toks=2, **setting)
+    with pytest.raises(UnsupportedCallError, match=next(iter(setting))):
+        lm.generate_until(request, disable_tqdm=True)
+
+
+def test_each_prompt_of_a_batch_is_encoded_by_itself(tiny_checkpoint):
+    lm = make(tiny_checkpoint, add_bos_token=True)
+    ids, mask = lm.tok_batch_encode(["<s>the", "cat"])
+    bos = lm.tokenizer.bos_token_id
+    for row, real in zip(ids, mask.bool(), strict=True):
+        assert row[real].tolist().count(bos) <= 1
+    again, _ = lm.tok_batch_encode(["cat", "<s>the"])
+    assert torch.equal(again.flip(0), ids)
+
+
+def test_the_instruction_survives_a_template_that_refuses_system_messages(tiny_checkpoint):
+    lm = make(tiny_checkpoint)
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
+    assert "<system>Be kind.</system>" in lm.apply_chat_template(turns)
+    lm.tokenizer.chat_template = (
+        "{% for turn in messages %}{% if turn.role == 'system' %}"
+        "{{ raise_exception('no system') }}{% endif %}<{{ turn.role }}>{{ turn.content }}"
+        "{% endfor %}"
+    )
+    assert lm.apply_chat_template(turns) == "<user>Be kind.\n\nHello"
+    assert turns[1]["content"] == "Hello"
+
+
+def test_use_cache_of_lm_eval_is_refused(tiny_checkpoint, tmp_path):
+    from lm_eval.api.model import CachingLM
+
+    with pytest.raises(UnsupportedCallError, match="use_cache"):
+        CachingLM(make(tiny_checkpoint), str(tmp_path / "cache.db"))  # what --use_cache does
+
+
+def test_bad_arguments_are_one_line(tiny_checkpoint, artifact_file, tmp_path):
+    for arguments, message in (
+        ({"engine": "tourch"}, "did you mean 'torch'"),
+        ({"overlength": "cut"}, "expected one of truncate, error, skip"),
+        ({"scoring": "both"}, "expected one of shared, plain"),
+        ({"backend": "seq2seq"}, "causal models only"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            make(tiny_checkpoint, artifact_file, **arguments)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ArtifactError, match="neither a file nor a shipped artifact"):
+        make(tiny_checkpoint, tmp_path / "missing.json")
+    with pytest.raises(ArtifactError, match="artifact=none for the baseline"):
+        make(tiny_checkpoint, "")
+    content = json.loads(artifact_file.read_text())
+    content["model"]["tokenizer_sha256"] = "0" * 64
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match="another tokenizer"):
+        make(tiny_checkpoint, other)
+
+
+def test_results_say_what_was_calibrated(tiny_checkpoint, artifact_file):
+    lm = make(tiny_checkpoint, artifact_file)
+    lm.loglikelihood(instances(PAIRS), disable_tqdm=True)
+    info = lm.get_model_info()["act_harness"]
+    assert info["artifact"] == info["arm"] == "tiny-heads"
+    assert info["artifact_sha256"] == lm.artifact.sha256()
+    assert info["calibration"]["alpha"] == 1.5
+    assert info["engine"] == "torch"
+    assert info["engine_calls"]["torch"] > 0
+    assert info["heads"] == 6
+    json.dumps(info)
+    lm.use_artifact("none")
+    assert lm.get_model_info()["act_harness"]["arm"] == "baseline"
+
+
+def test_rank_and_world_come_from_accelerate(tiny_checkpoint):
+    lm = make(tiny_checkpoint)
+    assert (lm.rank, lm.world_size) == (0, 1)
+    lm.accelerator = SimpleNamespace(
+        num_processes=4, process_index=2, local_process_index=0, device=torch.device("cpu")
+    )
+    lm._join_processes()
+    assert (lm.rank, lm.world_size) == (2, 4)

@@ -1,0 +1,209 @@
+"""A whole search on a tiny model: artifact, rules, ledger, kills, screening."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny_search import drawn, tiny
+
+from act_harness.artifact import load_artifact
+from act_harness.atomic import canonical_json
+from act_harness.errors import InfrastructureError, InputError, RecipeError, ResultError
+from act_harness.search.recipe import load_recipe, make_recipe
+from act_harness.search.run import run_search, stable_content
+
+
+DRAWN = [drawn("a", 1), drawn("b", 2)]
+
+
+def recipe(**changes):
+    return make_recipe(
+        {
+            "name": "tiny",
+            "tasks": ["a", "b"],
+            "samples": 8,
+            "verify_samples": 8,
+            "calibration": {"alpha": 2.0},
+            "chunk_tokens": 100,
+            "top": {"sizes": [1, 2, 4]},
+            "controls": {"random_sets": 2},
+            **changes,
+        }
+    )
+
+
+def search(tmp_path, given=None, **options):
+    return run_search(
+        given or recipe(),
+        model=options.pop("model", None) or tiny(),
+        documents=DRAWN,
+        ledgers=tmp_path / "ledgers",
+        output=tmp_path / "out.json",
+        show_progress=False,
+        **options,
+    )
+
+
+def test_the_artifact_holds_table_controls_and_provenance(tmp_path):
+    result = search(tmp_path)
+    artifact = load_artifact(tmp_path / "out.json")
+    found = artifact.search
+    assert artifact.head_count() == len(result.selection.places) > 0
+    assert len(found["table"]["heads"]["rows"]) == 12
+    assert len(found["table"]["by_task"]["rows"]) == 24
+    assert len(found["controls"]["random_sets"]) == 2
+    assert found["splits"]["a"]["search"] == {"n": 8, "sha256": DRAWN[0].digest("search")}
+    assert artifact.provenance["torch"] is not None
+    assert "verify split" in result.summary()
+    best = max(found["table"]["heads"]["rows"], key=lambda row: row[3])
+    assert found["rule"]["order"][0] == best[:3]
+
+
+def test_a_second_run_measures_nothing_and_gives_the_same(tmp_path):
+    first, second = search(tmp_path), search(tmp_path)
+    assert canonical_json(stable_content(first.artifact)) == canonical_json(
+        stable_content(second.artifact)
+    )
+    assert first.work.forwards > 0
+    assert second.work.forwards == 0
+    assert first.artifact.search["content_sha256"] == second.artifact.search["content_sha256"]
+
+
+@pytest.mark.parametrize("rule", ["paper", "significant", "joint"])
+def test_rules_select_by_their_own_measure(tmp_path, rule):
+    result = search(tmp_path, recipe(rule=rule, significant={"q": 0.5}))
+    rows = {tuple(row[:2]): row for row in result.artifact.search["table"]["heads"]["rows"]}
+    chosen = {place[:2] for place in result.selection.places}
+    if rule == "paper":
+        base = result.selection.trace["baseline_accuracy"]
+        assert chosen == {place for place, row in rows.items() if row[6] > base + 1e-6}
+    elif rule == "significant":
+        assert all(rows[place][5] <= 0.5 for place in chosen)
+    else:
+        kept = [step for step in result.selection.trace["steps"] if "add" in step and step["kept"]]
+        assert len(kept) >= len(chosen)
+
+
+def test_screened_measures_a_share_and_says_how_well_it_agrees(tmp_path):
+    whole = search(tmp_path, recipe(keep=1.0, method="screened"))
+    part = search(tmp_path, recipe(keep=0.25, method="screened"))
+    exhaustive = search(tmp_path)
+    assert len(part.effects) == 3
+    assert len(whole.effects) == len(exhaustive.effects) == 12
+    for one, other in zip(whole.effects, exhaustive.effects, strict=True):
+        assert one.effect == pytest.approx(other.effect, abs=1e-4)
+    assert part.artifact.search["screen"]["rank_correlation_on_kept"] is not None
+
+
+@pytest.mark.parametrize("objective", ["margin", "corrected"])
+def test_the_estimate_is_the_derivative(tmp_path, objective):
+    """With beta near 1 calibration is a small step, where first order is exact."""
+    small = recipe(
+        method="screened", keep=1.0, objective=objective, calibration={"alpha": 2.0, "beta": 0.999}
+    )
+    result = search(tmp_path, small)
+    estimates = {tuple(r[:3]): r[3] for r in result.artifact.search["screen"]["rows"]}
+    largest = max(abs(e.effect) for e in result.effects)
+    assert largest > 1e-5
+    for effect in result.effects:
+        assert estimates[effect.place] == pytest.approx(effect.effect, abs=0.05 * largest + 2e-6)
+
+
+def test_strengths_are_searched_per_head_and_stored(tmp_path):
+    maps = [{"mass": "damp", "beta": 0.4}, {"mass": "reweight", "gamma": 2.0}]
+    result = search(tmp_path, recipe(strengths=maps, top={"sizes": [12]}))
+    assert len(result.effects) == 24
+    artifact = load_artifact(tmp_path / "out.json")
+    amplified = {p[:2] for p in result.selection.places if p[2] == 1}
+    stored = {(layer, h) for layer, own in (artifact.strengths or {}).items() for h in own}
+    assert stored == amplified
+
+
+def test_a_changed_recipe_has_a_ledger_of_its_own(tmp_path):
+    search(tmp_path)
+    search(tmp_path, recipe(seed=2))
+    search(tmp_path, recipe(name="other"))  # the name decides nothing but the folder's
+    assert len(list((tmp_path / "ledgers").iterdir())) == 3
+
+
+def test_a_cut_ledger_is_continued_to_the_same_artifact(tmp_path):
+    first = search(tmp_path)
+    (part,) = (tmp_path / "ledgers").glob("*/part-*.jsonl")
+    whole = part.read_bytes()
+    for share in (0.0, 0.13, 0.5, 0.77, 0.999):
+        part.write_bytes(whole[: int(share * len(whole))])
+        again = search(tmp_path)
+        assert stable_content(again.artifact) == stable_content(first.artifact)
+        assert again.artifact.search["run"]["units_from_ledger"] < len(whole.splitlines())
+
+
+def test_a_damaged_ledger_line_is_named(tmp_path):
+    search(tmp_path)
+    (part,) = (tmp_path / "ledgers").glob("*/part-*.jsonl")
+    lines = part.read_text().splitlines()
+    lines[1] = lines[1][:20]
+    part.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ResultError, match="line 2"):
+        search(tmp_path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    first = search(tmp_path)
+    (part,) = (tmp_path / "ledgers").glob("*/part-*.jsonl")
+    part.write_bytes(b"")
+    from act_harness.search import ledger
+
+    written = []
+    append = ledger.atomic.append_line
+
+    def failing(path, record):
+        if len(written) == 4:
+            raise InfrastructureError(f"cannot write {path}: No space left on device; free some")
+        written.append(record)
+        append(path, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.atomic, "append_line", failing)
+        with pytest.raises(InfrastructureError, match="No space left"):
+            search(tmp_path)
+    assert len(part.read_text().splitlines()) == 4
+    assert stable_content(search(tmp_path).artifact) == stable_content(first.artifact)
+
+
+def test_two_searches_on_one_ledger_are_refused(tmp_path):
+    from act_harness.search.ledger import Ledger
+
+    search(tmp_path)
+    (folder,) = (tmp_path / "ledgers").iterdir()
+    with Ledger(folder, identity={}).locked(), pytest.raises(InputError, match="another search"):
+        search(tmp_path)
+
+
+def test_bad_recipes_are_one_clear_line(tmp_path):
+    cases = {
+        "sampels": ({"tasks": ["a"], "sampels": 3}, "unknown key 'sampels'.*'samples'"),
+        "rule": ({"tasks": ["a"], "rule": "topp"}, "rule"),
+        "preset": ({"tasks": ["a"], "calibration": "papr"}, "papr"),
+        "beta": ({"tasks": ["a"], "calibration": {"beta": 3}}, "beta is 3"),
+        "nested": ({"tasks": ["a"], "top": {"size": [3]}}, "top.size: unknown key"),
+        "verify": ({"tasks": ["a"], "verify_samples": 0}, "verify_samples is 0"),
+        "tasks": ({}, "tasks"),
+    }
+    for name, (content, message) in cases.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(content))
+        with pytest.raises(RecipeError, match=message) as caught:
+            load_recipe(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RecipeError, match="neither a file nor shipped.*'demo'"):
+        load_recipe("demoo")
+
+
+def test_a_recipe_for_another_model_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="num_hidden_layers 30"):
+        search(tmp_path, recipe(expect={"num_hidden_layers": 30}))
+    with pytest.raises(RecipeError, match="layers 0 to 2"):
+        search(tmp_path, recipe(layers=[1, 3]))
+    with pytest.raises(RecipeError, match="heads 0 to 3"):
+        search(tmp_path, recipe(heads=[0, 4]))
