@@ -213,7 +213,7 @@ def measure(
     limits: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Time all variants on one shape; one record for each."""
-    sets = [planted(seed, **shape, dtype=dtype, device=device) for seed in range(3)]  # type: ignore[arg-type]
+    sets = [planted(seed, **shape, dtype=dtype, device=device) for seed in range(3)]
     step = shape["heads"] / selected
     heads = tuple(int(step * n) for n in range(selected))
     plan = LayerPlan.uniform(Calibration(), heads)
@@ -230,7 +230,7 @@ def measure(
     timings = alternate(variants, device=device, rounds=rounds)
     device_only: dict[str, Timing] = {}
     if torch.device(device).type == "cuda":
-        kept = {name: variants[name] for name in ("stock", "triton") if name in variants}
+        kept = {name: run for name, run in variants.items() if name in ("stock", "triton")}
         graphs = {name: replayed(run, len(sets)) for name, run in kept.items()}
         device_only = alternate(graphs, device=device, rounds=rounds)
     base = device_only.get("stock", timings["stock"])
@@ -319,8 +319,9 @@ def _write(
             f"{given.heads} query and {given.groups} key heads of {given.size}, {given.dtype}",
             _COLUMNS,
             [[record[name] for name in _COLUMNS] for record in records],
-            note="ratio: median over rounds of the time over stock attention in the same round, each "
-            "call issued by the host after the device was idle. device_ms, device_ratio: the same "
+            note="ratio: median over rounds of the time over stock attention in the same round, "
+            "each call issued by the host after the device was idle. device_ms, "
+            "device_ratio: the same "
             "work replayed as a CUDA graph, without the host's gaps. over_floor: device time over "
             "the least time (stock kernel, and the selected heads' products at the measured rate).",
         )

@@ -134,7 +134,8 @@ class TritonEngine:
             tally = call.apply(found, facts[3], output, report=True)
             return EngineResult(output, found, _report(facts, tally))
         found = _listed(state)
-        call.apply(found, query.new_zeros(found.count.shape, dtype=torch.int32), output)
+        listed = query.new_zeros(found.sinks.shape[:2], dtype=torch.int32)
+        call.apply(found, listed, output)
         return EngineResult(output, found, None)
 
     def _step(
@@ -282,7 +283,8 @@ class _Call:
             self.query, self.key, lse, sums, self.selection.heads,
             self.rows.real, self.rows.lo, self.rows.hi,
             *self.query.stride()[:3], *self.key.stride()[:3], *lse.stride(),
-            **self._common(), BY_HEAD=self.by_head, FOLD=blocks.fold, BM=blocks.sums_rows, BN=blocks.sums_columns,
+            **self._common(), BY_HEAD=self.by_head, FOLD=blocks.fold,
+            BM=blocks.sums_rows, BN=blocks.sums_columns,
             num_warps=blocks.sums_warps, num_stages=blocks.stages,
         )  # fmt: skip
 
@@ -384,14 +386,13 @@ def _detection(calibration: Calibration) -> dict[str, Any]:
     """Return the settings of detection as ``flag_sinks`` takes them."""
     initial = calibration.target == "initial"
     relative = calibration.rule != "absolute"
+    limit = calibration.alpha if relative else calibration.tau
     auto = calibration.min_rows == "auto"
     least = 1 if initial or auto else int(calibration.min_rows or 1)
     if auto and not relative:
         least, auto = int(calibration.required_rows(1.0)), False
     return {
-        "limit": 1.0
-        if initial
-        else float((calibration.alpha if relative else calibration.tau) or 0),
+        "limit": 1.0 if initial else float(limit or 0.0),
         "min_rows": least,
         "INITIAL": initial,
         "RELATIVE": relative,
