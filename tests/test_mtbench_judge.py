@@ -407,6 +407,34 @@ def test_pictures_of_three_categories(tmp_path):
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[2:])
 
 
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "code"), [("0.4", 3), ("0.5", 0)])
+def test_the_command_prints_estimate_and_scores_and_ends_with_the_code(tmp_path, rate, code):
+    from typer.testing import CliRunner
+
+    from act_harness import cli
+
+    def behave(prompt, times):
+        return Say("none") if "second part" in prompt else by_quality(prompt, times)
+
+    arguments = [str(one_question(tmp_path)), "--model", "m", "--retries", "0"]
+    with serving(behave) as server:
+        arguments += ["--base-url", server.url, "--max-failure-rate", rate]
+        dry = CliRunner().invoke(cli.app, ["judge", *arguments, "--dry-run"])
+        assert (dry.exit_code, server.calls) == (0, 0)
+        result = CliRunner().invoke(cli.app, ["judge", *arguments])
+    assert result.exit_code == code
+    assert "2 calls before retries" in dry.output
+    assert "| baseline | turn 1 | 5.00 | - | 1 | 1 |" in result.output
+    assert "baseline, turn 2: 1 of 1 judgments missing (100.0%), no rating" in result.output
+    assert ("FAILED" in result.output) is (code == 3)
+    kept = (tmp_path / "mt_bench_judge" / "judgments.jsonl").read_text().splitlines()
+    assert [json.loads(line)["rating"] for line in kept].count(None) == 1
+    assert json.loads(kept[0])["schema"] == "act-harness/judgment/1"
+
+
 # -- kills -----------------------------------------------------------------------------------------
 
 _SCRIPT = """
