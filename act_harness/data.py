@@ -353,7 +353,6 @@ def _without_itself(task: Any) -> Iterator[None]:  # noqa: ANN401 - lm-eval's Ta
         config.test_split = before
 
 
-<<<<<<< HEAD
 def task_requests(
     name: str, *, limit: int, num_fewshot: int = 0, data_dir: Path | None = None
 ) -> list[tuple[str, str]]:
@@ -371,7 +370,8 @@ def task_requests(
         task.set_fewshot_seed(seed=1234)
         task.build_all_requests(limit=limit, rank=0, world_size=1)
     return [tuple(instance.args) for instance in task.instances]
-=======
+
+
 def write_documents(path: Path, documents: Sequence[TaskDocuments]) -> None:
     """Store drawn documents, so that a machine without lm-eval or data sets can search.
 
@@ -480,4 +480,3 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
             bias.copy_(5.0 * constant.reshape(-1))
             layer.self_attn.k_proj.weight.mul_(50.0 / config.hidden_size**0.5)
     return model
->>>>>>> refs/heads/searching

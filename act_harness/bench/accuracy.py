@@ -8,6 +8,7 @@ what stock attention itself loses in the same rows. Run as ``python -m act_harne
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def compare(inputs: Inputs, plan: LayerPlan, name: str, *, device: str) -> list[
     assert found.state is not None  # noqa: S101 - a prefill leaves a state
     differ = (found.state.sinks != sinks) & ((near - 1).abs() > 1e-3)
     records = []
-    for low, high in zip(BINS, BINS[1:], strict=False):
+    for low, high in itertools.pairwise(BINS):
         rows = (mass >= low) & (mass < high)
         if not bool(rows.any()):
             continue

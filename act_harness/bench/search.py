@@ -269,7 +269,7 @@ def _agreement(
     task: TaskScores,
     scores: Any,
     found: list[list[float]],
-    picked: list[int],  # noqa: ANN401
+    picked: list[int],
 ) -> tuple[float, int]:
     """Return the largest difference of a margin and the number of equal predictions."""
     import numpy as np

@@ -35,7 +35,7 @@ def row_lse(
     rows, columns, total, first_column, slots, per_group, scale, softcap,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Write lse (B, h, C) of the selected heads, where the stock kernel gives none."""
     block = tl.program_id(0)
     pair = tl.program_id(1)
@@ -80,7 +80,7 @@ def column_sums(
     rows, columns, total, first_column, slots, per_group, scale, softcap,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Write sums (B, h, T): the attention that each column gets from the prompt's rows."""
     pair = tl.program_id(1)
     b = (pair // slots).to(tl.int64)
@@ -141,7 +141,7 @@ def flag_sinks(
     total, slots, limit, min_rows, boundary, few_rows,
     INITIAL: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Write flags (B, h, T), the flagged columns in order (B, h, T), and facts (4, B, h).
 
     The facts are the number of sinks, of those that few rows see, whether a column is near its
@@ -242,7 +242,7 @@ def apply_sinks(
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
     CONTINUE: tl.constexpr, REPORT: tl.constexpr, DIRECT: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Calibrate rows of the selected heads in ``out`` (B, C, H, D).
 
     Launched twice. First (not ``DIRECT``) over all rows: rows with at most half of their mass on
