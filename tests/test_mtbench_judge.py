@@ -196,6 +196,17 @@ def test_a_server_that_refuses_everything_ends_the_run(tmp_path, status):
     assert "\n" not in str(caught.value)
 
 
+def test_a_server_that_is_not_there_ends_the_run_soon(tmp_path):
+    write_run(tmp_path, [(doc(81 + n), graded(5, 6)) for n in range(40)])
+    with serving() as server:
+        pass  # its port is free again, so nothing answers there
+    with pytest.raises(InfrastructureError, match=f"nothing answers at {server.url}") as caught:
+        ask(server, tmp_path, concurrency=2, retries=1)
+    assert "\n" not in str(caught.value)
+    kept = (tmp_path / "mt_bench_judge" / "judgments.jsonl").read_text().splitlines()
+    assert len(kept) == 8 + 2
+
+
 class RecordingEvent(threading.Event):
     def __init__(self):
         super().__init__()
