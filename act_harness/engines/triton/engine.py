@@ -24,6 +24,9 @@ __all__ = ["Blocks", "TritonEngine"]
 
 _logger = logging.getLogger(__name__)
 
+_MOST_ON = {torch.float32: 0.5, torch.float16: 0.9, torch.bfloat16: 0.98}
+"""Mass on the sinks beyond which 1 - m has lost too many digits for the dtype of the output."""
+
 _PROTECT = {"none": 0, "initial": 1, "first-flagged": 2}
 
 
@@ -47,7 +50,7 @@ def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
         return Blocks(16, 64, 4, 16, 16, 64)
     if wide:
         return Blocks(32, 64, 4, 32, 32, 32, stages=2)
-    return Blocks(64, 128, 8, 64, 64, 64)
+    return Blocks(128, 64, 4, 64, 64, 64)
 
 
 @dataclass
@@ -169,6 +172,7 @@ class _Call:
         self.pairs = query.shape[0] * len(selection.plan.heads)
         self.plain = geometry.first_row == 0 and geometry.plain
         self.by_head = lse is not None
+        self.bias = self.rows.real  # of a prefill: -inf for sinks and pads; unused otherwise
         self.lse = lse if lse is not None else self._own_lse()
 
     def _common(self) -> dict[str, Any]:
@@ -214,14 +218,16 @@ class _Call:
             self._sums(sums)
         flags = torch.empty(shape, dtype=torch.bool, device=device)
         index = torch.empty(shape, dtype=torch.int32, device=device)
+        self.bias = torch.empty(shape, dtype=torch.float32, device=device)
         facts = torch.empty(4, *shape[:2], dtype=torch.int32, device=device)
         seen, most = _census(geometry)
         self.engine._note("flag_sinks")
         kernels.flag_sinks[(self.pairs,)](
-            sums, seen, most, geometry.first, flags.view(torch.uint8), index, facts,
+            sums, seen, most, geometry.first, self.rows.real, flags.view(torch.uint8), index,
+            self.bias, facts,
             geometry.total, shape[1], **_detection(calibration),
             boundary=boundary(self.query.dtype), few_rows=FEW_ROWS,
-            BLOCK=min(1024, triton.next_power_of_2(geometry.total)),
+            BLOCK=min(4096, triton.next_power_of_2(geometry.total)), num_warps=8,
         )  # fmt: skip
         running = calibration.decode == "running"
         state = TritonState(
@@ -232,10 +238,13 @@ class _Call:
     def _sums(self, sums: Tensor) -> None:
         self.engine._note("column_sums")
         blocks = self.blocks
+        lse = self.lse
+        if not self.geometry.only_prompt:
+            lse = lse.masked_fill(~self.geometry.prompt_rows[:, None], float("inf"))
         kernels.column_sums[(triton.cdiv(self.geometry.columns, blocks.sums_columns), self.pairs)](
-            self.query, self.key, self.lse, sums, self.selection.heads,
-            self.rows.kind, self.rows.real, self.rows.lo, self.rows.hi,
-            *self.query.stride()[:3], *self.key.stride()[:3], *self.lse.stride(),
+            self.query, self.key, lse, sums, self.selection.heads,
+            self.rows.real, self.rows.lo, self.rows.hi,
+            *self.query.stride()[:3], *self.key.stride()[:3], *lse.stride(),
             **self._common(), BY_HEAD=self.by_head, BM=blocks.sums_rows, BN=blocks.sums_columns,
             num_warps=blocks.sums_warps, num_stages=blocks.stages,
         )  # fmt: skip
@@ -259,7 +268,7 @@ class _Call:
             self.query, self.key, self.value, output, self.lse, self.selection.heads,
             self.selection.strength, self.selection.damp,
             self.rows.kind, self.rows.real, self.rows.lo, self.rows.hi, seen,
-            state.sinks.view(torch.uint8), state.index, state.count, listed, rows, tally,
+            state.sinks.view(torch.uint8), self.bias, state.index, state.count, listed, rows, tally,
             *self.query.stride()[:3], *self.key.stride()[:3], *self.value.stride()[:3],
             output.stride(0), output.stride(2), output.stride(1), *self.lse.stride(),
         )  # fmt: skip
@@ -269,6 +278,7 @@ class _Call:
             "first_row": geometry.first_row,
             "few_rows": FEW_ROWS,
             "min_other": MIN_OTHER_MASS,
+            "most_on": _MOST_ON[self.query.dtype],
             "BY_HEAD": self.by_head,
             "CONTINUE": continues,
             "REPORT": report,
