@@ -1,8 +1,8 @@
 """A search in a process of its own, for tests that kill it or start several; not a test itself.
 
-    python search_child.py kills FOLDER WHEN...   one killed search for each WHEN, then a whole one:
-                                                  a number of writes, or of seconds with an "s"
-    torchrun ... search_child.py join FOLDER      one search in all processes
+python search_child.py kills FOLDER WHEN...   one killed search for each WHEN, then a whole one:
+                                              a number of writes, or of seconds with an "s"
+torchrun ... search_child.py join FOLDER      one search in all processes
 """
 
 from __future__ import annotations
