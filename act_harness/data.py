@@ -374,7 +374,7 @@ def write_documents(path: Path, documents: Sequence[TaskDocuments]) -> None:
     Raises:
         InfrastructureError: the file cannot be written.
     """
-    atomic.write_json(path, [asdict(one) for one in documents])
+    atomic.write_json(path, [asdict(one) for one in documents], canonical=True)
 
 
 def read_documents(path: Path) -> list[TaskDocuments]:
