@@ -185,13 +185,17 @@ def _load_tasks(names: Sequence[str]) -> dict[str, Any]:
                 "filled by `act-harness fetch`"
             ) from error
     for name, task in found.items():
-        kind = task.get_config("output_type")
-        if kind != "multiple_choice":
-            raise TaskError(
-                f"task {name!r} is of type {kind}, the search needs multiple_choice tasks; "
-                "take it out of the list"
-            )
+        _check_kind(name, task)
     return found
+
+
+def _check_kind(name: str, task: Any) -> None:  # noqa: ANN401 - lm-eval's Task
+    kind = task.get_config("output_type")
+    if kind != "multiple_choice":
+        raise TaskError(
+            f"task {name!r} is of type {kind}, the search needs multiple_choice tasks; "
+            "take it out of the list"
+        )
 
 
 class _Draw:

@@ -195,7 +195,7 @@ def test_bad_recipes_are_one_clear_line(tmp_path):
         with pytest.raises(RecipeError, match=message) as caught:
             load_recipe(path)
         assert "\n" not in str(caught.value)
-    with pytest.raises(RecipeError, match="neither a file nor shipped.*'demo'"):
+    with pytest.raises(RecipeError, match=r"neither a file nor shipped.*'demo'"):
         load_recipe("demoo")
 
 
