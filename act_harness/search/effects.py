@@ -69,7 +69,7 @@ class TaskScores:
         return cls(documents[0].task, table, right, fixed, objective)
 
     def margins(self, scores: Array) -> Array:
-        """Return margins of the objective, (..., documents), of scores (..., documents, choices)."""
+        """Return margins of the objective, (..., documents), of (..., documents, choices)."""
         given = self.corrected(scores) if self.objective == "corrected" and self.fixed else scores
         rows = np.arange(len(self.right))
         right = given[..., rows, self.right]

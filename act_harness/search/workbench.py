@@ -1,4 +1,4 @@
-"""A model opened up for the search: start at any layer, see any layer, replace one attention output.
+"""A model opened up for the search: enter at any layer, see all, replace an attention output.
 
 The stock model does all arithmetic. Its decoder layers and attention modules are given a thin
 wrapper for the time of the search; what a forward is to do differently stands in a :class:`_Run`:
