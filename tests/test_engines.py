@@ -72,7 +72,7 @@ def maps(draw):
     """Causal attention maps of one head with concentrated columns, as nested lists."""
     size = draw(st.integers(1, 12))
     seed = draw(st.integers(0, 2**31))
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     bias = [rng.choice([0.0, 0.0, 3.0, 12.0]) for _ in range(size)]
     rows = []
     for k in range(size):

@@ -85,7 +85,8 @@ def compare(inputs: Inputs, plan: LayerPlan, name: str, *, device: str) -> list[
 
 
 def _errors(output: Tensor, exact: Tensor) -> Tensor:
-    return (output.double() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    relative: Tensor = (output.double() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    return relative
 
 
 def _over(mine: float, theirs: float) -> float | None:

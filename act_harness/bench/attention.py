@@ -208,7 +208,7 @@ def measure(
     limits: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Time all variants on one shape; one record for each."""
-    sets = [planted(seed, **shape, dtype=dtype, device=device) for seed in range(3)]  # type: ignore[arg-type]
+    sets = [planted(seed, **shape, dtype=dtype, device=device) for seed in range(3)]
     step = shape["heads"] / selected
     heads = tuple(int(step * n) for n in range(selected))
     plan = LayerPlan.uniform(Calibration(), heads)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
+import scipy.stats  # type: ignore[import-untyped]
 
 from act_harness.errors import InternalError
 

@@ -129,6 +129,7 @@ class TritonEngine:
             tally = call.apply(found, facts[3], output, report=True)
             return EngineResult(output, found, _report(facts, tally))
         found = _listed(state)
+        assert found.count is not None  # noqa: S101 - _listed fills it
         call.apply(found, query.new_zeros(found.count.shape, dtype=torch.int32), output)
         return EngineResult(output, found, None)
 
