@@ -15,7 +15,7 @@ from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration, Layer
 from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import EngineResult, Geometry, LayerState, Report, boundary
 from act_harness.engines.torch import TorchEngine
-from act_harness.engines.triton import kernels
+from act_harness.engines.triton import kernels, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +123,10 @@ class TritonEngine:
         if plan.calibration.decode == "off" and geometry.first_row > 0:
             return EngineResult(output, state, None)
         selection = self._select(plan, query.device)
+        if state is not None and geometry.rows == 1:
+            found = _listed(state)
+            self._step(query, key, value, output, geometry, selection, found, lse, scale, softcap)
+            return EngineResult(output, found, None)
         call = _Call(self, query, key, value, geometry, selection, lse, scale, softcap)
         if state is None:
             found, facts = call.detect()
@@ -132,6 +136,38 @@ class TritonEngine:
         assert found.count is not None  # noqa: S101 - _listed fills it
         call.apply(found, query.new_zeros(found.count.shape, dtype=torch.int32), output)
         return EngineResult(output, found, None)
+
+    def _step(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        geometry: Geometry,
+        selection: _Selection,
+        state: TritonState,
+        lse: Tensor | None,
+        scale: float,
+        softcap: float | None,
+    ) -> None:
+        """Calibrate a decode step in one launch."""
+        self._note("step")
+        rows = _rows_of(geometry)
+        key, value = _last_axis_dense(key), _last_axis_dense(value)
+        slots, size = len(selection.plan.heads), query.shape[-1]
+        given = lse if lse is not None else query
+        step.step_sinks[(query.shape[0] * slots,)](
+            query, key, value, output, given,
+            selection.heads, selection.strength, selection.damp,
+            rows.real, rows.lo, rows.hi, state.sinks.view(torch.uint8), state.index, state.count,
+            *query.stride()[:2], *key.stride()[:3], *value.stride()[:3],
+            output.stride(0), output.stride(2), *given.stride()[:2],
+            geometry.columns, geometry.total, state.sinks.shape[-1], geometry.first_column,
+            slots, query.shape[1] // key.shape[1], scale, softcap or 0.0,
+            MIN_OTHER_MASS, _MOST_ON[query.dtype],
+            OWN_LSE=lse is None, SOFTCAP=softcap is not None,
+            D=size, BD=max(16, triton.next_power_of_2(size)), BN=64, BS=16,
+        )  # fmt: skip
 
     def _note(self, name: str) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
