@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import act_harness
 from act_harness.calibration import MIN_OTHER_MASS, Calibration, HeadStrength, LayerPlan
 from act_harness.engines import ENGINES, select_engine
+from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import Geometry, Stock
 from act_harness.engines.reference import ReferenceEngine, calibrate_weights, row_factors
 from act_harness.engines.torch import TorchEngine
@@ -71,7 +72,7 @@ def maps(draw):
     """Causal attention maps of one head with concentrated columns, as nested lists."""
     size = draw(st.integers(1, 12))
     seed = draw(st.integers(0, 2**31))
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     bias = [rng.choice([0.0, 0.0, 3.0, 12.0]) for _ in range(size)]
     rows = []
     for k in range(size):
@@ -441,3 +442,93 @@ def test_calibrate_weights_is_public():
     changed = act_harness.calibrate_weights(weights, calibration=Calibration(alpha=2.0))
     assert changed.shape == weights.shape
     assert changed.dtype == weights.dtype
+
+
+# -- the stock kernel with its log-sum-exp ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_kernels_own_log_sum_exp(dtype, groups):
+    """The fused kernel called directly is the stock one, bit for bit, and its lse is right."""
+    case = ec.make_case(22, groups=groups, tokens=33, size=64, dtype=dtype)
+    geometry = case.geometry()
+    stock = ec.stock_of(case, geometry)
+    found = attend_with_lse(
+        case.query,
+        case.key,
+        case.value,
+        geometry=geometry,
+        stock=stock,
+        scale=case.scale,
+        softcap=None,
+    )
+    assert torch.equal(found.output, stock())
+    assert found.lse is not None
+    key = case.key.repeat_interleave(4 // groups, dim=1)
+    products = case.query.double() @ key.double().transpose(-1, -2) * case.scale
+    exact = products.masked_fill(~geometry.visible(0, 33), -math.inf).logsumexp(-1)
+    atol = 2e-4 if dtype == torch.bfloat16 else 1e-5  # bf16: a faster, coarser exponential
+    torch.testing.assert_close(found.lse.double(), exact, rtol=0, atol=atol)
+
+
+def test_masks_and_other_kernels_give_no_log_sum_exp():
+    for case, kernel in (
+        (ec.make_case(23, side="left", lengths=(48, 20)), "sdpa"),
+        (ec.make_case(23, window=9), "sdpa"),
+        (ec.make_case(23), "eager"),
+    ):
+        geometry = case.geometry()
+        output = ec.stock_of(case, geometry)()
+        found = attend_with_lse(
+            case.query,
+            case.key,
+            case.value,
+            geometry=geometry,
+            stock=Stock(lambda output=output: output, kernel=kernel),
+            scale=case.scale,
+            softcap=None,
+        )
+        assert found.lse is None
+        assert found.output is output
+
+
+def test_a_plain_callable_keeps_its_tensor():
+    """What is no Stock may hand out a tensor it still needs; the engine must not write into it."""
+    case = ec.make_case(24)
+    geometry = case.geometry()
+    held = ec.stock_of(case, geometry)()
+    before = held.clone()
+    found = TorchEngine()(
+        case.query,
+        case.key,
+        case.value,
+        geometry=geometry,
+        plan=ec.plan_of(Calibration(), (0, 1)),
+        state=None,
+        stock=lambda: held,
+        scale=case.scale,
+    )
+    assert torch.equal(held, before)
+    assert not torch.equal(found.output, before)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("first_row", [0, 15])
+def test_intervals_say_what_rows_see(side, window, first_row):
+    case = ec.make_case(25, tokens=20, lengths=(20, 11), side=side, window=window)
+    geometry = case.geometry(first_row)
+    lo, hi = geometry.intervals
+    column = torch.arange(20)
+    between = (column >= lo[..., None]) & (column <= hi[..., None]) & case.real[:, None]
+    rows = case.real[:, first_row:]
+    assert torch.equal(between[rows], geometry.visible(0, geometry.rows)[:, 0][rows])
+
+
+def test_masks_with_holes_are_no_intervals():
+    case = ec.make_case(26, tokens=12)
+    mask = torch.ones(12, 12, dtype=torch.bool).tril()
+    mask[9, 4] = False
+    geometry = Geometry(case.real, case.prompt, 0, 0, 12, mask[None, None])
+    assert geometry.intervals is None

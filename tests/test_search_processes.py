@@ -1,4 +1,4 @@
-"""A search that is killed, and one in several processes, give the artifact of an undisturbed one."""
+"""A search that is killed, and one in two processes, give the artifact of an undisturbed one."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The CUDA engine's kernels, interpreted on the CPU, against the float64 reference."""
 
+# ruff: noqa: E402 - the variable must be set before triton is imported
 from __future__ import annotations
 
 import os
 
 import pytest
-
 import torch
 
 ON_DEVICE = torch.cuda.is_available()
@@ -143,6 +143,20 @@ def test_pieces_give_the_whole(decode, cuts):
     pieces, _ = ec.run_pieces(kernels, case, plan, cuts)
     ec.compare_outputs(pieces, whole, case)
     assert kernels.calls.get("fallback", 0) == (len(cuts) if decode == "running" else 0)
+    assert kernels.calls.get("step", 0) == (len(cuts) > 1 and decode == "frozen")
+
+
+@pytest.mark.parametrize("strength", [6.0, 13.0, 60.0])
+@pytest.mark.parametrize("softcap", [None, 20.0])
+def test_steps(strength, softcap):
+    """One row over the cache: by difference, summed directly, left alone; with a soft cap."""
+    case = tiny(18, tokens=34, prompts=(30,), strength=strength, softcap=softcap).to(DEVICE)
+    plan = ec.plan_of(Calibration(protect="none"), (0, 1, 2, 3))
+    whole = ec.run(ReferenceEngine(), case, plan).output
+    kernels = engine()
+    pieces, _ = ec.run_pieces(kernels, case, plan, [30, 31, 32, 33])
+    ec.compare_outputs(pieces, whole, case)
+    assert kernels.calls["step"] == 4
 
 
 def test_left_padded_decode():

@@ -92,11 +92,16 @@ class Probe:
                 f"{kind} attends to later tokens through the attention interface; "
                 "it cannot be calibrated"
             )
-        if not torch.allclose(self._in_two_pieces(), first[:, _PROMPT:], rtol=1e-2, atol=1e-2):
+        if not self._alike(self._in_two_pieces(), first[:, _PROMPT:]):
             raise UnsupportedModelError(
                 f"{kind} does not give its attention layers the cache they extend; "
                 "it cannot be calibrated"
             )
+
+    def _alike(self, logits: Tensor, expected: Tensor) -> bool:
+        """Whether logits agree within what another kernel's rounding does to a deep model."""
+        share = 0.02 if self.model.dtype in (torch.float32, torch.float64) else 0.3
+        return float((logits - expected).abs().max()) <= share * float(expected.std()) + 1e-3
 
     def _in_two_pieces(self) -> Tensor:
         """Logits of the tokens after the prompt, computed over the prompt's cache."""

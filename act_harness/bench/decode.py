@@ -50,10 +50,7 @@ def measure(
     """Time both arms' decode steps; one record for each."""
     tokens = random_tokens(pair.stock, batch, context, 0)
     running = {name: _Generation(model, tokens) for name, model in pair.items()}
-    variants = {
-        name: (lambda turn, arm=arm: arm.step())  # type: ignore[misc]
-        for name, arm in running.items()
-    }
+    variants = {name: (lambda turn, arm=arm: arm.step()) for name, arm in running.items()}
     timings = alternate(variants, device=device, rounds=rounds, warmup=4)
     records = []
     for name, timing in timings.items():

@@ -39,10 +39,7 @@ def measure(
         with torch.no_grad():
             model(input_ids=inputs[turn % 3], use_cache=False, logits_to_keep=1)
 
-    variants = {
-        name: (lambda turn, model=model: run(model, turn))  # type: ignore[misc]
-        for name, model in pair.items()
-    }
+    variants = {name: (lambda turn, model=model: run(model, turn)) for name, model in pair.items()}
     peaks = {
         name: peak_memory(lambda function=function: function(0), device=device)  # type: ignore[misc]
         for name, function in variants.items()

@@ -163,9 +163,14 @@ class Geometry:
         return self.first_row == 0 and bool(self.prompt.any())
 
     @cached_property
+    def only_prompt(self) -> bool:
+        """Whether every row of this call belongs to a prompt: no pads, nothing scored."""
+        return self.first_row == 0 and bool(self.prompt.all())
+
+    @cached_property
     def has_continuation_rows(self) -> bool:
         """Whether any row of this call is scored or generated."""
-        return bool(self.continuation_rows.any())
+        return not self.__dict__.get("only_prompt", False) and bool(self.continuation_rows.any())
 
     @cached_property
     def prompt_census(self) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ class _Sequence(NamedTuple):
     context: Tokens
     answers: tuple[Tokens, ...]
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         return len(self.context) + sum(len(answer) - 1 for answer in self.answers)
 
 

@@ -213,9 +213,10 @@ class Recipe(BaseModel):
                     f"{have}; take the recipe of that model or change its 'expect'"
                 )
         count, heads = facts.num_hidden_layers, facts.num_attention_heads
-        first, last = {"all": (0, count - 1), "release": (2, count - 2)}.get(
-            self.layers if isinstance(self.layers, str) else "", self.layers
-        )
+        if isinstance(self.layers, str):
+            first, last = {"all": (0, count - 1), "release": (2, count - 2)}[self.layers]
+        else:
+            first, last = self.layers
         if not 0 <= int(first) <= int(last) < count:
             raise RecipeError(
                 f"layers {first} to {last} are asked for, {facts.id!r} has layers 0 to {count - 1}"

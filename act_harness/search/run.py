@@ -72,7 +72,7 @@ class SearchResult:
             if drawn:
                 mean = math.fsum(one["accuracy"] for one in drawn) / len(drawn)
                 lines.append(
-                    f"  {len(drawn)} random sets of that size: accuracy {100 * mean:.1f} % on average"
+                    f"  {len(drawn)} random sets of that size: mean accuracy {100 * mean:.1f} %"
                 )
         lines += [f"  note: {note}" for note in search.get("notes", [])]
         if self.path is not None:

@@ -15,7 +15,7 @@ from act_harness.scoring import Item, Scorer
 from act_harness.search.effects import TaskScores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
@@ -78,7 +78,7 @@ class SetJudge:
     model: PreTrainedModel
     facts: ModelFacts
     recipe: Recipe
-    tasks: dict[str, Sequence[Document]]
+    tasks: Mapping[str, Sequence[Document]]
     """Verify documents by task."""
     ledger: Ledger
     processes: Processes

@@ -15,7 +15,7 @@ from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration, Layer
 from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import EngineResult, Geometry, LayerState, Report, boundary
 from act_harness.engines.torch import TorchEngine
-from act_harness.engines.triton import kernels
+from act_harness.engines.triton import kernels, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Blocks", "TritonEngine"]
 
 _logger = logging.getLogger(__name__)
+
+_MOST_ON = {torch.float32: 0.5, torch.float16: 0.9, torch.bfloat16: 0.98}
+"""Mass on the sinks beyond which 1 - m has lost too many digits for the dtype of the output."""
 
 _PROTECT = {"none": 0, "initial": 1, "first-flagged": 2}
 
@@ -47,7 +50,7 @@ def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
         return Blocks(16, 64, 4, 16, 16, 64)
     if wide:
         return Blocks(32, 64, 4, 32, 32, 32, stages=2)
-    return Blocks(64, 128, 8, 64, 64, 64)
+    return Blocks(128, 64, 4, 64, 64, 64)
 
 
 @dataclass
@@ -120,14 +123,51 @@ class TritonEngine:
         if plan.calibration.decode == "off" and geometry.first_row > 0:
             return EngineResult(output, state, None)
         selection = self._select(plan, query.device)
+        if state is not None and geometry.rows == 1:
+            found = _listed(state)
+            self._step(query, key, value, output, geometry, selection, found, lse, scale, softcap)
+            return EngineResult(output, found, None)
         call = _Call(self, query, key, value, geometry, selection, lse, scale, softcap)
         if state is None:
             found, facts = call.detect()
             tally = call.apply(found, facts[3], output, report=True)
             return EngineResult(output, found, _report(facts, tally))
         found = _listed(state)
+        assert found.count is not None  # noqa: S101 - _listed fills it
         call.apply(found, query.new_zeros(found.count.shape, dtype=torch.int32), output)
         return EngineResult(output, found, None)
+
+    def _step(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        geometry: Geometry,
+        selection: _Selection,
+        state: TritonState,
+        lse: Tensor | None,
+        scale: float,
+        softcap: float | None,
+    ) -> None:
+        """Calibrate a decode step in one launch."""
+        self._note("step")
+        rows = _rows_of(geometry)
+        key, value = _last_axis_dense(key), _last_axis_dense(value)
+        slots, size = len(selection.plan.heads), query.shape[-1]
+        given = lse if lse is not None else query
+        step.step_sinks[(query.shape[0] * slots,)](
+            query, key, value, output, given,
+            selection.heads, selection.strength, selection.damp,
+            rows.real, rows.lo, rows.hi, state.sinks.view(torch.uint8), state.index, state.count,
+            *query.stride()[:2], *key.stride()[:3], *value.stride()[:3],
+            output.stride(0), output.stride(2), *given.stride()[:2],
+            geometry.columns, geometry.total, state.sinks.shape[-1], geometry.first_column,
+            slots, query.shape[1] // key.shape[1], scale, softcap or 0.0,
+            MIN_OTHER_MASS, _MOST_ON[query.dtype],
+            OWN_LSE=lse is None, SOFTCAP=softcap is not None,
+            D=size, BD=max(16, triton.next_power_of_2(size)), BN=64, BS=16,
+        )  # fmt: skip
 
     def _note(self, name: str) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
@@ -169,6 +209,7 @@ class _Call:
         self.pairs = query.shape[0] * len(selection.plan.heads)
         self.plain = geometry.first_row == 0 and geometry.plain
         self.by_head = lse is not None
+        self.bias = self.rows.real  # of a prefill: -inf for sinks and pads; unused otherwise
         self.lse = lse if lse is not None else self._own_lse()
 
     def _common(self) -> dict[str, Any]:
@@ -214,14 +255,16 @@ class _Call:
             self._sums(sums)
         flags = torch.empty(shape, dtype=torch.bool, device=device)
         index = torch.empty(shape, dtype=torch.int32, device=device)
+        self.bias = torch.empty(shape, dtype=torch.float32, device=device)
         facts = torch.empty(4, *shape[:2], dtype=torch.int32, device=device)
         seen, most = _census(geometry)
         self.engine._note("flag_sinks")
         kernels.flag_sinks[(self.pairs,)](
-            sums, seen, most, geometry.first, flags.view(torch.uint8), index, facts,
+            sums, seen, most, geometry.first, self.rows.real, flags.view(torch.uint8), index,
+            self.bias, facts,
             geometry.total, shape[1], **_detection(calibration),
             boundary=boundary(self.query.dtype), few_rows=FEW_ROWS,
-            BLOCK=min(1024, triton.next_power_of_2(geometry.total)),
+            BLOCK=min(4096, triton.next_power_of_2(geometry.total)), num_warps=8,
         )  # fmt: skip
         running = calibration.decode == "running"
         state = TritonState(
@@ -232,10 +275,13 @@ class _Call:
     def _sums(self, sums: Tensor) -> None:
         self.engine._note("column_sums")
         blocks = self.blocks
+        lse = self.lse
+        if not self.geometry.only_prompt:
+            lse = lse.masked_fill(~self.geometry.prompt_rows[:, None], float("inf"))
         kernels.column_sums[(triton.cdiv(self.geometry.columns, blocks.sums_columns), self.pairs)](
-            self.query, self.key, self.lse, sums, self.selection.heads,
-            self.rows.kind, self.rows.real, self.rows.lo, self.rows.hi,
-            *self.query.stride()[:3], *self.key.stride()[:3], *self.lse.stride(),
+            self.query, self.key, lse, sums, self.selection.heads,
+            self.rows.real, self.rows.lo, self.rows.hi,
+            *self.query.stride()[:3], *self.key.stride()[:3], *lse.stride(),
             **self._common(), BY_HEAD=self.by_head, BM=blocks.sums_rows, BN=blocks.sums_columns,
             num_warps=blocks.sums_warps, num_stages=blocks.stages,
         )  # fmt: skip
@@ -259,7 +305,7 @@ class _Call:
             self.query, self.key, self.value, output, self.lse, self.selection.heads,
             self.selection.strength, self.selection.damp,
             self.rows.kind, self.rows.real, self.rows.lo, self.rows.hi, seen,
-            state.sinks.view(torch.uint8), state.index, state.count, listed, rows, tally,
+            state.sinks.view(torch.uint8), self.bias, state.index, state.count, listed, rows, tally,
             *self.query.stride()[:3], *self.key.stride()[:3], *self.value.stride()[:3],
             output.stride(0), output.stride(2), output.stride(1), *self.lse.stride(),
         )  # fmt: skip
@@ -269,6 +315,7 @@ class _Call:
             "first_row": geometry.first_row,
             "few_rows": FEW_ROWS,
             "min_other": MIN_OTHER_MASS,
+            "most_on": _MOST_ON[self.query.dtype],
             "BY_HEAD": self.by_head,
             "CONTINUE": continues,
             "REPORT": report,

@@ -9,6 +9,7 @@ What a row sees is an interval of columns, ``lo..hi``, less the pads; ``kind`` s
 neither needs to be loaded. Logarithms are natural in memory and of base 2 inside.
 """
 
+# ruff: noqa: ANN001, ANN201, ANN202, N803, E501 - kernels: Triton's own conventions
 from __future__ import annotations
 
 import triton
@@ -22,10 +23,23 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def logits(q, k_transposed, scale, softcap, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
     """Scaled products in units of log 2."""
-    product = tl.dot(q, k_transposed, input_precision=PRECISION) * scale
+    product = tl.dot(q, k_transposed, input_precision=PRECISION)
     if SOFTCAP:
-        product = softcap * (2.0 * tl.sigmoid(2.0 * product / softcap) - 1.0)
-    return product * _LOG2E
+        product = product * (2.0 * scale / softcap)
+        result = (2.0 * tl.sigmoid(product) - 1.0) * (softcap * _LOG2E)
+    else:
+        result = product * (scale * _LOG2E)  # one factor: it fuses with what is added next
+    return result
+
+
+@triton.jit
+def dense(held, d, D: tl.constexpr, BD: tl.constexpr):
+    """Mask of a tile of rows (or columns) and values; no values to mask where D is a block."""
+    if D == BD:
+        mask = held
+    else:
+        mask = held & (d < D)
+    return mask
 
 
 @triton.jit
@@ -75,13 +89,17 @@ def row_lse(
 
 @triton.jit
 def column_sums(
-    q_ptr, k_ptr, lse_ptr, sums_ptr, heads_ptr, kind_ptr, real_ptr, lo_ptr, hi_ptr,
+    q_ptr, k_ptr, lse_ptr, sums_ptr, heads_ptr, real_ptr, lo_ptr, hi_ptr,
     sqb, sqh, sqm, skb, skh, skn, slb, slh, slm,
     rows, columns, total, first_column, slots, per_group, scale, softcap,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write sums (B, h, T): the attention that each column gets from the prompt's rows."""
+    """Write sums (B, h, T): the attention that each column gets from the prompt's rows.
+
+    The log-sum-exp of rows that do not count (pads, continuation) is +inf, so their weights are 0.
+    Nothing else is loaded in the loop: bytes could not be loaded ahead of their use.
+    """
     pair = tl.program_id(1)
     b = (pair // slots).to(tl.int64)
     slot = pair % slots
@@ -94,7 +112,7 @@ def column_sums(
     held = n < columns
     k = tl.load(
         k_ptr + b * skb + (head // per_group) * skh + n[:, None] * skn + d[None, :],
-        mask=held[:, None] & (d < D)[None, :], other=0.0,
+        mask=dense(held[:, None], d[None, :], D, BD), other=0.0,
     )  # fmt: skip
     acc = tl.zeros([BN, BM], tl.float32)
     # A causal prefill: rows before the block see none of it, rows past its last column all of it.
@@ -102,29 +120,27 @@ def column_sums(
     edge = tl.minimum(tl.cdiv(start + BN, BM) * BM, rows) if PLAIN else rows
     for row in range(first, edge, BM):
         m = row + tl.arange(0, BM)
-        kind = tl.load(kind_ptr + b * rows + m, mask=m < rows, other=0)
         q = tl.load(
             q_base + m[None, :] * sqm + d[:, None],
-            mask=(m < rows)[None, :] & (d < D)[:, None], other=0.0,
+            mask=dense((m < rows)[None, :], d[:, None], D, BD), other=0.0,
         )  # fmt: skip
-        lse = tl.load(lse_base + m * slm, mask=kind == 1, other=float("inf"))
+        lse = tl.load(lse_base + m * slm, mask=m < rows, other=float("inf"))
         value = logits(k, q, scale, softcap, SOFTCAP, PRECISION) - (lse * _LOG2E)[None, :]
         if PLAIN:
             sees = n[:, None] <= m[None, :]
         else:
-            lo = tl.load(lo_ptr + b * rows + m, mask=kind == 1, other=columns)
-            hi = tl.load(hi_ptr + b * rows + m, mask=kind == 1, other=-1)
+            lo = tl.load(lo_ptr + b * rows + m, mask=m < rows, other=columns)
+            hi = tl.load(hi_ptr + b * rows + m, mask=m < rows, other=-1)
             sees = (n[:, None] >= lo[None, :]) & (n[:, None] <= hi[None, :])
         acc += tl.exp2(tl.where(sees, value, float("-inf")))
     if PLAIN:
         for row in range(edge, rows, BM):
             m = row + tl.arange(0, BM)
-            kind = tl.load(kind_ptr + b * rows + m, mask=m < rows, other=0)
             q = tl.load(
                 q_base + m[None, :] * sqm + d[:, None],
-                mask=(m < rows)[None, :] & (d < D)[:, None], other=0.0,
+                mask=dense((m < rows)[None, :], d[:, None], D, BD), other=0.0,
             )  # fmt: skip
-            lse = tl.load(lse_base + m * slm, mask=kind == 1, other=float("inf"))
+            lse = tl.load(lse_base + m * slm, mask=m < rows, other=float("inf"))
             acc += tl.exp2(
                 logits(k, q, scale, softcap, SOFTCAP, PRECISION) - (lse * _LOG2E)[None, :]
             )
@@ -137,12 +153,14 @@ def column_sums(
 
 @triton.jit
 def flag_sinks(
-    sums_ptr, seen_ptr, most_ptr, first_ptr, flags_ptr, index_ptr, facts_ptr,
+    sums_ptr, seen_ptr, most_ptr, first_ptr, real_ptr, flags_ptr, index_ptr, bias_ptr, facts_ptr,
     total, slots, limit, min_rows, boundary, few_rows,
     INITIAL: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write flags (B, h, T), the flagged columns in order (B, h, T), and facts (4, B, h).
+
+    ``bias`` (B, h, T) is -inf for sinks and pads, 0 for all other columns.
 
     The facts are the number of sinks, of those that few rows see, whether a column is near its
     threshold, and a zero that counts rows for the correction. ``limit`` is alpha or tau.
@@ -181,6 +199,8 @@ def flag_sinks(
         place = count + tl.cumsum(ones, axis=0) - 1
         tl.store(flags_ptr + base + t, ones.to(tl.uint8), mask=held)
         tl.store(index_ptr + base + place, t, mask=sink)
+        real = tl.load(real_ptr + b * total + t, mask=held, other=0)
+        tl.store(bias_ptr + base + t, tl.where(sink | (real == 0), float("-inf"), 0.0), mask=held)
         count += tl.sum(ones, axis=0)
         few += tl.sum((sink & (seen < few_rows)).to(tl.int32), axis=0)
     tl.store(facts_ptr + pair, count)
@@ -192,9 +212,10 @@ def flag_sinks(
 @triton.jit
 def factors(m, u, strength, damp):
     """Factors on the sinks and off them for rows of sink mass m and other mass u."""
+    u = tl.maximum(u, 1e-6)  # rows with less are not changed by these factors
     scaled = u + strength * m
     inside = tl.where(damp, strength, strength / scaled)
-    outside = tl.where(damp, (1.0 - strength * m) / tl.maximum(u, 1e-30), 1.0 / scaled)
+    outside = tl.where(damp, (1.0 - strength * m) / u, 1.0 / scaled)
     return inside, outside
 
 
@@ -227,28 +248,32 @@ def on_sinks(
         if REPORT:
             rare = tl.load(seen_base + position, mask=s < count, other=few_rows) < few_rows
             few += tl.sum(tl.where(rare[None, :], weight, 0.0), axis=1)
-        acc += tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
+        high = weight.to(v.dtype)
+        acc += tl.dot(high, v, input_precision=PRECISION)
+        if v.dtype != tl.float32:  # what rounding took off: these products are subtracted later
+            acc += tl.dot((weight - high.to(tl.float32)).to(v.dtype), v)
     return m, few, acc
 
 
 @triton.jit
 def apply_sinks(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
-    kind_ptr, real_ptr, lo_ptr, hi_ptr, seen_ptr, flags_ptr, index_ptr, count_ptr,
+    kind_ptr, real_ptr, lo_ptr, hi_ptr, seen_ptr, flags_ptr, bias_ptr, index_ptr, count_ptr,
     listed_ptr, list_ptr, tally_ptr,
     sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, slb, slh, slm,
     rows, columns, total, sink_total, first_column, first_row, slots, per_group, scale, softcap,
-    few_rows, min_other,
+    few_rows, min_other, most_on,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
     CONTINUE: tl.constexpr, REPORT: tl.constexpr, DIRECT: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Calibrate rows of the selected heads in ``out`` (B, C, H, D).
 
-    Launched twice. First (not ``DIRECT``) over all rows: rows with at most half of their mass on
-    the sinks are corrected by the difference, the others are put on a list. Then (``DIRECT``) over
-    the list: their mass and values off the sinks are summed anew, since the difference would lose
-    digits. ``tally`` (3, B, h, C): by row m - m', its share on columns few rows see, left alone.
+    Launched twice. First (not ``DIRECT``) over all rows: rows are corrected by the difference,
+    unless that would lose digits (what is subtracted from is more than twice as long as the
+    result, or the mass on the sinks is above ``most_on``); those are put on a list. Then
+    (``DIRECT``) over the list: their mass and values off the sinks are summed anew. ``tally``
+    (3, B, h, C): by row m - m', its share on columns few rows see, left alone.
     """
     block = tl.program_id(0)
     pair = tl.program_id(1)
@@ -277,7 +302,7 @@ def apply_sinks(
         active = live & ((kind == 1) | (kind == 2)) if CONTINUE else live & (kind == 1)
         q = tl.load(
             q_ptr + b * sqb + head * sqh + m[:, None] * sqm + d[None, :],
-            mask=active[:, None] & (d < D)[None, :], other=0.0,
+            mask=dense(active[:, None], d[None, :], D, BD), other=0.0,
         )  # fmt: skip
         lse_base = lse_ptr + b * slb + (head if BY_HEAD else slot.to(tl.int64)) * slh
         lse = tl.load(lse_base + m * slm, mask=active, other=float("inf")) * _LOG2E
@@ -308,20 +333,26 @@ def apply_sinks(
                 t = first_column + n
                 k = tl.load(
                     k_base + n[None, :] * skn + d[:, None],
-                    mask=held[None, :] & (d < D)[:, None], other=0.0,
+                    mask=dense(held[None, :], d[:, None], D, BD), other=0.0,
                 )  # fmt: skip
                 v = tl.load(
                     v_base + n[:, None] * svn + d[None, :],
-                    mask=held[:, None] & (d < D)[None, :], other=0.0,
+                    mask=dense(held[:, None], d[None, :], D, BD), other=0.0,
                 )  # fmt: skip
-                real = tl.load(real_ptr + b * total + t, mask=held, other=0)
-                flag = tl.load(
-                    flags_ptr + pair.to(tl.int64) * sink_total + t,
-                    mask=held & (t < sink_total), other=0,
-                )  # fmt: skip
-                open_ = (real != 0) & (flag == 0)
-                sees = (n[None, :] >= lo[:, None]) & (n[None, :] <= hi[:, None]) & open_[None, :]
+                sees = (n[None, :] >= lo[:, None]) & (n[None, :] <= hi[:, None])
                 value = logits(q, k, scale, softcap, SOFTCAP, PRECISION) - lse[:, None]
+                if REPORT:  # a prefill: sinks and pads are in the bias
+                    bias = tl.load(
+                        bias_ptr + pair.to(tl.int64) * total + t, mask=held, other=float("-inf")
+                    )
+                    value += bias[None, :]
+                else:
+                    real = tl.load(real_ptr + b * total + t, mask=held, other=0)
+                    flag = tl.load(
+                        flags_ptr + pair.to(tl.int64) * sink_total + t,
+                        mask=held & (t < sink_total), other=0,
+                    )  # fmt: skip
+                    sees = sees & ((real != 0) & (flag == 0))[None, :]
                 weight = tl.exp2(tl.where(sees, value, float("-inf")))
                 off += tl.sum(weight, axis=1)
                 rest += tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
@@ -331,12 +362,15 @@ def apply_sinks(
             result = outside[:, None] * rest + inside[:, None] * acc
             written = live
         else:
-            direct = active & (on > 0.5)
             alone = live & (m < 0)
-            changes = active & (on > 0) & (on <= 0.5)
-            inside, outside = factors(on, tl.where(changes, 1.0 - on, 1.0), strength, damp)
-            old = tl.load(out_at, mask=changes[:, None] & (d < D)[None, :], other=0.0)
-            result = outside[:, None] * old.to(tl.float32) + (inside - outside)[:, None] * acc
+            touched = active & (on > 0)
+            inside, outside = factors(on, tl.where(touched, 1.0 - on, 1.0), strength, damp)
+            old = tl.load(out_at, mask=dense(touched[:, None], d[None, :], D, BD), other=0.0)
+            old = outside[:, None] * old.to(tl.float32)
+            result = old + (inside - outside)[:, None] * acc
+            lost = tl.sum(old * old, axis=1) > 4.0 * tl.sum(result * result, axis=1)
+            direct = touched & (lost | (on > most_on))
+            changes = touched & (direct == 0)
             ones = direct.to(tl.int32)
             number = tl.sum(ones, axis=0)
             if number > 0:
@@ -345,7 +379,7 @@ def apply_sinks(
             written = live & (direct == 0)
         tl.store(
             out_at, result.to(out_ptr.dtype.element_ty),
-            mask=changes[:, None] & (d < D)[None, :],
+            mask=dense(changes[:, None], d[None, :], D, BD),
         )  # fmt: skip
         if REPORT:
             share = tl.where(changes & (kind == 1), 1.0 - inside, 0.0)
