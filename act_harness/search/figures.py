@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from act_harness.search.select import best_of_each_head
 
 if TYPE_CHECKING:
+    from act_harness.report import Curve
     from act_harness.search.run import SearchResult
 
 __all__ = ["draw"]
@@ -61,7 +62,7 @@ def draw(result: SearchResult, folder: Path) -> dict[str, Path]:
     }
 
 
-def _curve(search: dict) -> object:  # type: ignore[type-arg]
+def _curve(search: dict[str, Any]) -> Curve | None:
     """Return the effect of the k best heads, where rule ``top`` measured it."""
     from act_harness.report import Curve
 
