@@ -442,7 +442,8 @@ def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -
     """Load a causal language model by transformers alone, where lm-eval is not installed."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.to(device).eval()
 
 
 def load_plain_tokenizer(folder: str) -> Any:  # noqa: ANN401 - any transformers tokenizer
@@ -482,7 +483,8 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
 
     if shape not in _SHAPES:
         raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
-    config = LlamaConfig(**_SHAPES[shape], attention_bias=True, attn_implementation="sdpa")
+    sizes: dict[str, Any] = {**_SHAPES[shape], "attn_implementation": "sdpa"}
+    config: Any = LlamaConfig(**sizes, attention_bias=True)
     torch.manual_seed(0)
     with torch.device(device):
         before = torch.get_default_dtype()

@@ -40,7 +40,7 @@ def search(folder: Path) -> None:
     run_search(
         recipe,
         model=tiny(),
-        documents=[drawn("a", 1), drawn("b", 2)],
+        documents=[drawn("a", 5), drawn("b", 6)],
         ledgers=folder / "ledgers",
         output=folder / "out.json",
         show_progress=False,

@@ -13,7 +13,7 @@ from act_harness.errors import InfrastructureError, InputError, RecipeError, Res
 from act_harness.search.recipe import load_recipe, make_recipe
 from act_harness.search.run import run_search, stable_content
 
-DRAWN = [drawn("a", 1), drawn("b", 2)]
+DRAWN = [drawn("a", 5), drawn("b", 6)]
 
 
 def recipe(**changes):

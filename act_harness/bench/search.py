@@ -123,7 +123,7 @@ def bench_search(
         keep: share of the heads that the screen keeps.
         recipe: settings of the search; its tasks, method and share are replaced.
     """
-    device = str(model.get_input_embeddings().weight.device)
+    device = str(next(model.parameters()).device)
     facts = model_facts(model)
     base = recipe or make_recipe({"tasks": ["bench"]})
     base = base.model_copy(

@@ -21,7 +21,7 @@ from torch import Tensor
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 from act_harness.errors import InternalError
 from act_harness.search.layout import Layout
-from act_harness.search.workbench import LayerRecord, Masks, Workbench, columns_before
+from act_harness.search.workbench import LayerRecord, Workbench, columns_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -109,7 +109,7 @@ class ChunkPass:
         self.bench, self.layout, self.engine = bench, layout, engine
         self.calibration, self.strengths = calibration, tuple(strengths)
         self.pack_tokens = pack_tokens
-        self.masks = Masks(bench, layout)
+        self.masks = bench.masks(layout)
         self._geometries: dict[int, object] = {}
         with torch.no_grad():
             logits, self.records = bench.recorded(layout, self.masks, keep_from=first_layer)
