@@ -78,13 +78,9 @@ class _Sequence(NamedTuple):
     context: Tokens
     answers: tuple[Tokens, ...]
 
-<<<<<<< HEAD
-    def __len__(self) -> int:
-=======
     @property
     def size(self) -> int:
         """Number of tokens."""
->>>>>>> refs/heads/searching
         return len(self.context) + sum(len(answer) - 1 for answer in self.answers)
 
 

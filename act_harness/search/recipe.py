@@ -213,19 +213,11 @@ class Recipe(BaseModel):
                     f"{have}; take the recipe of that model or change its 'expect'"
                 )
         count, heads = facts.num_hidden_layers, facts.num_attention_heads
-<<<<<<< HEAD
-        if isinstance(self.layers, str):
-            first, last = {"all": (0, count - 1), "release": (2, count - 2)}[self.layers]
-        else:
-            first, last = self.layers
-        if not 0 <= int(first) <= int(last) < count:
-=======
         if isinstance(self.layers, tuple):
             first, last = self.layers
         else:
             first, last = (0, count - 1) if self.layers == "all" else (2, count - 2)
         if not 0 <= first <= last < count:
->>>>>>> refs/heads/searching
             raise RecipeError(
                 f"layers {first} to {last} are asked for, {facts.id!r} has layers 0 to {count - 1}"
             )

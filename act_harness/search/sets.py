@@ -16,11 +16,7 @@ from act_harness.scoring import Item, Scorer
 from act_harness.search.effects import TaskScores
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-    from collections.abc import Callable, Mapping, Sequence
-=======
     from collections.abc import Sequence
->>>>>>> refs/heads/searching
 
     from transformers import PreTrainedModel
 
@@ -83,7 +79,7 @@ class SetJudge:
     model: PreTrainedModel
     facts: ModelFacts
     recipe: Recipe
-    tasks: Mapping[str, Sequence[Document]]
+    tasks: dict[str, Sequence[Document]]
     """Verify documents by task."""
     ledger: Ledger
     processes: Processes

@@ -9,7 +9,6 @@ What a row sees is an interval of columns, ``lo..hi``, less the pads; ``kind`` s
 neither needs to be loaded. Logarithms are natural in memory and of base 2 inside.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202, N803, E501 - kernels: Triton's own conventions
 from __future__ import annotations
 
 import triton
