@@ -5,7 +5,6 @@ A step touches the columns of the prompt's sinks only, unless subtraction would 
 its row. One program works for one sequence and one selected head; products are summed in float32.
 """
 
-# ruff: noqa: ANN001, ANN202, N803 - kernels: Triton's own conventions
 from __future__ import annotations
 
 import triton
