@@ -35,6 +35,7 @@ __all__ = [
     "describe_machine",
     "peak_memory",
     "ratio",
+    "replayed",
     "synchronize",
     "write_plot",
 ]
@@ -179,6 +180,27 @@ def _sample(function: Callable[[int], object], number: int, device: str, repeat:
     for turn in range(repeat):
         function(number + turn)
     return (time.perf_counter() - began) / repeat
+
+
+def replayed(function: Callable[[int], object], sets: int = 1) -> Callable[[int], object]:
+    """Capture a function's device work once per input set; return what replays it.
+
+    Replays leave out what the host does between launches, which a whole model hides behind its
+    other work and an operation alone does not. CUDA only.
+    """
+    graphs = []
+    for number in range(sets):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                function(number)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            function(number)
+        graphs.append(graph)
+    return lambda turn: graphs[turn % sets].replay()
 
 
 def ratio(timings: Mapping[str, Timing], name: str, base: str) -> float:

@@ -41,6 +41,7 @@ class Blocks(NamedTuple):
     direct_columns: int
     sinks: int = 16
     stages: int = 3
+    fold: bool = True
 
 
 def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
@@ -50,7 +51,7 @@ def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
         return Blocks(16, 64, 4, 16, 16, 64)
     if wide:
         return Blocks(32, 64, 4, 32, 32, 32, stages=2)
-    return Blocks(128, 64, 4, 64, 64, 64)
+    return Blocks(128, 64, 4, 64, 16, 128)
 
 
 @dataclass
@@ -282,7 +283,7 @@ class _Call:
             self.query, self.key, lse, sums, self.selection.heads,
             self.rows.real, self.rows.lo, self.rows.hi,
             *self.query.stride()[:3], *self.key.stride()[:3], *lse.stride(),
-            **self._common(), BY_HEAD=self.by_head, BM=blocks.sums_rows, BN=blocks.sums_columns,
+            **self._common(), BY_HEAD=self.by_head, FOLD=blocks.fold, BM=blocks.sums_rows, BN=blocks.sums_columns,
             num_warps=blocks.sums_warps, num_stages=blocks.stages,
         )  # fmt: skip
 

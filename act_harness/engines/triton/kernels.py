@@ -92,6 +92,7 @@ def column_sums(
     sqb, sqh, sqm, skb, skh, skn, slb, slh, slm,
     rows, columns, total, first_column, slots, per_group, scale, softcap,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
+    FOLD: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write sums (B, h, T): the attention that each column gets from the prompt's rows.
@@ -114,6 +115,7 @@ def column_sums(
         mask=dense(held[:, None], d[None, :], D, BD), other=0.0,
     )  # fmt: skip
     acc = tl.zeros([BN, BM], tl.float32)
+    folded = tl.zeros([BN], tl.float32)
     # A causal prefill: rows before the block see none of it, rows past its last column all of it.
     first = (start // BM) * BM if PLAIN else 0
     edge = tl.minimum(tl.cdiv(start + BN, BM) * BM, rows) if PLAIN else rows
@@ -131,7 +133,11 @@ def column_sums(
             lo = tl.load(lo_ptr + b * rows + m, mask=m < rows, other=columns)
             hi = tl.load(hi_ptr + b * rows + m, mask=m < rows, other=-1)
             sees = (n[:, None] >= lo[None, :]) & (n[:, None] <= hi[None, :])
-        acc += tl.exp2(tl.where(sees, value, float("-inf")))
+        weight = tl.exp2(tl.where(sees, value, float("-inf")))
+        if FOLD:  # fewer registers against a sum in every round
+            folded += tl.sum(weight, axis=1)
+        else:
+            acc += weight
     if PLAIN:
         for row in range(edge, rows, BM):
             m = row + tl.arange(0, BM)
@@ -140,10 +146,14 @@ def column_sums(
                 mask=dense((m < rows)[None, :], d[:, None], D, BD), other=0.0,
             )  # fmt: skip
             lse = tl.load(lse_base + m * slm, mask=m < rows, other=float("inf"))
-            acc += tl.exp2(
+            weight = tl.exp2(
                 logits(k, q, scale, softcap, SOFTCAP, PRECISION) - (lse * _LOG2E)[None, :]
             )
-    sums = tl.sum(acc, axis=1)
+            if FOLD:
+                folded += tl.sum(weight, axis=1)
+            else:
+                acc += weight
+    sums = folded if FOLD else tl.sum(acc, axis=1)
     position = first_column + n
     real = tl.load(real_ptr + b * total + position, mask=held, other=0)
     sums = tl.where(real != 0, sums, 0.0)

@@ -100,7 +100,7 @@ def step_sinks(
             old = outside * tl.load(out_at, mask=d < D, other=0.0).to(tl.float32)
             result = old + (inside - outside) * acc
             lost = tl.sum(old * old, axis=0) > 4.0 * tl.sum(result * result, axis=0)
-            changes = m > 0
+            written = tl.where(m > 0, D, 0)
             if lost | (m > most_on):
                 off = tl.zeros([BN], tl.float32)
                 rest = tl.zeros([BD], tl.float32)
@@ -125,5 +125,5 @@ def step_sinks(
                 u = tl.sum(off, axis=0)
                 inside, outside = factors(m, u, strength, damp)
                 result = outside * rest + inside * acc
-                changes = (damp == 0) | (u >= min_other)
-            tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=(d < D) & changes)
+                written = tl.where(damp, tl.where(u >= min_other, D, 0), D)
+            tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=d < written)
