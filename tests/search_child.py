@@ -33,7 +33,8 @@ def search(folder: Path) -> None:
             "method": "screened",
             "keep": 0.5,
             "objective": "corrected",
-            "top": {"sizes": [1, 2, 4], "criterion": "margin"},
+            "rule": "significant",
+            "significant": {"q": 0.99},
             "controls": {"random_sets": 2},
         }
     )

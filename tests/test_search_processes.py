@@ -51,7 +51,7 @@ def test_killed_searches_continue_to_the_same_artifact(tmp_path, undisturbed):
 
 
 def test_two_processes_give_the_artifact_of_one(tmp_path, undisturbed):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     child("join", str(tmp_path), launcher=launcher)
     assert stable_content(load_artifact(tmp_path / "out.json")) == undisturbed
     assert len(list((tmp_path / "ledgers").glob("*/part-*.jsonl"))) == 2

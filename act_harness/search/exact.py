@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
     from act_harness.engines.operation import Engine
 
+_ENOUGH = 0.125
+"""A pack of this share of ``pack_tokens`` is worth its overhead."""
+
+_WASTE = 0.1
+"""From there on a variant may run this share of its pack's rows in vain."""
+
 __all__ = ["ChunkPass", "Counts", "calibrated_change"]
 
 
@@ -177,11 +183,21 @@ class ChunkPass:
         )
 
     def _packs(self, variants: _Variants) -> list[_Variants]:
-        """Cut the variants, sorted by their first row, into packs of bounded size."""
+        """Cut the variants, sorted by their first row, into packs of bounded size.
+
+        A pack runs the rows of its longest variant for all; a pack that is worth its overhead is
+        closed where the next variant would run many rows more than it needs.
+        """
         packs, start, first = [], 0, variants.first
+        enough = self.pack_tokens * _ENOUGH
         while start < len(first):
             rows = self.layout.length - first[start]
-            stop = min(len(first), start + max(1, self.pack_tokens // rows))
+            most = min(len(first), start + max(1, self.pack_tokens // rows))
+            stop = start + 1
+            while stop < most and (
+                (stop - start) * rows < enough or first[stop] - first[start] <= _WASTE * rows
+            ):
+                stop += 1
             packs.append(variants.some(slice(start, stop)))
             start = stop
         return packs

@@ -115,7 +115,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         documents = search_documents(
             recipe, lm, data_dir=settings.data_dir, held_out=settings.held_out
         )
-        model, facts = lm.model, lm.facts
+        model, facts = lm.model, _public(lm.facts)
     if settings.prepare is not None:
         write_documents(settings.prepare, documents)
         return Prepared(settings.prepare, documents)
@@ -195,7 +195,13 @@ def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_plain_model(folder, dtype=dtype or "auto", device=device)
     tokenizer = load_plain_tokenizer(folder)
-    return model, model_facts(model, tokenizer, name=folder)
+    return model, _public(model_facts(model, tokenizer, name=folder))
+
+
+def _public(facts: ModelFacts) -> ModelFacts:
+    """Name a model loaded from a folder by the folder's name: artifacts are given to others."""
+    name = Path(facts.id).resolve().name if Path(facts.id).is_dir() else facts.id
+    return facts.model_copy(update={"id": name})
 
 
 def _fitting(documents: list[TaskDocuments], recipe: Recipe) -> list[TaskDocuments]:
