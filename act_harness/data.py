@@ -163,11 +163,12 @@ def _datasets_from(data_dir: Path | None) -> Any:  # noqa: ANN401 - a context ma
 def _load_tasks(names: Sequence[str]) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
-    from act_harness.paths import tasks_path
+    from act_harness.paths import task_route, tasks_path
 
     if not names:
         raise TaskError("no task was named; name at least one multiple-choice task")
-    manager = TaskManager(include_path=str(tasks_path()))
+    # naming a folder that lm-eval finds by itself makes it warn about every file
+    manager = TaskManager(include_path=None if task_route().found else str(tasks_path()))
     for name in names:
         if name not in manager.all_tasks:
             raise TaskError(
