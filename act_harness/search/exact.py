@@ -351,7 +351,7 @@ class _Layer:
             hidden=hidden,
             projected=projected,
             positions=positions,
-            mask=lambda later: self.masks.of(later)[:, :, start:][sequence],
+            mask=self._mask(pack),
             prefix=lambda later: self._columns(later, pack),
             places=places,
         )
@@ -360,6 +360,18 @@ class _Layer:
         after = self.bench.log_probabilities(logits, read[known], tokens)
         found[known] = after.double() - self.passing.base.double().expand_as(read)[known]
         return found
+
+    def _mask(self, pack: _Variants) -> Callable[[int], Tensor]:
+        """Return what gives the pack's mask at a layer; layers of one window share it."""
+        known: dict[int | None, Tensor] = {}
+
+        def mask(later: int) -> Tensor:
+            window = self.bench.windows[later]
+            if window not in known:
+                known[window] = self.masks.of(later)[:, :, pack.first[0] :][pack.sequence]
+            return known[window]
+
+        return mask
 
     def _rows(self, sequence: Tensor, start: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Return the rows to read and where each answer token finds its row.
