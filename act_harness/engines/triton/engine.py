@@ -51,7 +51,7 @@ def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
         return Blocks(16, 64, 4, 16, 16, 64)
     if wide:
         return Blocks(32, 64, 4, 32, 32, 32, stages=2)
-    return Blocks(128, 64, 4, 64, 16, 128)
+    return Blocks(128, 64, 4, 64, 64, 64)
 
 
 @dataclass
