@@ -1,6 +1,5 @@
 """Fixtures shared by all tests: tiny models made from configurations, and real parts if present."""
 
-# ruff: noqa: E402 - a variable must be set before the other imports
 from __future__ import annotations
 
 import os
