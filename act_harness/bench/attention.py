@@ -231,7 +231,9 @@ def measure(
     device_only: dict[str, Timing] = {}
     if torch.device(device).type == "cuda":
         kept = {name: variants[name] for name in ("stock", "triton") if name in variants}
-        graphs = {name: replayed(run, len(sets)) for name, run in kept.items()}
+        graphs: dict[str, Callable[[int], object]] = {
+            str(name): replayed(run, len(sets)) for name, run in kept.items()
+        }
         device_only = alternate(graphs, device=device, rounds=rounds)
     base = device_only.get("stock", timings["stock"])
     least = floor(shape, selected, limits, base.median)
@@ -319,9 +321,9 @@ def _write(
             f"{given.heads} query and {given.groups} key heads of {given.size}, {given.dtype}",
             _COLUMNS,
             [[record[name] for name in _COLUMNS] for record in records],
-            note="ratio: median over rounds of the time over stock attention in the same round, each "
-            "call issued by the host after the device was idle. device_ms, device_ratio: the same "
-            "work replayed as a CUDA graph, without the host's gaps. over_floor: device time over "
+            note="ratio: median over rounds of the time over stock attention in the same round, "
+            "each call issued by the host after the device was idle. device_ms, device_ratio: the "
+            "same work replayed as a CUDA graph, without the host's gaps. over_floor: device time over "
             "the least time (stock kernel, and the selected heads' products at the measured rate).",
         )
     )

@@ -190,7 +190,7 @@ def replayed(function: Callable[[int], object], sets: int = 1) -> Callable[[int]
     """
     graphs = []
     for number in range(sets):
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):

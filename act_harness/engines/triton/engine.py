@@ -283,7 +283,8 @@ class _Call:
             self.query, self.key, lse, sums, self.selection.heads,
             self.rows.real, self.rows.lo, self.rows.hi,
             *self.query.stride()[:3], *self.key.stride()[:3], *lse.stride(),
-            **self._common(), BY_HEAD=self.by_head, FOLD=blocks.fold, BM=blocks.sums_rows, BN=blocks.sums_columns,
+            **self._common(), BY_HEAD=self.by_head, FOLD=blocks.fold,
+            BM=blocks.sums_rows, BN=blocks.sums_columns,
             num_warps=blocks.sums_warps, num_stages=blocks.stages,
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ What a row sees is an interval of columns, ``lo..hi``, less the pads; ``kind`` s
 neither needs to be loaded. Logarithms are natural in memory and of base 2 inside.
 """
 
+# ruff: noqa: E501 - kernels: Triton's own conventions
 from __future__ import annotations
 
 import triton
@@ -281,8 +282,7 @@ def apply_sinks(
     Launched twice. First (not ``DIRECT``) over all rows: rows are corrected by the difference,
     unless that would lose digits (what is subtracted from is more than twice as long as the
     result, or the mass on the sinks is above ``most_on``); those are put on a list. Then
-    (``DIRECT``) over the list: their mass and values off the sinks are summed anew. ``tally``
-    (3, B, h, C): by row m - m', its share on columns few rows see, left alone.
+    (``DIRECT``) over the list: their mass and values off the sinks are summed anew. ``tally`` (3, B, h, C): by row m - m', its share on columns few rows see, left alone.
     """
     block = tl.program_id(0)
     pair = tl.program_id(1)
