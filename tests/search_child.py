@@ -33,14 +33,15 @@ def search(folder: Path) -> None:
             "method": "screened",
             "keep": 0.5,
             "objective": "corrected",
-            "top": {"sizes": [1, 2, 4], "criterion": "margin"},
+            "rule": "significant",
+            "significant": {"q": 0.99},
             "controls": {"random_sets": 2},
         }
     )
     run_search(
         recipe,
         model=tiny(),
-        documents=[drawn("a", 1), drawn("b", 2)],
+        documents=[drawn("a", 5), drawn("b", 6)],
         ledgers=folder / "ledgers",
         output=folder / "out.json",
         show_progress=False,

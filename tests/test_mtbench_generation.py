@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,14 @@ def test_details_say_how_every_answer_ended(tiny_checkpoint):
     assert cut.finish == "stop"
     assert cut.tokens < TOKENS
     assert cut.text == found[0].partition(piece)[0].strip()
+
+
+def test_details_survive_the_way_between_processes(tiny_checkpoint):
+    found = talk(make(tiny_checkpoint), greedy=True)[0]
+    copied = pickle.loads(pickle.dumps(found))  # noqa: S301 - made one line above
+    assert copied == found
+    assert copied.answers == found.answers
+    assert json.loads(json.dumps(found)) == list(found)
 
 
 def test_settings_of_the_models_own_configuration_do_not_leak_in(tiny_checkpoint):

@@ -102,8 +102,8 @@ def test_files_say_the_same_and_hold_the_pictures(tmp_path):
     text = (tmp_path / "scores" / "scores.md").read_text()
     assert "| baseline | overall | 6.00 |" in text
     assert "| few - baseline | overall | +0.50 |" in text
-    for name in ("categories.png", "radar.png"):
-        assert (tmp_path / "scores" / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "scores" / "categories.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "scores" / "radar.png").exists()  # two categories make no shape
 
 
 def test_eighty_questions_are_160_judgments_and_a_second_run_asks_for_none(tmp_path):
@@ -194,6 +194,17 @@ def test_a_server_that_refuses_everything_ends_the_run(tmp_path, status):
         ask(server, one_question(tmp_path), concurrency=1)
     assert server.calls == 1
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_ends_the_run_soon(tmp_path):
+    write_run(tmp_path, [(doc(81 + n), graded(5, 6)) for n in range(40)])
+    with serving() as server:
+        pass  # its port is free again, so nothing answers there
+    with pytest.raises(InfrastructureError, match=f"nothing answers at {server.url}") as caught:
+        ask(server, tmp_path, concurrency=2, retries=1)
+    assert "\n" not in str(caught.value)
+    kept = (tmp_path / "mt_bench_judge" / "judgments.jsonl").read_text().splitlines()
+    assert len(kept) == 8 + 2
 
 
 class RecordingEvent(threading.Event):
@@ -394,9 +405,45 @@ def test_a_tracker_gets_scores_conversations_and_pictures(tmp_path):
     assert len(rows) == 12
     assert rows[0] == ["baseline", "81", "writing", 1, "Question 81, first part?",
                        "An answer. QUALITY=4.", 4.0]  # fmt: skip
-    assert [said[1] for said in tracker.said if said[0] == "image"] == [
-        "mt_bench/categories", "mt_bench/radar",
-    ]  # fmt: skip
+    images = [said[1] for said in tracker.said if said[0] == "image"]
+    assert images == ["mt_bench/categories"]
+
+
+def test_pictures_of_three_categories(tmp_path):
+    rows = [doc(81), doc(131, "extraction"), doc(151, "humanities")]
+    write_run(tmp_path, [(row, graded(3, 5)) for row in rows])
+    with serving(by_quality) as server:
+        files = ask(server, tmp_path).files
+    assert [file.name for file in files[2:]] == ["categories.png", "radar.png"]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[2:])
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "code"), [("0.4", 3), ("0.5", 0)])
+def test_the_command_prints_estimate_and_scores_and_ends_with_the_code(tmp_path, rate, code):
+    from typer.testing import CliRunner
+
+    from act_harness import cli
+
+    def behave(prompt, times):
+        return Say("none") if "second part" in prompt else by_quality(prompt, times)
+
+    arguments = [str(one_question(tmp_path)), "--model", "m", "--retries", "0"]
+    with serving(behave) as server:
+        arguments += ["--base-url", server.url, "--max-failure-rate", rate]
+        dry = CliRunner().invoke(cli.app, ["judge", *arguments, "--dry-run"])
+        assert (dry.exit_code, server.calls) == (0, 0)
+        result = CliRunner().invoke(cli.app, ["judge", *arguments])
+    assert result.exit_code == code
+    assert "2 calls before retries" in dry.output
+    assert "| baseline | turn 1 | 5.00 | - | 1 | 1 |" in result.output
+    assert "baseline, turn 2: 1 of 1 judgments missing (100.0%), no rating" in result.output
+    assert ("FAILED" in result.output) is (code == 3)
+    kept = (tmp_path / "mt_bench_judge" / "judgments.jsonl").read_text().splitlines()
+    assert [json.loads(line)["rating"] for line in kept].count(None) == 1
+    assert json.loads(kept[0])["schema"] == "act-harness/judgment/1"
 
 
 # -- kills -----------------------------------------------------------------------------------------

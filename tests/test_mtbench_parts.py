@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mtbench_runs import doc, graded, write_run
 
@@ -47,12 +47,14 @@ def test_a_rating_is_one_number_from_1_to_10_in_double_brackets(verdict, rating)
     assert bool(reason) is (rating is None)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_can_break_the_parser(text):
     found, reason = rating_of(text)
     assert (found is None and reason) or 1 <= found <= 10
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10), st.text(alphabet="abc [.:\n"), st.text(alphabet="abc ].:\n"))
 def test_the_rating_is_found_anywhere(rating, before, after):
     assert rating_of(f"{before}[[{rating}]]{after}")[0] == rating
@@ -194,10 +196,10 @@ def test_a_file_of_other_things_is_no_reference(tmp_path, text):
 def test_settings_come_from_a_file_with_options_over_it(tmp_path):
     file = tmp_path / "judge.yaml"
     file.write_text("model: some-judge\nbase_url: http://127.0.0.1:1/v1/\nretries: 5\n")
-    settings = load_judge_settings(file, paths=(tmp_path,), retries=1, timeout=None)
-    assert (settings.model, settings.retries, settings.timeout) == ("some-judge", 1, 120.0)
-    assert settings.base_url == "http://127.0.0.1:1/v1"
-    assert settings.output_folder == tmp_path / "mt_bench_judge"
+    found = load_judge_settings(file, paths=(tmp_path,), retries=1, timeout=None)
+    assert (found.model, found.retries, found.timeout) == ("some-judge", 1, 120.0)
+    assert found.base_url == "http://127.0.0.1:1/v1"
+    assert found.output_folder == tmp_path / "mt_bench_judge"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def model(request, tiny):
 
 @pytest.mark.parametrize("decode", ["frozen", "running", None])
 @settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -145,3 +145,35 @@ def test_an_adapter_that_is_not_merged_is_refused():
     model.model.layers[1].self_attn.o_proj = torch.nn.Sequential(projection)
     with pytest.raises(UnsupportedModelError, match="o_proj"):
         exact_scores(model, documents(2), Calibration(alpha=2.0), [HeadStrength()])
+
+
+def test_rows_of_a_common_instruction_are_run_once(monkeypatch):
+    """With the shared prefix fewer rows are computed, and the scores are the same."""
+    model, docs = tiny(), documents(10, common=16)
+    calibration = Calibration(alpha=2.0)
+    prefixes = []
+    from act_harness.search.exact import _Layer
+
+    original = _Layer._prefix
+
+    def counted(self, *args):
+        prefixes.append(args[-1])
+        return original(self, *args)
+
+    monkeypatch.setattr(_Layer, "_prefix", counted)
+    shared, _, _ = exact_scores(model, docs, calibration, [HeadStrength()], pack_tokens=400)
+    assert sum(prefixes) > 0
+    monkeypatch.setattr(Layout, "common", 0)
+    count = len(prefixes)
+    plain, _, _ = exact_scores(model, docs, calibration, [HeadStrength()], pack_tokens=400)
+    assert len(prefixes) == count
+    torch.testing.assert_close(shared, plain, atol=2e-5, rtol=0)
+    assert float((plain - plain[:, :, :, :].mean(dim=2, keepdim=True)).abs().max()) > 1e-2
+
+
+def test_the_same_instruction_is_found():
+    docs = documents(4, common=9)
+    layout = Layout.of(docs, device=torch.device("cpu"))
+    assert layout.common >= 9
+    other = Layout.of([*docs, *documents(1, seed=3)], device=torch.device("cpu"))
+    assert other.common == 0

@@ -13,8 +13,7 @@ from act_harness.errors import InfrastructureError, InputError, RecipeError, Res
 from act_harness.search.recipe import load_recipe, make_recipe
 from act_harness.search.run import run_search, stable_content
 
-
-DRAWN = [drawn("a", 1), drawn("b", 2)]
+DRAWN = [drawn("a", 5), drawn("b", 6)]
 
 
 def recipe(**changes):
@@ -196,7 +195,7 @@ def test_bad_recipes_are_one_clear_line(tmp_path):
         with pytest.raises(RecipeError, match=message) as caught:
             load_recipe(path)
         assert "\n" not in str(caught.value)
-    with pytest.raises(RecipeError, match="neither a file nor shipped.*'demo'"):
+    with pytest.raises(RecipeError, match=r"neither a file nor shipped.*'demo'"):
         load_recipe("demoo")
 
 

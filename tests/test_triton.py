@@ -1,6 +1,5 @@
 """The CUDA engine's kernels, interpreted on the CPU, against the float64 reference."""
 
-# ruff: noqa: E402 - the variable must be set before triton is imported
 from __future__ import annotations
 
 import os

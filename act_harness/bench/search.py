@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from act_harness.engines.operation import Engine, EngineResult
+    from act_harness.resampling import Array
     from act_harness.search.effects import HeadEffect, TaskScores
     from act_harness.search.sets import Place
 
@@ -122,7 +123,7 @@ def bench_search(
         keep: share of the heads that the screen keeps.
         recipe: settings of the search; its tasks, method and share are replaced.
     """
-    device = str(model.get_input_embeddings().weight.device)
+    device = str(next(model.parameters()).device)
     facts = model_facts(model)
     base = recipe or make_recipe({"tasks": ["bench"]})
     base = base.model_copy(
@@ -267,7 +268,7 @@ def _score(scorer: Scorer, documents: Sequence[Document]) -> list[list[float]]:
 
 def _agreement(
     task: TaskScores,
-    scores: Any,
+    scores: Array,
     found: list[list[float]],
     picked: list[int],
 ) -> tuple[float, int]:
@@ -284,7 +285,7 @@ def _agreement(
 
 
 def _cost_table(exact: _Pass, screen: _Pass, loop: _Loop, sizes: dict[str, int]) -> Table:
-    rows = [
+    rows: list[Sequence[Any]] = [
         ["loop, batch 1 (scaled)", loop.forwards, loop.rows, loop.seconds, 1.0, 1.0],
         *(
             [
@@ -304,8 +305,8 @@ def _cost_table(exact: _Pass, screen: _Pass, loop: _Loop, sizes: dict[str, int])
         rows,
         note=(
             f"{sizes['documents']} documents, {sizes['heads']} heads. The loop was measured on "
-            f"{loop.heads} heads x {loop.documents} documents and scaled. There the exact pass gives "
-            f"the same prediction in {100 * loop.predictions:.2f} % and margins within "
+            f"{loop.heads} heads x {loop.documents} documents and scaled. There the exact pass "
+            f"gives the same prediction in {100 * loop.predictions:.2f} % and margins within "
             f"{loop.worst:.1e} nats."
         ),
     )
@@ -316,7 +317,7 @@ def _quality_table(exact: _Pass, screen: _Pass, keep: float) -> Table:
     places = sorted(measured)
     ranked = sorted(places, key=lambda place: -measured[place])
     kept = {e.place for e in screen.effects}
-    rows: list[list[Any]] = [
+    rows: list[Sequence[Any]] = [
         [
             "rank correlation of estimate and measured effect",
             spearman([screen.estimates[p] for p in places], [measured[p] for p in places]),
@@ -332,7 +333,7 @@ def _quality_table(exact: _Pass, screen: _Pass, keep: float) -> Table:
 
 
 def _parts_table(exact: _Pass, screen: _Pass) -> Table:
-    rows = [
+    rows: list[Sequence[Any]] = [
         [way, part, seconds]
         for way, one in (("exhaustive", exact), ("screened", screen))
         for part, seconds in one.seconds_by_part.items()

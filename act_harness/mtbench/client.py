@@ -29,6 +29,7 @@ _FATAL = {401: "refused the key", 403: "forbids the call", 404: "knows no such m
 _REDACTED = "[key]"
 _LOOKS_LIKE_A_KEY = re.compile(r"\bsk-[\w*-]{6,}")
 _LONGEST_REASON = 200
+_UNREACHABLE = "connection failed"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Reply:
     prompt_tokens: int
     """Tokens as the server counted them, over all calls; 0 if it does not say."""
     completion_tokens: int
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether the last call never came through."""
+        return self.reason.startswith(_UNREACHABLE)
 
 
 class _TryAgainError(Exception):
@@ -174,7 +180,7 @@ class Client:
             raise _TryAgainError(f"no answer within {settings.timeout:g} s") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__
-            raise _TryAgainError(f"connection failed: {self._short(cause or error)}") from None
+            raise _TryAgainError(f"{_UNREACHABLE}: {self._short(cause or error)}") from None
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
         except openai.APIError as error:

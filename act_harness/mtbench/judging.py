@@ -31,6 +31,9 @@ __all__ = ["JudgeOutcome", "ScoreTracker", "judge", "track_outcome"]
 
 _COLUMNS = ("arm", "question", "category", "turn", "user", "assistant", "score")
 
+_SILENT = 8
+"""So many judgments in a row, beside those under way, without any connection end the run."""
+
 
 class ScoreTracker(Protocol):
     """The part of :class:`act_harness.tracking.Tracker` that a judge run uses."""
@@ -131,7 +134,7 @@ def _ask_all(
     stop = threading.Event()
     client = Client(settings, stop=stop)
     pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
-    calls = 0
+    calls = silent = 0
     try:
         pending = {pool.submit(client.ask, request.messages): request for request in requests}
         with tqdm(
@@ -145,6 +148,9 @@ def _ask_all(
                     ledger.add(_judgment(pending[future], reply, settings))
                     del pending[future]  # only now: an interrupt must not lose what was paid for
                     bar.update()
+                    silent = silent + 1 if reply.unreachable else 0
+                    if silent >= _SILENT + settings.concurrency:
+                        raise _nothing_answers(silent, reply, settings)
     except BaseException:
         # Interrupted, refused or out of disk: what is under way is waited for and kept, because
         # it has been paid for.
@@ -156,6 +162,14 @@ def _ask_all(
         pool.shutdown(wait=True, cancel_futures=True)
         client.close()
     return calls
+
+
+def _nothing_answers(silent: int, reply: Reply, settings: JudgeSettings) -> InfrastructureError:
+    where = settings.base_url or "OpenAI"
+    return InfrastructureError(
+        f"{silent} judgments in a row failed because nothing answers at {where} ({reply.reason}); "
+        "start the server or check --base-url, and repeat the command: judgments so far are kept"
+    )
 
 
 def _keep_finished(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from act_harness import atomic
 from act_harness.errors import ResultError
@@ -30,7 +30,9 @@ class Judgment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_: Literal["act-harness/judgment/1"] = "act-harness/judgment/1"
+    schema_: Literal["act-harness/judgment/1"] = Field(
+        default="act-harness/judgment/1", validation_alias="schema", serialization_alias="schema"
+    )
     key: str
     question: str
     category: str
@@ -95,7 +97,7 @@ class Ledger:
         Raises:
             InfrastructureError: the file cannot be written.
         """
-        atomic.append_line(self.path, judgment.model_dump(mode="json"))
+        atomic.append_line(self.path, judgment.model_dump(mode="json", by_alias=True))
         self._keep(judgment)
 
     @contextmanager

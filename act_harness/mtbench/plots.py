@@ -15,7 +15,10 @@ from act_harness.mtbench.scores import ArmScores
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["category_bars", "category_radar"]
+__all__ = ["RADAR_CATEGORIES", "category_bars", "category_radar"]
+
+RADAR_CATEGORIES = 3
+"""Fewest categories that make a shape around a circle."""
 
 # Okabe and Ito: told apart by colour-blind readers and in print.
 _COLOURS = ("#767676", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -76,6 +79,7 @@ def category_radar(arms: Sequence[ArmScores], path: Path, *, judge: str) -> Path
             color=_COLOURS[number % len(_COLOURS)], label=arm.arm,
         )  # fmt: skip
     axes.set_xticks(angles, names)
+    axes.tick_params(axis="x", pad=14)
     axes.set_ylim(0, 10)
     axes.set_rlabel_position(180 / len(names))
     _finish(figure, axes, f"MT-Bench, judged by {judge}")

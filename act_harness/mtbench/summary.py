@@ -9,7 +9,7 @@ from typing import Any
 
 from act_harness import atomic, provenance
 from act_harness.errors import InputError
-from act_harness.mtbench.plots import category_bars, category_radar
+from act_harness.mtbench.plots import RADAR_CATEGORIES, category_bars, category_radar
 from act_harness.mtbench.scores import ArmScores, Difference, Score
 from act_harness.mtbench.settings import JudgeSettings
 
@@ -126,10 +126,9 @@ def write_files(
     drawn = []
     if any(arm.overall is not None for arm in arms):
         try:
-            drawn = [
-                category_bars(arms, folder / "categories.png", judge=settings.model),
-                category_radar(arms, folder / "radar.png", judge=settings.model),
-            ]
+            drawn = [category_bars(arms, folder / "categories.png", judge=settings.model)]
+            if max(len(arm.categories) for arm in arms) >= RADAR_CATEGORIES:
+                drawn.append(category_radar(arms, folder / "radar.png", judge=settings.model))
         except InputError:  # no matplotlib: the numbers are complete without pictures
             drawn = []
     document: dict[str, Any] = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
+import scipy.stats  # type: ignore[import-untyped]
 
 from act_harness.errors import InternalError
 
@@ -69,7 +69,7 @@ class TaskScores:
         return cls(documents[0].task, table, right, fixed, objective)
 
     def margins(self, scores: Array) -> Array:
-        """Return margins of the objective, (..., documents), of scores (..., documents, choices)."""
+        """Return margins of the objective, (..., documents), of (..., documents, choices)."""
         given = self.corrected(scores) if self.objective == "corrected" and self.fixed else scores
         rows = np.arange(len(self.right))
         right = given[..., rows, self.right]

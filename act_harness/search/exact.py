@@ -21,12 +21,18 @@ from torch import Tensor
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 from act_harness.errors import InternalError
 from act_harness.search.layout import Layout
-from act_harness.search.workbench import LayerRecord, Masks, Workbench, columns_before
+from act_harness.search.workbench import LayerRecord, Workbench, columns_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from act_harness.engines.operation import Engine
+
+_ENOUGH = 0.125
+"""A pack of this share of ``pack_tokens`` is worth its overhead."""
+
+_WASTE = 0.1
+"""From there on a variant may run this share of its pack's rows in vain."""
 
 __all__ = ["ChunkPass", "Counts", "calibrated_change"]
 
@@ -109,7 +115,7 @@ class ChunkPass:
         self.bench, self.layout, self.engine = bench, layout, engine
         self.calibration, self.strengths = calibration, tuple(strengths)
         self.pack_tokens = pack_tokens
-        self.masks = Masks(bench, layout)
+        self.masks = bench.masks(layout)
         self._geometries: dict[int, object] = {}
         with torch.no_grad():
             logits, self.records = bench.recorded(layout, self.masks, keep_from=first_layer)
@@ -177,11 +183,21 @@ class ChunkPass:
         )
 
     def _packs(self, variants: _Variants) -> list[_Variants]:
-        """Cut the variants, sorted by their first row, into packs of bounded size."""
+        """Cut the variants, sorted by their first row, into packs of bounded size.
+
+        A pack runs the rows of its longest variant for all; a pack that is worth its overhead is
+        closed where the next variant would run many rows more than it needs.
+        """
         packs, start, first = [], 0, variants.first
+        enough = self.pack_tokens * _ENOUGH
         while start < len(first):
             rows = self.layout.length - first[start]
-            stop = min(len(first), start + max(1, self.pack_tokens // rows))
+            most = min(len(first), start + max(1, self.pack_tokens // rows))
+            stop = start + 1
+            while stop < most and (
+                (stop - start) * rows < enough or first[stop] - first[start] <= _WASTE * rows
+            ):
+                stop += 1
             packs.append(variants.some(slice(start, stop)))
             start = stop
         return packs
@@ -335,7 +351,7 @@ class _Layer:
             hidden=hidden,
             projected=projected,
             positions=positions,
-            mask=lambda later: self.masks.of(later)[:, :, start:][sequence],
+            mask=self._mask(pack),
             prefix=lambda later: self._columns(later, pack),
             places=places,
         )
@@ -344,6 +360,18 @@ class _Layer:
         after = self.bench.log_probabilities(logits, read[known], tokens)
         found[known] = after.double() - self.passing.base.double().expand_as(read)[known]
         return found
+
+    def _mask(self, pack: _Variants) -> Callable[[int], Tensor]:
+        """Return what gives the pack's mask at a layer; layers of one window share it."""
+        known: dict[int | None, Tensor] = {}
+
+        def mask(later: int) -> Tensor:
+            window = self.bench.windows[later]
+            if window not in known:
+                known[window] = self.masks.of(later)[:, :, pack.first[0] :][pack.sequence]
+            return known[window]
+
+        return mask
 
     def _rows(self, sequence: Tensor, start: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Return the rows to read and where each answer token finds its row.

@@ -78,7 +78,9 @@ class _Sequence(NamedTuple):
     context: Tokens
     answers: tuple[Tokens, ...]
 
-    def __len__(self) -> int:  # type: ignore[override]
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
         return len(self.context) + sum(len(answer) - 1 for answer in self.answers)
 
 
@@ -186,7 +188,7 @@ class _Builder:
 
     def __init__(self, sequences: list[_Sequence], documents: Sequence[Document]) -> None:
         self.sequences, self.documents = sequences, documents
-        self.longest = max(len(sequence) for sequence in sequences)
+        self.longest = max(sequence.size for sequence in sequences)
         self.choices = max(len(document.requests) for document in documents)
         self.rows: dict[str, list[list[int]]] = {"ids": [], "position": [], "segment": []}
         self.places: list[tuple[int, int]] = []
@@ -218,7 +220,7 @@ class _Builder:
         )
 
     def _add(self, number: int, sequence: _Sequence) -> None:
-        pads = self.longest - len(sequence)
+        pads = self.longest - sequence.size
         size = len(sequence.context)
         ids, position = [0] * pads, [0] * pads
         segment = [-1] * pads

@@ -213,10 +213,11 @@ class Recipe(BaseModel):
                     f"{have}; take the recipe of that model or change its 'expect'"
                 )
         count, heads = facts.num_hidden_layers, facts.num_attention_heads
-        first, last = {"all": (0, count - 1), "release": (2, count - 2)}.get(
-            self.layers if isinstance(self.layers, str) else "", self.layers
-        )
-        if not 0 <= int(first) <= int(last) < count:
+        if isinstance(self.layers, tuple):
+            first, last = self.layers
+        else:
+            first, last = (0, count - 1) if self.layers == "all" else (2, count - 2)
+        if not 0 <= first <= last < count:
             raise RecipeError(
                 f"layers {first} to {last} are asked for, {facts.id!r} has layers 0 to {count - 1}"
             )
@@ -225,7 +226,7 @@ class Recipe(BaseModel):
             raise RecipeError(
                 f"heads {low} to {high} are asked for, {facts.id!r} has heads 0 to {heads - 1}"
             )
-        return {layer: tuple(range(low, high + 1)) for layer in range(int(first), int(last) + 1)}
+        return {layer: tuple(range(low, high + 1)) for layer in range(first, last + 1)}
 
     def content(self) -> dict[str, Any]:
         """Return the recipe as plain values, defaults written out."""

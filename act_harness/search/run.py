@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm import tqdm
 
 from act_harness import provenance
@@ -34,7 +35,7 @@ from act_harness.stats import spearman
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from act_harness.data import TaskDocuments
+    from act_harness.data import Document, TaskDocuments
     from act_harness.search.recipe import Recipe
 
 __all__ = ["SearchResult", "content_sha256", "ledger_folder", "run_search", "stable_content"]
@@ -72,7 +73,7 @@ class SearchResult:
             if drawn:
                 mean = math.fsum(one["accuracy"] for one in drawn) / len(drawn)
                 lines.append(
-                    f"  {len(drawn)} random sets of that size: accuracy {100 * mean:.1f} % on average"
+                    f"  {len(drawn)} random sets of that size: mean accuracy {100 * mean:.1f} %"
                 )
         lines += [f"  note: {note}" for note in search.get("notes", [])]
         if self.path is not None:
@@ -151,7 +152,7 @@ def run_search(
     known = facts or model_facts(model)
     grid = recipe.grid(known)
     processes = Processes.here()
-    device = model.get_input_embeddings().weight.device
+    device: torch.device = next(model.parameters()).device
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     ledger = Ledger(folder, identity=identity, rank=processes.rank)
     with ledger.locked():
@@ -206,7 +207,7 @@ class _Search:
         """Heads the recipe asks for; ``grid`` shrinks to those that are measured exactly."""
         self.estimates: dict[tuple[int, int, int], float] = {}
         self.show = show_progress and processes.rank == 0
-        device = model.get_input_embeddings().weight.device
+        device: torch.device = next(model.parameters()).device
         self.measurement = Measurement(
             recipe,
             {d.task: d.search for d in documents},
@@ -247,7 +248,7 @@ class _Search:
 
     def judge(self, token_budget: int) -> SetJudge | None:
         """Return what measures sets on the verify split, None where there is none."""
-        verify = {d.task: d.verify for d in self.documents}
+        verify: dict[str, Sequence[Document]] = {d.task: d.verify for d in self.documents}
         if not all(verify.values()):
             return None
         return SetJudge(
@@ -258,6 +259,7 @@ class _Search:
             self.ledger,
             self.processes,
             token_budget,
+            self.show,
         )
 
     def select(

@@ -18,7 +18,7 @@ from torch import Tensor
 from act_harness.calibration import LayerPlan
 from act_harness.errors import InternalError
 from act_harness.search.exact import calibrated_change
-from act_harness.search.workbench import LayerRecord, Masks, Workbench
+from act_harness.search.workbench import LayerRecord, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ def estimate_chunk(
         The baseline's scores, (documents, choices) float64, and by layer the estimated change of
         the sum, (strengths, heads) float64.
     """
-    masks = Masks(bench, layout)
+    masks = bench.masks(layout)
     changes: dict[int, list[Tensor]] = {}
     outputs: dict[int, Tensor] = {}
     geometries: dict[int, object] = {}

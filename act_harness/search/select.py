@@ -1,9 +1,10 @@
 """From effects to a head set: the four rules, and the controls it is held against.
 
 ``top`` takes the k heads of largest effect, k chosen on the verify split. ``paper`` takes every
-head whose mean accuracy over the tasks is above the baseline's (the published rule). ``significant``
-takes the heads whose margin change holds under Benjamini-Hochberg. ``joint`` adds heads in the
-order of their effect while the set improves on the verify split, then drops those that hurt.
+head whose mean accuracy over the tasks is above the baseline's (the published rule).
+``significant`` takes the heads whose margin change holds under Benjamini-Hochberg. ``joint`` adds
+heads in the order of their effect while the set improves on the verify split, then drops those
+that hurt.
 Ties count as no improvement everywhere.
 """
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach
@@ -15,7 +16,7 @@ from act_harness.scoring import Item, Scorer
 from act_harness.search.effects import TaskScores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from transformers import PreTrainedModel
 
@@ -83,18 +84,22 @@ class SetJudge:
     ledger: Ledger
     processes: Processes
     token_budget: int = 4096
-    progress: Callable[[int], object] = lambda done: None
+    show: bool = False
+    """Draw progress bars."""
 
     def judge(self, sets: Sequence[Sequence[Place]]) -> list[Outcome]:
         """Measure head sets, an empty one being the untouched model."""
         wanted = [(), *map(tuple, sets)]
         pairs = [(s, task) for s in dict.fromkeys(map(_sorted, wanted)) for task in self.tasks]
         missing = [pair for pair in pairs if self._key(*pair) not in self.ledger]
-        for number, (places, task) in enumerate(missing):
-            if number % self.processes.count == self.processes.rank:
+        rank, count = self.processes.rank, self.processes.count
+        mine = [pair for number, pair in enumerate(missing) if number % count == rank]
+        total = sum(len(self.tasks[task]) for _, task in mine)
+        with tqdm(total=total, desc="sets", unit="doc", disable=not (self.show and mine)) as bar:
+            for places, task in mine:
                 scores = self._measure(places, self.tasks[task])
                 self.ledger.add(self._key(places, task), {"scores": scores})
-                self.progress(len(scores))
+                bar.update(len(scores))
         if missing:
             self.processes.meet()
             self.ledger.reload()

@@ -52,6 +52,8 @@ class SearchSettings:
     data_dir: Path | None = None
     documents: Path | None = None
     """Documents drawn and tokenised beforehand; then neither lm-eval nor data sets are needed."""
+    held_out: int = 0
+    """With ``prepare``: documents per task of the evaluation split to store beside them."""
     prepare: Path | None = None
     """Only draw and tokenise the documents, and write them to this file."""
     ledgers: Path | None = None
@@ -110,8 +112,10 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         model, facts = _plain_model(settings)
     else:
         lm = _load_model(settings)
-        documents = search_documents(recipe, lm, data_dir=settings.data_dir)
-        model, facts = lm.model, lm.facts
+        documents = search_documents(
+            recipe, lm, data_dir=settings.data_dir, held_out=settings.held_out
+        )
+        model, facts = lm.model, _public(lm.facts)
     if settings.prepare is not None:
         write_documents(settings.prepare, documents)
         return Prepared(settings.prepare, documents)
@@ -132,7 +136,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
 
 
 def search_documents(
-    recipe: Recipe, lm: CalibratedHFLM, *, data_dir: Path | None = None
+    recipe: Recipe, lm: CalibratedHFLM, *, data_dir: Path | None = None, held_out: int = 0
 ) -> list[TaskDocuments]:
     """Draw a recipe's documents, tokenised exactly as ``lm`` would score them."""
     contexts: dict[str, list[int]] = {}
@@ -145,6 +149,7 @@ def search_documents(
         samples=recipe.samples,
         verify_samples=recipe.verify_samples,
         seed=recipe.seed,
+        held_out_samples=held_out,
         encode=encode,
         max_length=lm.max_length,
         prompting=Prompting(
@@ -190,7 +195,13 @@ def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_plain_model(folder, dtype=dtype or "auto", device=device)
     tokenizer = load_plain_tokenizer(folder)
-    return model, model_facts(model, tokenizer, name=folder)
+    return model, _public(model_facts(model, tokenizer, name=folder))
+
+
+def _public(facts: ModelFacts) -> ModelFacts:
+    """Name a model loaded from a folder by the folder's name: artifacts are given to others."""
+    name = Path(facts.id).resolve().name if Path(facts.id).is_dir() else facts.id
+    return facts.model_copy(update={"id": name})
 
 
 def _fitting(documents: list[TaskDocuments], recipe: Recipe) -> list[TaskDocuments]:

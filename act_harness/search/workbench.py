@@ -1,4 +1,4 @@
-"""A model opened up for the search: start at any layer, see any layer, replace one attention output.
+"""A model opened up for the search: enter at any layer, see all, replace an attention output.
 
 The stock model does all arithmetic. Its decoder layers and attention modules are given a thin
 wrapper for the time of the search; what a forward is to do differently stands in a :class:`_Run`:
@@ -20,6 +20,7 @@ from act_harness.attention.interface import BASES, BINDING, base_of, register
 from act_harness.attention.probe import Probe
 from act_harness.errors import InternalError, UnsupportedModelError
 from act_harness.search.layout import Layout
+from act_harness.search.structure import Masks, decoder_layers, window_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-__all__ = ["LayerRecord", "Masks", "Workbench", "columns_before"]
+__all__ = ["LayerRecord", "Workbench", "columns_before"]
 
 _LOGIT_BYTES = 1 << 28
 """Logits become log-probabilities in pieces of at most this many bytes."""
@@ -119,12 +120,12 @@ class Workbench:
         """
         self.model = model
         self.running: _Run | None = None
-        self.decoder: nn.Module = model.get_decoder()
+        self.decoder: Any = model.get_decoder()
         self.layers: list[nn.Module] = []
         self.attentions: list[nn.Module] = []
         self.windows: list[int | None] = []
         self.heads = 0
-        self.device = model.get_input_embeddings().weight.device
+        self.device: torch.device = next(model.parameters()).device
         self.rows_computed = 0
         """Rows that went through a decoder layer, summed over layers: the work done."""
         self.forwards = 0
@@ -184,8 +185,8 @@ class Workbench:
         if len(heads) != 1:
             raise UnsupportedModelError(f"the layers of {kind} differ in their number of heads")
         self.heads = heads.pop()
-        self.layers = _decoder_layers(self.decoder, self.attentions, kind)
-        self.windows = [_window(self.model, attention) for attention in self.attentions]
+        self.layers = decoder_layers(self.decoder, self.attentions, kind)
+        self.windows = [window_of(self.model, attention) for attention in self.attentions]
         for layer in range(count):
             self._wrap(layer)
         self._wrap_ends()
@@ -204,7 +205,7 @@ class Workbench:
 
     def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         own = module.__dict__.get("forward")
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
         if own is None:
             self._undo.append(lambda: module.__dict__.pop("forward"))
         else:
@@ -287,7 +288,7 @@ class Workbench:
             right=(0,),
             counts=(1,),
         )
-        masks = Masks(self, layout)
+        masks = self.masks(layout)
         with torch.no_grad():
             logits, records = self.recorded(layout, masks, keep_from=0)
             middle = len(self.layers) // 2
@@ -313,6 +314,10 @@ class Workbench:
                     f"{kind} gives other logits when it is entered at a layer; the search does "
                     "not support this model"
                 )
+
+    def masks(self, layout: Layout) -> Masks:
+        """Return the masks of a chunk on this model."""
+        return Masks(layout, self.windows, additive=self._base == "eager", dtype=self.model.dtype)
 
     # -- forwards ----------------------------------------------------------------------------
 
@@ -433,46 +438,6 @@ class Workbench:
         return found
 
 
-class Masks:
-    """The masks of a chunk, one for each width of a sliding window, in the kernel's form."""
-
-    def __init__(self, bench: Workbench, layout: Layout) -> None:
-        self._bench, self._layout = bench, layout
-        self._visible: dict[int | None, Tensor] = {}
-        self._additive: dict[int | None, Tensor] = {}
-
-    def visible(self, layer: int) -> Tensor:
-        """Return (S, 1, T, T) bool of a layer."""
-        window = self._bench.windows[layer]
-        if window not in self._visible:
-            self._visible[window] = self._layout.visible(window)
-        return self._visible[window]
-
-    def causal(self, layer: int, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return (1, 1, rows, columns) for positions of one text, in the kernel's form."""
-        window = self._bench.windows[layer]
-        distance = rows[:, None] - columns
-        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        return self._kernel_form(seen[None, None])
-
-    def of(self, layer: int) -> Tensor:
-        """Return the mask of a layer as its kernel takes it: bool for sdpa, additive for eager."""
-        seen = self.visible(layer)
-        if self._bench._base != "eager":
-            return seen
-        window = self._bench.windows[layer]
-        if window not in self._additive:
-            self._additive[window] = self._kernel_form(seen)
-        return self._additive[window]
-
-    def _kernel_form(self, seen: Tensor) -> Tensor:
-        if self._bench._base != "eager":
-            return seen
-        dtype = self._bench.model.dtype
-        additive = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-        return additive.masked_fill_(~seen, torch.finfo(dtype).min)
-
-
 def columns_before(record: LayerRecord, index: Any, stop: int) -> tuple[Tensor, Tensor] | None:  # noqa: ANN401
     """Return keys and values of the columns before ``stop`` for the sequences ``index``."""
     if stop == 0:
@@ -480,37 +445,3 @@ def columns_before(record: LayerRecord, index: Any, stop: int) -> tuple[Tensor, 
     if record.key is None or record.value is None:
         raise InternalError("a layer's keys were not recorded")
     return record.key[:, :, :stop][index], record.value[:, :, :stop][index]
-
-
-def _decoder_layers(decoder: nn.Module, attentions: list[nn.Module], kind: str) -> list[nn.Module]:
-    """Find the list of layers whose members hold the attention modules, one each."""
-    for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == len(attentions):
-            held = [
-                any(part is a for part in m.modules())
-                for m, a in zip(module, attentions, strict=True)
-            ]
-            if all(held):
-                return list(module)
-    raise UnsupportedModelError(
-        f"the decoder layers of {kind} were not found; the search does not support this model"
-    )
-
-
-def _window(model: PreTrainedModel, attention: nn.Module) -> int | None:
-    """Return the sliding window of a layer in tokens, None where it sees everything."""
-    config = model.config.get_text_config()
-    if getattr(config, "attention_chunk_size", None) is not None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} attends in chunks; the search does not support this model"
-        )
-    if hasattr(attention, "sliding_window"):
-        found = attention.sliding_window
-    elif getattr(config, "use_sliding_window", True):
-        found = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
-        if kinds is not None and kinds[int(attention.layer_idx)] != "sliding_attention":  # type: ignore[arg-type]
-            found = None
-    else:
-        found = None
-    return None if found is None else int(found)

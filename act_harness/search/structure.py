@@ -1,0 +1,112 @@
+"""What the search reads off a model: its decoder layers, its sliding windows, the masks they need.
+
+Nothing here changes a model; see :mod:`act_harness.search.workbench` for that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from act_harness.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+    from act_harness.search.layout import Layout
+
+__all__ = ["Masks", "decoder_layers", "window_of"]
+
+
+class Masks:
+    """The masks of a chunk, one for each width of a sliding window, in the kernel's form."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        windows: Sequence[int | None],
+        *,
+        additive: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        """Store what masks depend on.
+
+        Args:
+            layout: the chunk.
+            windows: sliding window of each layer in tokens.
+            additive: whether the kernel adds masks (eager) instead of taking bool (sdpa).
+            dtype: of an additive mask.
+        """
+        self._layout, self._windows, self._adds, self._dtype = layout, windows, additive, dtype
+        self._visible: dict[int | None, Tensor] = {}
+        self._additive: dict[int | None, Tensor] = {}
+
+    def visible(self, layer: int) -> Tensor:
+        """Return (S, 1, T, T) bool of a layer."""
+        window = self._windows[layer]
+        if window not in self._visible:
+            self._visible[window] = self._layout.visible(window)
+        return self._visible[window]
+
+    def causal(self, layer: int, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return (1, 1, rows, columns) for positions of one text, in the kernel's form."""
+        window = self._windows[layer]
+        distance = rows[:, None] - columns
+        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        return self._kernel_form(seen[None, None])
+
+    def of(self, layer: int) -> Tensor:
+        """Return the mask of a layer as its kernel takes it: bool for sdpa, additive for eager."""
+        seen = self.visible(layer)
+        if not self._adds:
+            return seen
+        window = self._windows[layer]
+        if window not in self._additive:
+            self._additive[window] = self._kernel_form(seen)
+        return self._additive[window]
+
+    def _kernel_form(self, seen: Tensor) -> Tensor:
+        if not self._adds:
+            return seen
+        additive = torch.zeros(seen.shape, dtype=self._dtype, device=seen.device)
+        return additive.masked_fill_(~seen, torch.finfo(self._dtype).min)
+
+
+def decoder_layers(decoder: nn.Module, attentions: list[nn.Module], kind: str) -> list[nn.Module]:
+    """Find the list of layers whose members hold the attention modules, one each."""
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == len(attentions):
+            held = [
+                any(part is a for part in m.modules())
+                for m, a in zip(module, attentions, strict=True)
+            ]
+            if all(held):
+                return list(module)
+    raise UnsupportedModelError(
+        f"the decoder layers of {kind} were not found; the search does not support this model"
+    )
+
+
+def window_of(model: PreTrainedModel, attention: nn.Module) -> int | None:
+    """Return the sliding window of a layer in tokens, None where it sees everything."""
+    config = model.config.get_text_config()
+    if getattr(config, "attention_chunk_size", None) is not None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} attends in chunks; the search does not support this model"
+        )
+    found: Any
+    if hasattr(attention, "sliding_window"):
+        found = attention.sliding_window
+    elif getattr(config, "use_sliding_window", True):
+        found = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        layer: Any = attention.layer_idx
+        if kinds is not None and kinds[layer] != "sliding_attention":
+            found = None
+    else:
+        found = None
+    return None if found is None else int(found)
