@@ -134,13 +134,8 @@ class TritonEngine:
             tally = call.apply(found, facts[3], output, report=True)
             return EngineResult(output, found, _report(facts, tally))
         found = _listed(state)
-<<<<<<< HEAD
         listed = query.new_zeros(found.sinks.shape[:2], dtype=torch.int32)
         call.apply(found, listed, output)
-=======
-        assert found.count is not None  # noqa: S101 - _listed fills it
-        call.apply(found, query.new_zeros(found.count.shape, dtype=torch.int32), output)
->>>>>>> main
         return EngineResult(output, found, None)
 
     def _step(

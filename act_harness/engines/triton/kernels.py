@@ -9,12 +9,7 @@ What a row sees is an interval of columns, ``lo..hi``, less the pads; ``kind`` s
 neither needs to be loaded. Logarithms are natural in memory and of base 2 inside.
 """
 
-<<<<<<< HEAD
-# mypy: ignore-errors
-# ruff: noqa: SIM108, ANN001, ANN202, N803, E501 - kernels: Triton's own conventions
-=======
 # ruff: noqa: E501 - kernels: Triton's own conventions
->>>>>>> main
 from __future__ import annotations
 
 import triton

@@ -5,11 +5,6 @@ A step touches the columns of the prompt's sinks only, unless subtraction would 
 its row. One program works for one sequence and one selected head; products are summed in float32.
 """
 
-<<<<<<< HEAD
-# mypy: ignore-errors
-# ruff: noqa: ANN001, ANN202, N803 - kernels: Triton's own conventions
-=======
->>>>>>> main
 from __future__ import annotations
 
 import triton
