@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from act_harness.counters import PromptRecord
 
-__all__ = ["Forwards", "Prefilled", "RowScores", "Work"]
+__all__ = ["Forwards", "Prefilled", "RowScores", "Work", "answers_per_sequence"]
 
 _PIECE_BYTES = 1 << 28
 """Rows of logits become log-probabilities in pieces of at most this many bytes."""
@@ -180,6 +180,21 @@ class Forwards:
             ids.append([*pads, *tokens] if left else [*tokens, *pads])
             real.append(no + yes if left else yes + no)
         return torch.tensor(ids, device=self.device), torch.tensor(real, device=self.device)
+
+
+def answers_per_sequence(model: PreTrainedModel) -> float:
+    """How many repeated caches cost what stock scoring pays in logits for one sequence.
+
+    lm-eval's ``hf`` holds logits and log-probabilities of every position, ``2 x vocabulary``
+    values a token; a cache repeated for an answer holds ``2 x layers x key heads x head size``. So
+    many answers for each sequence of a batch stay within stock's peak memory. At least 1.
+    """
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    cached = 2 * config.num_hidden_layers * keys * size
+    return max(1.0, float(2 * config.vocab_size / cached))
 
 
 def _has_window(model: PreTrainedModel) -> bool:

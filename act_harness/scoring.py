@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from act_harness.errors import InfrastructureError, InternalError
-from act_harness.forwards import Forwards, Prefilled, Work
+from act_harness.forwards import Forwards, Prefilled, Work, answers_per_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -103,7 +103,9 @@ class Scorer:
         Args:
             model: a causal language model.
             attachment: calibrated attention on ``model``, or None.
-            batch_size: most sequences in a forward; None for no limit.
+            batch_size: most sequences in a prefill; None for no limit. Their answers extend the
+                cache together as far as that takes no more memory than stock scoring at this
+                batch size (:func:`act_harness.forwards.answers_per_sequence`).
             token_budget: most tokens in a forward, pads and repeated caches included; None for no
                 limit. Halved, with a retry, when memory runs out.
             pad_token: any valid token id.
@@ -119,6 +121,9 @@ class Scorer:
             forward_context=forward_context,
         )
         self.batch_size = batch_size
+        self._answers = (
+            None if batch_size is None else int(batch_size * answers_per_sequence(model))
+        )
         self.token_budget = token_budget
         self.share = share
 
@@ -171,8 +176,8 @@ class Scorer:
             group.settle()
         return list(groups.values())
 
-    def _fits(self, sequences: int, longest: int) -> bool:
-        if self.batch_size is not None and sequences > self.batch_size:
+    def _fits(self, sequences: int, longest: int, *, most: int | None) -> bool:
+        if most is not None and sequences > most:
             return False
         return self.token_budget is None or sequences * longest <= self.token_budget
 
@@ -181,7 +186,9 @@ class Scorer:
         waiting = deque(groups)
         while waiting:
             batch = [waiting.popleft()]
-            while waiting and self._fits(len(batch) + 1, len(batch[0].tokens)):
+            while waiting and self._fits(
+                len(batch) + 1, len(batch[0].tokens), most=self.batch_size
+            ):
                 batch.append(waiting.popleft())
             yield batch
 
@@ -263,7 +270,7 @@ class Scorer:
         while waiting:
             chunk = [waiting.popleft()]
             longest = prefilled.real.shape[1] + len(chunk[0][1])
-            while waiting and self._fits(len(chunk) + 1, longest):
+            while waiting and self._fits(len(chunk) + 1, longest, most=self._answers):
                 chunk.append(waiting.popleft())
             try:
                 logits = self.forwards.extend(
