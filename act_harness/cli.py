@@ -470,6 +470,9 @@ def _bench(name: str) -> None:
     import importlib
 
     def command(context: typer.Context) -> None:
+        if {"-h", "--help"} & set(context.args):
+            example = f"act-harness bench {name} {_BENCH_EXAMPLES[name]}"
+            print(f"{_BENCHES[name]}\n\nExample:\n  {example}\n")
         importlib.import_module(f"act_harness.bench.{name}").main(context.args)
 
     command.__doc__ = _BENCHES[name]
@@ -482,6 +485,13 @@ _BENCHES = {
     "decode": "A token's decoding over a long context, calibrated against stock.",
     "accuracy": "Errors of an engine against the float64 reference, by sink mass.",
     "search": "The head search three ways: one head at a time, exhaustive, screened.",
+}
+_BENCH_EXAMPLES = {
+    "attention": "--device cpu --dtype float32 --shapes 1x256 --rounds 3",
+    "prefill": "--model .demo/model --device cpu --dtype float32 --shapes 1x256",
+    "decode": "--model .demo/model --device cpu --dtype float32 --shapes 1x256",
+    "accuracy": "--device cpu --dtypes float32 --tokens 31,127",
+    "search": "--random tiny --samples 4",
 }
 for _name in _BENCHES:
     _bench(_name)

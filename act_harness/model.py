@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CalibratedHFLM"]
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("lm_eval.models.act_harness")  # lm-eval shows its own loggers only
 
 _CPU_TOKEN_BUDGET = 4096
 """Tokens of a forward for ``batch_size=auto`` on the CPU; more brings no speed there."""

@@ -35,6 +35,9 @@ __all__ = ["Item", "Score", "Scorer", "Work"]
 
 Tokens = tuple[int, ...]
 
+_ENOUGH_TOKENS = {"cpu": 128}
+"""Tokens of a forward beyond which more of them cost in proportion; 2048 on other devices."""
+
 
 class Item(NamedTuple):
     """One request: tokens given and tokens to score."""
@@ -192,6 +195,11 @@ class Scorer:
                 batch.append(waiting.popleft())
             yield batch
 
+    def _pads_little(self, sequences: int, longest: int, next_length: int) -> bool:
+        """Whether a shorter answer should join: its pads cost, a small forward costs too."""
+        enough = _ENOUGH_TOKENS.get(self.forwards.device.type, 2048)
+        return sequences * longest < enough or next_length > 0.8 * longest
+
     def _shrink(self, used: int) -> None:
         """Halve the budget after a forward of ``used`` tokens ran out of memory."""
         self.token_budget = max(1, used // 2)
@@ -270,7 +278,11 @@ class Scorer:
         while waiting:
             chunk = [waiting.popleft()]
             longest = prefilled.real.shape[1] + len(chunk[0][1])
-            while waiting and self._fits(len(chunk) + 1, longest, most=self._answers):
+            while (
+                waiting
+                and self._fits(len(chunk) + 1, longest, most=self._answers)
+                and self._pads_little(len(chunk), len(chunk[0][1]), len(waiting[0][1]))
+            ):
                 chunk.append(waiting.popleft())
             try:
                 logits = self.forwards.extend(
