@@ -62,7 +62,8 @@ def test_two_processes_give_what_one_gives(tiny_checkpoint, tmp_path):
     assert max(int(count) for _, count in shares) == 5 * choices
     assert [row["doc_id"] for row in rows] == [row["doc_id"] for row in expected] == list(range(9))
     for row, want in zip(rows, expected, strict=True):
-        for (found,), (right,) in zip(row["resps"], want["resps"], strict=True):
+        # lm-eval pads the shorter share by asking for one request again, so resps may hold two
+        for found, right in zip(row["filtered_resps"], want["filtered_resps"], strict=True):
             assert float(found[0]) == pytest.approx(float(right[0]), abs=1e-4)
             assert found[1] == right[1]
     assert both["results"] == one["results"]
