@@ -46,14 +46,13 @@ class CalibrationCounters:
 
     records: dict[str, PromptRecord] = field(default_factory=dict)
     truncated: set[str] = field(default_factory=set)
-    lost_first_token: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
     empty_continuation: set[str] = field(default_factory=set)
 
     def merge(self, other: CalibrationCounters) -> None:
         """Add what another process counted; prompts that both saw count once."""
         self.records.update(other.records)
-        for name in ("truncated", "lost_first_token", "skipped", "empty_continuation"):
+        for name in ("truncated", "skipped", "empty_continuation"):
             getattr(self, name).update(getattr(other, name))
 
     def summary(self) -> dict[str, Any]:
@@ -76,7 +75,7 @@ class CalibrationCounters:
             "prompts_near_threshold": sum(r.near_threshold for r in records),
             "prompts_too_short": sum(r.too_short for r in records),
             "prompts_truncated": len(self.truncated),
-            "prompts_without_first_token": len(self.lost_first_token),
+            "prompts_without_first_token": len(self.truncated),  # cut from the left
             "requests_skipped": len(self.skipped),
             "requests_with_empty_continuation": len(self.empty_continuation),
         }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from act_harness.counters import PromptRecord
 
-__all__ = ["Forwards", "Prefilled", "RowScores", "Work", "answers_per_sequence"]
+__all__ = ["Forwards", "Prefilled", "RowScores", "Work", "answers_per_sequence", "pad_tokens"]
 
 _PIECE_BYTES = 1 << 28
 """Rows of logits become log-probabilities in pieces of at most this many bytes."""
@@ -171,15 +171,23 @@ class Forwards:
         return output.logits[0], output.get("past_key_values")
 
     def _pad(self, sequences: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
-        """Return (B, T) token ids and (B, T) bool: real tokens."""
-        longest = max(len(tokens) for tokens in sequences)
-        ids, real = [], []
-        for tokens in sequences:
-            missing = longest - len(tokens)
-            pads, yes, no = [self.pad_token] * missing, [True] * len(tokens), [False] * missing
-            ids.append([*pads, *tokens] if left else [*tokens, *pads])
-            real.append(no + yes if left else yes + no)
-        return torch.tensor(ids, device=self.device), torch.tensor(real, device=self.device)
+        """Return :func:`pad_tokens` of the sequences, on the model's device."""
+        ids, real = pad_tokens(sequences, self.pad_token, left=left)
+        return ids.to(self.device), real.to(self.device)
+
+
+def pad_tokens(
+    sequences: Sequence[Sequence[int]], pad_token: int, *, left: bool
+) -> tuple[Tensor, Tensor]:
+    """Return (B, T) token ids and (B, T) bool: real tokens."""
+    longest = max(len(tokens) for tokens in sequences)
+    ids, real = [], []
+    for tokens in sequences:
+        missing = longest - len(tokens)
+        pads, yes, no = [pad_token] * missing, [True] * len(tokens), [False] * missing
+        ids.append([*pads, *tokens] if left else [*tokens, *pads])
+        real.append(no + yes if left else yes + no)
+    return torch.tensor(ids), torch.tensor(real)
 
 
 def answers_per_sequence(model: PreTrainedModel) -> float:

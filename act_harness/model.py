@@ -26,6 +26,7 @@ from act_harness.conversation import ConversationMixin
 from act_harness.counters import CalibrationCounters, PromptRecord
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
+from act_harness.forwards import pad_tokens
 from act_harness.requests import OVERLENGTH, Prepared, prepare
 from act_harness.scoring import Item, Score, Scorer
 
@@ -81,6 +82,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         select_engine(engine)  # a misspelt name fails before the model is loaded
         if kwargs.get("backend") == "seq2seq":
             raise InputError("hf-act takes causal models only; use --model hf for seq2seq")
+        if kwargs.get("device") is None:  # HFLM asks for "cuda" even where there is none
+            kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
         super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
             raise InputError(
@@ -322,14 +325,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
                 if len(row) > left_truncate_len:
                     self._overlong_prompt(row, left_truncate_len)
                     rows[number] = row[-left_truncate_len:]
-        longest = max(len(row) for row in rows)
-        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(rows):
-            place = slice(longest - len(row), None) if padding_side == "left" else slice(len(row))
-            ids[number, place] = torch.tensor(row)
-            mask[number, place] = 1
-        return ids, mask
+        ids, real = pad_tokens(rows, self.tokenizer.pad_token_id or 0, left=padding_side == "left")
+        return ids, real.long()
 
     def _overlong_prompt(self, row: list[int], allowed: int) -> None:
         if self.overlength == "error":
@@ -338,7 +335,6 @@ class CalibratedHFLM(ConversationMixin, HFLM):
                 "use overlength=truncate or a larger max_length"
             )
         self.counters.truncated.add(_key(row))
-        self.counters.lost_first_token.add(_key(row))
 
     def _model_generate(
         self,
@@ -430,7 +426,6 @@ class CalibratedHFLM(ConversationMixin, HFLM):
 
     def _count_lengths(self, prepared: Prepared) -> None:
         self.counters.truncated |= {_key(tokens) for tokens in prepared.truncated}
-        self.counters.lost_first_token |= {_key(tokens) for tokens in prepared.truncated}
         self.counters.skipped |= {_key(tokens) for tokens in prepared.skipped}
 
     def _share_counters(self) -> None:

@@ -253,6 +253,11 @@ def test_results_say_what_was_calibrated(tiny_checkpoint, artifact_file):
     assert lm.get_model_info()["act_harness"]["arm"] == "baseline"
 
 
+def test_a_machine_without_a_gpu_needs_no_device_argument(tiny_checkpoint):
+    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32")
+    assert lm.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def test_rank_and_world_come_from_accelerate(tiny_checkpoint):
     lm = make(tiny_checkpoint)
     assert (lm.rank, lm.world_size) == (0, 1)

@@ -6,15 +6,14 @@ generates; a sample is one token for every sequence of the batch, as ``generate`
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from act_harness.bench.common import Report, alternate, command_line, describe_machine, ratio
-from act_harness.bench.models import Arms, arms_of, common_options, random_tokens, table_of
+from act_harness.bench.common import alternate, ratio
+from act_harness.bench.models import Arms, bench_model, random_tokens
 
 __all__ = ["main", "measure"]
 
@@ -70,26 +69,15 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run the benchmark from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(prog="act-harness bench decode", description=__doc__)
-    common_options(parser)
-    parser.add_argument("--shapes", default="1x4096,16x4096", help="batch x context")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
-    given = parser.parse_args(arguments)
-    pair = arms_of(given)
-    records = []
-    for text in given.shapes.split(","):
-        batch, context = map(int, text.split("x"))
-        records += measure(pair, batch, context, device=given.device, rounds=given.rounds)
-    kind = torch.device(given.device).type
-    title = f"{Path(given.model).name}, {given.dtype}, {given.share:.0%} of the heads"
-    report = Report(
-        name=given.name or f"attention-decode-{kind}",
-        title=f"Decode steps with calibrated attention ({kind})",
-        machine=describe_machine(given.device),
-        command=command_line(),
-        tables=[table_of(title, records, _COLUMNS)],
+    return bench_model(
+        arguments,
+        measure,
+        name="decode",
+        title="Decode steps with calibrated attention",
+        description=__doc__,
+        shapes=("1x4096,16x4096", "batch x context"),
+        columns=_COLUMNS,
     )
-    return report.write(given.out)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import copy
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach
-from act_harness.bench.common import Table
+from act_harness.bench.common import Report, Table, command_line, describe_machine
 from act_harness.calibration import Calibration
 from act_harness.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedModel
 
 __all__ = ["Arms", "arms", "arms_of", "common_options", "random_tokens", "spread_heads", "table_of"]
@@ -129,6 +132,49 @@ def common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", type=float, default=0.22, help="share of heads calibrated")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--name", default=None, help="name of the report")
+
+
+def bench_model(
+    arguments: list[str] | None,
+    measure: Callable[..., list[dict[str, Any]]],
+    *,
+    name: str,
+    title: str,
+    description: str | None,
+    shapes: tuple[str, str],
+    columns: tuple[str, ...],
+) -> Path:
+    """Run a benchmark of whole models from a command line; return the report's path.
+
+    Args:
+        arguments: the command line; that of the process when None.
+        measure: takes both arms, batch and tokens, and returns the rows of the table.
+        name: the command's name.
+        title: heading of the report.
+        description: for ``--help``.
+        shapes: default of ``--shapes`` and what its two numbers are.
+        columns: of the table.
+    """
+    parser = argparse.ArgumentParser(prog=f"act-harness bench {name}", description=description)
+    common_options(parser)
+    parser.add_argument("--shapes", default=shapes[0], help=shapes[1])
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    given = parser.parse_args(arguments)
+    pair = arms_of(given)
+    records = []
+    for text in given.shapes.split(","):
+        batch, tokens = map(int, text.split("x"))
+        records += measure(pair, batch, tokens, device=given.device, rounds=given.rounds)
+    kind = torch.device(given.device).type
+    heading = f"{Path(given.model).name}, {given.dtype}, {given.share:.0%} of the heads"
+    report = Report(
+        name=given.name or f"attention-{name}-{kind}",
+        title=f"{title} ({kind})",
+        machine=describe_machine(given.device),
+        command=command_line(),
+        tables=[table_of(heading, records, columns)],
+    )
+    return report.write(given.out)
 
 
 def table_of(title: str, records: list[dict[str, Any]], columns: tuple[str, ...]) -> Table:

@@ -6,7 +6,6 @@ so that the output head does not hide the attention.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,11 @@ from typing import Any
 import torch
 
 from act_harness.bench.common import (
-    Report,
     alternate,
-    command_line,
-    describe_machine,
     peak_memory,
     ratio,
 )
-from act_harness.bench.models import Arms, arms_of, common_options, random_tokens, table_of
+from act_harness.bench.models import Arms, bench_model, random_tokens
 
 __all__ = ["main", "measure"]
 
@@ -65,26 +61,15 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run the benchmark from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(prog="act-harness bench prefill", description=__doc__)
-    common_options(parser)
-    parser.add_argument("--shapes", default="4x2048,1x8192", help="batch x tokens")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
-    given = parser.parse_args(arguments)
-    pair = arms_of(given)
-    records = []
-    for text in given.shapes.split(","):
-        batch, tokens = map(int, text.split("x"))
-        records += measure(pair, batch, tokens, device=given.device, rounds=given.rounds)
-    kind = torch.device(given.device).type
-    title = f"{Path(given.model).name}, {given.dtype}, {given.share:.0%} of the heads"
-    report = Report(
-        name=given.name or f"attention-prefill-{kind}",
-        title=f"Whole-model prefill with calibrated attention ({kind})",
-        machine=describe_machine(given.device),
-        command=command_line(),
-        tables=[table_of(title, records, _COLUMNS)],
+    return bench_model(
+        arguments,
+        measure,
+        name="prefill",
+        title="Whole-model prefill with calibrated attention",
+        description=__doc__,
+        shapes=("4x2048,1x8192", "batch x tokens"),
+        columns=_COLUMNS,
     )
-    return report.write(given.out)
 
 
 if __name__ == "__main__":
