@@ -208,7 +208,7 @@ def _log_scores(tracker: Tracker, runs: Mapping[int, Run], max_samples: int) -> 
     tracker.scalars(
         tracked.over_seeds({s: tracked.result_scalars(r.data) for s, r in runs.items()})
     )
-    _log_table(tracker, "results", {s: tracked.results_table(r.data) for s, r in runs.items()})
+    _log_table(tracker, "scores", {s: tracked.results_table(r.data) for s, r in runs.items()})
     first = next(iter(runs.values()))
     for task in first.sample_files if max_samples else ():
         each = {
