@@ -38,7 +38,7 @@ def test_offline_the_specification_is_written(tmp_path, monkeypatch):
 
 def write_results(folder, results):
     folder.mkdir(parents=True)
-    content = {"results": results, "configs": dict.fromkeys(results, {}), "groups": {}}
+    content = {"results": results, "configs": {task: {} for task in results}, "groups": {}}
     (folder / "results_2026-01-02T03-04-05.json").write_text(json.dumps(content))
 
 
@@ -48,8 +48,9 @@ def test_tasks_and_metrics_are_those_of_the_results(tmp_path):
     assert dashboard.known_scores([tmp_path], tasks={"sst2": ["acc"]}) == {
         "sst2": ["acc"], "org/task": ["acc", "f1"], "gsm": ["exact_match,strict"],
     }  # fmt: skip
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ResultError, match="no results_"):
-        dashboard.known_scores([tmp_path / "a/b/c"], tasks={})
+        dashboard.known_scores([tmp_path / "empty"], tasks={})
     with pytest.raises(InputError, match="nothing to show"):
         dashboard.known_scores([], tasks={})
 

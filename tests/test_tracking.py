@@ -188,6 +188,7 @@ def test_a_failure_in_a_run_of_lm_evals_never_ends_the_evaluation(monkeypatch, c
     from act_harness import tracked_runs
 
     lax = tracking.WandbTracker(Broken(), settings=online(strict=False), owned=False)
+    monkeypatch.setattr(Broken, "config", {}, raising=False)
     monkeypatch.setattr(tracked_runs, "active_run", lambda: lax)
     tracked_runs.log_to_open_run({"arm": "baseline", "counters": {"share": 1}}, None)
     assert caplog.text.count("going on without W&B") == 1
