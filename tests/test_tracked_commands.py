@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from installed import REPOSITORY, python, write_metadata
 from mtbench_runs import doc, graded, write_run
@@ -93,8 +94,11 @@ OFFLINE = ("--wandb-project", "p", "--wandb-mode", "offline")
 # -- eval ------------------------------------------------------------------------------------------
 
 
-def test_eval_logs_one_complete_run_per_arm_and_continues_it(evaluation, tmp_path, artifact_file):
+def test_eval_logs_one_complete_run_per_arm_and_continues_it(
+    evaluation, tmp_path, artifact_file, monkeypatch
+):
     out = tmp_path / "out"
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
     code, said, _ = evaluation(*OFFLINE, "--wandb-tags", "a,b", "--wandb-samples", "5")
     assert code == 0
     assert said.count("wandb sync") == 2
@@ -152,6 +156,7 @@ def test_eval_logs_one_complete_run_per_arm_and_continues_it(evaluation, tmp_pat
     assert {read.run.run_id for read in later[:2]} == ids
     assert not {read.run.run_id for read in later[2:]} & ids, "another experiment is another run"
     assert not [key for step in later[3].history for key in step if key.startswith("samples/")]
+    check_key(out, said)
 
 
 def test_several_fewshot_seeds_are_one_run_per_arm(evaluation, tmp_path):
@@ -224,6 +229,22 @@ def test_bad_options_are_found_before_anything_is_done(call, monkeypatch):
     code, _, err = call("eval", "--tasks", "x", "--wandb-project", "p")
     assert code == 2
     assert "pip install 'act-harness[wandb]'" in err
+
+
+@pytest.mark.parametrize("name", ["eval", "search", "judge"])
+def test_the_options_are_the_same_for_all_commands(name):
+    import typer
+
+    options = {
+        option
+        for parameter in typer.main.get_command(cli.app).commands[name].params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if "wandb" in option
+    }
+    assert options == {
+        "--wandb-project", "--wandb-entity", "--wandb-group", "--wandb-tags", "--wandb-mode",
+        "--wandb-strict", "--no-wandb-strict", "--wandb-samples", "--wandb-timeout",
+    }  # fmt: skip
 
 
 # -- search ----------------------------------------------------------------------------------------
@@ -330,6 +351,20 @@ def test_judge_logs_scores_conversations_and_pictures(call, tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.usefixtures("no_server")
+def test_judge_without_a_server_of_wandb(call, tmp_path):
+    write_run(tmp_path, [(doc(81), graded(4, 6))])
+    with serving() as server:
+        code, said, errors = call(
+            "judge", tmp_path, "--model", "m", "--base-url", server.url, "--wandb-project", "p",
+            "--wandb-timeout", "1",
+        )  # fmt: skip
+    assert code == 3
+    assert "opening a run failed" in errors.splitlines()[-1]
+    assert (tmp_path / "mt_bench_judge/scores.json").is_file()
+    check_key(tmp_path, said, errors)
+
+
 # -- lm_eval's own command line --------------------------------------------------------------------
 
 
@@ -372,3 +407,41 @@ def test_a_plain_lm_eval_run_gets_artifact_counters_and_heads(
     assert "task_configs" in found.config
     (file,) = Path(out).rglob("results_*.json")
     assert json.loads(file.read_text())["config"]["act_harness"]["counters"]["prompts"] == 6
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def test_effects_of_heads_are_the_best_over_mass_maps(artifact_file):
+    from act_harness.tracked_runs import head_effects
+
+    artifact = load_artifact(artifact_file)
+    assert np.isnan(head_effects(artifact)).all()
+    columns = ["layer", "head", "strength", "effect"]
+    rows = [[0, 1, 0, 0.5], [0, 1, 1, 0.2], [2, 3, 0, -1.0], [2, 3, 1, 0.25], [1, 1, 0, None]]
+    table = {"heads": {"columns": columns, "rows": rows}}
+    found = head_effects(artifact.model_copy(update={"search": {"table": table}}))
+    assert (found[0, 1], found[2, 3]) == (0.5, 0.25)
+    assert np.isfinite(found).sum() == 2
+
+
+@pytest.mark.parametrize("job", ["act", "regress"])
+def test_an_arm_against_a_stored_baseline(artifact_file, tmp_path, job):
+    """What `regress` needs: one arm, its job type, no baseline run."""
+    from act_harness.tracked_runs import TrackedArms, track_arms
+    from act_harness.tracking import TrackingSettings
+
+    (tmp_path / "run").mkdir()
+    info = {"engine": "torch", "counters": {"prompts": 3}}
+    content = {"results": {"t": {"acc,none": 0.5}}, "configs": {"t": {}},
+               "config": {"act_harness": info}}  # fmt: skip
+    (tmp_path / "run/results_2026-01-02T03-04-05.json").write_text(json.dumps(content))
+    arms = TrackedArms(
+        model="m", folders={"act": tmp_path / "run"}, seeds=(1,), output=tmp_path, job_type=job,
+        artifact=load_artifact(artifact_file),
+    )  # fmt: skip
+    (line,) = track_arms(arms, TrackingSettings(mode="offline", group="nightly"))
+    assert "wandb sync" in line
+    found = only_run(tmp_path)
+    assert (found.run.job_type, found.run.run_group) == (job, "nightly")
+    assert (found.scalars()["t/acc"], found.scalars()["counters/prompts"]) == (0.5, 3)

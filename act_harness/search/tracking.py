@@ -28,7 +28,7 @@ __all__ = ["search_scalars", "track_search"]
 _IMAGES = {"map": "head_map", "ranks": "ranks"}
 
 
-def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Path) -> str:
+def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Path) -> list[str]:
     """Log a search as one run of job type ``search``.
 
     Args:
@@ -37,7 +37,7 @@ def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Pa
         folder: of the artifact; run ids and W&B's own files are kept there.
 
     Returns:
-        Where the run is, as a line; empty where nothing was logged.
+        Where the run is, as a line; nothing where nothing was logged.
 
     Raises:
         InfrastructureError: W&B cannot be reached or refuses the key (strict only).
@@ -71,7 +71,7 @@ def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Pa
             tracker.image(_IMAGES[kind], path, caption=artifact.name)
         with TemporaryDirectory(prefix="act-harness-") as place:
             log_artifact(tracker, artifact, Path(place), used=False)
-        return tracker.describe()
+        return [line for line in (tracker.describe(),) if line]
 
 
 def search_scalars(result: SearchResult) -> dict[str, object]:
