@@ -311,9 +311,13 @@ def test_search_logs_its_tables_plots_and_heads(call, tiny_checkpoint, tmp_path,
     first, again = map(Read, run_files(tmp_path / "out"))
     assert again.run.run_id == first.run.run_id
     assert again.scalars()["search/forwards"] == 0
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**RECIPE, "rule": "paper"}))
+    assert call(*arguments)[0] == 0
+    other = Read(run_files(tmp_path / "out")[-1])
+    assert other.run.run_id != first.run.run_id, "another selection from the same measurements"
     monkeypatch.setenv("RANK", "1")
     assert call(*arguments)[1] == "", "other ranks neither print nor log"
-    assert len(run_files(tmp_path / "out")) == 2
+    assert len(run_files(tmp_path / "out")) == 3
 
 
 # -- judge -----------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What a finished search logs: configuration, figures of merit, its tables, its plots, its heads.
 
 The search is on the disk before this is called. A search that was interrupted and continued, or
-repeated, continues its run: the run belongs to the ledger, which is named by all that decides the
-search's numbers.
+repeated, continues its run: the run belongs to the recipe and to the ledger, which is named by all
+that decides what was measured.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Pa
         name=f"search-{artifact.name}",
         config=config,
         folder=folder,
-        identity={"ledger": search["run"]["ledger"], "group": settings.group},
+        identity={
+            "recipe": search["recipe_sha256"],
+            "ledger": search["run"]["ledger"],
+            "group": settings.group,
+        },
         rank=Processes.here().rank,
     ) as tracker:
         tracker.scalars(search_scalars(result))
