@@ -187,3 +187,33 @@ def test_what_the_kernels_cannot_do_is_said_once(caplog):
         ec.assert_matches(kernels, case, plan)
     assert kernels.calls == {"fallback": 2}
     assert len([r for r in caplog.records if "float64" in r.getMessage()]) == 1
+
+
+def test_packed_requests_through_the_kernels(make_artifact, monkeypatch):
+    """Contexts of several lengths and their answers in one row: as the plain path."""
+    from conftest import make_tiny
+
+    from act_harness.attention import calibrated
+    from act_harness.forwards import Forwards
+    from act_harness.scoring import Item, Scorer
+
+    monkeypatch.setattr(Forwards, "_joins_answers", False)  # as on a device
+    model = make_tiny(dtype=torch.float32).to(DEVICE)
+    contexts = [tuple(range(3, 3 + size)) for size in (14, 6)]
+    items = [
+        Item(c, (40 + n, 50 - n, 30)[:size]) for c in contexts for n, size in enumerate((3, 2, 1))
+    ]
+    kernels = engine()
+    artifact = make_artifact(model)
+    with calibrated(model, artifact, engine="reference") as attachment:
+        expected = Scorer(model, attachment, batch_size=1, share=False).score(items)
+    with calibrated(model, artifact, engine=kernels) as attachment:
+        kernels.calls.clear()
+        scorer = Scorer(model, attachment)
+        found = scorer.score(items)
+    assert scorer.work.forwards == 1
+    assert kernels.calls["column_sums"]
+    assert "fallback" not in kernels.calls
+    assert [s.loglikelihood for s in found] == pytest.approx(
+        [s.loglikelihood for s in expected], abs=1e-4
+    )
