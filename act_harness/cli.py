@@ -10,13 +10,31 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 import act_harness
+from act_harness.commands.artifact import artifact_app
+from act_harness.commands.bench import bench_app
+from act_harness.commands.dashboard import dashboard
+from act_harness.commands.options import (
+    BatchSize,
+    DataDir,
+    Device,
+    ModelArgs,
+    Output,
+    Pretrained,
+    Seed,
+    Tasks,
+    names,
+    with_tracking,
+)
+from act_harness.commands.regress import regress
 from act_harness.errors import ActHarnessError, InternalError
+from act_harness.tracker import TrackingSettings
 
 __all__ = ["app", "main"]
 
@@ -32,15 +50,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-artifact_app = typer.Typer(
-    help="Look at head-set artifacts.", no_args_is_help=True, rich_markup_mode=None
-)
 app.add_typer(artifact_app, name="artifact")
-bench_app = typer.Typer(
-    help="Measure speed, side by side in one run; tables and plots go to results/benchmarks/.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(bench_app, name="bench")
 
 
@@ -72,28 +82,6 @@ def _app_options(
     pass
 
 
-# Options that several commands share.
-ModelArgs = Annotated[
-    str,
-    typer.Option(
-        help="The model's arguments as lm-eval takes them: pretrained=DIR,dtype=float32,..."
-    ),
-]
-Pretrained = Annotated[
-    str | None,
-    typer.Option(help="Hub id or folder of the model; the same as --model-args pretrained=..."),
-]
-Tasks = Annotated[str, typer.Option(help="Task or group names, separated by commas.")]
-BatchSize = Annotated[str, typer.Option(help="Requests at a time, or 'auto'.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Output = Annotated[Path, typer.Option(help="Folder for results.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Folder filled by `act-harness fetch`; datasets are read from there."),
-]
-
-
 @app.command(
     context_settings={
         "allow_extra_args": True,
@@ -120,6 +108,7 @@ def run(context: typer.Context) -> None:
 
 
 @app.command("eval")
+@with_tracking
 def evaluate(
     tasks: Tasks,
     pretrained: Pretrained = None,
@@ -151,6 +140,7 @@ def evaluate(
     output: Output = Path("outputs"),
     seed: Seed = 1234,
     data_dir: DataDir = None,
+    tracking: TrackingSettings | None = None,
 ) -> None:
     """Score a model with and without calibration on the same requests, and compare.
 
@@ -163,16 +153,16 @@ def evaluate(
       act-harness eval --pretrained .demo/model --artifact .demo/artifact.json \\
           --tasks act_demo --output .demo/eval
     """
-    from act_harness.evaluate import EvalSettings, run_eval
+    from act_harness.evaluate import EvalSettings, run_eval, track_eval
 
     settings = EvalSettings(
         pretrained=pretrained,
         model_args=model_args,
         artifact=artifact,
-        tasks=_names(tasks),
+        tasks=names(tasks),
         limit=limit,
         num_fewshot=num_fewshot,
-        fewshot_seeds=tuple(int(number) for number in _names(fewshot_seeds)),
+        fewshot_seeds=tuple(int(number) for number in names(fewshot_seeds)),
         batch_size=batch_size,
         device=device,
         apply_chat_template=apply_chat_template,
@@ -181,10 +171,14 @@ def evaluate(
         seed=seed,
         data_dir=data_dir,
     )
-    print(run_eval(settings).summary())
+    outcome = run_eval(settings)
+    print(outcome.summary())
+    if tracking is not None:
+        print("\n".join(track_eval(outcome, settings, tracking)))
 
 
 @app.command()
+@with_tracking
 def search(
     recipe: Annotated[
         str | None,
@@ -218,6 +212,7 @@ def search(
     documents: Annotated[
         Path | None, typer.Option(help="Use the documents of --prepare; no lm-eval is needed.")
     ] = None,
+    tracking: TrackingSettings | None = None,
 ) -> None:
     """Find the heads whose calibration helps, and write them as an artifact.
 
@@ -229,13 +224,13 @@ def search(
       act-harness search --pretrained .demo/model --tasks act_demo_sentiment --samples 32 \\
           --output .demo/artifact.json
     """
-    from act_harness.search import SearchSettings, search_from_settings
+    from act_harness.search import SearchResult, SearchSettings, search_from_settings
 
     settings = SearchSettings(
         recipe=Path(recipe) if recipe else None,
         pretrained=pretrained,
         model_args=model_args,
-        tasks=_names(tasks),
+        tasks=names(tasks),
         samples=samples,
         batch_size=batch_size,
         device=device,
@@ -243,7 +238,7 @@ def search(
         seed=seed,
         data_dir=data_dir,
         show_best=best,
-        plots=plots,
+        plots=plots or (tracking is not None and find_spec("matplotlib") is not None),
         ledgers=ledgers,
         prepare=prepare,
         documents=documents,
@@ -251,6 +246,10 @@ def search(
     found = search_from_settings(settings)
     if os.environ.get("RANK", "0") == "0":
         print(found.summary())
+        if tracking is not None and isinstance(found, SearchResult):
+            from act_harness.search.tracking import track_search
+
+            print(track_search(found, tracking, folder=output.parent))
 
 
 @app.command()
@@ -278,7 +277,7 @@ def compare(
     from act_harness.report import comparison_files
 
     found = compare_runs(
-        a, b, tasks=_names(tasks) or None, confidence=confidence, alpha=alpha, seed=seed
+        a, b, tasks=names(tasks) or None, confidence=confidence, alpha=alpha, seed=seed
     )
     print(found.to_terminal(colour=sys.stdout.isatty()))
     if output is not None:
@@ -288,6 +287,7 @@ def compare(
 
 
 @app.command()
+@with_tracking
 def judge(
     paths: Annotated[
         list[Path], typer.Argument(help="Output folders of mt_bench runs; all arms in them.")
@@ -336,9 +336,7 @@ def judge(
     dry_run: Annotated[
         bool | None, typer.Option("--dry-run", help="Print the estimate and stop.")
     ] = None,
-    wandb: Annotated[
-        str | None, typer.Option(help="W&B project to log scores and conversations to.")
-    ] = None,
+    tracking: TrackingSettings | None = None,
 ) -> None:
     """Score MT-Bench answers with a judge: per turn, per category, and both arms compared.
 
@@ -350,9 +348,9 @@ def judge(
       act-harness judge outputs --model gpt-4o --dry-run
       act-harness judge outputs --model my-judge --base-url http://127.0.0.1:8000/v1
     """
-    given = {name: value for name, value in locals().items() if name not in ("config", "wandb")}
+    given = {name: value for name, value in locals().items() if name not in ("config", "tracking")}
     from act_harness.mtbench import judge as run_judge
-    from act_harness.mtbench import load_judge_settings, track_outcome
+    from act_harness.mtbench import load_judge_settings, track_judge
 
     settings = load_judge_settings(config, **given)
     outcome = run_judge(settings)
@@ -360,18 +358,13 @@ def judge(
         print(outcome.summary())
         for file in outcome.files:
             print(f"written: {file}")
-    if wandb is not None and outcome.arms:
-        from act_harness.tracking import TrackingSettings, open_tracker
-
-        with open_tracker(
-            TrackingSettings(project=wandb),
-            job_type="judge",
-            name=f"judge-{settings.model}",
-            config=settings.judge_identity(),
-            folder=settings.output_folder,
-        ) as tracker:
-            track_outcome(tracker, outcome)
+        if tracking is not None:
+            print(track_judge(outcome, settings, tracking))
     raise typer.Exit(outcome.exit_code)
+
+
+app.command()(dashboard)
+app.command()(regress)
 
 
 @app.command()
@@ -388,7 +381,7 @@ def fetch(
     """
     from act_harness.fetch import fetch_tasks
 
-    fetch_tasks(_names(tasks), dest)
+    fetch_tasks(names(tasks), dest)
 
 
 @app.command()
@@ -420,129 +413,3 @@ def tasks_path() -> None:
     from act_harness import paths
 
     print(paths.tasks_path())
-
-
-@bench_app.command("scoring")
-def bench_scoring(
-    pretrained: Annotated[str, typer.Option(help="Hub id or folder of the model.")],
-    tasks: Tasks = "hellaswag",
-    num_fewshot: Annotated[str, typer.Option(help="Numbers of examples, by commas.")] = "0",
-    limit: Annotated[int, typer.Option(min=1, help="Documents per task.")] = 100,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences of a forward.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all variants in turns.")] = 3,
-    dtype: Annotated[str, typer.Option(help="Dtype of the model.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    export: Annotated[
-        Path | None, typer.Option(help="Store the requests as token ids there, and stop.")
-    ] = None,
-    data_dir: DataDir = None,
-    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path(
-        "results/benchmarks"
-    ),
-) -> None:
-    """Stock `hf` against `hf-act`, without and with calibration, on the same requests.
-
-    \b
-    Example:
-      act-harness bench scoring --pretrained .demo/model --tasks act_demo_word --limit 50
-    """
-    from act_harness.bench.scoring import ScoringSettings, bench_tasks
-
-    print(
-        bench_tasks(
-            pretrained,
-            _names(tasks),
-            [int(number) for number in _names(num_fewshot)],
-            ScoringSettings(batch_size=batch_size, rounds=rounds, device=device, output=output),
-            limit=limit,
-            dtype=dtype,
-            export=export,
-            data_dir=data_dir,
-        )
-    )
-
-
-_OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-def _bench(name: str) -> None:
-    """Add a benchmark that reads its own options (it must run where typer is missing too)."""
-    import importlib
-
-    def command(context: typer.Context) -> None:
-        if {"-h", "--help"} & set(context.args):
-            example = f"act-harness bench {name} {_BENCH_EXAMPLES[name]}"
-            print(f"{_BENCHES[name]}\n\nExample:\n  {example}\n")
-        importlib.import_module(f"act_harness.bench.{name}").main(context.args)
-
-    command.__doc__ = _BENCHES[name]
-    bench_app.command(name, context_settings=_OWN_OPTIONS, add_help_option=False)(command)
-
-
-_BENCHES = {
-    "attention": "The attention operation: engines against stock attention and eager.",
-    "prefill": "Whole-model prefill with calibrated heads against the stock model.",
-    "decode": "A token's decoding over a long context, calibrated against stock.",
-    "accuracy": "Errors of an engine against the float64 reference, by sink mass.",
-    "search": "The head search three ways: one head at a time, exhaustive, screened.",
-}
-_BENCH_EXAMPLES = {
-    "attention": "--device cpu --dtype float32 --shapes 1x256 --rounds 3",
-    "prefill": "--model .demo/model --device cpu --dtype float32 --shapes 1x256",
-    "decode": "--model .demo/model --device cpu --dtype float32 --shapes 1x256",
-    "accuracy": "--device cpu --dtypes float32 --tokens 31,127",
-    "search": "--random tiny --samples 4",
-}
-for _name in _BENCHES:
-    _bench(_name)
-
-
-Reference = Annotated[str, typer.Argument(help="Path, shipped name, or hub:REPO/FILE.")]
-
-
-@artifact_app.command()
-def show(reference: Reference) -> None:
-    """Print an artifact: its model, its calibration and its heads.
-
-    \b
-    Example:
-      act-harness artifact show .demo/artifact.json
-    """
-    import json
-
-    from act_harness.artifact import load_artifact
-
-    artifact = load_artifact(reference)
-    print(json.dumps(artifact.document(), indent=2, ensure_ascii=False))
-    print(f"{artifact.head_count()} heads, sha256 {artifact.sha256()}", file=sys.stderr)
-
-
-@artifact_app.command()
-def verify(
-    reference: Reference,
-    pretrained: Annotated[str, typer.Argument(help="Hub id or folder of the model.")],
-) -> None:
-    """Check that an artifact fits a model; warnings say what could not be checked.
-
-    \b
-    Example:
-      act-harness artifact verify .demo/artifact.json .demo/model
-    """
-    import warnings
-
-    from act_harness.artifact import load_artifact
-    from act_harness.model import CalibratedHFLM
-
-    artifact = load_artifact(reference)
-    facts = CalibratedHFLM(pretrained, artifact="none").facts
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        artifact.verify(facts)
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    print(f"{artifact.name} fits {pretrained}: {artifact.head_count()} heads")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Split a comma-separated option."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -7,15 +7,21 @@ so the dashboard can be made before the first run.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from act_harness.atomic import write_json
-from act_harness.errors import InfrastructureError, InputError
-from act_harness.tracking import TrackingSettings, one_line, optional_module
+from act_harness.errors import InfrastructureError, InputError, ResultError
+from act_harness.results import load_run
+from act_harness.tracking import one_line, optional_module
 
-__all__ = ["dashboard", "dashboard_spec"]
+__all__ = ["Built", "dashboard", "dashboard_spec", "known_scores", "load_spec"]
+
+SCHEMA = "act-harness/dashboard/1"
 
 _PURPOSE = "a W&B workspace"
 
@@ -49,7 +55,7 @@ def dashboard_spec(
         for task, metric in keys
     ]
     return {
-        "schema": "act-harness/dashboard/1",
+        "schema": SCHEMA,
         "entity": entity,
         "project": project,
         "name": name,
@@ -63,9 +69,64 @@ def dashboard_spec(
             {"name": "Paired differences", "panels": [_table("comparison"), *paired]},
             {"name": "Heads", "panels": [_media("head_map"), _table("heads")]},
             {"name": "Counters", "panels": [_bars(n, [f"counters/{n}"]) for n in counters]},
-            {"name": "Samples", "panels": [_table(f"samples/{task}") for task in scores]},
+            {"name": "Search", "panels": [_media("ranks"), _table("effects")]},
+            {"name": "Samples", "panels": [_table(_samples(task)) for task in scores]},
         ],
     }
+
+
+def known_scores(
+    results: Iterable[str | os.PathLike[str]], *, tasks: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Return task or group to metrics, as results have them and as they are asked for.
+
+    Args:
+        results: Folders of results, at any depth, or result files.
+        tasks: Further tasks with their metrics.
+
+    Raises:
+        ResultError: A folder holds no results.
+        InputError: Neither results nor tasks were given.
+    """
+    found: dict[str, dict[str, None]] = {task: dict.fromkeys(own) for task, own in tasks.items()}
+    for given in map(Path, results):
+        files = sorted(given.glob("**/results_*.json")) if given.is_dir() else [given]
+        if not files:
+            raise ResultError(
+                f"{given}: no results_*.json in it; give output folders of act-harness eval or of "
+                "lm_eval --output_path"
+            )
+        for run in map(load_run, files):
+            for name in dict.fromkeys((*run.tasks, *run.groups)):
+                for metric, kind in run.metrics(name):
+                    shown = metric if kind == "none" else f"{metric},{kind}"
+                    found.setdefault(name, {})[shown] = None
+    if not found:
+        raise InputError("nothing to show; give result folders, or --tasks with --metrics")
+    return {name: list(metrics) for name, metrics in found.items()}
+
+
+def load_spec(path: str | os.PathLike[str], **changes: str | None) -> dict[str, Any]:
+    """Read a specification; ``changes`` (project, entity, group, name) replace what it says.
+
+    Raises:
+        InputError: The file is missing or no specification.
+    """
+    try:
+        spec = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a dashboard's specification: {error}") from None
+    if not isinstance(spec, dict) or spec.get("schema") != SCHEMA:
+        raise InputError(f"{path} is no dashboard's specification (schema {SCHEMA}); write one by "
+                         "act-harness dashboard")  # fmt: skip
+    for key, value in changes.items():
+        if value is not None:
+            (spec["runs"] if key == "group" else spec)[key] = value
+    return spec
+
+
+def _samples(task: str) -> str:
+    return "mt_bench/conversations" if task == "mt_bench" else f"samples/{task}"
 
 
 def _bars(title: str, metrics: list[str]) -> dict[str, Any]:
@@ -80,38 +141,43 @@ def _media(key: str) -> dict[str, Any]:
     return {"kind": "media", "title": key, "key": key}
 
 
+class Built(NamedTuple):
+    """What came of a dashboard."""
+
+    url: str | None
+    """Address of the workspace; None where only the specification was written."""
+    path: Path
+    """The specification's file."""
+    note: str = ""
+    """How to build the workspace later, where it was not built."""
+
+
 def dashboard(
-    settings: TrackingSettings,
+    spec: Mapping[str, Any],
     path: str | os.PathLike[str],
     *,
-    scores: Mapping[str, Sequence[str]],
-    counters: Sequence[str] = (),
-    name: str = "act-harness",
-) -> str | None:
+    mode: str | None = None,
+    must_build: bool = False,
+) -> Built:
     """Build the W&B workspace that shows the runs; offline, only its specification.
 
     Args:
-        settings: Project, entity and mode.
+        spec: See :func:`dashboard_spec`.
         path: Where the specification is written as JSON, online too.
-        scores: Task or group to metrics, see :func:`act_harness.tracked.dashboard_spec`.
-        counters: Names of the calibration's counters.
-        name: Name of the workspace.
-
-    Returns:
-        Address of the workspace; None offline.
+        mode: ``online`` or ``offline``; None: what ``WANDB_MODE`` says.
+        must_build: Take a missing package as an error, not as a reason to write a file only.
 
     Raises:
-        InputError: wandb or wandb-workspaces is not installed, or no entity is known.
+        InputError: No owner is known, or (``must_build``) a package is not installed.
         InfrastructureError: The specification cannot be written, or W&B cannot be reached.
     """
-    spec = dashboard_spec(
-        project=settings.project, entity=settings.entity, scores=scores, counters=counters,
-        name=name, group=settings.group,
-    )  # fmt: skip
-    write_json(path, spec)
-    if (settings.mode or os.environ.get("WANDB_MODE")) == "offline":
-        return None
-    if not settings.entity:
+    file = write_json(path, spec)
+    later = f"build the workspace later with: act-harness dashboard --from {file}"
+    if (mode or os.environ.get("WANDB_MODE")) in ("offline", "disabled"):
+        return Built(None, file, f"offline; {later}")
+    if not must_build and find_spec("wandb_workspaces") is None:
+        return Built(None, file, f"wandb-workspaces is not installed (extra wandb); {later}")
+    if not spec["entity"]:
         raise InputError(
             f"a W&B workspace needs an owner: give --wandb-entity (the specification is in {path})"
         )
@@ -119,14 +185,14 @@ def dashboard(
     errors = (optional_module("wandb", _PURPOSE).Error, OSError, ValueError, RuntimeError)
     try:
         made = workspaces.Workspace(
-            entity=settings.entity,
-            project=settings.project,
-            name=name,
+            entity=spec["entity"],
+            project=spec["project"],
+            name=spec["name"],
             sections=[_section(one) for one in spec["sections"] if one["panels"]],
             runset_settings=_runset(spec),
         )
         made.save()
-        return str(made.url)
+        return Built(str(made.url), file)
     except errors as error:
         raise InfrastructureError(
             f"W&B: saving the workspace failed ({one_line(error)}); its specification is in "

@@ -26,6 +26,8 @@ from act_harness.compare import Comparison, compare
 from act_harness.data_folder import data_directory
 from act_harness.errors import InputError, TaskError, suggestion
 from act_harness.report import comparison_files, markdown_table
+from act_harness.tracked_runs import TrackedArms, track_arms
+from act_harness.tracker import TrackingSettings
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -33,7 +35,15 @@ if TYPE_CHECKING:
     from act_harness.artifact import Artifact
     from act_harness.model import CalibratedHFLM
 
-__all__ = ["EvalOutcome", "EvalSettings", "SeedAverage", "load_model", "run_eval", "task_manager"]
+__all__ = [
+    "EvalOutcome",
+    "EvalSettings",
+    "SeedAverage",
+    "load_model",
+    "run_eval",
+    "task_manager",
+    "track_eval",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -85,6 +95,9 @@ class EvalOutcome:
     averages: tuple[SeedAverage, ...] = ()
     counters: dict[str, Any] = field(default_factory=dict)
     scores: tuple[tuple[str, str, float | None], ...] = ()
+    model: str = ""
+    """Short name of the model."""
+    artifact: Artifact | None = None
 
     def summary(self) -> str:
         """Return what is printed at the end."""
@@ -145,7 +158,36 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     if artifact is not None:
         place = settings.output / f"{model}__{names['act']}__comparison__{stamp}"
         report = _write_report(place, comparisons, averages, counters)
-    return EvalOutcome(folders, comparisons, report, averages, counters, scores)
+    return EvalOutcome(
+        folders, comparisons, report, averages, counters, scores, model=model, artifact=artifact
+    )
+
+
+def track_eval(
+    outcome: EvalOutcome, settings: EvalSettings, tracking: TrackingSettings
+) -> list[str]:
+    """Log a finished evaluation, one W&B run per arm; return where they are, a line each.
+
+    The same command in the same output folder continues its runs.
+
+    Raises:
+        InfrastructureError: W&B cannot be reached or refuses the key (strict only).
+    """
+    asked = {
+        name: getattr(settings, name)
+        for name in ("pretrained", "model_args", "tasks", "limit", "num_fewshot", "seed",
+                     "apply_chat_template", "system_instruction")
+    }  # fmt: skip
+    arms = TrackedArms(
+        model=outcome.model,
+        folders=outcome.folders,
+        seeds=settings.fewshot_seeds,
+        output=settings.output,
+        artifact=outcome.artifact,
+        comparisons=outcome.comparisons,
+        settings=asked,
+    )
+    return track_arms(arms, tracking)
 
 
 def _warn_of_other_prompts(artifact: Artifact | None, settings: EvalSettings) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import warnings
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -419,6 +420,10 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             "model": self.facts.model_dump(),
             "counters": self.counters.summary(),
         }
+        if "wandb" in sys.modules:  # lm_eval --wandb_args has a run open; this is its last call
+            from act_harness.tracked_runs import log_to_open_run
+
+            log_to_open_run(info["act_harness"], artifact)
         return info
 
     def _record(self, prompt: tuple[int, ...], record: PromptRecord) -> None:

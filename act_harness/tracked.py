@@ -8,7 +8,12 @@ described before the first run exists:
 - ``<task>/<metric>_difference``, ``..._low``, ``..._high``, ``..._p``, ``..._verdict``: the paired
   difference to the baseline;
 - ``counters/<name>``: what the calibration did;
-- tables ``results``, ``comparison``, ``heads``, ``samples/<task>``; image ``head_map``.
+- tables ``results``, ``comparison``, ``heads``, ``samples/<task>``; image ``head_map``;
+- ``search/...`` and ``verify/...``, tables ``effects`` and ``effects_by_task``, images ``head_map``
+  and ``ranks``: a search; ``mt_bench/...``: a judge's scores.
+
+With several few-shot seeds every score stands under ``seed-<n>/<task>/<metric>``, and the plain
+names hold the mean over seeds, with ``..._spread`` for the standard deviation between them.
 
 Not here: any tracking service (:mod:`act_harness.tracking`).
 """
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,17 +32,26 @@ from act_harness.comparison import Comparison
 
 __all__ = [
     "Table",
+    "artifact_content",
+    "capped",
     "comparison_scalars",
     "comparison_table",
     "counter_scalars",
     "heads_table",
+    "over_seeds",
     "plain",
     "result_scalars",
     "results_table",
     "run_config",
     "samples_table",
+    "tables_over_seeds",
     "uniform",
 ]
+
+_LONG = ("table", "screen", "rule")
+
+_NO_MEAN = ("_stderr", "_low", "_high", "_p", "_verdict")
+"""Ends of names whose mean over few-shot seeds would be no such thing (no interval, no p)."""
 
 MAX_CELL = 2000
 """Characters of one cell of a samples table; longer texts are cut, with the number left out."""
@@ -70,7 +85,7 @@ def run_config(
         arm: ``baseline``, ``act``, or another name of what is being compared.
         model: The model, as a name or as the artifact schema's ``model``.
         artifact: Content of the head-set artifact, None for the untouched model.
-        artifact_sha256: Hash of the artifact's file.
+        artifact_sha256: Hash of what decides scores in it.
         engine: Name of the attention engine.
         provenance: Versions, commit and device.
         more: Further keys.
@@ -78,7 +93,7 @@ def run_config(
     return {
         "arm": arm,
         "model": plain(model),
-        "artifact": plain(artifact),
+        "artifact": artifact_content(artifact) if artifact else None,
         "artifact_name": artifact.get("name") if artifact else None,
         "artifact_sha256": artifact_sha256,
         "calibration": plain(artifact.get("calibration")) if artifact else None,
@@ -86,6 +101,19 @@ def run_config(
         "provenance": plain(provenance or {}),
         **{key: plain(value) for key, value in more.items()},
     }
+
+
+def artifact_content(artifact: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an artifact as a configuration holds it: whole, but for the search's long tables.
+
+    They are in the tracked file; a row a head and task has no place among settings.
+    """
+    content: dict[str, Any] = plain(artifact)
+    search = content.get("search")
+    if isinstance(search, Mapping):
+        kept = {key: value for key, value in search.items() if key not in _LONG}
+        content["search"] = kept
+    return content
 
 
 def result_scalars(results: Mapping[str, Any]) -> dict[str, float | None]:
@@ -130,6 +158,29 @@ def counter_scalars(counters: Mapping[str, Any]) -> dict[str, float | None]:
         elif (number := _number(value)) is not None or value is None:
             found[f"counters/{key}"] = number
     return found
+
+
+def over_seeds(
+    found: Mapping[int, Mapping[str, float | str | None]],
+) -> dict[str, float | str | None]:
+    """Return the scalars of several few-shot seeds: each seed's own, the mean and the spread.
+
+    With one seed, its scalars as they are.
+    """
+    if len(found) == 1:
+        return dict(next(iter(found.values())))
+    joined: dict[str, float | str | None] = {
+        f"seed-{seed}/{key}": value for seed, own in found.items() for key, value in own.items()
+    }
+    for key in dict.fromkeys(key for own in found.values() for key in own):
+        values = [_number(own.get(key)) for own in found.values()]
+        known = [value for value in values if value is not None]
+        if key.endswith(_NO_MEAN) or len(known) < len(values):
+            continue
+        joined[key] = statistics.fmean(known)
+        if not key.endswith("/documents"):
+            joined[f"{key}_spread"] = statistics.stdev(known)
+    return joined
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -211,6 +262,38 @@ def samples_table(
     columns = list(dict.fromkeys(name for row in kept for name in row))
     rows = [[row.get(name) for name in columns] for row in kept]
     return Table(columns, uniform(rows), left_out=total - len(kept))
+
+
+def tables_over_seeds(tables: Mapping[int, Table]) -> Table:
+    """Return the tables of several few-shot seeds as one, the seed in the first column."""
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    columns = list(dict.fromkeys(name for table in tables.values() for name in table.columns))
+    rows = []
+    for seed, table in tables.items():
+        for row in table.rows:
+            own = dict(zip(table.columns, row, strict=True))
+            rows.append([seed, *(own.get(name) for name in columns)])
+    left_out = sum(table.left_out for table in tables.values())
+    return Table(["fewshot_seed", *columns], rows, left_out)
+
+
+def capped(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    max_rows: int,
+    max_bytes: int = 4 << 20,
+) -> Table:
+    """Return the first rows that stay within a number of rows and bytes of JSON."""
+    kept: list[list[Any]] = []
+    used = total = 0
+    for row in rows:
+        total += 1
+        used += len(json.dumps(plain(row)))
+        if len(kept) == total - 1 < max_rows and used <= max_bytes:
+            kept.append(list(row))
+    return Table(list(columns), kept, total - len(kept))
 
 
 def uniform(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:

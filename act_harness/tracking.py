@@ -23,14 +23,15 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from act_harness.atomic import write_json
+from act_harness.atomic import canonical_json, write_json
 from act_harness.errors import InfrastructureError, InputError, ResultError
+from act_harness.provenance import sha256_text
 from act_harness.tracked import plain, uniform
+from act_harness.tracker import Files, JobType, NullTracker, Tracker, TrackingSettings
 
 __all__ = [
     "JobType",
@@ -39,122 +40,16 @@ __all__ = [
     "TrackingSettings",
     "WandbTracker",
     "active_run",
+    "identity_hash",
     "one_line",
     "open_tracker",
     "optional_module",
 ]
 
-JobType = Literal["baseline", "act", "search", "judge", "regress"]
-
 RUN_IDS = "wandb_runs.json"
 """File beside the results: which run belongs to which arm."""
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrackingSettings:
-    """Where and how runs are tracked."""
-
-    project: str = "act-harness"
-    entity: str | None = None
-    """Owner of the project; None: the key's own."""
-    group: str | None = None
-    """Common name of the runs of one command."""
-    tags: tuple[str, ...] = ()
-    mode: Literal["online", "offline"] | None = None
-    """None: what ``WANDB_MODE`` says."""
-    strict: bool = True
-    """Whether a failure of W&B is an error."""
-    start_timeout: float = 60.0
-    """Seconds to wait for W&B when a run is opened."""
-    finish_timeout: float = 300.0
-    """Seconds to wait for the upload when it is closed."""
-
-
-class Tracker(Protocol):
-    """What a command may log. Use as a context manager; an exception marks the run as failed."""
-
-    @property
-    def run_id(self) -> str | None:
-        """Id of the run, None where nothing is tracked."""
-
-    @property
-    def url(self) -> str | None:
-        """Address of the run, None where it has none (yet)."""
-
-    def scalars(self, values: Mapping[str, object]) -> None:
-        """Log numbers; texts and missing numbers go to the run's summary."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Log a table; columns of mixed types become text."""
-
-    def image(self, name: str, path: str | os.PathLike[str], *, caption: str = "") -> None:
-        """Log an image file."""
-
-    def artifact(
-        self,
-        name: str,
-        files: Sequence[str | os.PathLike[str]],
-        *,
-        kind: str,
-        used: bool,
-        metadata: Mapping[str, object] | None = None,
-    ) -> None:
-        """Record files as an artifact that this run used (True) or made (False)."""
-
-    def finish(self, *, failed: bool = False) -> None:
-        """Close the run."""
-
-    def __enter__(self) -> Tracker: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-class NullTracker:
-    """Tracks nothing; stands in where no tracking is wanted, and on all ranks but the first."""
-
-    run_id: str | None = None
-    url: str | None = None
-
-    def scalars(self, values: Mapping[str, object]) -> None:
-        """Do nothing."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Do nothing."""
-
-    def image(self, name: str, path: str | os.PathLike[str], *, caption: str = "") -> None:
-        """Do nothing."""
-
-    def artifact(
-        self,
-        name: str,
-        files: Sequence[str | os.PathLike[str]],
-        *,
-        kind: str,
-        used: bool,
-        metadata: Mapping[str, object] | None = None,
-    ) -> None:
-        """Do nothing."""
-
-    def finish(self, *, failed: bool = False) -> None:
-        """Do nothing."""
-
-    def __enter__(self) -> NullTracker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
 
 
 def open_tracker(
@@ -164,9 +59,12 @@ def open_tracker(
     name: str,
     config: Mapping[str, Any],
     folder: str | os.PathLike[str],
+    identity: Mapping[str, Any] | None = None,
     rank: int = 0,
 ) -> Tracker:
     """Open a run, or the null tracker where there are no settings or this is not the first rank.
+
+    ``WANDB_MODE=disabled`` gives the null tracker too.
 
     Args:
         settings: Where to track; None: nowhere.
@@ -174,17 +72,20 @@ def open_tracker(
         name: Its name; with project and job type it decides which run is continued.
         config: See :func:`act_harness.tracked.run_config`.
         folder: The results' folder: run ids and W&B's own files are kept there.
+        identity: What makes two commands the same one beside the name, so that the second
+            continues the first's run: tasks, settings, the artifact's hash. None: nothing.
         rank: This process's rank.
 
     Raises:
         InputError: wandb is not installed.
         InfrastructureError: W&B cannot be reached or refuses the key (strict only).
     """
-    if settings is None or rank != 0:
+    mode = (settings.mode if settings else None) or os.environ.get("WANDB_MODE")
+    if settings is None or rank != 0 or mode == "disabled":
         return NullTracker()
     wandb = _wandb()
     place = Path(folder)
-    run_id = _run_id(place, settings, job_type, name)
+    run_id = _run_id(place, settings, job_type, name, identity)
     known = type(wandb.Settings()).model_fields
     options: dict[str, Any] = {
         "init_timeout": settings.start_timeout,
@@ -255,6 +156,15 @@ class WandbTracker:
         """Address of the run; None offline."""
         return getattr(self._run, "url", None) or None
 
+    def describe(self) -> str:
+        """Return where the run is, as a line for people; empty where W&B failed."""
+        if self._run is None:
+            return ""
+        if self._run.offline:
+            folder = Path(str(self._run.dir)).parent
+            return f"W&B run {self._run.name}, offline; upload it with: wandb sync {folder}"
+        return f"W&B run {self._run.name}: {self.url or self.run_id}"
+
     def start(self, start: Callable[[], Any]) -> None:
         """Open the run by calling ``start``.
 
@@ -262,6 +172,13 @@ class WandbTracker:
             InfrastructureError: W&B cannot be reached or refuses the key (strict only).
         """
         self._run = self._guarded("opening a run", start)
+
+    def configure(self, values: Mapping[str, object]) -> None:
+        """Add to the run's configuration."""
+        self._act(
+            "writing the configuration",
+            lambda: self._run.config.update(plain(values), allow_val_change=True),
+        )
 
     def scalars(self, values: Mapping[str, object]) -> None:
         """Log numbers as one step; texts and missing numbers go to the run's summary."""
@@ -271,7 +188,7 @@ class WandbTracker:
 
         def log() -> None:
             if numbers:
-                self._run.log(numbers)
+                self._log(numbers)
             if others:
                 self._run.summary.update(others)
 
@@ -282,7 +199,7 @@ class WandbTracker:
         data = uniform([list(map(plain, row)) for row in rows])
 
         def log() -> None:
-            self._run.log({name: _wandb().Table(columns=list(columns), data=data)})
+            self._log({name: _wandb().Table(columns=list(columns), data=data)})
 
         self._act(f"logging table {name}", log)
 
@@ -290,14 +207,14 @@ class WandbTracker:
         """Log an image file."""
 
         def log() -> None:
-            self._run.log({name: _wandb().Image(str(path), caption=caption or None)})
+            self._log({name: _wandb().Image(str(path), caption=caption or None)})
 
         self._act(f"logging image {name}", log)
 
     def artifact(
         self,
         name: str,
-        files: Sequence[str | os.PathLike[str]],
+        files: Files,
         *,
         kind: str,
         used: bool,
@@ -313,8 +230,9 @@ class WandbTracker:
             made = _wandb().Artifact(
                 re.sub(r"[^\w.-]+", "-", name), type=kind, metadata=plain(metadata or {})
             )
-            for file in files:
-                made.add_file(str(file), name=Path(file).name)
+            named = files if isinstance(files, Mapping) else {Path(f).name: f for f in files}
+            for own_name, file in named.items():
+                made.add_file(str(file), name=own_name)
             if not used:
                 self._run.log_artifact(made)
             elif self._run.offline:
@@ -349,6 +267,14 @@ class WandbTracker:
             self.finish(failed=True)
         except InfrastructureError as late:
             _LOG.warning("%s", late)  # the first error is the one to report
+
+    def _log(self, values: dict[str, Any]) -> None:
+        # In another owner's run no step may be used up: he may count steps himself, and W&B drops
+        # what comes with a step that has passed.
+        if self._owned:
+            self._run.log(values)
+        else:
+            self._run.log(values, commit=False)
 
     def _act(self, what: str, action: Callable[[], None]) -> None:
         if self._run is not None:
@@ -409,10 +335,22 @@ def _is_service_failure(error: Exception) -> bool:
     return own or isinstance(error, (OSError, ValueError, TypeError, RuntimeError))
 
 
-def _run_id(folder: Path, settings: TrackingSettings, job_type: str, name: str) -> str:
+def identity_hash(identity: Mapping[str, Any]) -> str:
+    """Return twelve characters that stand for what makes two commands the same one."""
+    return sha256_text(canonical_json(plain(identity)))[:12]
+
+
+def _run_id(
+    folder: Path,
+    settings: TrackingSettings,
+    job_type: str,
+    name: str,
+    identity: Mapping[str, Any] | None,
+) -> str:
     """Return the id of this arm's run: the one kept in the folder, or a new one, kept there."""
     path = folder / RUN_IDS
-    key = "/".join([settings.entity or "", settings.project, job_type, name])
+    parts = [settings.entity or "", settings.project, job_type, name]
+    key = "/".join([*parts, *([identity_hash(identity)] if identity else [])])
     known: dict[str, str] = {}
     if path.exists():
         try:

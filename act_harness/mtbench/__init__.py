@@ -13,19 +13,28 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["JudgeOutcome", "JudgeSettings", "judge", "load_judge_settings", "track_outcome"]
+__all__ = [
+    "JudgeOutcome",
+    "JudgeSettings",
+    "judge",
+    "load_judge_settings",
+    "track_judge",
+    "track_outcome",
+]
 
 _HOMES = {
     "JudgeOutcome": "act_harness.mtbench.judging",
     "JudgeSettings": "act_harness.mtbench.settings",
     "judge": "act_harness.mtbench.judging",
     "load_judge_settings": "act_harness.mtbench.settings",
-    "track_outcome": "act_harness.mtbench.judging",
+    "track_judge": "act_harness.mtbench.tracking",
+    "track_outcome": "act_harness.mtbench.tracking",
 }
 
 if TYPE_CHECKING:
-    from act_harness.mtbench.judging import JudgeOutcome, judge, track_outcome
+    from act_harness.mtbench.judging import JudgeOutcome, judge
     from act_harness.mtbench.settings import JudgeSettings, load_judge_settings
+    from act_harness.mtbench.tracking import track_judge, track_outcome
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type

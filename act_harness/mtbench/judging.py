@@ -7,11 +7,10 @@ estimate has been printed. A killed run is continued by the same command; nothin
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from tqdm import tqdm
 
@@ -24,28 +23,13 @@ from act_harness.mtbench.prompts import load_prompts
 from act_harness.mtbench.references import load_references
 from act_harness.mtbench.scores import ArmScores, Difference, Rating, compare_arms, score_arm
 from act_harness.mtbench.settings import JudgeSettings
-from act_harness.mtbench.summary import scalars, summary_text, write_files
+from act_harness.mtbench.summary import summary_text, write_files
 from act_harness.provenance import now
 
-__all__ = ["JudgeOutcome", "ScoreTracker", "judge", "track_outcome"]
-
-_COLUMNS = ("arm", "question", "category", "turn", "user", "assistant", "score")
+__all__ = ["JudgeOutcome", "judge"]
 
 _SILENT = 8
 """So many judgments in a row, beside those under way, without any connection end the run."""
-
-
-class ScoreTracker(Protocol):
-    """The part of :class:`act_harness.tracking.Tracker` that a judge run uses."""
-
-    def scalars(self, values: Mapping[str, object]) -> None:
-        """Log numbers."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Log a table."""
-
-    def image(self, name: str, path: Path, *, caption: str = "") -> None:
-        """Log an image file."""
 
 
 @dataclass(frozen=True)
@@ -266,12 +250,3 @@ def _conversations(
                 score = sum(known) / len(known) if known else float("nan")
                 rows.append((arm.label, asked.id, asked.category, turn, *pair, score))
     return tuple(rows)
-
-
-def track_outcome(tracker: ScoreTracker, outcome: JudgeOutcome) -> None:
-    """Log scores, a table of the conversations and the pictures of a finished run."""
-    tracker.scalars(scalars(outcome.arms, outcome.differences))
-    tracker.table("mt_bench/conversations", _COLUMNS, outcome.conversations)
-    for file in outcome.files:
-        if file.suffix == ".png":
-            tracker.image(f"mt_bench/{file.stem}", file)

@@ -31,7 +31,8 @@ from act_harness.regress.measure import Session
 from act_harness.regress.outcome import RegressOutcome
 from act_harness.regress.suite import Suite, load_suite
 from act_harness.tracked import comparison_scalars, comparison_table, run_config
-from act_harness.tracking import Tracker, TrackingSettings, open_tracker
+from act_harness.tracker import Tracker, TrackingSettings
+from act_harness.tracking import open_tracker
 
 __all__ = ["RegressSettings", "run_regress", "track_outcome", "update_baseline"]
 

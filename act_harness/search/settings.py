@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +131,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
     if settings.plots and result.path is not None:
         from act_harness.search.figures import draw
 
-        draw(result, settings.output.parent)
+        result = replace(result, figures=draw(result, settings.output.parent))
     return result
 
 

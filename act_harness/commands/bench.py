@@ -1,0 +1,93 @@
+"""``act-harness bench``: benchmarks of the engines, of scoring and of the search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from act_harness.commands.options import DataDir, Tasks, names
+
+__all__ = ["bench_app"]
+
+bench_app = typer.Typer(
+    help="Measure speed, side by side in one run; tables and plots go to results/benchmarks/.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@bench_app.command("scoring")
+def bench_scoring(
+    pretrained: Annotated[str, typer.Option(help="Hub id or folder of the model.")],
+    tasks: Tasks = "hellaswag",
+    num_fewshot: Annotated[str, typer.Option(help="Numbers of examples, by commas.")] = "0",
+    limit: Annotated[int, typer.Option(min=1, help="Documents per task.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences of a forward.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all variants in turns.")] = 3,
+    dtype: Annotated[str, typer.Option(help="Dtype of the model.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    export: Annotated[
+        Path | None, typer.Option(help="Store the requests as token ids there, and stop.")
+    ] = None,
+    data_dir: DataDir = None,
+    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path(
+        "results/benchmarks"
+    ),
+) -> None:
+    """Stock `hf` against `hf-act`, without and with calibration, on the same requests.
+
+    \b
+    Example:
+      act-harness bench scoring --pretrained .demo/model --tasks act_demo_word --limit 50
+    """
+    from act_harness.bench.scoring import ScoringSettings, bench_tasks
+
+    print(
+        bench_tasks(
+            pretrained,
+            names(tasks),
+            [int(number) for number in names(num_fewshot)],
+            ScoringSettings(batch_size=batch_size, rounds=rounds, device=device, output=output),
+            limit=limit,
+            dtype=dtype,
+            export=export,
+            data_dir=data_dir,
+        )
+    )
+
+
+_OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def _bench(name: str) -> None:
+    """Add a benchmark that reads its own options (it must run where typer is missing too)."""
+    import importlib
+
+    def command(context: typer.Context) -> None:
+        if {"-h", "--help"} & set(context.args):
+            example = f"act-harness bench {name} {_BENCH_EXAMPLES[name]}"
+            print(f"{_BENCHES[name]}\n\nExample:\n  {example}\n")
+        importlib.import_module(f"act_harness.bench.{name}").main(context.args)
+
+    command.__doc__ = _BENCHES[name]
+    bench_app.command(name, context_settings=_OWN_OPTIONS, add_help_option=False)(command)
+
+
+_BENCHES = {
+    "attention": "The attention operation: engines against stock attention and eager.",
+    "prefill": "Whole-model prefill with calibrated heads against the stock model.",
+    "decode": "A token's decoding over a long context, calibrated against stock.",
+    "accuracy": "Errors of an engine against the float64 reference, by sink mass.",
+    "search": "The head search three ways: one head at a time, exhaustive, screened.",
+}
+_BENCH_EXAMPLES = {
+    "attention": "--device cpu --dtype float32 --shapes 1x256 --rounds 3",
+    "prefill": "--model .demo/model --device cpu --dtype float32 --shapes 1x256",
+    "decode": "--model .demo/model --device cpu --dtype float32 --shapes 1x256",
+    "accuracy": "--device cpu --dtypes float32 --tokens 31,127",
+    "search": "--random tiny --samples 4",
+}
+for _name in _BENCHES:
+    _bench(_name)

@@ -1,0 +1,121 @@
+"""Options that several commands share, and :func:`with_tracking`, which adds those of W&B.
+
+Nothing heavy is imported: `act-harness --help` reads this module.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from act_harness.errors import InputError
+from act_harness.tracker import TrackingSettings, check_installed
+
+__all__ = [
+    "BatchSize", "DataDir", "Device", "ModelArgs", "Output", "Pretrained", "Reference", "Seed",
+    "Tasks", "WandbEntity", "WandbGroup", "WandbMode", "names", "with_tracking",
+]  # fmt: skip
+
+ModelArgs = Annotated[
+    str,
+    typer.Option(
+        help="The model's arguments as lm-eval takes them: pretrained=DIR,dtype=float32,..."
+    ),
+]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(help="Hub id or folder of the model; the same as --model-args pretrained=..."),
+]
+Tasks = Annotated[str, typer.Option(help="Task or group names, separated by commas.")]
+BatchSize = Annotated[str, typer.Option(help="Requests at a time, or 'auto'.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Output = Annotated[Path, typer.Option(help="Folder for results.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder filled by `act-harness fetch`; datasets are read from there."),
+]
+Reference = Annotated[str, typer.Argument(help="Path, shipped name, or hub:REPO/FILE.")]
+
+Mode = Literal["online", "offline"]
+WandbEntity = Annotated[str | None, typer.Option(help="Owner of the project; else the key's.")]
+WandbGroup = Annotated[str | None, typer.Option(help="Common name of runs that belong together.")]
+WandbMode = Annotated[Mode | None, typer.Option(help="Else what WANDB_MODE says, or online.")]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Split a comma-separated option."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def with_tracking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of W&B tracking.
+
+    The command has a parameter ``tracking: TrackingSettings | None``, which is no option: it gets
+    what the options say, None where ``--wandb-project`` was not given. It saves its results first,
+    then hands the settings to :func:`act_harness.tracking.open_tracker` or a function above it.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    own = inspect.signature(command).parameters
+    kept = [p.replace(annotation=hints[p.name]) for p in own.values() if p.name != "tracking"]
+    added = _options_of(_tracking_settings)
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:  # noqa: ANN401 - as the command line has parsed them
+        options = {parameter.name: given.pop(parameter.name) for parameter in added}
+        command(**given, tracking=_tracking_settings(**options))
+
+    wrapped.__signature__ = inspect.Signature([*kept, *added])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}
+    del wrapped.__wrapped__
+    return wrapped
+
+
+def _options_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]
+
+
+def _tracking_settings(
+    *,
+    wandb_project: Annotated[
+        str | None, typer.Option(help="Log to this W&B project, after the results are saved.")
+    ] = None,
+    wandb_entity: WandbEntity = None,
+    wandb_group: WandbGroup = None,
+    wandb_tags: Annotated[str, typer.Option(help="Tags, separated by commas.")] = "",
+    wandb_mode: WandbMode = None,
+    wandb_strict: Annotated[
+        bool, typer.Option(help="Whether a failure of W&B is an error (exit code 3).")
+    ] = True,
+    wandb_samples: Annotated[
+        int, typer.Option(min=0, help="Most samples to log per task; 0: no texts.")
+    ] = 500,
+    wandb_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait for W&B when a run is opened.")
+    ] = 60.0,
+) -> TrackingSettings | None:
+    if wandb_project is None:
+        stray = {"--wandb-entity": wandb_entity, "--wandb-group": wandb_group,
+                 "--wandb-tags": wandb_tags, "--wandb-mode": wandb_mode}  # fmt: skip
+        for option, value in stray.items():
+            if value:
+                raise InputError(f"{option} was given without --wandb-project; name the project")
+        return None
+    check_installed()
+    return TrackingSettings(
+        project=wandb_project,
+        entity=wandb_entity,
+        group=wandb_group,
+        tags=names(wandb_tags),
+        mode=wandb_mode,
+        strict=wandb_strict,
+        max_samples=wandb_samples,
+        start_timeout=wandb_timeout,
+    )

@@ -1,0 +1,125 @@
+"""What a finished search logs: configuration, figures of merit, its tables, its plots, its heads.
+
+The search is on the disk before this is called. A search that was interrupted and continued, or
+repeated, continues its run: the run belongs to the ledger, which is named by all that decides the
+search's numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from act_harness import tracked
+from act_harness.search.processes import Processes
+from act_harness.tracked_runs import log_artifact
+from act_harness.tracking import open_tracker
+
+if TYPE_CHECKING:
+    from act_harness.search.run import SearchResult
+    from act_harness.tracker import TrackingSettings
+
+__all__ = ["search_scalars", "track_search"]
+
+_IMAGES = {"map": "head_map", "ranks": "ranks"}
+
+
+def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Path) -> str:
+    """Log a search as one run of job type ``search``.
+
+    Args:
+        result: of the search; its artifact and plots are on the disk.
+        settings: where to track.
+        folder: of the artifact; run ids and W&B's own files are kept there.
+
+    Returns:
+        Where the run is, as a line; empty where nothing was logged.
+
+    Raises:
+        InfrastructureError: W&B cannot be reached or refuses the key (strict only).
+    """
+    artifact = result.artifact
+    search: dict[str, Any] = artifact.search or {}
+    document = artifact.document()
+    config = tracked.run_config(
+        arm="search",
+        model=document["model"],
+        artifact=document,
+        artifact_sha256=artifact.sha256(),
+        engine=search["recipe"].get("engine"),
+        provenance=artifact.provenance,
+        recipe=search["recipe"],
+        splits=search["splits"],
+    )
+    with open_tracker(
+        settings,
+        job_type="search",
+        name=f"search-{artifact.name}",
+        config=config,
+        folder=folder,
+        identity={"ledger": search["run"]["ledger"], "group": settings.group},
+        rank=Processes.here().rank,
+    ) as tracker:
+        tracker.scalars(search_scalars(result))
+        for name, table in (("effects", "heads"), ("effects_by_task", "by_task")):
+            tracker.table(name, search["table"][table]["columns"], search["table"][table]["rows"])
+        for kind, path in result.figures.items():
+            tracker.image(_IMAGES[kind], path, caption=artifact.name)
+        with TemporaryDirectory(prefix="act-harness-") as place:
+            log_artifact(tracker, artifact, Path(place), used=False)
+        return tracker.describe()
+
+
+def search_scalars(result: SearchResult) -> dict[str, object]:
+    """Return a search's numbers: what was measured, the baseline, the controls on other documents.
+
+    ``search/...`` rests on the documents the heads were chosen by, ``verify/...`` on others.
+    """
+    search: dict[str, Any] = result.artifact.search or {}
+    found: dict[str, object] = {
+        "search/kept_heads": result.artifact.head_count(),
+        "search/measured_heads": search["measured_heads"],
+        "search/searched_heads": search["searched_heads"],
+        "search/seconds": result.seconds,
+        "search/units_from_ledger": search["run"]["units_from_ledger"],
+        "search/processes": search["run"]["processes"],
+        **{f"search/{name}": value for name, value in asdict(result.work).items()},
+    }
+    for task, baseline in search["baseline"].items():
+        found |= {f"search/baseline/{task}/{name}": value for name, value in baseline.items()}
+    screen = search.get("screen")
+    if screen:
+        found["search/screen_rank_correlation"] = screen["rank_correlation_on_kept"]
+    held = search.get("controls")
+    return found | (_control_scalars(held) if held else {})
+
+
+def _control_scalars(held: Mapping[str, Any]) -> dict[str, object]:
+    """Flatten the controls: no heads, the selected ones, the mean over random sets."""
+    found: dict[str, object] = {}
+    for name in ("untouched", "selected"):
+        found |= {f"verify/{name}/{key}": value for key, value in _flat(held[name]).items()}
+    drawn = [_flat(one) for one in held["random_sets"]]
+    for key in drawn[0] if drawn else ():
+        values = [one[key] for one in drawn if isinstance(one[key], (int, float))]
+        if len(values) == len(drawn):
+            found[f"verify/random_sets_mean/{key}"] = math.fsum(values) / len(values)
+    found["verify/random_sets"] = len(drawn)
+    # Words rather than 0 and 1: a missing answer (no random set was drawn) is neither.
+    found["verify/beats_untouched"] = str(held["beats_untouched"])
+    found["verify/beats_random"] = str(held["beats_random"])
+    return found
+
+
+def _flat(content: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{start}{key}/")
+        else:
+            found[f"{start}{key}"] = value
+    return found
