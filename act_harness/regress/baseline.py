@@ -59,7 +59,7 @@ class Answer(_Record):
     """What one arm made of one document, under one of the task's filters."""
 
     scores: tuple[float | None, ...] = ()
-    """Log-likelihood of each request in nats; None: not finite. Empty for generated text."""
+    """Log-likelihood of each request in nats, to six decimals; None: not finite. Empty for text."""
     prediction: int | str | None = None
     """Index of the most likely choice, or the generated text's hash."""
     metrics: dict[str, Value] = Field(default_factory=dict)

@@ -202,7 +202,7 @@ def _artifact_changes(old: ArmInfo, new: ArmInfo) -> str:
     before, after = old.calibration or {}, new.calibration or {}
     for key in dict.fromkeys([*before, *after]):
         if before.get(key) != after.get(key):
-            changes.append(f"{key} {before.get(key)} then, {after.get(key)} now")
+            changes.append(f"{key} {_plain(before.get(key))} then, {_plain(after.get(key))} now")
     then, now = _heads(old), _heads(new)
     for word, heads in (("without", then - now), ("with", now - then)):
         if heads:
@@ -216,6 +216,10 @@ def _artifact_changes(old: ArmInfo, new: ArmInfo) -> str:
 
 def _heads(info: ArmInfo) -> set[tuple[int, int]]:
     return {(int(layer), head) for layer, heads in (info.heads or {}).items() for head in heads}
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _short(value: object) -> str:

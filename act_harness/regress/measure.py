@@ -1,6 +1,6 @@
 """Running a suite: one loaded model, every arm on every task, as hashes and numbers.
 
-Each task of each arm is an ordinary ``lm_eval.simple_evaluate``. What keeps it from being finished
+Each arm is an ordinary ``lm_eval.simple_evaluate``. What keeps it from being finished
 (no folder, no data, no memory, no GPU) becomes an :class:`InfrastructureError`.
 """
 
@@ -80,32 +80,30 @@ class Session:
         self.lm.batch_size_per_gpu = _batch_size(varied.batch_size or self.suite.batch_size)
         tasks: dict[str, dict[str, TaskRecord]] = {}
         arms = {}
-        total = len(self.artifacts) * len(self.tasks)
         with (
-            tqdm(total=total, desc=title, unit="task", disable=self.lm.rank != 0) as bar,
+            tqdm(self.artifacts, desc=title, unit="arm", disable=self.lm.rank != 0) as bar,
             _threads(varied.threads),
             _reversed(self.lm, varied.reverse),
             infrastructure(f"suite {self.suite.name}"),
         ):
-            for arm, artifact in self.artifacts.items():
+            for arm in bar:
+                bar.set_postfix_str(arm)
+                self.lm.use_artifact(self.artifacts[arm])  # also resets the counters
+                results = self._evaluate()
                 for task in self.tasks:
-                    self.lm.use_artifact(artifact)  # also resets the counters
-                    bar.set_postfix_str(f"{task}, {arm}")
-                    record = self._task(task, arm)
-                    tasks.setdefault(task, {})[arm] = record
-                    bar.update()
+                    tasks.setdefault(task, {})[arm] = _record(results, task, arm, self.lm)
                 arms[arm] = _arm_info(self.lm, self.suite.arms()[arm])
         facts = self.lm.facts.model_copy(update={"id": self.suite.model.name})
         return Measurement(
             model=facts, arms=arms, tasks={task: _join(found) for task, found in tasks.items()}
         )
 
-    def _task(self, task: str, arm: str) -> TaskRecord:
+    def _evaluate(self) -> dict[str, Any]:
         import lm_eval
 
         results = lm_eval.simple_evaluate(
             model=self.lm,
-            tasks=[task],
+            tasks=list(self.tasks),
             num_fewshot=self.suite.num_fewshot,
             limit=self.limit,
             apply_chat_template=self.suite.apply_chat_template,
@@ -116,7 +114,7 @@ class Session:
         )
         if results is None:  # every rank but the first
             raise SystemExit(0)
-        return _record(results, task, arm, self.lm)
+        return dict(results)
 
 
 @contextlib.contextmanager
@@ -311,7 +309,7 @@ def _answer(sample: Sample, responses: Sequence[Any]) -> Answer:
         if not _is_number(value):
             text = digest([str(one) for one in responses])
             return Answer(prediction=text, metrics=dict(sample.values))
-        numbers.append(float(value) if math.isfinite(value) else None)
+        numbers.append(round(float(value), 6) if math.isfinite(value) else None)
     ranked = [-math.inf if number is None else number for number in numbers]
     best = max(range(len(ranked)), key=ranked.__getitem__) if len(ranked) > 1 else None
     return Answer(scores=tuple(numbers), prediction=best, metrics=dict(sample.values))

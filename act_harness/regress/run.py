@@ -185,6 +185,7 @@ def update_baseline(
     _check_update(settings, reason)
     with data_directory(settings.data_dir):
         session = _session(suite, settings)
+        origin = _machine(str(session.lm.device))  # now: the clone may change while this runs
         reference = session.run(title=f"{suite.name}: reference")
         spreads = []
         for number, variation in enumerate(suite.variations, start=1):
@@ -196,7 +197,7 @@ def update_baseline(
         suite=suite.name,
         identity=suite.identity(),
         reason=" ".join(reason.split()),
-        provenance=_machine(str(session.lm.device)),
+        provenance=origin,
         drift=suite.drift,
         alpha=suite.alpha,
         variations=tuple(variation.describe() for variation in suite.variations),
