@@ -148,6 +148,10 @@ def _notes(
         for key in _VERSIONS
         if baseline.provenance.get(key) != here.get(key)
     ]
+    for key in ("drift", "alpha"):
+        asked, kept = getattr(session.suite, key), getattr(baseline, key)
+        if asked != kept:
+            notes.append(f"{key}: {asked:g} in the suite; {kept:g}, the baseline's, was applied")
     if unpaired:
         notes.append(f"no statistics for {', '.join(sorted(unpaired))}: other questions were asked")
     left_out = [name for name in baseline.measurement.tasks if name not in measured.tasks]
@@ -307,7 +311,7 @@ def _track(settings: RegressSettings, found: RegressOutcome, measured: Measureme
     with open_tracker(
         settings.tracking,
         job_type="regress",
-        name=f"regress-{found.suite}",
+        name=f"regress-{found.suite}-{found.provenance['created']}",  # every night a run of its own
         config=config,
         folder=settings.output,
     ) as tracker:
