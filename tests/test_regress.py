@@ -173,6 +173,9 @@ def test_a_part_of_a_suite(shipped, call):
     assert code == 0
     assert "note: not run: act_demo_sentiment" in out
     assert "note: act_demo_word: 3 of 6 documents" in out
+    assert call("--suite", str(shipped), "--tasks", "act_demo_word", "--limit", "9")[0] == 0
+    code, _, err = call("--suite", str(shipped), "--batch-size", "many")
+    assert (code, "expected a number above 0" in err) == (2, True)
     code, _, err = call("--suite", str(shipped), "--tasks", "act_demo_wrod")
     assert (code, "did you mean 'act_demo_word'" in err) == (2, True)
 
@@ -186,6 +189,22 @@ def test_the_baseline_of_another_model_shape_or_suite_is_bad_input(shipped, tmp_
     assert code == 2
     assert "limit: 6 then, 5 now" in err
     assert report(tmp_path)["status"] == "bad input"
+
+
+def test_documents_that_are_gone_fail(shipped, monkeypatch, tmp_path):
+    """A dataset that lost rows since must not pass because what is left is the same."""
+    evaluate = measure.Session._evaluate
+
+    def fewer(self):
+        asked, self.limit = self.limit, 4
+        try:
+            return evaluate(self)
+        finally:
+            self.limit = asked
+
+    monkeypatch.setattr(measure.Session, "_evaluate", fewer)
+    found = run_regress(RegressSettings(str(shipped), tasks=TASKS[:1], output=tmp_path / "out"))
+    assert [(one.kind, one.task) for one in found.findings] == [("document changed", TASKS[0])]
 
 
 # -- no verdict ------------------------------------------------------------------------------------

@@ -125,6 +125,19 @@ def test_other_weights_versions_and_documents_are_named(old):
     assert (one.kind, "document 17" in one.text) == ("document changed", True)
 
 
+def test_documents_that_are_gone_are_named(old):
+    task = old.tasks["task"]
+    fewer = task.model_copy(update={"documents": task.documents[:3]})
+    new = old.model_copy(update={"tasks": {"task": fewer}})
+    assert identity_findings(old, new, limit=3) == []
+    for limit in (None, 4, 100):
+        (one,) = identity_findings(old, new, limit=limit)
+        assert (one.kind, one.text) == (
+            "document changed",
+            "3 documents are left, the baseline has 4",
+        )
+
+
 def test_a_changed_head_set_is_named_with_what_changed(old):
     def info(sha, beta, heads):
         return ArmInfo(sha256=sha, calibration={"beta": beta, "alpha": 5}, heads=heads)

@@ -94,8 +94,16 @@ def check_comparable(baseline: Baseline, identity: Mapping[str, Any], found: Mea
             )
 
 
-def identity_findings(old: Measurement, new: Measurement) -> list[Finding]:
-    """Return what was asked otherwise: model, head sets, task versions, documents, prompts."""
+def identity_findings(
+    old: Measurement, new: Measurement, *, limit: int | None = None
+) -> list[Finding]:
+    """Return what was asked otherwise: model, head sets, task versions, documents, prompts.
+
+    Args:
+        old: The baseline's.
+        new: This run's; tasks that it lacks were not asked for.
+        limit: Documents of each task that were asked for; None: all of the baseline's.
+    """
     tasks = ", ".join(new.tasks)
     findings = []
     for key in ("weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "adds_bos"):
@@ -108,7 +116,7 @@ def identity_findings(old: Measurement, new: Measurement) -> list[Finding]:
             text = _artifact_changes(old.arms[arm], info)
             findings.append(Finding("artifact changed", tasks, arm, text))
     for name, task in new.tasks.items():
-        findings += _task_identity(name, old.tasks.get(name), task)
+        findings += _task_identity(name, old.tasks.get(name), task, limit)
     return findings
 
 
@@ -162,7 +170,7 @@ def drifts(old: Measurement, new: Measurement) -> list[Drift]:
 # -- identity --------------------------------------------------------------------------------------
 
 
-def _task_identity(name: str, old: Task | None, new: Task) -> list[Finding]:
+def _task_identity(name: str, old: Task | None, new: Task, limit: int | None) -> list[Finding]:
     if old is None:
         return [Finding("task changed", name, None, "not in the baseline")]
     findings = []
@@ -172,6 +180,11 @@ def _task_identity(name: str, old: Task | None, new: Task) -> list[Finding]:
             text = f"{key} {then} in the baseline, {now} now"
             findings.append(Finding("task changed", name, None, text))
     stored = {document.key: document for document in old.documents}
+    expected, there = ({one.id for one in task.documents} for task in (old, new))
+    wanted = len(expected) if limit is None else min(limit, len(expected))
+    if len(there) < wanted:
+        text = f"{len(there)} documents are left, the baseline has {wanted}"
+        findings.append(Finding("document changed", name, None, text))
     missing = [document for document in new.documents if document.key not in stored]
     if missing:
         texts = [_Change(document, "is not in the baseline") for document in missing]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.counters import PromptRecord
 from act_harness.data_folder import NOT_HAD, first_line
-from act_harness.errors import InfrastructureError, RecipeError, suggestion
+from act_harness.errors import InfrastructureError, InputError, RecipeError, suggestion
 from act_harness.evaluate import EvalSettings, load_model, task_manager
 from act_harness.regress.baseline import Answer, ArmInfo, Document, Measurement, TaskRecord
 from act_harness.regress.suite import BASELINE_ARM, Suite, Variation
@@ -61,7 +61,8 @@ class Session:
             InfrastructureError: The model, its device or data is missing.
         """
         self.suite = suite
-        self.limit = limit if limit is not None else suite.limit
+        self.limit = min((one for one in (limit, suite.limit) if one is not None), default=None)
+        _batch_size(suite.batch_size)  # a misspelt one fails before the model is loaded
         self.artifacts: dict[str, Artifact | None] = {
             arm: None if reference is None else load_artifact(reference)
             for arm, reference in suite.arms().items()
@@ -200,7 +201,11 @@ def _selected(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 
 def _batch_size(text: str) -> int | str:
-    return "auto" if text.startswith("auto") else int(text)
+    if text.startswith("auto"):
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"batch size {text!r}: expected a number above 0, or 'auto'")
+    return int(text)
 
 
 @contextlib.contextmanager

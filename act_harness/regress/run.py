@@ -96,7 +96,7 @@ def _compared(settings: RegressSettings) -> tuple[RegressOutcome, Measurement]:
         measured = session.run(title=f"regress {suite.name}")
     goldens.check_comparable(baseline, suite.identity(), measured)
     old = baseline.measurement
-    findings = goldens.identity_findings(old, measured)
+    findings = goldens.identity_findings(old, measured, limit=session.limit)
     # Other documents or right answers cannot be paired; a run that lacks a task neither.
     unpaired = {
         one.task
