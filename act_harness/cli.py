@@ -174,7 +174,8 @@ def evaluate(
     outcome = run_eval(settings)
     print(outcome.summary())
     if tracking is not None:
-        print("\n".join(track_eval(outcome, settings, tracking)))
+        for line in track_eval(outcome, settings, tracking):
+            print(line)
 
 
 @app.command()
@@ -249,7 +250,8 @@ def search(
         if tracking is not None and isinstance(found, SearchResult):
             from act_harness.search.tracking import track_search
 
-            print(track_search(found, tracking, folder=output.parent))
+            for line in track_search(found, tracking, folder=output.parent):
+                print(line)
 
 
 @app.command()
@@ -359,7 +361,8 @@ def judge(
         for file in outcome.files:
             print(f"written: {file}")
         if tracking is not None:
-            print(track_judge(outcome, settings, tracking))
+            for line in track_judge(outcome, settings, tracking):
+                print(line)
     raise typer.Exit(outcome.exit_code)
 
 

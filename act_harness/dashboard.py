@@ -65,7 +65,7 @@ def dashboard_spec(
             "columns": ["config:arm", "config:model", "config:artifact_name"],
         },
         "sections": [
-            {"name": "Arms side by side", "panels": [*arms, _table("results")]},
+            {"name": "Arms side by side", "panels": [*arms, _table("scores")]},
             {"name": "Paired differences", "panels": [_table("comparison"), *paired]},
             {"name": "Heads", "panels": [_media("head_map"), _table("heads")]},
             {"name": "Counters", "panels": [_bars(n, [f"counters/{n}"]) for n in counters]},

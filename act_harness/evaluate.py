@@ -123,6 +123,7 @@ def run_eval(settings: EvalSettings) -> EvalOutcome:
     Raises:
         InputError: a task, the model, the artifact or an argument cannot be used.
         InfrastructureError: data or memory is missing, or nothing can be written.
+        SystemExit: with status 0, on every process but the first of several.
     """
     with data_directory(settings.data_dir):
         return _run(settings)
@@ -145,14 +146,18 @@ def _run(settings: EvalSettings) -> EvalOutcome:
         for arm in arms:
             lm.use_artifact(None if arm == "baseline" else artifact)
             results = _evaluate(lm, settings, manager, seed)
+            if results is None:  # the first process has them all
+                continue
             if arm == "act":
                 counters = lm.counters.summary()
             place = folders[arm] / f"seed-{seed}" if several else folders[arm]
             _write_run(results, place, stamp)
             scores = scores or _scores(results)
-        if artifact is not None:
+        if artifact is not None and lm.rank == 0:
             pair = [folders[arm] / f"seed-{seed}" if several else folders[arm] for arm in arms]
             comparisons[seed] = compare(pair[0], pair[1], seed=settings.seed)
+    if lm.rank != 0:  # nothing to report here, and nothing went wrong
+        raise SystemExit(0)
     report = None
     averages = _averages(comparisons) if len(comparisons) > 1 else ()
     if artifact is not None:
@@ -251,7 +256,8 @@ def load_model(settings: EvalSettings) -> tuple[CalibratedHFLM, Any]:
 
 def _evaluate(
     lm: CalibratedHFLM, settings: EvalSettings, manager: TaskManager, seed: int
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """Evaluate one arm; None on every process but the first."""
     import lm_eval
 
     results = lm_eval.simple_evaluate(
@@ -268,8 +274,8 @@ def _evaluate(
         torch_random_seed=settings.seed,
         fewshot_random_seed=seed,
     )
-    if results is None:  # every rank but the first
-        raise SystemExit(0)
+    if results is None:
+        return None
     results["act_harness"] = {"fewshot_seed": seed, "provenance": provenance.collect().to_json()}
     return dict(results)
 

@@ -1,20 +1,25 @@
-"""Forwards that scoring is made of: padding, the output head on wanted rows only, row scores.
+"""Forwards that scoring is made of: packing or padding, the output head on wanted rows only.
 
-Batches are padded on the right without a mask (causality hides the pads, so the stock kernel stays
-on its fast path); models with a sliding window are padded on the left, since a window counts
-positions and a gap between prompt and answer would shift it.
+Where the model allows it, contexts and their answers are packed into one row of tokens
+(:mod:`act_harness.attention.packed`). Elsewhere a prefill's cache is extended, in batches padded on
+the right without a mask (causality hides the pads, so the stock kernel stays on its fast path), or
+on the left for models with a sliding window, since a window counts positions and a gap between
+prompt and answer would shift it. Logits exist for a limited number of scored rows at a time.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from act_harness.attention import Attachment, select_cache
+from act_harness.attention.packable import has_window, packed_forward, packs
+from act_harness.attention.packed import Packing, Rows
 from act_harness.errors import InternalError
 
 if TYPE_CHECKING:
@@ -26,10 +31,19 @@ if TYPE_CHECKING:
 
     from act_harness.counters import PromptRecord
 
-__all__ = ["Forwards", "Prefilled", "RowScores", "Work", "answers_per_sequence", "pad_tokens"]
+__all__ = [
+    "Forwards",
+    "Logits",
+    "Prefilled",
+    "RowScores",
+    "Work",
+    "answers_per_sequence",
+    "packed_tokens_per_token",
+    "pad_tokens",
+]
 
-_PIECE_BYTES = 1 << 28
-"""Rows of logits become log-probabilities in pieces of at most this many bytes."""
+_PIECE_BYTES = 1 << 26
+"""Logits and log-probabilities exist in pieces of at most this many bytes each."""
 
 
 @dataclass
@@ -49,11 +63,28 @@ class RowScores(NamedTuple):
     greedy: list[bool]
 
 
+@dataclass
+class Logits:
+    """Rows of logits, computed piece by piece from hidden states where the model allows it."""
+
+    rows: Tensor  # (n, vocabulary) logits, or (n, hidden) where there is a head to apply
+    head: Callable[[Tensor], Tensor] | None = None
+    vocabulary: int = 0
+
+    def pieces(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first row, logits) of pieces whose log-softmax in ``dtype`` is small."""
+        width = self.vocabulary or self.rows.shape[1]
+        size = max(1, _PIECE_BYTES // (width * torch.tensor([], dtype=dtype).element_size()))
+        for start in range(0, len(self.rows), size):
+            part = self.rows[start : start + size]
+            yield start, part if self.head is None else self.head(part[None])[0]
+
+
 @dataclass(frozen=True)
 class Prefilled:
     """A batch of contexts that answers can extend."""
 
-    logits: Tensor  # (rows asked for, vocabulary)
+    logits: Logits  # of the rows asked for
     cache: Cache | None
     real: Tensor  # (B, T) bool
     lengths: Tensor  # (B,) real tokens
@@ -80,7 +111,12 @@ class Forwards:
         self.forward_context = forward_context
         self.work = Work()
         self.device = model.get_input_embeddings().weight.device
-        self.pads_left = _has_window(model)
+        self.pads_left = has_window(model)
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether this model's contexts and answers can be packed."""
+        return packs(self.model, self.attachment)
 
     def prefill(
         self,
@@ -111,15 +147,16 @@ class Forwards:
         if self.attachment is not None:
             known = self.attachment.prompts(prompts, tokens=lengths)
             watching = self.attachment.watch()
+        bare = self._bare_head
         with known, watching as records:
-            logits, cache = self._run(arguments, places)
+            logits, cache = self._run(arguments, places, bare=bare)
         self.work.tokens += sum(len(tokens) for tokens in sequences)
         return Prefilled(logits, cache, real, lengths, records[0] if records else [])
 
     def extend(
         self, prefilled: Prefilled, owners: Sequence[int], answers: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Run ``answers`` over the cached contexts ``owners``; return (tokens, vocabulary) logits.
+    ) -> Logits:
+        """Run ``answers`` over the cached contexts ``owners``; return the logits of their tokens.
 
         The rows are those of the first answer's tokens, then of the second's, and so on.
         """
@@ -137,38 +174,126 @@ class Forwards:
             "use_cache": True,
         }
         self.work.tokens += len(places)
-        return self._run(arguments, places)[0]
+        return self._run(arguments, places, bare=self._bare_head)[0]
 
-    def read(self, logits: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> RowScores:
+    def pack(
+        self,
+        contexts: Sequence[Sequence[int]],
+        rows: Sequence[Sequence[int]],
+        *,
+        prompts: Sequence[int],
+        answers: Sequence[tuple[int, Sequence[int]]],
+    ) -> tuple[Logits, list[PromptRecord]]:
+        """Run contexts and answers over them in one row of tokens, without pads.
+
+        Args:
+            contexts: token ids.
+            rows: for each context, the positions whose logits are wanted, in order.
+            prompts: how many tokens of each context are prompt.
+            answers: (context, token ids), those of one context together; all their logits are
+                wanted.
+
+        Returns:
+            Logits of the contexts' rows and then of the answers', and what calibration did.
+        """
+        packing = Packing(
+            tuple(map(len, contexts)),
+            tuple(prompts),
+            tuple(self._rows_of(answers)),
+        )
+        tokens = [token for part in (*contexts, *(a for _, a in answers)) for token in part]
+        starts = [0]
+        for part in contexts:
+            starts.append(starts[-1] + len(part))
+        places = [(0, begin + row) for begin, own in zip(starts, rows, strict=False) for row in own]
+        places += [(0, n) for n in range(starts[-1], len(tokens))]
+        arguments = {
+            "input_ids": torch.tensor([tokens], device=self.device),
+            "position_ids": packing.position_ids.to(self.device),
+            "use_cache": False,
+        }
+        watching: AbstractContextManager[list[list[PromptRecord]]] = nullcontext([])
+        if self.attachment is not None:
+            watching = self.attachment.watch()
+        bare = self._bare_head  # may run the model: before the packing is in force
+        with packed_forward(self.model, packing), watching as records:
+            logits, _ = self._run(arguments, places, bare=bare)
+        self.work.tokens += len(tokens)
+        return logits, records[0] if records else []
+
+    @property
+    def _joins_answers(self) -> bool:
+        """Whether a context's answers share one row of queries.
+
+        On the CPU that saves copies of the context's keys. The GPU's engine wants rows that see an
+        interval of columns, and running sums are those of one answer.
+        """
+        artifact = None if self.attachment is None else self.attachment.artifact
+        running = artifact is not None and artifact.calibration.decode == "running"
+        return self.device.type == "cpu" and not running
+
+    def _rows_of(self, answers: Sequence[tuple[int, Sequence[int]]]) -> Iterator[Rows]:
+        """Lay the answers out in rows of queries."""
+        if not self._joins_answers:
+            yield from (Rows(owner, (len(answer),)) for owner, answer in answers)
+            return
+        lengths: dict[int, list[int]] = {}
+        for owner, answer in answers:
+            lengths.setdefault(owner, []).append(len(answer))
+        yield from (Rows(owner, tuple(own)) for owner, own in lengths.items())
+
+    def read(self, logits: Logits, rows: Sequence[int], tokens: Sequence[int]) -> RowScores:
         """Return log-probability and greediness of ``tokens[i]`` in row ``rows[i]`` of logits."""
         if not rows:
             return RowScores([], [])
-        size = torch.tensor([], dtype=self.softmax_dtype).element_size()
-        piece = max(1, _PIECE_BYTES // (logits.shape[1] * size))
-        row = torch.tensor(rows, device=logits.device)
-        token = torch.tensor(tokens, device=logits.device)
-        chosen = torch.empty(len(row), dtype=self.softmax_dtype, device=logits.device)
-        for start in range(0, len(logits), piece):
-            # the function that lm-eval's hf calls: on the CPU its float32 sum over a large
-            # vocabulary is off by about 1e-5 a token, and both arms should be off alike
-            part = torch.log_softmax(logits[start : start + piece], dim=1, dtype=self.softmax_dtype)
-            here = (row >= start) & (row < start + piece)
-            chosen[here] = part[row[here] - start, token[here]]
-        greedy = logits.argmax(dim=1)[row] == token
+        row = torch.tensor(rows, device=logits.rows.device)
+        token = torch.tensor(tokens, device=logits.rows.device)
+        chosen = torch.empty(len(row), dtype=self.softmax_dtype, device=row.device)
+        greedy = torch.empty(len(row), dtype=torch.bool, device=row.device)
+        with torch.no_grad(), self.forward_context():
+            for start, part in logits.pieces(self.softmax_dtype):
+                # the function that lm-eval's hf calls: on the CPU its float32 sum over a large
+                # vocabulary is off by about 1e-5 a token, and both arms should be off alike
+                logprobs = torch.log_softmax(part, dim=1, dtype=self.softmax_dtype).to(row.device)
+                here = ((row >= start) & (row < start + len(part))).nonzero()[:, 0]
+                place = row[here] - start
+                chosen[here] = logprobs[place, token[here]]
+                greedy[here] = part.argmax(dim=1).to(row.device)[place] == token[here]
         return RowScores(chosen.tolist(), greedy.tolist())
 
     def _run(
-        self, arguments: dict[str, Any], places: list[tuple[int, int]]
-    ) -> tuple[Tensor, Cache | None]:
+        self, arguments: dict[str, Any], places: list[tuple[int, int]], *, bare: bool
+    ) -> tuple[Logits, Cache | None]:
         """Run the model; return the logits of ``places`` (sequence, position), and the cache."""
         self.work.forwards += 1
         self.work.padded_tokens += arguments["input_ids"].numel()
         self.work.scored_rows += len(places)
-        with torch.no_grad(), self.forward_context(), _rows_only(self.model, places) as picked:
+        with (
+            torch.no_grad(),
+            self.forward_context(),
+            _rows_only(self.model, places, keep=bare) as picked,
+        ):
             output = self.model(**arguments)
         if not picked:
             raise InternalError("the model does not call its output head as a module")
-        return output.logits[0], output.get("past_key_values")
+        cache = output.get("past_key_values")
+        if bare:
+            head = self.model.get_output_embeddings()
+            return Logits(picked[0], head, output.logits.shape[-1]), cache
+        return Logits(output.logits[0]), cache
+
+    @cached_property
+    def _bare_head(self) -> bool:
+        """Whether logits are the output head's result and nothing more (no soft cap, no scale)."""
+        ids = torch.arange(2, 5, device=self.device)[None]
+        quiet = nullcontext() if self.attachment is None else self.attachment.suspended()
+        with quiet, torch.no_grad(), self.forward_context():
+            with _rows_only(self.model, [(0, 0), (0, 2)]) as picked:
+                logits = self.model(input_ids=ids, use_cache=False).logits
+            if not picked:
+                return False
+            own = self.model.get_output_embeddings()(picked[0][None])
+            return torch.equal(own.to(logits), logits)
 
     def _pad(self, sequences: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
         """Return :func:`pad_tokens` of the sequences, on the model's device."""
@@ -205,28 +330,41 @@ def answers_per_sequence(model: PreTrainedModel) -> float:
     return max(1.0, float(2 * config.vocab_size / cached))
 
 
-def _has_window(model: PreTrainedModel) -> bool:
+def packed_tokens_per_token(model: PreTrainedModel) -> float:
+    """How many packed tokens take the memory that stock scoring takes for one token. At least 1.
+
+    A rough count. Stock: activations (six hidden vectors and three of the feed-forward block), and
+    logits and log-probabilities over the vocabulary. Packed: the activations, and 30 % on top for
+    the copies that attention makes. At most 4, beyond which little is won.
+    """
     config = model.config.get_text_config()
-    return (
-        getattr(config, "sliding_window", None) is not None
-        or getattr(config, "attention_chunk_size", None) is not None
-    )
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    own = float(6 * config.hidden_size + 3 * wide)
+    ratio: float = (own + 2 * config.vocab_size) / (1.3 * own)
+    return max(1.0, min(4.0, ratio))
 
 
 @contextmanager
-def _rows_only(model: PreTrainedModel, places: list[tuple[int, int]]) -> Iterator[list[bool]]:
+def _rows_only(
+    model: PreTrainedModel, places: list[tuple[int, int]], *, keep: bool = False
+) -> Iterator[list[Tensor]]:
     """Let the output head see only the hidden states of ``places``, as (1, rows, hidden).
 
     What a model does to logits after its head (soft caps, scales) is elementwise, so it is kept;
     ``logits_to_keep`` of transformers could only keep the same positions of all sequences.
+
+    Args:
+        model: a causal language model.
+        places: (sequence, position) of the rows.
+        keep: let the head see one row only; all are in the list that the block is given.
     """
-    picked: list[bool] = []
+    picked: list[Tensor] = []
 
     def select(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
         index = torch.tensor(places, device=hidden.device)
-        picked.append(True)
-        return (hidden[index[:, 0], index[:, 1]][None], *args[1:])
+        picked.append(hidden[index[:, 0], index[:, 1]])
+        return (picked[0][None, : 1 if keep else None], *args[1:])
 
     hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:

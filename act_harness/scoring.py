@@ -1,12 +1,13 @@
 """Log-likelihoods with one prefill per context.
 
 A multiple-choice question asks for the log-likelihood of several answers after one context. Here
-requests are grouped by context; each distinct context is prefilled once, in length-sorted batches;
-answers of one token are read from the prefill's last row, longer ones extend the cached context
-together. Because calibration never looks at a continuation this is exact, not an approximation
-(semantics, "Phases"): the plain path, one forward for each request, gives the same numbers and is
-kept as ``share=False`` for tests and benchmarks. Log-softmax is taken in float32 whatever the
-model's dtype, and only of scored rows.
+requests are grouped by context and each distinct context is computed once. Answers of one token are
+read from its last row; longer ones stand in the same forward, packed behind the contexts without
+pads, or, where a model cannot be packed or a context has too many answers for one forward, extend
+its cache in batches. Because calibration never looks at a continuation this is exact, not an
+approximation (semantics, "Phases"): the plain path, one forward for each request, gives the same
+numbers and is kept as ``share=False`` for tests and benchmarks. Log-softmax is taken in float32
+whatever the model's dtype, and only of scored rows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from act_harness.errors import InfrastructureError, InternalError
-from act_harness.forwards import Forwards, Prefilled, Work, answers_per_sequence
+from act_harness.forwards import (
+    Forwards,
+    Prefilled,
+    Work,
+    answers_per_sequence,
+    packed_tokens_per_token,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +87,16 @@ class _Group:
         return self.context + self.alone[:-1]
 
     @property
+    def longer(self) -> list[Tokens]:
+        """The answers to compute over the context."""
+        return [answer for answer in self.answers if len(answer) > 1] if self.extends else []
+
+    @property
+    def packed_tokens(self) -> int:
+        """Tokens of a forward that holds the context and all answers."""
+        return len(self.tokens) + sum(len(answer) - 1 for answer in self.longer)
+
+    @property
     def rows(self) -> range:
         """Positions of the prefill whose logits are read."""
         last = len(self.context) - 1
@@ -106,9 +123,10 @@ class Scorer:
         Args:
             model: a causal language model.
             attachment: calibrated attention on ``model``, or None.
-            batch_size: most sequences in a prefill; None for no limit. Their answers extend the
-                cache together as far as that takes no more memory than stock scoring at this
-                batch size (:func:`act_harness.forwards.answers_per_sequence`).
+            batch_size: most contexts in a forward; None for no limit. Their answers join them as
+                far as that takes no more memory than stock scoring at this batch size
+                (:func:`act_harness.forwards.packed_tokens_per_token`, and
+                :func:`act_harness.forwards.answers_per_sequence` over a cache).
             token_budget: most tokens in a forward, pads and repeated caches included; None for no
                 limit. Halved, with a retry, when memory runs out.
             pad_token: any valid token id.
@@ -129,6 +147,8 @@ class Scorer:
         )
         self.token_budget = token_budget
         self.share = share
+        self._room: float = math.inf
+        """Most tokens of a packed forward that ``batch_size`` allows, for the requests at hand."""
 
     @property
     def work(self) -> Work:
@@ -154,8 +174,16 @@ class Scorer:
         """
         results: list[Score | None] = [None] * len(items)
         groups = self._groups(items)
-        for extends in (True, False):
-            some = [group for group in groups if group.extends is extends]
+        if self.batch_size is not None and items:
+            longest = max(len(item.context) + len(item.answer) for item in items)
+            self._room = packed_tokens_per_token(self.forwards.model) * self.batch_size * longest
+        packed = [group for group in groups if self._packs(group)]
+        others = [group for group in groups if not self._packs(group)]
+        for some in (
+            packed,
+            [group for group in others if group.extends],
+            [group for group in others if not group.extends],
+        ):
             some.sort(key=lambda group: (-len(group.tokens), group.tokens))
             for batch in self._batches(some):
                 self._run(batch, results, on_prompt)
@@ -179,6 +207,17 @@ class Scorer:
             group.settle()
         return list(groups.values())
 
+    def _packs(self, group: _Group) -> bool:
+        """Whether the group goes into a packed forward: all of it, if it is small enough."""
+        if not self.share or not self.forwards.packs:
+            return False
+        return not group.extends or group.packed_tokens <= self._limit
+
+    @property
+    def _limit(self) -> float:
+        """Most tokens of a packed forward."""
+        return self._room if self.token_budget is None else min(self._room, self.token_budget)
+
     def _fits(self, sequences: int, longest: int, *, most: int | None) -> bool:
         if most is not None and sequences > most:
             return False
@@ -189,9 +228,19 @@ class Scorer:
         waiting = deque(groups)
         while waiting:
             batch = [waiting.popleft()]
-            while waiting and self._fits(
-                len(batch) + 1, len(batch[0].tokens), most=self.batch_size
-            ):
+            packed = self._packs(batch[0])
+            used = batch[0].packed_tokens
+            while waiting:
+                used += waiting[0].packed_tokens
+                if packed:
+                    fits = used <= self._limit and self._fits(
+                        len(batch) + 1, 0, most=self.batch_size
+                    )
+                else:
+                    longest = len(batch[0].tokens)
+                    fits = self._fits(len(batch) + 1, longest, most=self.batch_size)
+                if not fits:
+                    break
                 batch.append(waiting.popleft())
             yield batch
 
@@ -213,20 +262,23 @@ class Scorer:
         on_prompt: Callable[[Tokens, PromptRecord], object] | None,
     ) -> None:
         """Score one batch; on running out of memory, its halves."""
+        packed = all(map(self._packs, batch))
         try:
-            found = self._score_batch(batch, on_prompt)
+            found = self._score_batch(batch, on_prompt, packed=packed)
         except torch.OutOfMemoryError:
             found = None
         if found is None:  # outside the except block, so that its frames free their tensors
-            if len(batch) == 1:
+            if len(batch) == 1 and not (packed and batch[0].extends):
                 raise InfrastructureError(
                     f"out of memory for one context of {len(batch[0].tokens)} tokens; "
                     "use a smaller dtype, a smaller max_length, or a larger device"
                 )
-            self._shrink(len(batch) * len(batch[0].tokens))
-            half = len(batch) // 2
-            self._run(batch[:half], results, on_prompt)
-            self._run(batch[half:], results, on_prompt)
+            padded = len(batch) * len(batch[0].tokens)
+            self._shrink(sum(group.packed_tokens for group in batch) if packed else padded)
+            half = max(1, len(batch) // 2)
+            for part in (batch[:half], batch[half:]):
+                if part:
+                    self._run(part, results, on_prompt)
             return
         for group, scores in zip(batch, found, strict=True):
             for answer, asked in group.answers.items():
@@ -239,19 +291,48 @@ class Scorer:
         self,
         batch: list[_Group],
         on_prompt: Callable[[Tokens, PromptRecord], object] | None,
+        *,
+        packed: bool,
     ) -> list[dict[Tokens, Score]]:
-        prefilled = self.forwards.prefill(
-            [group.tokens for group in batch],
-            [group.rows for group in batch],
-            prompts=[group.prompt for group in batch],
-            use_cache=batch[0].extends,
-        )
+        longer = [(b, answer) for b, group in enumerate(batch) for answer in group.longer]
+        contexts = [group.tokens for group in batch]
+        wanted = [group.rows for group in batch]
+        prompts = [group.prompt for group in batch]
+        prefilled = None
+        if packed:
+            answers = [(b, answer[:-1]) for b, answer in longer]
+            logits, records = self.forwards.pack(contexts, wanted, prompts=prompts, answers=answers)
+        else:
+            use_cache = any(group.extends for group in batch)
+            prefilled = self.forwards.prefill(
+                contexts, wanted, prompts=prompts, use_cache=use_cache
+            )
+            logits, records = prefilled.logits, prefilled.records
         tally = _Tally()
+        rows, tokens, owners = self._first_tokens(batch, tally)
+        if packed:  # the answers' own rows follow those of the contexts
+            first = sum(len(group.rows) for group in batch)
+            more = [(pair, token) for pair in longer for token in pair[1][1:]]
+            rows += range(first, first + len(more))
+            owners += [pair for pair, _ in more]
+            tokens += [token for _, token in more]
+        tally.add(owners, *self.forwards.read(logits, rows, tokens))
+        if prefilled is not None:
+            self._extend(prefilled, longer, tally)
+        if on_prompt is not None:
+            for group, record in zip(batch, records, strict=False):
+                if group.prompt:
+                    on_prompt(group.context[: group.prompt], record)
+        return [{a: tally.score(b, a) for a in group.answers} for b, group in enumerate(batch)]
+
+    def _first_tokens(
+        self, batch: list[_Group], tally: _Tally
+    ) -> tuple[list[int], list[int], list[tuple[int, Tokens]]]:
+        """Return row, token and (context, answer) of the scores in the contexts' own rows."""
         rows: list[int] = []
         tokens: list[int] = []
         owners: list[tuple[int, Tokens]] = []
         first = 0
-        longer: list[tuple[int, Tokens]] = []
         for b, group in enumerate(batch):
             for answer in group.answers:
                 tally.start(b, answer)
@@ -259,16 +340,8 @@ class Scorer:
                 rows.extend(range(first, first + len(here)))
                 tokens.extend(here)
                 owners.extend([(b, answer)] * len(here))
-                if len(answer) > len(here):
-                    longer.append((b, answer))
             first += len(group.rows)
-        tally.add(owners, *self.forwards.read(prefilled.logits, rows, tokens))
-        self._extend(prefilled, longer, tally)
-        if on_prompt is not None:
-            for group, record in zip(batch, prefilled.records, strict=False):
-                if group.prompt:
-                    on_prompt(group.context[: group.prompt], record)
-        return [{a: tally.score(b, a) for a in group.answers} for b, group in enumerate(batch)]
+        return rows, tokens, owners
 
     def _extend(
         self, prefilled: Prefilled, longer: list[tuple[int, Tokens]], tally: _Tally

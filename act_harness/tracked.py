@@ -8,7 +8,7 @@ described before the first run exists:
 - ``<task>/<metric>_difference``, ``..._low``, ``..._high``, ``..._p``, ``..._verdict``: the paired
   difference to the baseline;
 - ``counters/<name>``: what the calibration did;
-- tables ``results``, ``comparison``, ``heads``, ``samples/<task>``; image ``head_map``;
+- tables ``scores``, ``comparison``, ``heads``, ``samples/<task>``; image ``head_map``;
 - ``search/...`` and ``verify/...``, tables ``effects`` and ``effects_by_task``, images ``head_map``
   and ``ranks``: a search; ``mt_bench/...``: a judge's scores.
 

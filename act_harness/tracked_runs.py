@@ -60,6 +60,8 @@ class TrackedArms:
     """Act against baseline, by seed."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the command was asked for: decides, with the artifact, which runs are continued."""
+    job_type: JobType = "act"
+    """Of the arms other than the baseline; ``regress`` where they are held against a stored one."""
 
     def runs(self, arm: str) -> dict[int, Run]:
         """Read an arm's results, by seed."""
@@ -86,7 +88,7 @@ def track_arms(arms: TrackedArms, settings: TrackingSettings) -> list[str]:
     shared = replace(settings, group=group)
     lines = []
     for arm in arms.folders:
-        job: JobType = "baseline" if arm == "baseline" else "act"
+        job: JobType = "baseline" if arm == "baseline" else arms.job_type
         own = arms.artifact.name if arms.artifact and arm != "baseline" else arm
         runs = arms.runs(arm)
         with open_tracker(
@@ -99,7 +101,7 @@ def track_arms(arms: TrackedArms, settings: TrackingSettings) -> list[str]:
         ) as tracker:
             _log_scores(tracker, runs, settings.max_samples)
             if arm != "baseline":
-                _log_calibration(tracker, arms, runs)
+                _log_calibration(tracker, arms, runs, arms.folders[arm])
             lines.append(tracker.describe())
         if not lines[-1]:  # the service failed, was said to have, and will fail again
             break
@@ -208,7 +210,7 @@ def _log_scores(tracker: Tracker, runs: Mapping[int, Run], max_samples: int) -> 
     tracker.scalars(
         tracked.over_seeds({s: tracked.result_scalars(r.data) for s, r in runs.items()})
     )
-    _log_table(tracker, "results", {s: tracked.results_table(r.data) for s, r in runs.items()})
+    _log_table(tracker, "scores", {s: tracked.results_table(r.data) for s, r in runs.items()})
     first = next(iter(runs.values()))
     for task in first.sample_files if max_samples else ():
         each = {
@@ -234,7 +236,9 @@ def _log_table(tracker: Tracker, name: str, tables: Mapping[int, Table]) -> Tabl
     return joined
 
 
-def _log_calibration(tracker: Tracker, arms: TrackedArms, runs: Mapping[int, Run]) -> None:
+def _log_calibration(
+    tracker: Tracker, arms: TrackedArms, runs: Mapping[int, Run], folder: Path
+) -> None:
     """Log what the calibrated arm has beside its scores."""
     found = arms.comparisons
     if found:
@@ -248,8 +252,8 @@ def _log_calibration(tracker: Tracker, arms: TrackedArms, runs: Mapping[int, Run
     counters = {s: tracked.counter_scalars(info["counters"]) for s, info in infos.items()}
     tracker.scalars(tracked.over_seeds(counters))
     if arms.artifact is not None:
-        log_artifact(tracker, arms.artifact, arms.folders["act"], used=True)
-        _log_map(tracker, arms.artifact, arms.folders["act"])
+        log_artifact(tracker, arms.artifact, folder, used=True)
+        _log_map(tracker, arms.artifact, folder)
 
 
 def _log_map(tracker: Tracker, artifact: Artifact, folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from tiny_search import drawn, tiny
 
+from act_harness.search.ledger import Ledger
 from act_harness.search.recipe import make_recipe
 from act_harness.search.run import run_search
 
@@ -83,8 +84,21 @@ def kills(folder: Path, moments: list[str]) -> None:
     print(f"died {died}")
 
 
+def dawdle() -> None:
+    """Let the first process read the ledger late, when the others would have written more to it."""
+    read = Ledger.reload
+
+    def late(self: Ledger) -> None:
+        time.sleep(0.5)
+        read(self)
+
+    Ledger.reload = late
+
+
 def join(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
+    if torch.distributed.get_rank() == 0:
+        dawdle()
     search(folder)
     torch.distributed.destroy_process_group()
 

@@ -7,7 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from act_harness.attention import calibrated
+from act_harness import forwards
+from act_harness.attention import calibrated, packable
+from act_harness.attention.packed import Packing
 from act_harness.errors import InfrastructureError, InputError
 from act_harness.forwards import Forwards
 from act_harness.requests import prepare
@@ -30,12 +32,22 @@ def requests(draw):
     return draw(st.permutations(items))
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral"])
+@pytest.fixture(scope="module", params=["llama", "llama over a cache", "mistral"])
 def model(request, tiny):
-    return tiny(request.param)
+    """Models whose requests are packed into one row, or extend a cache (with a window or not)."""
+    name, _, cached = request.param.partition(" ")
+    made = tiny(name)
+    if cached:
+        unpackable(made)
+    assert Forwards(made).packs is (request.param == "llama")
+    return made
 
 
-@pytest.mark.parametrize("decode", ["frozen", "running", None])
+def unpackable(model):
+    packable._known[model] = False
+
+
+@pytest.mark.parametrize("decode", ["frozen", "running", "off", None])
 @settings(
     max_examples=12,
     deadline=None,
@@ -53,10 +65,71 @@ def test_sharing_is_exact(model, make_artifact, decode, items, batch_size, budge
         assert b.is_greedy == a.is_greedy
     contexts = {(item.context, item.prompt) for item in items}
     assert scorer.work.forwards <= 2 * len(contexts) + len(items)
+    if scorer.forwards.packs and batch_size is None and budget is None:
+        assert scorer.work.forwards == 1
+        assert scorer.work.padded_tokens == scorer.work.tokens
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_answers_in_one_row_or_in_rows_of_their_own(tiny, make_artifact, monkeypatch, device):
+    """The CPU puts a context's answers into one row of queries, other devices do not."""
+    model = tiny()
+    monkeypatch.setattr(Forwards, "_joins_answers", property(lambda self: device == "cpu"))
+    contexts = [(5, 9, 14, 22, 7, 31), (8, 3, 4), (6, 7)]
+    items = [Item(c, (3 + n, 40, 50 - n)[:size]) for c in contexts for n, size in enumerate((3, 2))]
+    items = [item for item in items if item.context != (8, 3, 4)] + [Item((8, 3, 4), (4, 4))]
+    with calibrated(model, make_artifact(model)) as attachment:
+        expected = Scorer(model, attachment, batch_size=1, share=False).score(items)
+        scorer = Scorer(model, attachment)
+        seen = []
+        attend = Packing.attend
+        monkeypatch.setattr(
+            Packing, "attend", lambda self, *a, **k: seen.append(self) or attend(self, *a, **k)
+        )
+        got = scorer.score(items)
+    assert scorer.work.forwards == 1
+    assert {rows.lengths for rows in seen[-1].answers} == (
+        {(2, 1)} if device == "cpu" else {(2,), (1,)}
+    )
+    assert [s.loglikelihood for s in got] == pytest.approx([s.loglikelihood for s in expected])
+
+
+def test_a_model_that_mixes_neighbours_is_not_packed(tiny, caplog):
+    """A layer that looks at the previous position would see another sequence's last token."""
+    model = tiny()
+    mlp = model.model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(x + 0.1 * torch.nn.functional.pad(x, (0, 0, 1, -1)))
+    with caplog.at_level("INFO"):
+        assert not Forwards(model).packs
+    assert "packed logits differ" in caplog.text
+    items = [Item((5, 6, 7), (8, 9)), Item((5, 6, 7), (9, 8)), Item((4,), (3, 3))]
+    expected = Scorer(model, batch_size=1, share=False).score(items)
+    assert [s.loglikelihood for s in Scorer(model).score(items)[2:]] == pytest.approx(
+        [s.loglikelihood for s in expected[2:]]
+    )
 
 
 def test_a_context_with_forty_answers_is_prefilled_once(tiny, make_artifact):
     model = tiny()
+    items = [Item((5, 9, 14, 22, 7, 31), (3 + n, 40, 50 - n)) for n in range(40)]
+    with calibrated(model, make_artifact(model)) as attachment:
+        expected = Scorer(model, attachment, batch_size=1, share=False).score(items)
+        scorer = Scorer(model, attachment, batch_size=16)
+        got = scorer.score(items)
+        assert scorer.work.forwards == 1
+        assert scorer.work.tokens == scorer.work.padded_tokens == 6 + 40 * 2
+        small = Scorer(model, attachment, batch_size=1)  # not enough room for all of them
+        again = small.score(items)
+        assert small.work.forwards > 2
+        assert small.work.tokens == 6 + 40 * 2
+    assert [s.loglikelihood for s in got] == pytest.approx([s.loglikelihood for s in expected])
+    assert [s.loglikelihood for s in again] == pytest.approx([s.loglikelihood for s in expected])
+
+
+def test_a_cache_is_repeated_for_as_many_answers_as_stock_memory_allows(tiny, make_artifact):
+    model = tiny()
+    unpackable(model)
     items = [Item((5, 9, 14, 22, 7, 31), (3 + n, 40, 50 - n)) for n in range(40)]
     with calibrated(model, make_artifact(model)) as attachment:
         plain = Scorer(model, attachment, batch_size=1, share=False)
@@ -100,27 +173,32 @@ def test_an_empty_answer_is_certain(tiny):
     assert score == (0.0, True)
 
 
-def test_memory_that_runs_out_halves_the_batch(tiny, make_artifact, monkeypatch):
+@pytest.mark.parametrize(("cached", "limit"), [(False, 14), (False, 4), (True, 9)])
+def test_memory_that_runs_out_halves_the_batch(tiny, monkeypatch, cached, limit):
+    """Down to a single context, and where even that is too much, to its answers over a cache."""
     model = tiny()
+    if cached:
+        unpackable(model)
     items = [Item((5, 6, 7 + n), (8, 9 + m)) for n in range(8) for m in range(3)]
     expected = Scorer(model).score(items)
     sizes = []
     run = Forwards._run
 
-    def limited(self, arguments, places):
-        sizes.append(len(arguments["input_ids"]))
-        if len(arguments["input_ids"]) > 3:
+    def limited(self, arguments, places, *, bare):
+        size = arguments["input_ids"].numel()
+        sizes.append(size)
+        if size > limit:
             raise torch.OutOfMemoryError("too much")
-        return run(self, arguments, places)
+        return run(self, arguments, places, bare=bare)
 
     monkeypatch.setattr(Forwards, "_run", limited)
     scorer = Scorer(model)
     got = scorer.score(items)
-    assert max(sizes) > 3
+    assert max(sizes) > limit
     assert scorer.token_budget is not None
     assert [s.loglikelihood for s in got] == pytest.approx([s.loglikelihood for s in expected])
 
-    def never(self, arguments, places):
+    def never(self, arguments, places, *, bare):
         raise torch.OutOfMemoryError("too much")
 
     monkeypatch.setattr(Forwards, "_run", never)
@@ -136,12 +214,34 @@ def test_progress_counts_every_request_once(tiny):
     assert len(done) > 1
 
 
-def test_the_output_head_sees_scored_rows_only(tiny):
+@pytest.mark.parametrize("piece", [3, 1000])
+def test_the_output_head_sees_scored_rows_only_and_few_at_a_time(tiny, monkeypatch, piece):
     model = tiny()
+    items = [Item((5, 6, 7, 8, 9), (3, 4)), Item((5, 6, 7, 8, 9), (4, 3)), Item((5, 6), (3,))]
+    scorer = Scorer(model)
+    expected = scorer.score(items)
+    monkeypatch.setattr(forwards, "_PIECE_BYTES", piece * 97 * 4)
     rows = []
     model.lm_head.register_forward_hook(lambda m, args, out: rows.append(tuple(out.shape)))
-    Scorer(model).score([Item((5, 6, 7, 8, 9), (3, 4)), Item((5, 6), (3,))])
-    assert rows == [(1, 3, 97)]
+    got = scorer.score(items)
+    # the model's own call is left one row; the four wanted ones come afterwards, in pieces
+    assert rows == [(1, 1, 97)] + ([(1, 3, 97), (1, 1, 97)] if piece == 3 else [(1, 4, 97)])
+    assert [s.loglikelihood for s in got] == pytest.approx([s.loglikelihood for s in expected])
+
+
+def test_logits_that_are_changed_after_the_head_are_kept(tiny):
+    """Gemma 2 caps its logits: the head alone would not do."""
+    model = tiny("gemma2")
+    assert not Forwards(model)._bare_head
+    model.config.final_logit_softcapping = 0.1
+    context, answer = (4, 8, 15, 16), (23, 42, 11)
+    with torch.no_grad():
+        logits = model(torch.tensor([context + answer])).logits[0]
+    assert logits.abs().max() < 0.1
+    logprobs = torch.log_softmax(logits, dim=-1)
+    want = sum(logprobs[3 + n, token].item() for n, token in enumerate(answer))
+    (score,) = Scorer(model).score([Item(context, answer)])
+    assert score.loglikelihood == pytest.approx(want, abs=1e-5)
 
 
 def test_log_softmax_is_float32_whatever_the_model(tiny):

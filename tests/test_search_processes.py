@@ -31,7 +31,7 @@ def child(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -121,9 +121,40 @@ def test_strengths_are_searched_per_head_and_stored(tmp_path):
 
 def test_a_changed_recipe_has_a_ledger_of_its_own(tmp_path):
     search(tmp_path)
-    search(tmp_path, recipe(seed=2))
-    search(tmp_path, recipe(name="other"))  # the name decides nothing but the folder's
-    assert len(list((tmp_path / "ledgers").iterdir())) == 3
+    changes = (
+        {"seed": 2},
+        {"calibration": {"alpha": 3.0}},
+        {"chunk_tokens": 60},
+        {"layers": (0, 1)},
+        {"method": "screened"},
+        {"method": "screened", "keep": 0.5},
+        {"method": "screened", "objective": "corrected"},
+    )
+    for number, change in enumerate(changes, start=2):
+        search(tmp_path, recipe(**change))
+        assert len(list((tmp_path / "ledgers").iterdir())) == number
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"},
+        {"rule": "paper"},
+        {"rule": "significant", "significant": {"q": 0.99}},
+        {"objective": "corrected"},
+        {"top": {"sizes": [3]}, "controls": {"random_sets": 1}},
+    ],
+)
+def test_another_selection_measures_no_head_again(tmp_path, change):
+    """And gives the artifact that a search of its own gives."""
+    search(tmp_path / "both")
+    second = search(tmp_path / "both", recipe(**change))
+    assert len(list((tmp_path / "both" / "ledgers").iterdir())) == 1
+    assert second.artifact.search["run"]["units_from_ledger"] > 0
+    assert second.work.pairs == 0
+    alone = search(tmp_path / "alone", recipe(**change))
+    assert alone.work.pairs > 0
+    assert stable_content(second.artifact) == stable_content(alone.artifact)
 
 
 def test_a_cut_ledger_is_continued_to_the_same_artifact(tmp_path):

@@ -100,6 +100,39 @@ def test_run_config_is_json():
     assert tracked.run_config(arm="baseline", model="m")["artifact"] is None
 
 
+def test_the_searchs_long_tables_are_no_configuration():
+    search = {"recipe": {"rule": "top"}, "table": [1] * 99, "screen": {}, "rule": {}, "notes": []}
+    kept = tracked.artifact_content({"name": "a", "search": search})
+    assert kept == {"name": "a", "search": {"recipe": {"rule": "top"}, "notes": []}}
+    assert tracked.artifact_content({"name": "a", "search": None})["search"] is None
+
+
+def test_scores_over_seeds():
+    one = {"t/acc": 0.5, "t/acc_stderr": 0.1, "t/documents": 8, "t/x": None, "t/acc_verdict": "a"}
+    two = {**one, "t/acc": 1.0, "t/acc_verdict": "b"}
+    assert tracked.over_seeds({3: one}) == one
+    found = tracked.over_seeds({3: one, 5: two})
+    assert (found["seed-3/t/acc"], found["seed-5/t/acc"], found["t/acc"]) == (0.5, 1.0, 0.75)
+    assert found["t/acc_spread"] == pytest.approx(math.sqrt(0.125))
+    assert found["t/documents"] == 8
+    assert found["seed-5/t/acc_verdict"] == "b"
+    assert not {"t/acc_stderr", "t/acc_verdict", "t/x", "t/documents_spread"} & set(found)
+
+
+def test_tables_over_seeds_with_other_columns():
+    tables = {1: tracked.Table(["a"], [[1]], 2), 2: tracked.Table(["b", "a"], [[5, 6]], 3)}
+    joined = tracked.tables_over_seeds(tables)
+    assert joined == (["fewshot_seed", "a", "b"], [[1, 1, None], [2, 6, 5]], 5)
+    assert tracked.tables_over_seeds({1: tables[1]}) is tables[1]
+
+
+def test_rows_are_capped_by_number_and_bytes():
+    rows = [[n, "x" * 10] for n in range(9)]
+    one = len(json.dumps(rows[0]))
+    assert tracked.capped(["n", "t"], rows, max_rows=2) == (["n", "t"], rows[:2], 7)
+    assert tracked.capped(["n", "t"], rows, max_rows=9, max_bytes=3 * one).rows == rows[:3]
+
+
 # -- samples ---------------------------------------------------------------------------------------
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import logging
-import socket
-import struct
 import sys
-import threading
-import time
 
 import pytest
+from wandb_files import (
+    KEY,
+    items,
+    no_server,  # noqa: F401
+    only_run,
+    quiet_wandb,  # noqa: F401
+    records,
+    refusing_server,  # noqa: F401
+    wait_for_the_end,
+)
 
 from act_harness import atomic, tracking
 from act_harness.errors import InfrastructureError, InputError, ResultError
@@ -19,17 +24,6 @@ from act_harness.errors import InfrastructureError, InputError, ResultError
 wandb = pytest.importorskip("wandb")
 
 OFFLINE = tracking.TrackingSettings(project="p", group="g", tags=("t",), mode="offline")
-KEY = "0123456789" * 4
-
-
-@pytest.fixture(autouse=True)
-def quiet_wandb(tmp_path, monkeypatch):
-    """No key, no configuration and no home but the test's own."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,73 +32,7 @@ def stop_wandb():
     wandb.teardown()
 
 
-def records(path):
-    """All records of a run file: LevelDB's log format after a header of seven bytes."""
-    data, position, whole = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        whole += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a full record, or the last part of one
-            record = wandb.proto.wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            whole = b""
-            yield record
-
-
-def items(updates, into=None):
-    """Updates of config, history or summary as nested dictionaries."""
-    found = {} if into is None else into
-    for update in updates:
-        *outer, last = list(update.nested_key) or [update.key]
-        place = found
-        for name in outer:
-            place = place.setdefault(name, {})
-        place[last] = json.loads(update.value_json)
-    return found
-
-
-def wait_for_the_end(path):
-    """Closing a run returns before its file is flushed; a command's own end waits for that."""
-    for _ in range(300):
-        if any(record.HasField("exit") for record in records(path)):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} has no end")
-
-
-class Read:
-    """What a run file holds, once W&B's background process has written all of it."""
-
-    def __init__(self, folder):
-        (self.path,) = folder.glob("wandb/offline-run-*/*.wandb")
-        wait_for_the_end(self.path)
-        self.config, self.summary, self.history = {}, {}, []
-        self.artifacts, self.run, self.exit_code = [], None, None
-        for record in records(self.path):
-            kind = record.WhichOneof("record_type")
-            if kind == "run":
-                self.run = record.run
-                items(record.run.config.update, self.config)
-            elif kind == "history":
-                self.history.append(items(record.history.item))
-            elif kind == "summary":
-                items(record.summary.update, self.summary)
-            elif kind == "artifact":
-                self.artifacts.append(record.artifact)
-            elif kind == "exit":
-                self.exit_code = record.exit.exit_code
-
-    def logged(self, key):
-        return [step[key] for step in self.history if key in step]
-
-    def file(self, value):
-        return self.path.parent / "files" / value["path"]
+pytestmark = pytest.mark.usefixtures("quiet_wandb")
 
 
 def open_offline(folder, *, job_type="act", name="m__act", settings=OFFLINE, **config):
@@ -131,7 +59,7 @@ def test_an_offline_run_is_complete(tmp_path):
         tracker.artifact("org/heads", [heads], kind="head-set", used=True, metadata={"n": 1})
         tracker.artifact("made", [heads], kind="head-set", used=False)
 
-    found = Read(tmp_path)
+    found = only_run(tmp_path)
     assert (found.run.run_group, found.run.job_type) == ("g", "act")
     assert (found.run.project, found.run.display_name) == ("p", "m__act")
     assert list(found.run.tags) == ["t"]
@@ -167,6 +95,18 @@ def test_a_resumed_command_continues_its_run_and_arms_have_their_own(tmp_path):
     assert set(json.loads((tmp_path / tracking.RUN_IDS).read_text()).values()) == set(ids)
 
 
+def test_another_identity_is_another_run(tmp_path):
+    def run_id(**identity):
+        with tracking.open_tracker(
+            OFFLINE, job_type="act", name="n", config={}, folder=tmp_path, identity=identity
+        ) as tracker:
+            assert "wandb sync" in tracker.describe()
+            return tracker.run_id
+
+    assert run_id(tasks=("a",), limit=None) == run_id(limit=None, tasks=["a"])
+    assert run_id(tasks=("b",), limit=None) != run_id(tasks=("a",), limit=None)
+
+
 def test_both_arms_may_be_open_at_once(tmp_path):
     with open_offline(tmp_path, job_type="baseline", name="a") as one:
         with open_offline(tmp_path, job_type="act", name="b") as two:
@@ -183,7 +123,7 @@ def test_both_arms_may_be_open_at_once(tmp_path):
 def test_an_exception_marks_the_run_as_failed(tmp_path):
     with pytest.raises(ZeroDivisionError), open_offline(tmp_path):
         raise ZeroDivisionError
-    assert Read(tmp_path).exit_code == 1
+    assert only_run(tmp_path).exit_code == 1
 
 
 def test_a_broken_list_of_run_ids_is_named(tmp_path):
@@ -204,7 +144,18 @@ def test_the_null_tracker_takes_everything(tmp_path, settings, rank):
         tracker.table("t", [], [])
         tracker.image("i", "no such file")
         tracker.artifact("a", ["no such file"], kind="k", used=True)
-        assert (tracker.run_id, tracker.url) == (None, None)
+        tracker.configure({"x": 1})
+        assert (tracker.run_id, tracker.url, tracker.describe()) == (None, None, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disabled_means_nothing_is_tracked(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    settings = tracking.TrackingSettings(project="p")
+    with tracking.open_tracker(
+        settings, job_type="act", name="n", config={}, folder=tmp_path
+    ) as tracker:
+        assert tracker.run_id is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,12 +172,26 @@ def test_a_run_that_lm_eval_opened_is_used_and_left_open(tmp_path):
     try:
         with tracking.active_run() as tracker:
             tracker.scalars({"counters/share": 0.25})
-        run.log({"after": 1})
+            tracker.table("heads", ["layer"], [[1]])
+            tracker.configure({"arm": "act"})
+        run.log({"after": 1}, step=1)  # a step of the owner's choice, none of which was used up
     finally:
         run.finish()
-    found = Read(tmp_path)
+    found = only_run(tmp_path)
     assert found.logged("counters/share") == [0.25]
     assert found.logged("after") == [1]
+    assert found.table("heads") == [{"layer": 1}]
+    assert found.config["arm"] == "act"
+
+
+def test_a_failure_in_a_run_of_lm_evals_never_ends_the_evaluation(monkeypatch, caplog):
+    from act_harness import tracked_runs
+
+    lax = tracking.WandbTracker(Broken(), settings=online(strict=False), owned=False)
+    monkeypatch.setattr(Broken, "config", {}, raising=False)
+    monkeypatch.setattr(tracked_runs, "active_run", lambda: lax)
+    tracked_runs.log_to_open_run({"arm": "baseline", "counters": {"share": 1}}, None)
+    assert caplog.text.count("going on without W&B") == 1
 
 
 # -- failures --------------------------------------------------------------------------------------
@@ -234,41 +199,6 @@ def test_a_run_that_lm_eval_opened_is_used_and_left_open(tmp_path):
 
 def online(strict):
     return tracking.TrackingSettings(mode="online", strict=strict, start_timeout=1)
-
-
-@pytest.fixture
-def no_server(monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-
-
-@pytest.fixture
-def refusing_server(monkeypatch):
-    class Refuse(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            self.send_response(401)
-            self.send_header("content-length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        def do_GET(self):
-            self.do_POST()
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    yield
-    server.shutdown()
-    server.server_close()
 
 
 def check_strict(tmp_path):
@@ -309,7 +239,7 @@ class Broken:
 
     id, url, offline = "x", None, False
 
-    def log(self, values):
+    def log(self, values, commit=True):
         raise wandb.Error(f"lost the line\nkey {KEY}")
 
     def finish(self, exit_code=0):

@@ -18,7 +18,7 @@ from act_harness.attention.interface import BASES, BINDING, base_of, register
 from act_harness.attention.probe import Probe
 from act_harness.counters import PromptRecord
 from act_harness.engines import select_engine
-from act_harness.engines.operation import CallCounter, Engine, Geometry, Report
+from act_harness.engines.operation import CallCounter, Engine, Geometry, LayerState, Report
 from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ class _Binding:
         self.attachment, self.layer, self.plan = attachment, layer, plan
         self.cache: Cache | None = None  # the cache that the forward under way gave the layer
 
+    @property
+    def awake(self) -> bool:
+        """See :class:`act_harness.attention.interface.BoundLayer`."""
+        return not self.attachment._suspended
+
     def note_cache(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the attention module; the interface itself is not told the cache."""
         self.cache = find_cache(args, kwargs)
@@ -59,17 +64,42 @@ class _Binding:
     ) -> Tensor:
         """See :class:`act_harness.attention.interface.BoundLayer`."""
         owner, cache = self.attachment, self.cache
-        forward = owner.forward
-        if forward is None:
-            raise InternalError("a calibrated layer was called outside its decoder's forward")
         seen = seen_tokens(cache, self.layer, query.shape[2])
         state, real = recall(cache, self.layer, seen, owner=owner, batch=query.shape[0])
-        geometry = forward.geometry(key, mask, seen, real)
-        owner.calls.add(owner.engine.name)
-        result = owner.engine(
+        geometry = self._forward().geometry(key, mask, seen, real)
+        output, state = self.compute(
             query,
             key[:, :, : geometry.columns],
             value[:, :, : geometry.columns],
+            geometry=geometry,
+            state=state,
+            stock=stock,
+            scale=scale,
+            softcap=softcap,
+        )
+        remember(cache, self.layer, state, geometry.real, owner=owner)
+        return output
+
+    def compute(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        geometry: Geometry,
+        state: LayerState | None,
+        stock: Callable[[], Tensor],
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, LayerState | None]:
+        """See :class:`act_harness.attention.packed.PackedLayer`."""
+        owner = self.attachment
+        forward = self._forward()
+        owner.calls.add(owner.engine.name)
+        result = owner.engine(
+            query,
+            key,
+            value,
             geometry=geometry,
             plan=self.plan,
             state=state,
@@ -77,11 +107,15 @@ class _Binding:
             scale=scale,
             softcap=softcap,
         )
-        remember(cache, self.layer, result.state, geometry.real, owner=owner)
         if result.report is not None:
             owner.reports[self.layer] = (result.report, geometry)
         forward.reached.add(self.layer)
-        return result.output
+        return result.output, result.state
+
+    def _forward(self) -> Forward:
+        if self.attachment.forward is None:
+            raise InternalError("a calibrated layer was called outside its decoder's forward")
+        return self.attachment.forward
 
 
 class Attachment:

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from act_harness.attention.packed import PackedLayer, active_packing
 from act_harness.engines.operation import Stock
 from act_harness.errors import UnsupportedModelError
 
@@ -35,8 +36,13 @@ BINDING = "_act_harness_binding"
 _PREFIX = "act_harness_"
 
 
-class BoundLayer(Protocol):
+class BoundLayer(PackedLayer, Protocol):
     """What :data:`BINDING` holds."""
+
+    @property
+    def awake(self) -> bool:
+        """Whether it calibrates now; False inside ``Attachment.suspended()``."""
+        ...
 
     def attend(
         self,
@@ -93,7 +99,11 @@ def register(base: str) -> str:
         def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             return _attend(base, module, *args, **kwargs)
 
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+        def mask(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            # packed sequences are kept apart by the attention itself
+            return None if active_packing() else ALL_MASK_ATTENTION_FUNCTIONS[base](*args, **kwargs)
+
+        AttentionMaskInterface.register(name, mask)
         AttentionInterface.register(name, attention)
     return name
 
@@ -125,9 +135,22 @@ def _attend(
     if _recorder is not None:
         _recorder.append(Seen(module, query.shape[1], kwargs))
     binding: BoundLayer | None = getattr(module, BINDING, None)
+    given = kwargs.get("scaling")
+    scale = query.shape[-1] ** -0.5 if given is None else float(given)
+    packing = active_packing()
+    if packing is not None:
+        output = packing.attend(
+            query,
+            key,
+            value,
+            binding=binding if binding is not None and binding.awake else None,
+            run=lambda q, k, v, mask: stock(module, q, k, v, mask, **kwargs)[0],
+            scale=scale,
+            softcap=kwargs.get("softcap"),
+        )
+        return output, None
     if binding is None:
         return stock(module, query, key, value, attention_mask, **kwargs)
-    scale = kwargs.get("scaling")
     output = binding.attend(
         query,
         key,
@@ -136,7 +159,7 @@ def _attend(
         stock=Stock(
             lambda: stock(module, query, key, value, attention_mask, **kwargs)[0], kernel=base
         ),
-        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        scale=scale,
         softcap=kwargs.get("softcap"),
     )
     return output, None

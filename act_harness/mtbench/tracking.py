@@ -20,7 +20,9 @@ __all__ = ["track_judge", "track_outcome"]
 _COLUMNS = ("arm", "question", "category", "turn", "user", "assistant", "score")
 
 
-def track_judge(outcome: JudgeOutcome, settings: JudgeSettings, tracking: TrackingSettings) -> str:
+def track_judge(
+    outcome: JudgeOutcome, settings: JudgeSettings, tracking: TrackingSettings
+) -> list[str]:
     """Log a finished judge run as one run of job type ``judge``; return where it is, as a line.
 
     The same judge on the same answers continues its run.
@@ -46,7 +48,7 @@ def track_judge(outcome: JudgeOutcome, settings: JudgeSettings, tracking: Tracki
         identity={"judge": judge, "arms": config["arms"], "group": tracking.group},
     ) as tracker:
         track_outcome(tracker, outcome, max_rows=tracking.max_samples)
-        return tracker.describe()
+        return [line for line in (tracker.describe(),) if line]
 
 
 def track_outcome(tracker: Tracker, outcome: JudgeOutcome, *, max_rows: int = 500) -> None:

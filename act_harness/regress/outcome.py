@@ -7,7 +7,7 @@ the same two files with its error, so that no older verdict is mistaken for this
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +62,8 @@ class RegressOutcome:
         """Return everything as text for a terminal."""
         parts = []
         if self.comparison is not None:
-            parts += [self.comparison.to_terminal(colour=colour), ""]
+            rows = tuple(row for row in self.comparison.rows if row.headline)
+            parts.append(replace(self.comparison, rows=rows).to_terminal(colour=colour))
         parts += [f"{row.task}, arm {row.arm}: drift {row.drift:.1e} nats, {row.flips} flips"
                   for row in self.drifts]  # fmt: skip
         parts += [f"note: {note}" for note in self.notes]

@@ -1,10 +1,10 @@
 """The ledger: every measurement of a search, one JSON line each, appended and never changed.
 
-A ledger is a folder named by the hash of all that decides the numbers (recipe, model, documents,
-engine, kind of device); each process appends to a file of its own in it, so processes never write
-to one file. A line is a unit of work with its key; a rerun reads all lines, skips the units that
-are there and measures the rest. A line that was being written when a process was killed is cut off
-by the next append. Two searches with one ledger at a time are refused.
+A ledger is a folder named by the hash of all that decides the numbers (what a recipe measures,
+model, documents, kind of device); each process appends to a file of its own in it, so processes
+never write to one file. A line is a unit of work with its key; a rerun reads all lines, skips the
+units that are there and measures the rest. A line that was being written when a process was killed
+is cut off by the next append. Two searches with one ledger at a time are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Ledger"]
 
 Key = tuple[Any, ...]
 
-VERSION = 1
+VERSION = 2
 
 
 class Ledger:

@@ -101,8 +101,7 @@ class Measurement:
             if missing or self._base_key(chunk) not in self.ledger:
                 self._chunk(bench, chunk, {layer: grid[layer] for layer in missing}, progress)
             after_chunk(chunk)
-        self.processes.meet()
-        self.ledger.reload()
+        self.processes.read_together(self.ledger)
 
     def _chunk(
         self, bench: Workbench, chunk: Chunk, grid: Grid, progress: Callable[[int], object]
@@ -148,8 +147,7 @@ class Measurement:
             if key not in self.ledger:
                 self._screen_chunk(bench, chunk, grid, key)
             progress(len(chunk.documents))
-        self.processes.meet()
-        self.ledger.reload()
+        self.processes.read_together(self.ledger)
 
     def _screen_chunk(self, bench: Workbench, chunk: Chunk, grid: Grid, key: Any) -> None:  # noqa: ANN401
         recipe, before = self.recipe, (bench.forwards, bench.rows_computed)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from act_harness.search.ledger import Ledger
 
 __all__ = ["Processes"]
 
@@ -23,7 +27,17 @@ class Processes:
             return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
         return cls()
 
-    def meet(self) -> None:
+    def read_together(self, ledger: Ledger) -> None:
+        """Read what all processes have written; none writes on before all have read.
+
+        Work is split by what the ledger lacks, so every process must see the same lines: one that
+        read late, when another was already writing the next units, would split it differently.
+        """
+        self._meet()
+        ledger.reload()
+        self._meet()
+
+    def _meet(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:
             torch.distributed.barrier()

@@ -1,7 +1,8 @@
 """Recipes: everything that decides what a search finds, in one validated file.
 
-A recipe is YAML with the fields of :class:`Recipe`; unknown keys are errors. Its hash names the
-ledger, so that a changed recipe never continues an old one's measurements. Where the model comes
+A recipe is YAML with the fields of :class:`Recipe`; unknown keys are errors. The hash of what it
+measures names the ledger: a recipe that would measure anything else never continues an old one's
+measurements, one that only selects differently measures nothing twice. Where the model comes
 from, how it is batched in memory and where files go are the command's business, not the recipe's,
 with one exception: ``chunk_tokens`` and ``pack_tokens`` decide how sums are rounded.
 """
@@ -97,7 +98,11 @@ class ExpectedModel(BaseModel):
 
 
 class Recipe(BaseModel):
-    """What to search for, and how. Every field is part of the ledger's key, except the name."""
+    """What to search for, and how.
+
+    Every field that decides what is measured is part of the ledger's key; how heads are selected
+    from the measurements is not, so that another rule costs no second search.
+    """
 
     model_config = _STRICT
 
@@ -240,6 +245,20 @@ class Recipe(BaseModel):
         content = self.content()
         del content["name"]
         return sha256_text(canonical_json(content))
+
+    def measured(self) -> dict[str, Any]:
+        """Return the fields that decide what is measured: the ledger's part of the recipe.
+
+        Without the name, the rule, its settings and the controls. An exhaustive search measures
+        the same whatever the objective is; a screened one keeps other heads.
+        """
+        content = self.content()
+        for key in ("name", "expect", "rule", "top", "significant", "joint", "controls"):
+            del content[key]
+        if self.method == "exhaustive":
+            for key in ("objective", "keep", "screen_tokens"):
+                del content[key]
+        return content
 
 
 def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN401 - recipe fields

@@ -87,7 +87,7 @@ def ledger_folder(
     """Return the folder of a search's ledger, named by all that decides its numbers, and that."""
     identity = {
         "version": VERSION,
-        "recipe": recipe.sha256(),
+        "recipe": recipe.measured(),
         "model": {
             key: value
             for key, value in facts.model_dump().items()
@@ -96,7 +96,7 @@ def ledger_folder(
         "documents": {d.task: [d.digest("search"), d.digest("verify")] for d in documents},
         "device": device,
     }
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in recipe.name)
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in "+".join(recipe.tasks))[:40]
     return root / f"{name}-{provenance.sha256_json(identity)[:12]}", identity
 
 

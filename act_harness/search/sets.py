@@ -101,8 +101,7 @@ class SetJudge:
                 self.ledger.add(self._key(places, task), {"scores": scores})
                 bar.update(len(scores))
         if missing:
-            self.processes.meet()
-            self.ledger.reload()
+            self.processes.read_together(self.ledger)
         return [self._outcome(_sorted(places)) for places in sets]
 
     def baseline(self) -> Outcome:

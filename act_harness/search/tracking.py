@@ -1,8 +1,8 @@
 """What a finished search logs: configuration, figures of merit, its tables, its plots, its heads.
 
 The search is on the disk before this is called. A search that was interrupted and continued, or
-repeated, continues its run: the run belongs to the ledger, which is named by all that decides the
-search's numbers.
+repeated, continues its run: the run belongs to the recipe and to the ledger, which is named by all
+that decides what was measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["search_scalars", "track_search"]
 _IMAGES = {"map": "head_map", "ranks": "ranks"}
 
 
-def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Path) -> str:
+def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Path) -> list[str]:
     """Log a search as one run of job type ``search``.
 
     Args:
@@ -37,7 +37,7 @@ def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Pa
         folder: of the artifact; run ids and W&B's own files are kept there.
 
     Returns:
-        Where the run is, as a line; empty where nothing was logged.
+        Where the run is, as a line; nothing where nothing was logged.
 
     Raises:
         InfrastructureError: W&B cannot be reached or refuses the key (strict only).
@@ -61,7 +61,11 @@ def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Pa
         name=f"search-{artifact.name}",
         config=config,
         folder=folder,
-        identity={"ledger": search["run"]["ledger"], "group": settings.group},
+        identity={
+            "recipe": search["recipe_sha256"],
+            "ledger": search["run"]["ledger"],
+            "group": settings.group,
+        },
         rank=Processes.here().rank,
     ) as tracker:
         tracker.scalars(search_scalars(result))
@@ -71,7 +75,7 @@ def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Pa
             tracker.image(_IMAGES[kind], path, caption=artifact.name)
         with TemporaryDirectory(prefix="act-harness-") as place:
             log_artifact(tracker, artifact, Path(place), used=False)
-        return tracker.describe()
+        return [line for line in (tracker.describe(),) if line]
 
 
 def search_scalars(result: SearchResult) -> dict[str, object]:

@@ -1,0 +1,236 @@
+"""Packed forwards: contexts and their answers as one row of tokens, with no pads and no cache.
+
+Everything in a decoder but attention works on single tokens, so a batch of sequences may lie one
+behind the other in one row, (1, N): matrix products see real tokens only, and an answer's tokens
+stand in the same forward as the context they continue. Only attention must know where sequences
+begin. It is served here in two calls a layer: all contexts as a right-padded causal batch (the
+prefill, calibrated where a head set is bound), then the answers over their contexts' keys (the
+extension, with the sinks that the prefill found). Those are the same two calls that a prefill and
+an extension of its cache make, hence the same numbers (semantics, "Phases").
+
+Which models can do this, and the switch: :mod:`act_harness.attention.packable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from act_harness.engines.operation import Geometry, LayerState, Stock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Packing", "Rows", "active_packing", "packed"]
+
+_active: ContextVar[Packing | None] = ContextVar("act_harness_packing", default=None)
+
+
+def active_packing() -> Packing | None:
+    """Return the packing of the forward under way, None where tokens are not packed."""
+    return _active.get()
+
+
+class Rows(NamedTuple):
+    """Answers that share one row of queries over one context."""
+
+    owner: int
+    """Number of the context."""
+    lengths: tuple[int, ...]
+    """Tokens of each answer; an answer sees its context and itself, not its neighbours."""
+
+
+class _Places:
+    """Where the sequences of a padded batch lie in the packed row."""
+
+    def __init__(self, starts: Sequence[int], lengths: Sequence[int]) -> None:
+        self.longest = max(lengths)
+        step = torch.arange(self.longest)
+        length = torch.tensor(lengths)[:, None]
+        self.real = step < length  # (S, T)
+        # pads repeat their sequence's first token: any finite values would do
+        self.index = (torch.tensor(starts)[:, None] + step * self.real).flatten()  # (S * T,)
+        self.back = self.real.flatten().nonzero()[:, 0]  # (n,) into the padded batch
+        self.count = len(lengths)
+        self._moved: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return ``index`` and ``back`` on a device; layers on one device share them."""
+        if device not in self._moved:
+            self._moved[device] = self.index.to(device), self.back.to(device)
+        return self._moved[device]
+
+    def take(self, values: Tensor) -> Tensor:
+        """(1, H, N, D) packed to (S, H, T, D) padded."""
+        tokens = values.transpose(1, 2)[0]  # (N, H, D)
+        padded = tokens.index_select(0, self._on(tokens.device)[0])
+        return padded.view(self.count, self.longest, *tokens.shape[1:]).transpose(1, 2)
+
+    def put(self, output: Tensor) -> Tensor:
+        """(S, T, H, D) padded to (n, H, D), the real tokens in their order."""
+        return output.flatten(0, 1).index_select(0, self._on(output.device)[1])
+
+
+class PackedLayer(Protocol):
+    """What calibration does for a layer here."""
+
+    def compute(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        geometry: Geometry,
+        state: LayerState | None,
+        stock: Callable[[], Tensor],
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, LayerState | None]:
+        """Return the calibrated attention output, (B, C, H, D), and what it leaves."""
+        ...
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A packed row: contexts first, then the answers that extend them."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each context (and of an answer computed along with it)."""
+    prompts: tuple[int, ...]
+    """How many of them are prompt."""
+    answers: tuple[Rows, ...] = ()
+    base: str = "sdpa"
+    _moved: dict[torch.device, tuple[Geometry, Geometry | None]] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """N, the length of the packed row."""
+        return sum(self.lengths) + sum(sum(rows.lengths) for rows in self.answers)
+
+    @cached_property
+    def position_ids(self) -> Tensor:
+        """(1, N) positions: every answer goes on where its context ends."""
+        parts = [torch.arange(length) for length in self.lengths]
+        for rows in self.answers:
+            begin = self.lengths[rows.owner]
+            parts += [torch.arange(begin, begin + length) for length in rows.lengths]
+        return torch.cat(parts)[None]
+
+    @cached_property
+    def _contexts(self) -> _Places:
+        starts = torch.tensor([0, *self.lengths]).cumsum(0)[:-1].tolist()
+        return _Places(starts, self.lengths)
+
+    @cached_property
+    def _answers(self) -> _Places:
+        lengths = [sum(rows.lengths) for rows in self.answers]
+        starts = torch.tensor([sum(self.lengths), *lengths]).cumsum(0)[:-1].tolist()
+        return _Places(starts, lengths)
+
+    @cached_property
+    def _owners(self) -> Tensor | None:
+        """(R,) context of each row of answers; None where that is its own number."""
+        owners = [rows.owner for rows in self.answers]
+        return None if owners == list(range(len(self.lengths))) else torch.tensor(owners)
+
+    def _geometries(self, device: torch.device) -> tuple[Geometry, Geometry | None]:
+        """Geometry of the contexts and of the answers, the same objects for all layers."""
+        if device not in self._moved:
+            real = self._contexts.real
+            prompt = torch.arange(real.shape[1]) < torch.tensor(self.prompts)[:, None]
+            first = Geometry(
+                real=real.to(device),
+                prompt=(real & prompt).to(device),
+                first_row=0,
+                first_column=0,
+                columns=real.shape[1],
+            )
+            self._moved[device] = first, self._extension(device) if self.answers else None
+        return self._moved[device]
+
+    def _extension(self, device: torch.device) -> Geometry:
+        """Geometry of the answers' rows: their contexts' columns, then their own."""
+        context = self._contexts.real
+        if self._owners is not None:
+            context = context[self._owners]
+        own = self._answers.real
+        number = torch.full(own.shape, -1)
+        for row, rows in enumerate(self.answers):
+            label = torch.arange(len(rows.lengths)).repeat_interleave(torch.tensor(rows.lengths))
+            number[row, : len(label)] = label
+        same = (number[:, :, None] == number[:, None, :]).tril() & own[:, None, :]
+        seen = context[:, None, :].expand(-1, own.shape[1], -1)
+        real = torch.cat([context, own], dim=1)
+        return Geometry(
+            real=real.to(device),
+            prompt=torch.zeros_like(real, device=device),
+            first_row=context.shape[1],
+            first_column=0,
+            columns=real.shape[1],
+            mask=torch.cat([seen, same], dim=2)[:, None].to(device),
+        )
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        binding: PackedLayer | None,
+        run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Return the attention output of a layer, (1, N, H, D).
+
+        Args:
+            query: (1, H, N, D).
+            key: (1, G, N, D).
+            value: (1, G, N, D).
+            binding: what calibrates this layer; None where nothing does.
+            run: stock attention on (query, key, value, mask), mask None where causal.
+            scale: factor on query-key products.
+            softcap: soft cap on them.
+        """
+        first, second = self._geometries(query.device)
+        state: LayerState | None = None
+
+        def compute(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            nonlocal state
+            stock = Stock(lambda: run(q, k, v, geometry.mask), kernel=self.base)
+            if binding is None:
+                return stock()
+            output, state = binding.compute(
+                q, k, v, geometry=geometry, state=state, stock=stock, scale=scale, softcap=softcap
+            )
+            return output
+
+        contexts = [self._contexts.take(values) for values in (query, key, value)]
+        parts = [self._contexts.put(compute(first, *contexts))]
+        if second is not None:
+            own = [self._answers.take(values) for values in (query, key, value)]
+            keys, values = contexts[1:]
+            if self._owners is not None:
+                owners = self._owners.to(query.device)
+                keys, values = keys.index_select(0, owners), values.index_select(0, owners)
+                state = None if state is None else state.select(owners)
+            joined = [torch.cat(pair, dim=2) for pair in ((keys, own[1]), (values, own[2]))]
+            parts.append(self._answers.put(compute(second, own[0], *joined)))
+        return torch.cat(parts)[None]
+
+
+@contextmanager
+def packed(packing: Packing) -> Iterator[None]:
+    """Let attention inside the block take its one row of tokens for ``packing``."""
+    token = _active.set(packing)
+    try:
+        yield
+    finally:
+        _active.reset(token)
