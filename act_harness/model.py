@@ -70,8 +70,9 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             engine: ``auto``, ``torch`` or ``reference``.
             overlength: what becomes of requests longer than the model's context: ``truncate``
                 from the left as lm-eval does, ``error`` before anything runs, or ``skip``
-                (log-likelihood -inf). All are counted in the results.
-            scoring: ``shared`` (one prefill per context) or ``plain`` (one forward per request).
+                (log-likelihood -inf). All are counted in the results, and marked in the samples
+                by a third argument (``arg_2``) of the request.
+            scoring: ``shared`` (each context once) or ``plain`` (one forward per request).
             **kwargs: all arguments of lm-eval's ``hf``.
 
         Raises:
@@ -98,6 +99,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self.attachment: Attachment | None = None
         self.token_budget: int | None = None
         self._warned_rolling = False
+        self._marks: list[dict[str, Any] | None] = []
         self._join_processes()
         self.use_artifact(artifact)
 
@@ -143,9 +145,14 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         contexts: dict[str, list[int]] = {}
         pairs = []
         for request in tqdm(requests, desc="Tokenizing inputs", disable=disable_tqdm):
-            context, continuation = request.args
-            pairs.append((request.args, *self._encode_request(context, continuation, contexts)))
-        return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+            context, continuation = request.args[:2]
+            texts = (context, continuation)
+            pairs.append((texts, *self._encode_request(context, continuation, contexts)))
+        answers = self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+        for request, mark in zip(requests, self._marks, strict=True):
+            if mark is not None:  # lm-eval writes a request's arguments into its sample
+                request.arguments = (*request.args[:2], mark)
+        return answers
 
     def _encode_request(
         self, context: str, continuation: str, contexts: dict[str, list[int]]
@@ -186,6 +193,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             overlength=self.overlength,
         )
         self._count_lengths(prepared)
+        self._marks = prepared.marks
         items = [item for item in prepared.items if item is not None]
         scores = iter(self._score(items, "log-likelihoods", disable=disable_tqdm))
         answers = []

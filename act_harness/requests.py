@@ -8,7 +8,7 @@ cases are counted, refused or skipped as the user asks. No torch here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from act_harness.errors import InputError
 from act_harness.scoring import Item
@@ -30,6 +30,8 @@ class Prepared:
     """Contexts, as given, that lost their first tokens."""
     skipped: list[tuple[int, ...]]
     """Requests (context and continuation) that are not scored."""
+    marks: list[dict[str, Any] | None]
+    """For each request what a sample should say of it; None where it is scored as given."""
 
 
 def prepare(
@@ -49,6 +51,7 @@ def prepare(
     items: list[Item | None] = []
     truncated: dict[tuple[int, ...], None] = {}
     skipped: dict[tuple[int, ...], None] = {}
+    marks: list[dict[str, Any] | None] = []
     for given, continuation in requests:
         context, answer = tuple(given), tuple(continuation)
         surplus = len(context) + len(answer) - (max_length + 1)
@@ -60,9 +63,11 @@ def prepare(
         if surplus > 0 and (overlength == "skip" or len(answer) > max_length):
             skipped[context + answer] = None
             items.append(None)
+            marks.append({"overlength": "skipped", "surplus_tokens": surplus})
             continue
         if surplus > 0:
             truncated[context] = None
             context = context[surplus:]
+        marks.append({"overlength": "truncated", "lost_tokens": surplus} if surplus > 0 else None)
         items.append(Item(context, answer))
-    return Prepared(items, list(truncated), list(skipped))
+    return Prepared(items, list(truncated), list(skipped), marks)

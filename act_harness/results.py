@@ -346,7 +346,7 @@ def _choices(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]
             scores.append(float(response[0]))
         except (TypeError, ValueError):
             return (), ()
-    texts = [(str(one[0]), str(one[1])) for one in arguments if len(one) == 2]
+    texts = [(str(one[0]), str(one[1])) for one in arguments if len(one) >= 2]
     # Choices scored without their context as well (mutual information) are another measure.
     bare = sum(context == "" for context, _ in texts)
     if len(scores) < 2 or len(texts) != len(scores) or 0 < bare < len(texts):

@@ -110,7 +110,8 @@ def test_a_token_that_spans_the_boundary_is_scored_and_counted(tiny_checkpoint):
 @pytest.mark.parametrize("overlength", ["truncate", "skip", "error"])
 def test_requests_longer_than_the_model(tiny_checkpoint, artifact_file, overlength):
     lm = make(tiny_checkpoint, artifact_file, overlength=overlength, max_length=16)
-    requests = instances([("a b c d e f g h i j k", " x y"), ("ab", " c")])
+    pairs = [("a b c d e f g h i j k", " x y"), ("ab", " c")]
+    requests = instances(pairs)
     if overlength == "error":
         with pytest.raises(InputError, match="the model takes 16"):
             lm.loglikelihood(requests, disable_tqdm=True)
@@ -118,6 +119,12 @@ def test_requests_longer_than_the_model(tiny_checkpoint, artifact_file, overleng
     long, short = lm.loglikelihood(requests, disable_tqdm=True)
     counters = lm.counters.summary()
     assert short[0] < 0
+    assert [request.args[:2] for request in requests] == pairs
+    (mark,) = requests[0].args[2:]  # what lm-eval writes into the sample as arg_2
+    assert len(requests[1].args) == 2
+    surplus = mark.pop("surplus_tokens" if overlength == "skip" else "lost_tokens")
+    assert surplus == len(lm.tok_encode("".join(pairs[0]))) - 17
+    assert mark == {"overlength": "skipped" if overlength == "skip" else "truncated"}
     if overlength == "skip":
         assert long == (float("-inf"), False)
         assert (counters["requests_skipped"], counters["prompts_truncated"]) == (1, 0)
@@ -125,7 +132,7 @@ def test_requests_longer_than_the_model(tiny_checkpoint, artifact_file, overleng
         stock = HFLM(str(tiny_checkpoint), dtype="float32", device="cpu", max_length=16)
         lm.use_artifact(None)
         (same, _) = lm.loglikelihood(requests, disable_tqdm=True)
-        want = stock.loglikelihood(requests, disable_tqdm=True)
+        want = stock.loglikelihood(instances(pairs), disable_tqdm=True)
         assert same[0] == pytest.approx(want[0][0], abs=1e-4)
         assert counters["prompts_truncated"] == counters["prompts_without_first_token"] == 1
 

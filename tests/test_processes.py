@@ -95,4 +95,4 @@ def test_both_arms_run_in_two_processes(tiny_checkpoint, tmp_path):
     assert len(list((tmp_path / "out").rglob("results_*.json"))) == 2
     (comparison,) = (tmp_path / "out").rglob("comparison*.json")
     (row, *_) = json.loads(comparison.read_text())["rows"]
-    assert row["documents"] == 5
+    assert row["result"]["documents"] == 5
