@@ -484,6 +484,9 @@ class Recorder:
     def __init__(self):
         self.values, self.tables = {}, {}
 
+    def describe(self):
+        return "tracked here"
+
     def scalars(self, values):
         self.values.update(values)
 
@@ -500,7 +503,8 @@ def test_what_is_tracked(shipped, monkeypatch, tmp_path):
         return nullcontext(seen)
 
     monkeypatch.setattr(run, "open_tracker", tracker)
-    run_regress(RegressSettings(str(shipped), output=tmp_path / "out"))
+    found = run_regress(RegressSettings(str(shipped), output=tmp_path / "out"))
+    assert found.tracked == "tracked here"
     assert (opened["job_type"], opened["saved"]) == ("regress", True)
     assert opened["name"].startswith("regress-tiny-20")
     assert opened["config"]["baseline"]["commit"] == COMMIT.commit

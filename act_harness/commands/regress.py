@@ -79,4 +79,6 @@ def regress(
     found = run_regress(settings)
     print(found.to_terminal(colour=sys.stdout.isatty()))
     print(f"written: {output / 'regress.json'}, {output / 'regress.md'}")
+    if found.tracked:
+        print(found.tracked)
     raise typer.Exit(found.exit_code)

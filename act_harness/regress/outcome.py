@@ -38,6 +38,8 @@ class RegressOutcome:
     baseline: Mapping[str, Any]
     """Reason, date and commit of the baseline."""
     provenance: Mapping[str, Any]
+    tracked: str = ""
+    """Where the tracked run is, as a line for people."""
 
     @property
     def status(self) -> Literal["passed", "regressed"]:

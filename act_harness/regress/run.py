@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -80,7 +80,7 @@ def run_regress(settings: RegressSettings) -> RegressOutcome:
         raise
     outcome.write_report(found, settings.output)
     try:
-        _track(settings, found, measured)
+        found = replace(found, tracked=_track(settings, found, measured))
     except InfrastructureError as error:
         if found.exit_code == 0:
             raise
@@ -293,7 +293,7 @@ def _machine(device: str) -> dict[str, object]:
             "cores": os.cpu_count()}  # fmt: skip
 
 
-def _track(settings: RegressSettings, found: RegressOutcome, measured: Measurement) -> None:
+def _track(settings: RegressSettings, found: RegressOutcome, measured: Measurement) -> str:
     model = measured.model.model_dump()
     config = run_config(
         arm="regress",
@@ -316,6 +316,7 @@ def _track(settings: RegressSettings, found: RegressOutcome, measured: Measureme
         folder=settings.output,
     ) as tracker:
         track_outcome(tracker, found)
+        return tracker.describe()
 
 
 def track_outcome(tracker: Tracker, found: RegressOutcome) -> None:
