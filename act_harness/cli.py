@@ -32,6 +32,7 @@ from act_harness.commands.options import (
     names,
     with_tracking,
 )
+from act_harness.commands.regress import regress
 from act_harness.errors import ActHarnessError, InternalError
 from act_harness.tracker import TrackingSettings
 
@@ -366,6 +367,7 @@ def judge(
 
 
 app.command()(dashboard)
+app.command()(regress)
 
 
 @app.command()

@@ -1,0 +1,367 @@
+"""Running a suite: one loaded model, every arm on every task, as hashes and numbers.
+
+Each arm is an ordinary ``lm_eval.simple_evaluate``. What keeps it from being finished
+(no folder, no data, no memory, no GPU) becomes an :class:`InfrastructureError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from act_harness.artifact import Artifact, load_artifact
+from act_harness.counters import PromptRecord
+from act_harness.data_folder import NOT_HAD, first_line
+from act_harness.errors import InfrastructureError, InputError, RecipeError, suggestion
+from act_harness.evaluate import EvalSettings, load_model, task_manager
+from act_harness.regress.baseline import Answer, ArmInfo, Document, Measurement, TaskRecord
+from act_harness.regress.suite import BASELINE_ARM, Suite, Variation
+from act_harness.results import Sample, choice_scores, run_from_memory
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+    from act_harness.model import CalibratedHFLM
+
+__all__ = ["Session", "digest", "infrastructure", "prompt_key"]
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_NO_DEVICE = ("No CUDA GPUs", "Found no NVIDIA driver", "CUDA error", "not compiled with CUDA")
+
+
+class Session:
+    """A suite's model, tasks and head sets, loaded once and run as often as wanted."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        *,
+        pretrained: str | None = None,
+        tasks: Sequence[str] = (),
+        limit: int | None = None,
+    ) -> None:
+        """Load everything.
+
+        Args:
+            suite: What to run.
+            pretrained: The user's own place of the model.
+            tasks: Only these tasks of the suite; all where empty.
+            limit: Fewer documents than the suite says.
+
+        Raises:
+            RecipeError: A task is not of the suite.
+            InputError: A task, artifact or argument of the model cannot be used.
+            InfrastructureError: The model, its device or data is missing.
+        """
+        self.suite = suite
+        self.limit = min((one for one in (limit, suite.limit) if one is not None), default=None)
+        _batch_size(suite.batch_size)  # a misspelt one fails before the model is loaded
+        self.artifacts: dict[str, Artifact | None] = {
+            arm: None if reference is None else load_artifact(reference)
+            for arm, reference in suite.arms().items()
+        }
+        self.manager: TaskManager = task_manager(suite.tasks)
+        self.tasks = _selected(_leaves(self.manager, suite.tasks), tasks)
+        self.lm = _load(suite, suite.model.find(pretrained))
+
+    def run(self, variation: Variation | None = None, *, title: str = "regress") -> Measurement:
+        """Score all arms and tasks.
+
+        Raises:
+            InfrastructureError: Data or memory ran out.
+        """
+        varied = variation or Variation()
+        self.lm.batch_size_per_gpu = _batch_size(varied.batch_size or self.suite.batch_size)
+        tasks: dict[str, dict[str, TaskRecord]] = {}
+        arms = {}
+        with (
+            tqdm(self.artifacts, desc=title, unit="arm", disable=self.lm.rank != 0) as bar,
+            _threads(varied.threads),
+            _reversed(self.lm, varied.reverse),
+            infrastructure(f"suite {self.suite.name}"),
+        ):
+            for arm in bar:
+                bar.set_postfix_str(arm)
+                self.lm.use_artifact(self.artifacts[arm])  # also resets the counters
+                results = self._evaluate()
+                for task in self.tasks:
+                    tasks.setdefault(task, {})[arm] = _record(results, task, arm, self.lm)
+                arms[arm] = _arm_info(self.lm, self.suite.arms()[arm])
+        facts = self.lm.facts.model_copy(update={"id": self.suite.model.name})
+        return Measurement(
+            model=facts, arms=arms, tasks={task: _join(found) for task, found in tasks.items()}
+        )
+
+    def _evaluate(self) -> dict[str, Any]:
+        import lm_eval
+
+        results = lm_eval.simple_evaluate(
+            model=self.lm,
+            tasks=list(self.tasks),
+            num_fewshot=self.suite.num_fewshot,
+            limit=self.limit,
+            apply_chat_template=self.suite.apply_chat_template,
+            system_instruction=self.suite.system_instruction,
+            log_samples=True,
+            bootstrap_iters=0,
+            task_manager=self.manager,
+        )
+        if results is None:  # every rank but the first
+            raise SystemExit(0)
+        return dict(results)
+
+
+@contextlib.contextmanager
+def infrastructure(what: str) -> Iterator[None]:
+    """Turn what no change of code brings about into an :class:`InfrastructureError`."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise InfrastructureError(
+            f"{what}: out of memory ({first_line(error)}); free some, or use a smaller --batch-size"
+        ) from error
+    except OSError as error:
+        raise InfrastructureError(
+            f"{what}: {first_line(error)}; check model, data, disk"
+        ) from error
+    except RuntimeError as error:
+        text = str(error)
+        if any(sign in text.lower() for sign in _NO_MEMORY):
+            raise InfrastructureError(
+                f"{what}: out of memory ({first_line(error)}); use a smaller --batch-size"
+            ) from error
+        if any(sign in text for sign in _NO_DEVICE):
+            raise InfrastructureError(f"{what}: {first_line(error)}; check the GPU") from error
+        raise
+
+
+def digest(value: object) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a JSON value or text."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+
+
+def prompt_key(tokens: Sequence[int]) -> str:
+    """Return the key under which ``hf-act``'s counters hold a prompt."""
+    return hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()
+
+
+# -- loading ---------------------------------------------------------------------------------------
+
+
+def _load(suite: Suite, place: str) -> CalibratedHFLM:
+    source = suite.model
+    if source.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InfrastructureError(
+            f"suite {suite.name!r} needs a GPU (device {source.device}) and this machine has none"
+        )
+    given = {"dtype": source.dtype, **source.args}
+    settings = EvalSettings(
+        tasks=suite.tasks,
+        pretrained=place,
+        model_args=",".join(f"{key}={value}" for key, value in given.items()),
+        artifact="none",
+        device=source.device,
+        batch_size=suite.batch_size,
+    )
+    with infrastructure(f"the model {place}"):
+        try:
+            lm, _ = load_model(settings)
+        except ValueError as error:  # a damaged file, an id that is none
+            raise InfrastructureError(
+                f"the model {place} cannot be loaded ({first_line(error)}); check its folder"
+            ) from error
+    return lm
+
+
+def _leaves(manager: TaskManager, names: Sequence[str]) -> list[str]:
+    """Load the tasks once, so that missing data is found before the model is loaded."""
+    try:
+        return list(manager.load(list(names))["tasks"])
+    except NOT_HAD as error:
+        raise InfrastructureError(
+            f"the data of {', '.join(names)} cannot be had ({first_line(error)}); "
+            "give --data-dir, see `act-harness fetch`"
+        ) from error
+
+
+def _selected(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    for name in wanted:
+        if name not in known:
+            hint = suggestion(name, known) or f"; it has {', '.join(known)}"
+            raise RecipeError(f"task {name!r} is not of this suite{hint}")
+    return [name for name in known if not wanted or name in wanted]
+
+
+def _batch_size(text: str) -> int | str:
+    if text.startswith("auto"):
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"batch size {text!r}: expected a number above 0, or 'auto'")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _reversed(lm: CalibratedHFLM, wanted: bool) -> Iterator[None]:
+    """Hand the model its requests in reverse order, so that batches are composed otherwise."""
+    if not wanted:
+        yield
+        return
+    stock = lm.loglikelihood
+
+    def backwards(requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return stock(requests[::-1], disable_tqdm=disable_tqdm)[::-1]
+
+    lm.loglikelihood = backwards  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del lm.loglikelihood
+
+
+# -- recording -------------------------------------------------------------------------------------
+
+
+def _arm_info(lm: CalibratedHFLM, reference: str | None) -> ArmInfo:
+    artifact, attachment = lm.artifact, lm.attachment
+    if artifact is None:
+        return ArmInfo()
+    content = artifact.document()
+    return ArmInfo(
+        artifact=reference,
+        sha256=artifact.sha256(),
+        calibration=content["calibration"],
+        heads=content["heads"],
+        strengths=content.get("strengths"),
+        engine=attachment.engine.name if attachment is not None else None,
+    )
+
+
+def _record(results: Mapping[str, Any], task: str, arm: str, lm: CalibratedHFLM) -> TaskRecord:
+    run = run_from_memory(results, label=arm)
+    samples = run.samples(task)
+    labels = _labels(samples)
+    rows = {(row["doc_id"], row["filter"]): row for row in results["samples"][task]}
+    contexts: dict[str, list[int]] = {}
+    documents = []
+    for sample in samples:
+        row = rows[sample.doc_id, sample.filter]
+        arguments = [list(one) for one in row["arguments"]]
+        answer = _answer(sample, row["filtered_resps"])
+        if arm != BASELINE_ARM:
+            answer = _with_counters(answer, lm, arguments, contexts)
+        documents.append(
+            Document(
+                id=sample.doc_id,
+                filter=sample.filter,
+                doc=digest(sample.doc_hash),
+                prompt=digest(sample.prompt_hash),
+                requests=digest(arguments),
+                target=digest(sample.target_hash),
+                label=labels.get((sample.doc_id, sample.filter)),
+                choices=digest(list(sample.choices)) if sample.choices else None,
+                shared={name: digest(text) for name, text in sample.fields.items()},
+                arms={arm: answer},
+            )
+        )
+    found = results["results"][task]
+    directions = results.get("higher_is_better", {}).get(task, {})
+    keys = [f"{metric},{kind}" for metric, kind in run.metrics(task)]
+    shots = results.get("n-shot", {}).get(task)
+    return TaskRecord(
+        version=str(results.get("versions", {}).get(task)),
+        num_fewshot=shots if isinstance(shots, int) else None,
+        higher_is_better={k: v for k, v in directions.items() if isinstance(v, bool)},
+        scores={arm: {key: float(found[key]) for key in keys if _is_number(found[key])}},
+        documents=tuple(documents),
+    )
+
+
+def _labels(samples: Sequence[Sample]) -> dict[tuple[int, str], int]:
+    """Right choices of a multiple-choice task, by document and filter."""
+    found = {}
+    for kind in dict.fromkeys(sample.filter for sample in samples):
+        own = [sample for sample in samples if sample.filter == kind]
+        chosen = choice_scores(own)
+        if chosen is not None:
+            for sample, label in zip(own, chosen.labels.tolist(), strict=True):
+                found[sample.doc_id, kind] = int(label)
+    return found
+
+
+def _answer(sample: Sample, responses: Sequence[Any]) -> Answer:
+    numbers: list[float | None] = []
+    for response in responses:
+        value = response[0] if isinstance(response, (list, tuple)) and response else response
+        if not _is_number(value):
+            text = digest([str(one) for one in responses])
+            return Answer(prediction=text, metrics=dict(sample.values))
+        numbers.append(round(float(value), 6) if math.isfinite(value) else None)
+    ranked = [-math.inf if number is None else number for number in numbers]
+    best = max(range(len(ranked)), key=ranked.__getitem__) if len(ranked) > 1 else None
+    return Answer(scores=tuple(numbers), prediction=best, metrics=dict(sample.values))
+
+
+def _with_counters(
+    answer: Answer,
+    lm: CalibratedHFLM,
+    arguments: Sequence[Sequence[Any]],
+    contexts: dict[str, list[int]],
+) -> Answer:
+    """Add what calibration did to the document's prompts, each counted once."""
+    found: dict[str, PromptRecord] = {}
+    for given in arguments:
+        context = str(given[0])
+        for text in (context.rstrip(), context):
+            if text not in contexts:
+                contexts[text] = lm.tok_encode(text) if text else []
+            key = prompt_key(contexts[text])
+            if key in lm.counters.records:
+                found[key] = lm.counters.records[key]
+                break
+    if not found:
+        return answer
+    return answer.model_copy(
+        update={
+            "sinks": sum(record.sinks for record in found.values()),
+            "moved": float(f"{math.fsum(record.moved for record in found.values()):.8g}"),
+            "near": any(record.near_threshold for record in found.values()),
+        }
+    )
+
+
+def _join(arms: Mapping[str, TaskRecord]) -> TaskRecord:
+    """Put the arms of a task together; all were asked the same."""
+    first = next(iter(arms.values()))
+    documents = []
+    for together in zip(*(record.documents for record in arms.values()), strict=True):
+        answers = {arm: answer for one in together for arm, answer in one.arms.items()}
+        documents.append(together[0].model_copy(update={"arms": answers}))
+    return first.model_copy(
+        update={
+            "scores": {arm: record.scores[arm] for arm, record in arms.items()},
+            "documents": tuple(documents),
+        }
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
