@@ -67,10 +67,12 @@ class _Binding:
         seen = seen_tokens(cache, self.layer, query.shape[2])
         state, real = recall(cache, self.layer, seen, owner=owner, batch=query.shape[0])
         geometry = self._forward().geometry(key, mask, seen, real)
+        if key.shape[2] > geometry.columns:  # a static cache; a view costs a decode step time
+            key, value = key[:, :, : geometry.columns], value[:, :, : geometry.columns]
         output, state = self.compute(
             query,
-            key[:, :, : geometry.columns],
-            value[:, :, : geometry.columns],
+            key,
+            value,
             geometry=geometry,
             state=state,
             stock=stock,

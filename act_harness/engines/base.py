@@ -55,7 +55,18 @@ def _fused(
     choose = getattr(torch, "_fused_sdp_choice", None)
     if choose is None or (grouped and not _knows_groups(query.device.type)):
         return None
-    choice = choose(query, key, value, None, 0.0, causal, scale=scale, enable_gqa=grouped)
+    if query.shape[2] == 1:  # a decode step is short: what torch would choose is asked once
+        allowed = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled())
+        place = (query.device, query.dtype, query.shape, key.shape[1], allowed)
+        if place not in _CHOICES:
+            if len(_CHOICES) >= _MOST_CHOICES:
+                _CHOICES.clear()
+            _CHOICES[place] = choose(
+                query, key, value, None, 0.0, causal, scale=scale, enable_gqa=grouped
+            )
+        choice = _CHOICES[place]
+    else:
+        choice = choose(query, key, value, None, 0.0, causal, scale=scale, enable_gqa=grouped)
     aten = torch.ops.aten
     if query.device.type == "cpu" and choice == SDPBackend.FLASH_ATTENTION.value:
         return aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
@@ -78,6 +89,8 @@ def _fused(
 
 
 _GROUPS: dict[str, bool] = {}
+_CHOICES: dict[tuple[object, ...], int] = {}
+_MOST_CHOICES = 256
 
 
 def _knows_groups(device: str) -> bool:

@@ -60,6 +60,7 @@ class TritonState(LayerState):
 
     index: Tensor | None = None  # (B, h, T) int32: flagged columns first, in order
     count: Tensor | None = None  # (B, h) int32
+    flags: Tensor | None = None  # (B, h, T) uint8: the sinks as the kernels read them
 
 
 class _Selection(NamedTuple):
@@ -160,7 +161,7 @@ class TritonEngine:
         step.step_sinks[(query.shape[0] * slots,)](
             query, key, value, output, given,
             selection.heads, selection.strength, selection.damp,
-            rows.real, rows.lo, rows.hi, state.sinks.view(torch.uint8), state.index, state.count,
+            rows.real, rows.lo, rows.hi, state.flags, state.index, state.count,
             *query.stride()[:2], *key.stride()[:3], *value.stride()[:3],
             output.stride(0), output.stride(2), *given.stride()[:2],
             geometry.columns, geometry.total, state.sinks.shape[-1], geometry.first_column,
@@ -269,7 +270,12 @@ class _Call:
         )  # fmt: skip
         running = calibration.decode == "running"
         state = TritonState(
-            flags, sums if running else None, seen if running else None, index, facts[0]
+            flags,
+            sums if running else None,
+            seen if running else None,
+            index,
+            facts[0],
+            flags.view(torch.uint8),
         )
         return state, facts
 
@@ -307,7 +313,7 @@ class _Call:
             self.query, self.key, self.value, output, self.lse, self.selection.heads,
             self.selection.strength, self.selection.damp,
             self.rows.kind, self.rows.real, self.rows.lo, self.rows.hi, seen,
-            state.sinks.view(torch.uint8), self.bias, state.index, state.count, listed, rows, tally,
+            state.flags, self.bias, state.index, state.count, listed, rows, tally,
             *self.query.stride()[:3], *self.key.stride()[:3], *self.value.stride()[:3],
             output.stride(0), output.stride(2), output.stride(1), *self.lse.stride(),
         )  # fmt: skip
@@ -403,15 +409,17 @@ def _detection(calibration: Calibration) -> dict[str, Any]:
 
 def _listed(state: LayerState) -> TritonState:
     """Return the state with its sinks as lists, as the kernels read them."""
-    if isinstance(state, TritonState) and state.index is not None and state.count is not None:
+    if isinstance(state, TritonState) and state.flags is not None:
         return state
+    sinks = state.sinks.contiguous()
     order = state.sinks.int().sort(dim=-1, descending=True, stable=True).indices
     return TritonState(
-        state.sinks.contiguous(),
+        sinks,
         state.sums,
         state.seen,
         order.to(torch.int32),
         state.sinks.sum(dim=-1, dtype=torch.int32),
+        sinks.view(torch.uint8),
     )
 
 
