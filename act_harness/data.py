@@ -461,6 +461,8 @@ _SHAPES = {
            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000},
     "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
              "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 199},
+    "vocabulary": {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4,
+                   "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 128256},
 }  # fmt: skip
 
 
@@ -472,7 +474,7 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
     the rotary embedding, so that it holds over the whole prompt.
 
     Args:
-        shape: ``7b``, ``1b`` or ``tiny``.
+        shape: ``7b``, ``1b``, ``tiny``, or ``vocabulary``: small but for its 128k words.
         dtype: name of a torch dtype.
         device: where the model is made.
 

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from act_harness import data, forwards
 from act_harness.attention import model_facts
+from act_harness.bench import memory
 from act_harness.bench.scoring import (
     Requests,
     ScoringSettings,
@@ -73,3 +75,21 @@ def test_requests_travel_as_json(tmp_path):
     path.write_text("{")
     with pytest.raises(InputError, match="holds no requests"):
         read_requests(path)
+
+
+def test_peak_memory_of_a_large_vocabulary(tmp_path, monkeypatch):
+    """All variants run, and what the head sees at a time is what the piece size allows."""
+    monkeypatch.setattr(forwards, "_PIECE_BYTES", 8 * 199 * 4)
+    made = data.random_llama("tiny")
+    seen = []
+    made.lm_head.register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
+    monkeypatch.setattr(memory, "random_llama", lambda *args, **kwargs: made)
+    path = memory.main(
+        ["--device", "cpu", "--contexts", "3", "--tokens", "40", "--output", str(tmp_path)]
+    )
+    (table,) = json.loads(path.with_suffix(".json").read_text())["tables"]
+    assert [row[0] for row in table["rows"]] == ["the model alone", "none", "ACT"]
+    assert 0 < table["rows"][2][3] <= 1
+    assert "stock was not run" in table["note"]
+    assert max(seen) <= 14  # the probes' few tokens
+    assert seen.count(8) > 2 * 3 * 4 * 16 / 8 - 8

@@ -8,8 +8,10 @@ median of the ratios within a round. Results go to ``results/benchmarks/NAME.jso
 
 from __future__ import annotations
 
+import gc
 import io
 import platform
+import re
 import statistics
 import sys
 import time
@@ -210,15 +212,28 @@ def ratio(timings: Mapping[str, Timing], name: str, base: str) -> float:
 
 
 def peak_memory(function: Callable[[], object], *, device: str) -> int | None:
-    """Return the most bytes a CUDA device held during a call; None on other devices."""
-    if torch.device(device).type != "cuda":
+    """Return the most bytes held during a call: of a CUDA device, or resident in this process.
+
+    None on other devices, and on systems without Linux's ``/proc``.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device))
+    process = Path("/proc/self")
+    if torch.device(device).type != "cpu" or not (process / "clear_refs").exists():
         return None
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
+    gc.collect()
+    try:
+        (process / "clear_refs").write_text("5")  # the peak becomes what is resident now
+    except OSError:
+        return None
     function()
-    torch.cuda.synchronize(device)
-    return int(torch.cuda.max_memory_allocated(device))
+    found = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
+    return None if found is None else 1024 * int(found[1])
 
 
 @dataclass

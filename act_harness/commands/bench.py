@@ -81,6 +81,7 @@ _BENCHES = {
     "decode": "A token's decoding over a long context, calibrated against stock.",
     "accuracy": "Errors of an engine against the float64 reference, by sink mass.",
     "search": "The head search three ways: one head at a time, exhaustive, screened.",
+    "memory": "Peak memory of scoring with a large vocabulary.",
 }
 _BENCH_EXAMPLES = {
     "attention": "--device cpu --dtype float32 --shapes 1x256 --rounds 3",
@@ -88,6 +89,7 @@ _BENCH_EXAMPLES = {
     "decode": "--model .demo/model --device cpu --dtype float32 --shapes 1x256",
     "accuracy": "--device cpu --dtypes float32 --tokens 31,127",
     "search": "--random tiny --samples 4",
+    "memory": "--shape tiny --contexts 4 --tokens 64",
 }
 for _name in _BENCHES:
     _bench(_name)
