@@ -9,6 +9,8 @@ prompt and answer would shift it. Logits exist for a limited number of scored ro
 
 from __future__ import annotations
 
+import logging
+import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +22,7 @@ from torch import Tensor
 from act_harness.attention import Attachment, select_cache
 from act_harness.attention.packable import has_window, packed_forward, packs
 from act_harness.attention.packed import Packing, Rows
-from act_harness.errors import InternalError
+from act_harness.errors import ActHarnessError, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,13 +39,17 @@ __all__ = [
     "Prefilled",
     "RowScores",
     "Work",
-    "answers_per_sequence",
-    "packed_tokens_per_token",
     "pad_tokens",
 ]
 
 _PIECE_BYTES = 1 << 26
 """Logits and log-probabilities exist in pieces of at most this many bytes each."""
+
+
+_logger = logging.getLogger(__name__)
+
+_extending: weakref.WeakKeyDictionary[PreTrainedModel, bool | None] = weakref.WeakKeyDictionary()
+"""Whether a model's contexts are padded on the left before a cache is extended; None: it cannot."""
 
 
 @dataclass
@@ -70,6 +76,12 @@ class Logits:
     rows: Tensor  # (n, vocabulary) logits, or (n, hidden) where there is a head to apply
     head: Callable[[Tensor], Tensor] | None = None
     vocabulary: int = 0
+
+    def all(self) -> Tensor:
+        """Return all rows at once, (n, vocabulary) float32 on the CPU; for a few rows."""
+        with torch.no_grad():
+            rows = self.rows if self.head is None else self.head(self.rows[None])[0]
+        return rows.float().cpu()
 
     def pieces(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, logits) of pieces whose log-softmax in ``dtype`` is small."""
@@ -117,6 +129,39 @@ class Forwards:
     def packs(self) -> bool:
         """Whether this model's contexts and answers can be packed."""
         return packs(self.model, self.attachment)
+
+    @cached_property
+    def extends(self) -> bool:
+        """Whether answers over a repeated cache score as whole sequences do; tried once a model.
+
+        Where right pads between context and answer shift something that counts positions of keys
+        (ALiBi), left pads are tried; models whose cache cannot be repeated fail both.
+        """
+        if self.model not in _extending:
+            with self._quiet():
+                _extending[self.model] = next(
+                    (left for left in (self.pads_left, True) if _extends_soundly(self.model, left)),
+                    None,
+                )
+            if _extending[self.model] is None:
+                _logger.warning(
+                    "%s: its cache cannot be extended by several answers, so every request is "
+                    "computed by itself",
+                    type(self.model).__name__,
+                )
+        found = _extending[self.model]
+        self.pads_left = bool(found)
+        return found is not None
+
+    def _quiet(self) -> AbstractContextManager[None]:
+        """Calibration suspended: trials are of the stock model."""
+        return nullcontext() if self.attachment is None else self.attachment.suspended()
+
+    def forget_long_sequences(self) -> None:
+        """Run one token, upon which dynamic rotary frequencies fall back to the original ones."""
+        ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        with self._quiet(), torch.no_grad(), self.forward_context():
+            self.model(input_ids=ids, use_cache=False)
 
     def prefill(
         self,
@@ -199,7 +244,7 @@ class Forwards:
         packing = Packing(
             tuple(map(len, contexts)),
             tuple(prompts),
-            tuple(self._rows_of(answers)),
+            tuple(self._rows_of(answers, list(map(len, contexts)))),
         )
         tokens = [token for part in (*contexts, *(a for _, a in answers)) for token in part]
         starts = [0]
@@ -232,15 +277,22 @@ class Forwards:
         running = artifact is not None and artifact.calibration.decode == "running"
         return self.device.type == "cpu" and not running
 
-    def _rows_of(self, answers: Sequence[tuple[int, Sequence[int]]]) -> Iterator[Rows]:
-        """Lay the answers out in rows of queries."""
+    def _rows_of(
+        self, answers: Sequence[tuple[int, Sequence[int]]], lengths: Sequence[int]
+    ) -> Iterator[Rows]:
+        """Lay the answers out in rows of queries; ``lengths`` are those of the contexts."""
         if not self._joins_answers:
             yield from (Rows(owner, (len(answer),)) for owner, answer in answers)
             return
-        lengths: dict[int, list[int]] = {}
+        rows: list[tuple[int, list[int]]] = []
         for owner, answer in answers:
-            lengths.setdefault(owner, []).append(len(answer))
-        yield from (Rows(owner, tuple(own)) for owner, own in lengths.items())
+            # a row no longer than its context: what is masked of its own columns stays small
+            room = max(64, lengths[owner])
+            if rows and rows[-1][0] == owner and sum(rows[-1][1]) + len(answer) <= room:
+                rows[-1][1].append(len(answer))
+            else:
+                rows.append((owner, [len(answer)]))
+        yield from (Rows(owner, tuple(own)) for owner, own in rows)
 
     def read(self, logits: Logits, rows: Sequence[int], tokens: Sequence[int]) -> RowScores:
         """Return log-probability and greediness of ``tokens[i]`` in row ``rows[i]`` of logits."""
@@ -286,8 +338,7 @@ class Forwards:
     def _bare_head(self) -> bool:
         """Whether logits are the output head's result and nothing more (no soft cap, no scale)."""
         ids = torch.arange(2, 5, device=self.device)[None]
-        quiet = nullcontext() if self.attachment is None else self.attachment.suspended()
-        with quiet, torch.no_grad(), self.forward_context():
+        with self._quiet(), torch.no_grad(), self.forward_context():
             with _rows_only(self.model, [(0, 0), (0, 2)]) as picked:
                 logits = self.model(input_ids=ids, use_cache=False).logits
             if not picked:
@@ -299,6 +350,33 @@ class Forwards:
         """Return :func:`pad_tokens` of the sequences, on the model's device."""
         ids, real = pad_tokens(sequences, self.pad_token, left=left)
         return ids.to(self.device), real.to(self.device)
+
+
+def _extends_soundly(model: PreTrainedModel, left: bool) -> bool:
+    """Try contexts of two lengths and three answers over their cache against whole sequences."""
+    vocabulary = model.config.get_text_config().vocab_size
+    contexts = [tuple(n % vocabulary for n in row) for row in ((1, 4, 2, 8, 5, 7, 9, 3), (3, 6))]
+    answers = [(0, (2, 4)), (1, (9, 1, 3)), (1, (5, 5))]
+    forwards = Forwards(model)
+    forwards.pads_left = left
+    try:
+        rows = [range(len(context)) for context in contexts]
+        lengths = [len(context) for context in contexts]
+        cached = forwards.prefill(contexts, rows, prompts=lengths, use_cache=True)
+        found = forwards.extend(cached, [b for b, _ in answers], [a for _, a in answers])
+        whole = []
+        for b, answer in answers:
+            sequence = [*contexts[b], *answer]
+            last = range(len(contexts[b]), len(sequence))
+            alone = forwards.prefill([sequence], [last], prompts=[len(sequence)], use_cache=False)
+            whole.append(alone.logits.all())
+    except torch.OutOfMemoryError:  # says nothing about the model
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, ActHarnessError):
+        return False
+    expected = torch.cat(whole)
+    share = 2e-3 if model.dtype in (torch.float32, torch.float64) else 0.3
+    return bool((found.all() - expected).abs().max() <= share * expected.std())
 
 
 def pad_tokens(
@@ -313,35 +391,6 @@ def pad_tokens(
         ids.append([*pads, *tokens] if left else [*tokens, *pads])
         real.append(no + yes if left else yes + no)
     return torch.tensor(ids), torch.tensor(real)
-
-
-def answers_per_sequence(model: PreTrainedModel) -> float:
-    """How many repeated caches cost what stock scoring pays in logits for one sequence.
-
-    lm-eval's ``hf`` holds logits and log-probabilities of every position, ``2 x vocabulary``
-    values a token; a cache repeated for an answer holds ``2 x layers x key heads x head size``. So
-    many answers for each sequence of a batch stay within stock's peak memory. At least 1.
-    """
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    cached = 2 * config.num_hidden_layers * keys * size
-    return max(1.0, float(2 * config.vocab_size / cached))
-
-
-def packed_tokens_per_token(model: PreTrainedModel) -> float:
-    """How many packed tokens take the memory that stock scoring takes for one token. At least 1.
-
-    A rough count. Stock: activations (six hidden vectors and three of the feed-forward block), and
-    logits and log-probabilities over the vocabulary. Packed: the activations, and 30 % on top for
-    the copies that attention makes. At most 4, beyond which little is won.
-    """
-    config = model.config.get_text_config()
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    own = float(6 * config.hidden_size + 3 * wide)
-    ratio: float = (own + 2 * config.vocab_size) / (1.3 * own)
-    return max(1.0, min(4.0, ratio))
 
 
 @contextmanager

@@ -67,7 +67,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             pretrained: as for ``hf``.
             artifact: path, name of a shipped artifact, ``hub:<repo>/<file>``, or ``none`` for the
                 baseline. Not given: the one shipped artifact that fits the model.
-            engine: ``auto``, ``torch`` or ``reference``.
+            engine: ``auto``, ``triton`` (CUDA), ``torch`` or ``reference``.
             overlength: what becomes of requests longer than the model's context: ``truncate``
                 from the left as lm-eval does, ``error`` before anything runs, or ``skip``
                 (log-likelihood -inf). All are counted in the results, and marked in the samples
@@ -91,6 +91,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             raise InputError(
                 f"hf-act takes causal models only, {type(self.model).__name__} is {self.backend}"
             )
+        _refuse_virtual_tokens(self.model)
         self.overlength = overlength
         self.scoring = scoring
         self.engine = engine
@@ -460,6 +461,17 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
         raise InputError(
             f"{name}={value!r} is unknown, expected one of {', '.join(known)}"
             f"{suggestion(str(value), known)}"
+        )
+
+
+def _refuse_virtual_tokens(model: Any) -> None:  # noqa: ANN401 - a PreTrainedModel or PeftModel
+    """Refuse peft adapters that put virtual tokens before a prompt: they shift every position."""
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and getattr(adapter, "is_prompt_learning", False):
+        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+        raise InputError(
+            f"the peft adapter is of type {kind}, whose virtual tokens hf-act does not score; "
+            "use one that changes weights (LoRA and others), or --model hf"
         )
 
 

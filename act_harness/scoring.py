@@ -15,19 +15,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from act_harness.attention.packable import rope_limit
 from act_harness.errors import InfrastructureError, InternalError
-from act_harness.forwards import (
-    Forwards,
-    Prefilled,
-    Work,
-    answers_per_sequence,
-    packed_tokens_per_token,
-)
+from act_harness.forwards import Forwards, Prefilled, Work
+from act_harness.grouping import Group, Item, Load, Score, Tokens, request_tokens
+from act_harness.room import answers_per_sequence, packed_tokens_per_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,67 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Item", "Score", "Scorer", "Work"]
 
-Tokens = tuple[int, ...]
-
 _ENOUGH_TOKENS = {"cpu": 128}
 """Tokens of a forward beyond which more of them cost in proportion; 2048 on other devices."""
-
-
-class Item(NamedTuple):
-    """One request: tokens given and tokens to score."""
-
-    context: Tokens
-    """At least one token: what the first token of ``answer`` is conditioned on."""
-    answer: Tokens
-    prompt: int | None = None
-    """How many tokens of the context are prompt; all (None), or 0 for a rolling window."""
-
-
-class Score(NamedTuple):
-    """Log-likelihood in nats, and whether greedy decoding would have given the answer."""
-
-    loglikelihood: float
-    is_greedy: bool
-
-
-@dataclass
-class _Group:
-    """A context with its distinct answers and the requests that asked for each."""
-
-    context: Tokens
-    prompt: int
-    answers: dict[Tokens, list[int]] = field(default_factory=dict)
-    alone: Tokens = ()
-    """The answer to compute in the same forward: the only one of more than one token."""
-    extends: bool = False
-    """Whether several longer answers must be computed over the cached context."""
-
-    def settle(self) -> None:
-        """Decide, once all answers are known, how they are computed."""
-        longer = [answer for answer in self.answers if len(answer) > 1]
-        self.extends = len(longer) > 1
-        self.alone = longer[0] if len(longer) == 1 else ()
-
-    @property
-    def tokens(self) -> Tokens:
-        """Input of the group's prefill."""
-        return self.context + self.alone[:-1]
-
-    @property
-    def longer(self) -> list[Tokens]:
-        """The answers to compute over the context."""
-        return [answer for answer in self.answers if len(answer) > 1] if self.extends else []
-
-    @property
-    def packed_tokens(self) -> int:
-        """Tokens of a forward that holds the context and all answers."""
-        return len(self.tokens) + sum(len(answer) - 1 for answer in self.longer)
-
-    @property
-    def rows(self) -> range:
-        """Positions of the prefill whose logits are read."""
-        last = len(self.context) - 1
-        return range(last, last + max(1, len(self.alone)))
 
 
 class Scorer:
@@ -127,8 +64,9 @@ class Scorer:
                 far as that takes no more memory than stock scoring at this batch size
                 (:func:`act_harness.forwards.packed_tokens_per_token`, and
                 :func:`act_harness.forwards.answers_per_sequence` over a cache).
-            token_budget: most tokens in a forward, pads and repeated caches included; None for no
-                limit. Halved, with a retry, when memory runs out.
+            token_budget: most tokens in a forward; None for no limit. What attention pads and
+                repeats inside a layer is bounded with it. Halved, with a retry, when memory runs
+                out.
             pad_token: any valid token id.
             softmax_dtype: dtype of log-softmax; float32 when None.
             share: one prefill per context; False is the plain path.
@@ -173,10 +111,20 @@ class Scorer:
             InfrastructureError: a single context does not fit in memory.
         """
         results: list[Score | None] = [None] * len(items)
-        groups = self._groups(items)
         if self.batch_size is not None and items:
             longest = max(len(item.context) + len(item.answer) for item in items)
             self._room = packed_tokens_per_token(self.forwards.model) * self.batch_size * longest
+        limit = rope_limit(self.forwards.model)
+        long = [n for n, item in enumerate(items) if limit and request_tokens(item) > limit]
+        groups = self._groups({n: item for n, item in enumerate(items) if n not in set(long)})
+        for number in long:
+            (group,) = self._groups({number: items[number]})
+            self.forwards.forget_long_sequences()
+            self._run([group], results, on_prompt)
+            if progress is not None:
+                progress(1)
+        if limit is not None:
+            self.forwards.forget_long_sequences()
         packed = [group for group in groups if self._packs(group)]
         others = [group for group in groups if not self._packs(group)]
         for some in (
@@ -196,22 +144,32 @@ class Scorer:
 
     # -- grouping and batching ---------------------------------------------------------------
 
-    def _groups(self, items: Sequence[Item]) -> list[_Group]:
-        groups: dict[Any, _Group] = {}
-        for number, item in enumerate(items):
+    def _groups(self, items: dict[int, Item]) -> list[Group]:
+        """Group numbered requests by context.
+
+        The windows of a rolling log-likelihood have a token of context or none to share.
+        """
+        groups: dict[Any, Group] = {}
+        for number, item in items.items():
             prompt = len(item.context) if item.prompt is None else item.prompt
-            key: Any = (item.context, prompt) if self.share else number
-            group = groups.setdefault(key, _Group(item.context, prompt))
+            key: Any = (item.context, prompt) if self.share and prompt else number
+            group = groups.setdefault(key, Group(item.context, prompt))
             group.answers.setdefault(item.answer, []).append(number)
+        settled = []
         for group in groups.values():
             group.settle()
-        return list(groups.values())
+            settled += [group] if self._computable(group) else group.apart()
+        return settled
 
-    def _packs(self, group: _Group) -> bool:
+    def _computable(self, group: Group) -> bool:
+        """Whether the group's answers can be computed over one context."""
+        return not group.extends or self._packs(group) or self.forwards.extends
+
+    def _packs(self, group: Group) -> bool:
         """Whether the group goes into a packed forward: all of it, if it is small enough."""
         if not self.share or not self.forwards.packs:
             return False
-        return not group.extends or group.packed_tokens <= self._limit
+        return not group.extends or Load.of(group).fits(self._limit)
 
     @property
     def _limit(self) -> float:
@@ -223,23 +181,20 @@ class Scorer:
             return False
         return self.token_budget is None or sequences * longest <= self.token_budget
 
-    def _batches(self, groups: list[_Group]) -> Iterator[list[_Group]]:
+    def _batches(self, groups: list[Group]) -> Iterator[list[Group]]:
         """Yield batches of neighbours in length; the budget may shrink on the way."""
         waiting = deque(groups)
         while waiting:
             batch = [waiting.popleft()]
             packed = self._packs(batch[0])
-            used = batch[0].packed_tokens
+            load = Load.of(batch[0])
             while waiting:
-                used += waiting[0].packed_tokens
-                if packed:
-                    fits = used <= self._limit and self._fits(
-                        len(batch) + 1, 0, most=self.batch_size
-                    )
-                else:
-                    longest = len(batch[0].tokens)
-                    fits = self._fits(len(batch) + 1, longest, most=self.batch_size)
-                if not fits:
+                load = load.with_group(waiting[0])
+                if self.batch_size is not None and load.contexts > self.batch_size:
+                    break
+                if packed and not load.fits(self._limit):
+                    break
+                if not packed and not self._fits(load.contexts, load.longest, most=None):
                     break
                 batch.append(waiting.popleft())
             yield batch
@@ -257,7 +212,7 @@ class Scorer:
 
     def _run(
         self,
-        batch: list[_Group],
+        batch: list[Group],
         results: list[Score | None],
         on_prompt: Callable[[Tokens, PromptRecord], object] | None,
     ) -> None:
@@ -275,10 +230,12 @@ class Scorer:
                 )
             padded = len(batch) * len(batch[0].tokens)
             self._shrink(sum(group.packed_tokens for group in batch) if packed else padded)
-            half = max(1, len(batch) // 2)
-            for part in (batch[:half], batch[half:]):
-                if part:
-                    self._run(part, results, on_prompt)
+            half = len(batch) // 2
+            parts = [batch[:half], batch[half:]]
+            if not half:
+                parts = [batch] if self.forwards.extends else [[one] for one in batch[0].apart()]
+            for part in parts:
+                self._run(part, results, on_prompt)
             return
         for group, scores in zip(batch, found, strict=True):
             for answer, asked in group.answers.items():
@@ -289,7 +246,7 @@ class Scorer:
 
     def _score_batch(
         self,
-        batch: list[_Group],
+        batch: list[Group],
         on_prompt: Callable[[Tokens, PromptRecord], object] | None,
         *,
         packed: bool,
@@ -326,7 +283,7 @@ class Scorer:
         return [{a: tally.score(b, a) for a in group.answers} for b, group in enumerate(batch)]
 
     def _first_tokens(
-        self, batch: list[_Group], tally: _Tally
+        self, batch: list[Group], tally: _Tally
     ) -> tuple[list[int], list[int], list[tuple[int, Tokens]]]:
         """Return row, token and (context, answer) of the scores in the contexts' own rows."""
         rows: list[int] = []

@@ -331,8 +331,7 @@ def _wandb() -> Any:  # noqa: ANN401 - the module
 def _is_service_failure(error: Exception) -> bool:
     # W&B's own errors have no common base (those of its background process are apart), and its
     # network and file errors come through as they are. Anything else is a bug of the caller.
-    own = type(error).__module__.partition(".")[0] == "wandb"
-    return own or isinstance(error, (OSError, ValueError, TypeError, RuntimeError))
+    return type(error).__module__.partition(".")[0] == "wandb" or isinstance(error, OSError)
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -181,6 +182,7 @@ def test_memory_that_runs_out_halves_the_batch(tiny, monkeypatch, cached, limit)
         unpackable(model)
     items = [Item((5, 6, 7 + n), (8, 9 + m)) for n in range(8) for m in range(3)]
     expected = Scorer(model).score(items)
+    assert Forwards(model).extends  # tried before memory is short
     sizes = []
     run = Forwards._run
 
@@ -254,6 +256,132 @@ def test_log_softmax_is_float32_whatever_the_model(tiny):
     assert Scorer(model).score([Item(context, answer)])[0].loglikelihood == pytest.approx(
         want, abs=2e-5
     )
+
+
+# -- models that are not like Llama --------------------------------------------------------------
+
+
+def whatever(architecture, **settings):
+    """Return a random small model of a transformers class, in float64."""
+    config = getattr(transformers, f"{architecture}Config")(**settings)
+    torch.manual_seed(1)
+    kind = getattr(transformers, f"{architecture}ForCausalLM")
+    model = kind(config).to(torch.float64).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+    return model
+
+
+SMALL = {"vocab_size": 97, "hidden_size": 32, "num_attention_heads": 4}
+OTHERS = {
+    # a window that the configuration calls window_size, shorter than the contexts
+    "GPTNeo": {"vocab_size": 97, "hidden_size": 32, "num_heads": 4, "num_layers": 2,
+               "attention_types": [[["global", "local"], 1]], "window_size": 8,
+               "intermediate_size": 64, "max_position_embeddings": 128},
+    # positions from the place of a key (ALiBi), no attention interface
+    "Mpt": {"vocab_size": 97, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128},
+    "Bloom": {"vocab_size": 97, "hidden_size": 32, "n_head": 4, "n_layer": 2},
+    # a cache that cannot be repeated by index
+    "Lfm2": {**SMALL, "num_key_value_heads": 2, "num_hidden_layers": 3, "intermediate_size": 64,
+             "layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False,
+             "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", list(OTHERS))
+def test_baselines_of_other_architectures(architecture):
+    """Contexts of different lengths in one batch, several answers: as one forward a request."""
+    model = whatever(architecture, **OTHERS[architecture])
+    contexts = [tuple(range(3, 3 + size)) for size in (30, 17, 4, 1)]
+    items = [
+        Item(c, (40 + n, 50 - n, 30)[:size]) for c in contexts for n, size in enumerate((3, 2, 1))
+    ]
+    expected = Scorer(model, batch_size=1, share=False).score(items)
+    for batch_size in (8, 2, None):
+        found = Scorer(model, batch_size=batch_size).score(items)
+        assert [s.loglikelihood for s in found] == pytest.approx(
+            [s.loglikelihood for s in expected], abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_rotary_frequencies_that_follow_the_longest_position(tiny, kind, cached):
+    """A request beyond the original length is alone in its forward, and leaves no trace."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+    if kind == "dynamic":
+        rope["factor"] = 4.0
+    else:
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}
+    model = tiny(rope_parameters=rope, max_position_embeddings=16 if kind == "dynamic" else 64)
+    assert packable.rope_limit(model) == 16
+    if cached:
+        unpackable(model)
+    contexts = [tuple(range(3, 3 + size)) for size in (30, 15, 12, 22)]
+    items = [Item(c, answer) for c in contexts for answer in ((40, 41, 42), (50, 51), (60,))]
+
+    def alone(item):
+        model(torch.tensor([[3]]))  # forgets the frequencies of longer sequences
+        return Scorer(model, batch_size=1, share=False).score([item])[0].loglikelihood
+
+    with torch.no_grad():
+        expected = [alone(item) for item in items]
+    for order in (list(range(len(items))), list(range(len(items)))[::-1]):
+        found = Scorer(model, batch_size=8).score([items[n] for n in order])
+        assert [s.loglikelihood for s in found] == pytest.approx([expected[n] for n in order])
+
+
+def test_windows_of_a_rolling_text_are_not_laid_side_by_side(tiny):
+    """They share a first token and nothing else: one row of them all would be quadratic."""
+    model = tiny()
+    items = [Item((5,), tuple(range(3 + n, 43 + n)), prompt=0) for n in range(12)]
+    expected = Scorer(model, batch_size=1, share=False).score(items)
+    seen = []
+    forward = Packing._extension
+    scorer = Scorer(model, batch_size=4)
+    assert scorer.forwards.packs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Packing, "_extension", lambda self, d: seen.append(self) or forward(self, d))
+        found = scorer.score(items)
+    assert not seen
+    assert scorer.work.forwards == 3
+    assert [s.loglikelihood for s in found] == pytest.approx([s.loglikelihood for s in expected])
+
+
+def test_many_answers_of_a_short_context_share_rows_of_bounded_length(tiny):
+    model = tiny()
+    items = [Item((5, 6), tuple(range(3 + n, 33 + n))) for n in range(20)]
+    scorer = Scorer(model)
+    rows = list(scorer.forwards._rows_of([(0, item.answer[:-1]) for item in items], [2]))
+    assert {sum(row.lengths) for row in rows} == {58}
+    expected = Scorer(model, batch_size=1, share=False).score(items)
+    assert [s.loglikelihood for s in scorer.score(items)] == pytest.approx(
+        [s.loglikelihood for s in expected]
+    )
+
+
+def test_attention_pads_no_more_than_it_holds(tiny):
+    """One long context among short ones is not what the others are padded to."""
+    model = tiny(max_position_embeddings=4096)
+    items = [Item(tuple(range(3, 90)) * 20, (5,)), *(Item((4, 5, n), (6,)) for n in range(3, 80))]
+    scorer = Scorer(model, token_budget=4096)
+    scorer.score(items)
+    assert scorer.work.forwards == 2
+
+
+def test_memory_that_runs_out_in_a_trial_says_nothing_about_the_model(tiny, monkeypatch):
+    model = tiny()
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("too much")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "forward", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            packable.packs(model)
+    assert packable.packs(model)
 
 
 # -- truncation --------------------------------------------------------------------------------

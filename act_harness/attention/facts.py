@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from act_harness.artifact import ModelFacts
+from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,8 +51,17 @@ def model_facts(
     name: str | None = None,
     revision: str | None = None,
 ) -> ModelFacts:
-    """Collect what identifies a model; the tokenizer's facts are None without one."""
+    """Collect what identifies a model; the tokenizer's facts are None without one.
+
+    Raises:
+        UnsupportedModelError: the model has no attention heads.
+    """
     config = model.config.get_text_config()
+    if getattr(config, "num_attention_heads", None) is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no attention heads, so there is nothing to calibrate; "
+            "score it with lm-eval's --model hf"
+        )
     template = getattr(tokenizer, "chat_template", None)
     return ModelFacts(
         id=str(name or model.config.name_or_path or type(model).__name__),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from act_harness.attention.attachment import Attachment
 
-__all__ = ["has_window", "packed_forward", "packs"]
+__all__ = ["has_window", "packed_forward", "packs", "rope_limit"]
 
 _BASE = "sdpa"
 
@@ -42,7 +42,31 @@ def has_window(model: PreTrainedModel) -> bool:
     return (
         getattr(config, "sliding_window", None) is not None
         or getattr(config, "attention_chunk_size", None) is not None
+        or getattr(config, "window_size", None) is not None  # GPT-Neo
     )
+
+
+def rope_limit(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a forward may have before its rotary frequencies change.
+
+    With ``dynamic`` and ``longrope`` scaling the frequencies of all tokens follow the longest
+    position in a forward, so a request that is longer must be alone in its forward. None for all
+    other models.
+    """
+    config = model.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [given, *(value for value in given.values() if isinstance(value, dict))]
+    limits = []
+    for one in kinds:
+        kind = one.get("rope_type") or one.get("type")
+        if kind in ("dynamic", "longrope"):
+            original = one.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            limits.append(int(original or config.max_position_embeddings))
+            if kind == "dynamic":
+                limits.append(int(config.max_position_embeddings))
+    return min(limits, default=None)
 
 
 @contextmanager
@@ -96,6 +120,8 @@ def _obstacle(model: PreTrainedModel, attachment: Attachment | None) -> str | No
             with packed_forward(model, packing), recording() as calls:
                 found = _logits(model, row, packing.position_ids)
             alone = [_logits(model, tokens) for tokens in (second, *(first + a for a in answers))]
+    except torch.OutOfMemoryError:  # says nothing about the model
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return f"a packed forward fails ({' '.join(str(error).split())[:200]})"
     if not calls:

@@ -196,7 +196,7 @@ def save_baseline(baseline: Baseline, folder: Path) -> Path:
     for task, record in tasks.items():
         # One document a line: readable as a difference between two revisions.
         mark = f"@{task}@"
-        lines[json.dumps(mark)] = [
+        lines[json.dumps(mark, ensure_ascii=False)] = [
             json.dumps(_compact(one), separators=(",", ":")) for one in record["documents"]
         ]
         record["documents"] = mark

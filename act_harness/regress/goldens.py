@@ -282,12 +282,18 @@ def _drift_text(then: Answer, now: Answer, tolerance: float) -> str:
     largest = _drift(then, now)
     if largest <= tolerance:
         return ""
-    if math.isinf(largest):
+    if len(then.scores) != len(now.scores):
         return f"{len(then.scores)} scores then, {len(now.scores)} now"
     gaps = list(map(_apart, then.scores, now.scores))
     at = gaps.index(largest)
     a, b = then.scores[at], now.scores[at]
-    return f"log-likelihood {at} was {a:.6f}, is {b:.6f} ({(b or 0) - (a or 0):+.2e})"
+    if a is None or b is None:
+        return f"log-likelihood {at} was {_number(a)}, is {_number(b)}"
+    return f"log-likelihood {at} was {a:.6f}, is {b:.6f} ({b - a:+.2e})"
+
+
+def _number(score: float | None) -> str:
+    return "not finite" if score is None else f"{score:.6f}"
 
 
 def _changed_hits(then: Answer, now: Answer) -> bool:

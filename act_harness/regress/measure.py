@@ -76,6 +76,7 @@ class Session:
 
         Raises:
             InfrastructureError: Data or memory ran out.
+            SystemExit: With status 0, on every process but the first of several.
         """
         varied = variation or Variation()
         self.lm.batch_size_per_gpu = _batch_size(varied.batch_size or self.suite.batch_size)
@@ -91,15 +92,20 @@ class Session:
                 bar.set_postfix_str(arm)
                 self.lm.use_artifact(self.artifacts[arm])  # also resets the counters
                 results = self._evaluate()
+                if results is None:  # the first process has them all; it needs us in every arm
+                    continue
                 for task in self.tasks:
                     tasks.setdefault(task, {})[arm] = _record(results, task, arm, self.lm)
                 arms[arm] = _arm_info(self.lm, self.suite.arms()[arm])
+        if self.lm.rank != 0:  # nothing to report here, and nothing went wrong
+            raise SystemExit(0)
         facts = self.lm.facts.model_copy(update={"id": self.suite.model.name})
         return Measurement(
             model=facts, arms=arms, tasks={task: _join(found) for task, found in tasks.items()}
         )
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self) -> dict[str, Any] | None:
+        """Evaluate one arm; None on every process but the first."""
         import lm_eval
 
         results = lm_eval.simple_evaluate(
@@ -113,9 +119,7 @@ class Session:
             bootstrap_iters=0,
             task_manager=self.manager,
         )
-        if results is None:  # every rank but the first
-            raise SystemExit(0)
-        return dict(results)
+        return None if results is None else dict(results)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,43 @@
+"""How much of our scoring fits into the memory that stock scoring takes at the same batch size.
+
+Estimates from a model's configuration, in values rather than bytes, for batch sizes given as a
+number of sequences; what runs out of memory nevertheless is halved by the scorer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["answers_per_sequence", "packed_tokens_per_token"]
+
+
+def answers_per_sequence(model: PreTrainedModel) -> float:
+    """How many repeated caches cost what stock scoring pays in logits for one sequence.
+
+    lm-eval's ``hf`` holds logits and log-probabilities of every position, ``2 x vocabulary``
+    values a token; a cache repeated for an answer holds ``2 x layers x key heads x head size``. So
+    many answers for each sequence of a batch stay within stock's peak memory. At least 1.
+    """
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    cached = 2 * config.num_hidden_layers * keys * size
+    return max(1.0, float(2 * config.vocab_size / cached))
+
+
+def packed_tokens_per_token(model: PreTrainedModel) -> float:
+    """How many packed tokens take the memory that stock scoring takes for one token. At least 1.
+
+    A rough count. Stock: activations (six hidden vectors and three of the feed-forward block), and
+    logits and log-probabilities over the vocabulary. Packed: the activations, and 30 % on top for
+    the copies that attention makes. At most 4, beyond which little is won.
+    """
+    config = model.config.get_text_config()
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    own = float(6 * config.hidden_size + 3 * wide)
+    ratio: float = (own + 2 * config.vocab_size) / (1.3 * own)
+    return max(1.0, min(4.0, ratio))
