@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
 from act_harness.errors import ArtifactError, InputError, UnsupportedCallError
-from act_harness.model import CalibratedHFLM
+from act_harness.model import CalibratedHFLM, _refuse_virtual_tokens
 
 QUESTIONS = [
     ("The cat sat on the", [" mat", " moon", " the other cat there"]),
@@ -273,3 +273,24 @@ def test_rank_and_world_come_from_accelerate(tiny_checkpoint):
     )
     lm._join_processes()
     assert (lm.rank, lm.world_size) == (2, 4)
+
+
+def test_adapters_with_virtual_tokens_are_refused(tiny):
+    """Prompt tuning puts tokens before the prompt: every position and score would shift."""
+    peft = pytest.importorskip("peft", reason="the package peft is not installed")
+    given = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(InputError, match=r"PROMPT_TUNING.*--model hf"):
+        _refuse_virtual_tokens(peft.get_peft_model(tiny(), given))
+    weights = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    _refuse_virtual_tokens(peft.get_peft_model(tiny(), weights))
+
+
+def test_a_model_without_attention_heads_is_refused_in_a_line():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from act_harness.attention import model_facts
+    from act_harness.errors import UnsupportedModelError
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1))
+    with pytest.raises(UnsupportedModelError, match="MambaForCausalLM has no attention heads"):
+        model_facts(model)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import subprocess
 import sys
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -119,6 +121,19 @@ def test_an_unchanged_model_passes(shipped, call, tmp_path):
     assert "suite `tiny`: **passed**" in page
     assert "| act_demo_word@heads |" in page
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_two_processes_pass(shipped, tmp_path):
+    """The second process stays for all arms; the first one has the verdict."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         "-m", "act_harness", "regress", "--suite", str(shipped), "--output", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(suites.TASKS.parent), "HF_HUB_OFFLINE": "1",
+             "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "regress.json").read_text())["status"] == "passed"
 
 
 def test_another_batch_size_passes(shipped, tmp_path):

@@ -74,7 +74,9 @@ def test_a_flip_fails_even_within_the_tolerance():
 
 def test_scores_that_are_no_numbers_any_more_are_drift(old):
     lost = answer(True).model_copy(update={"scores": (0.0, None)})
-    assert "drift" in {one.kind for one in findings(old, with_answer(old, 0, lost))}
+    (drift,) = [one for one in findings(old, with_answer(old, 0, lost)) if one.kind == "drift"]
+    assert "log-likelihood 1 was -" in str(drift)
+    assert "is not finite" in str(drift)
     fewer = answer(True).model_copy(update={"scores": (0.0,)})
     assert "drift" in {one.kind for one in findings(old, with_answer(old, 0, fewer))}
 
@@ -234,6 +236,10 @@ def test_a_baseline_is_read_back_as_it_was_written(old, tmp_path):
     text = path.read_text()
     assert json.loads(text)["about"][0].startswith("Layer 1")
     assert sum(line.startswith('{"id":') for line in text.splitlines()) == 4
+    tasks = {"fråga": old.tasks["task"].model_copy(update={"name": "fråga"})}
+    named = stored(old.model_copy(update={"tasks": tasks}), spread=0.25)
+    save_baseline(named, tmp_path)
+    assert load_baseline(tmp_path, suite="suite").measurement.tasks.keys() == {"fråga"}
 
 
 def test_a_missing_or_damaged_baseline(old, tmp_path):
