@@ -1,4 +1,4 @@
-"""Log-likelihoods with one prefill per context.
+"""Log-likelihoods with every context computed once.
 
 A multiple-choice question asks for the log-likelihood of several answers after one context. Here
 requests are grouped by context and each distinct context is computed once. Answers of one token are
@@ -69,7 +69,7 @@ class Scorer:
                 out.
             pad_token: any valid token id.
             softmax_dtype: dtype of log-softmax; float32 when None.
-            share: one prefill per context; False is the plain path.
+            share: compute each context once; False is the plain path.
             forward_context: entered around every forward (autocast).
         """
         self.forwards = Forwards(

@@ -1,4 +1,4 @@
-"""One prefill per context gives what one forward per request gives, whatever is asked for."""
+"""Each context computed once gives what one forward per request gives, whatever is asked for."""
 
 from __future__ import annotations
 
