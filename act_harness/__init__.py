@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
 __version__ = "0.1.0"
 
 _EXPORTS = {
@@ -39,10 +42,23 @@ if TYPE_CHECKING:
     from act_harness.engines.reference import calibrate_weights
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'act_harness' has no attribute {name!r}")
+def lazy_attributes(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__`` that imports each name from its home when it is asked for.
+
+    Args:
+        module: The module's name.
+        homes: Public name to the module that defines it.
+    """
+
+    def find(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
+        if name in homes:
+            return getattr(importlib.import_module(homes[name]), name)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return find
+
+
+__getattr__ = lazy_attributes(__name__, _EXPORTS)
 
 
 def __dir__() -> list[str]:

@@ -7,11 +7,20 @@ continuation adds depends on how many answers a task asks for.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["CalibrationCounters", "PromptRecord"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["CalibrationCounters", "PromptRecord", "prompt_key"]
+
+
+def prompt_key(tokens: Sequence[int]) -> str:
+    """Return the key under which the counters hold a prompt or a request."""
+    return hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,10 @@ class CalibrationCounters:
     truncated: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
     empty_continuation: set[str] = field(default_factory=set)
+
+    def record(self, prompt: Sequence[int], found: PromptRecord) -> None:
+        """Keep what calibration did to a prompt; a prompt that comes twice counts once."""
+        self.records[prompt_key(prompt)] = found
 
     def merge(self, other: CalibrationCounters) -> None:
         """Add what another process counted; prompts that both saw count once."""

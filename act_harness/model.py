@@ -9,7 +9,6 @@ same code, so that both arms are scored and timed alike.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import warnings
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, attach, model_facts
 from act_harness.conversation import ConversationMixin
-from act_harness.counters import CalibrationCounters, PromptRecord
+from act_harness.counters import CalibrationCounters, prompt_key
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
 from act_harness.forwards import pad_tokens
@@ -178,7 +177,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         shared = 0
         while shared < len(whole) and before[shared] == whole[shared]:
             shared += 1
-        self.counters.empty_continuation.add(_key([*before, -1, *whole]))
+        self.counters.empty_continuation.add(prompt_key([*before, -1, *whole]))
         return (whole[:shared] or [self.prefix_token_id]), whole[shared:]
 
     def _loglikelihood_tokens(
@@ -265,7 +264,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             unit="request",
             disable=disable or self.rank != 0,
         ) as bar:
-            scores = scorer.score(items, progress=bar.update, on_prompt=self._record)
+            scores = scorer.score(items, progress=bar.update, on_prompt=self.counters.record)
         if scorer.token_budget is not None:
             self.token_budget = scorer.token_budget  # what fitted in memory
         return scores
@@ -344,7 +343,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
                 f"a prompt has {len(row)} tokens, {allowed} fit beside the tokens to generate; "
                 "use overlength=truncate or a larger max_length"
             )
-        self.counters.truncated.add(_key(row))
+        self.counters.truncated.add(prompt_key(row))
 
     def _model_generate(
         self,
@@ -435,12 +434,9 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             log_to_open_run(info["act_harness"], artifact)
         return info
 
-    def _record(self, prompt: tuple[int, ...], record: PromptRecord) -> None:
-        self.counters.records[_key(prompt)] = record
-
     def _count_lengths(self, prepared: Prepared) -> None:
-        self.counters.truncated |= {_key(tokens) for tokens in prepared.truncated}
-        self.counters.skipped |= {_key(tokens) for tokens in prepared.skipped}
+        self.counters.truncated |= {prompt_key(tokens) for tokens in prepared.truncated}
+        self.counters.skipped |= {prompt_key(tokens) for tokens in prepared.skipped}
 
     def _share_counters(self) -> None:
         """Join the counters of all processes (the results are written by rank 0 alone)."""
@@ -450,10 +446,6 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         torch.distributed.all_gather_object(gathered, self.counters)
         for other in gathered:
             self.counters.merge(other)
-
-
-def _key(tokens: Sequence[int]) -> str:
-    return hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -115,9 +115,9 @@ class Scorer:
             longest = max(len(item.context) + len(item.answer) for item in items)
             self._room = packed_tokens_per_token(self.forwards.model) * self.batch_size * longest
         limit = rope_limit(self.forwards.model)
-        long = [n for n, item in enumerate(items) if limit and request_tokens(item) > limit]
-        groups = self._groups({n: item for n, item in enumerate(items) if n not in set(long)})
-        for number in long:
+        long = {n for n, item in enumerate(items) if limit and request_tokens(item) > limit}
+        groups = self._groups({n: item for n, item in enumerate(items) if n not in long})
+        for number in sorted(long):
             (group,) = self._groups({number: items[number]})
             self.forwards.forget_long_sequences()
             self._run([group], results, on_prompt)
@@ -125,13 +125,13 @@ class Scorer:
                 progress(1)
         if limit is not None:
             self.forwards.forget_long_sequences()
-        packed = [group for group in groups if self._packs(group)]
-        others = [group for group in groups if not self._packs(group)]
-        for some in (
-            packed,
-            [group for group in others if group.extends],
-            [group for group in others if not group.extends],
-        ):
+        packed: list[Group] = []
+        extending: list[Group] = []
+        single: list[Group] = []
+        for group in groups:
+            kind = packed if self._packs(group) else extending if group.extends else single
+            kind.append(group)
+        for some in (packed, extending, single):
             some.sort(key=lambda group: (-len(group.tokens), group.tokens))
             for batch in self._batches(some):
                 self._run(batch, results, on_prompt)

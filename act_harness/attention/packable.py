@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,13 +21,10 @@ from act_harness.attention.packed import Packing, Rows, packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel
 
-    from act_harness.attention.attachment import Attachment
-
-__all__ = ["has_window", "packed_forward", "packs", "rope_limit"]
+__all__ = ["alike", "has_window", "packed_forward", "packs", "rope_limit"]
 
 _BASE = "sdpa"
 
@@ -82,17 +79,13 @@ def packed_forward(model: PreTrainedModel, packing: Packing) -> Iterator[None]:
         config._attn_implementation_internal = before
 
 
-def packs(model: PreTrainedModel, attachment: Attachment | None = None) -> bool:
+def packs(model: PreTrainedModel) -> bool:
     """Return whether packed forwards of this model give what separate ones give.
 
-    Tried once for each model, with a few tokens and calibration suspended.
-
-    Args:
-        model: a loaded causal language model.
-        attachment: calibrated attention on it, if any.
+    Tried once for each model, with a few tokens; calibration must be suspended.
     """
     if model not in _known:
-        reason = _obstacle(model, attachment)
+        reason = _obstacle(model)
         _known[model] = reason is None
         if reason is not None:
             _logger.info(
@@ -101,22 +94,25 @@ def packs(model: PreTrainedModel, attachment: Attachment | None = None) -> bool:
     return _known[model]
 
 
-def _obstacle(model: PreTrainedModel, attachment: Attachment | None) -> str | None:
+def alike(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits of a model of ``dtype``, computed in two ways, differ by rounding alone."""
+    share = 2e-3 if dtype in (torch.float32, torch.float64) else 0.3
+    return bool((found - expected).abs().max() <= share * expected.std())
+
+
+def _obstacle(model: PreTrainedModel) -> str | None:
     """Return why the model cannot be packed, None where it can."""
     kernel = base_of(model.config.get_text_config()._attn_implementation)
     if kernel != _BASE:
         return f"packing builds on attention {_BASE!r}, the model runs {kernel!r}"
     if has_window(model):
         return "it has a sliding window"
-    quiet: AbstractContextManager[None] = nullcontext()
-    if attachment is not None:
-        quiet = attachment.suspended()
     first, second = (1, 4, 2, 8, 5, 7), (3, 6, 9)
     answers = ((2, 4), (9, 1, 3))
     packing = Packing((6, 3), (6, 3), (Rows(0, (2, 3)),))
     row = (*first, *second, *answers[0], *answers[1])
     try:
-        with quiet, torch.no_grad():
+        with torch.no_grad():
             with packed_forward(model, packing), recording() as calls:
                 found = _logits(model, row, packing.position_ids)
             alone = [_logits(model, tokens) for tokens in (second, *(first + a for a in answers))]
@@ -127,9 +123,8 @@ def _obstacle(model: PreTrainedModel, attachment: Attachment | None) -> str | No
     if not calls:
         return "it does not pass its attention through transformers' AttentionInterface"
     expected = torch.cat([alone[1][:6], alone[0], alone[1][6:], alone[2][6:]])
-    share = 2e-3 if model.dtype in (torch.float32, torch.float64) else 0.3
-    worst = float((found - expected).abs().max())
-    if not worst <= share * float(expected.std()):
+    if not alike(found, expected, model.dtype):
+        worst = float((found - expected).abs().max())
         return f"packed logits differ from separate ones by {worst:.3g}"
     return None
 

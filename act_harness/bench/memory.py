@@ -11,6 +11,7 @@ the allocator's, on the CPU the process's resident memory.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ import torch
 from act_harness.attention import attach, model_facts
 from act_harness.bench.common import Report, Table, command_line, describe_machine, peak_memory
 from act_harness.bench.scoring import StockPath, random_heads
-from act_harness.counters import CalibrationCounters, PromptRecord
+from act_harness.counters import CalibrationCounters
 from act_harness.data import random_llama
 from act_harness.scoring import Item, Scorer
 
@@ -76,14 +77,9 @@ def measure(
     for name, artifact in (("none", None), ("ACT", random_heads(facts, 0.22))):
         attachment = attach(model, artifact, facts=facts)
         counters = CalibrationCounters()
-
-        def record(
-            prompt: tuple[int, ...], found: PromptRecord, counters: CalibrationCounters = counters
-        ) -> None:
-            counters.records[str(prompt)] = found
-
         scorer = Scorer(model, attachment, batch_size=batch_size)
-        peak = peak_memory(lambda s=scorer, r=record: s.score(items, on_prompt=r), device=device)  # type: ignore[misc]
+        run = functools.partial(scorer.score, items, on_prompt=counters.record)
+        peak = peak_memory(run, device=device)
         share = counters.summary().get("share_of_pairs_with_sink") if artifact else ""
         rows.append([name, _shown(peak), _over(peak, held), share])
         attachment.detach()

@@ -34,7 +34,7 @@ from act_harness.bench.common import (
     ratio,
 )
 from act_harness.calibration import preset
-from act_harness.counters import CalibrationCounters, PromptRecord
+from act_harness.counters import CalibrationCounters
 from act_harness.errors import InputError
 from act_harness.scoring import Item, Scorer
 
@@ -286,9 +286,6 @@ def _row(
     items = [Item(context, answer) for context, answer in entry.pairs]
     counters = CalibrationCounters()
 
-    def record(prompt: tuple[int, ...], found: PromptRecord) -> None:
-        counters.records[str(prompt)] = found
-
     def ours(attachment: Attachment | None) -> list[Any]:
         scorer = Scorer(
             model,
@@ -296,7 +293,7 @@ def _row(
             batch_size=settings.batch_size,
             token_budget=settings.token_budget,
         )
-        return scorer.score(items, on_prompt=record)
+        return scorer.score(items, on_prompt=counters.record)
 
     attachment = attach(model, artifact, facts=artifact.model)
 

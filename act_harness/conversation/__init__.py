@@ -10,8 +10,9 @@ Not here: questions (``tasks/mt_bench``) and judging (:mod:`act_harness.mtbench`
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from act_harness import lazy_attributes
 
 __all__ = ["REQUEST_TYPE", "ChatSettings", "Conversation", "ConversationMixin"]
 
@@ -28,8 +29,4 @@ if TYPE_CHECKING:
     from act_harness.conversation.settings import ChatSettings
     from act_harness.conversation.turns import Conversation, ConversationMixin
 
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(__name__, _HOMES)

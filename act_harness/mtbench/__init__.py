@@ -10,8 +10,9 @@ first judgment is asked for.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from act_harness import lazy_attributes
 
 __all__ = [
     "JudgeOutcome",
@@ -36,8 +37,4 @@ if TYPE_CHECKING:
     from act_harness.mtbench.settings import JudgeSettings, load_judge_settings
     from act_harness.mtbench.tracking import track_judge, track_outcome
 
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(__name__, _HOMES)

@@ -11,8 +11,9 @@ Not here: comparing two arbitrary runs (:mod:`act_harness.compare`).
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from act_harness import lazy_attributes
 
 __all__ = ["RegressOutcome", "RegressSettings", "run_regress", "update_baseline"]
 
@@ -27,8 +28,4 @@ if TYPE_CHECKING:
     from act_harness.regress.outcome import RegressOutcome
     from act_harness.regress.run import RegressSettings, run_regress, update_baseline
 
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(__name__, _HOMES)

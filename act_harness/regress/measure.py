@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from act_harness.artifact import Artifact, load_artifact
-from act_harness.counters import PromptRecord
+from act_harness.counters import PromptRecord, prompt_key
 from act_harness.data_folder import NOT_HAD, first_line
 from act_harness.errors import InfrastructureError, InputError, RecipeError, suggestion
 from act_harness.evaluate import EvalSettings, load_model, task_manager
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from act_harness.model import CalibratedHFLM
 
-__all__ = ["Session", "digest", "infrastructure", "prompt_key"]
+__all__ = ["Session", "digest", "infrastructure"]
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _NO_DEVICE = ("No CUDA GPUs", "Found no NVIDIA driver", "CUDA error", "not compiled with CUDA")
@@ -72,11 +72,10 @@ class Session:
         self.lm = _load(suite, suite.model.find(pretrained))
 
     def run(self, variation: Variation | None = None, *, title: str = "regress") -> Measurement:
-        """Score all arms and tasks.
+        """Score all arms and tasks; of several processes the first alone has them.
 
         Raises:
             InfrastructureError: Data or memory ran out.
-            SystemExit: With status 0, on every process but the first of several.
         """
         varied = variation or Variation()
         self.lm.batch_size_per_gpu = _batch_size(varied.batch_size or self.suite.batch_size)
@@ -97,12 +96,19 @@ class Session:
                 for task in self.tasks:
                     tasks.setdefault(task, {})[arm] = _record(results, task, arm, self.lm)
                 arms[arm] = _arm_info(self.lm, self.suite.arms()[arm])
-        if self.lm.rank != 0:  # nothing to report here, and nothing went wrong
-            raise SystemExit(0)
         facts = self.lm.facts.model_copy(update={"id": self.suite.model.name})
         return Measurement(
             model=facts, arms=arms, tasks={task: _join(found) for task, found in tasks.items()}
         )
+
+    def dismiss_others(self) -> None:
+        """End every process but the first, which needed them while it ran the suite.
+
+        Raises:
+            SystemExit: With status 0, on the others: there is nothing to report there.
+        """
+        if self.lm.rank != 0:
+            raise SystemExit(0)
 
     def _evaluate(self) -> dict[str, Any] | None:
         """Evaluate one arm; None on every process but the first."""
@@ -150,11 +156,6 @@ def digest(value: object) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of a JSON value or text."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
-
-
-def prompt_key(tokens: Sequence[int]) -> str:
-    """Return the key under which ``hf-act``'s counters hold a prompt."""
-    return hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()
 
 
 # -- loading ---------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ def _compared(settings: RegressSettings) -> tuple[RegressOutcome, Measurement]:
     with data_directory(settings.data_dir):
         session = _session(suite, settings)
         measured = session.run(title=f"regress {suite.name}")
+        session.dismiss_others()
     goldens.check_comparable(baseline, suite.identity(), measured)
     old = baseline.measurement
     findings = goldens.identity_findings(old, measured, limit=session.limit)
@@ -106,7 +107,8 @@ def _compared(settings: RegressSettings) -> tuple[RegressOutcome, Measurement]:
     if "goldens" in suite.layers:
         findings += goldens.golden_findings(old, measured, drift=baseline.drift)
     comparison = gates.compare_measurements(baseline, measured, without=unpaired)
-    notes = _notes(baseline, measured, session, unpaired)
+    machine = _machine(str(session.lm.device))
+    notes = _notes(baseline, measured, session.suite, machine, unpaired)
     if "statistics" in suite.layers and comparison is not None:
         losses, within = gates.gate(baseline, comparison)
         findings += losses
@@ -120,7 +122,7 @@ def _compared(settings: RegressSettings) -> tuple[RegressOutcome, Measurement]:
         comparison=comparison,
         tolerance=baseline.drift,
         baseline={"reason": baseline.reason, **baseline.provenance},
-        provenance=_machine(str(session.lm.device)),
+        provenance=machine,
     )
     return found, measured
 
@@ -139,17 +141,20 @@ def _session(suite: Suite, settings: RegressSettings) -> Session:
 
 
 def _notes(
-    baseline: Baseline, measured: Measurement, session: Session, unpaired: set[str]
+    baseline: Baseline,
+    measured: Measurement,
+    suite: Suite,
+    here: dict[str, object],
+    unpaired: set[str],
 ) -> list[str]:
-    """What a reader should know beside the verdict."""
-    here = _machine(str(session.lm.device))
+    """What a reader should know beside the verdict; ``here`` is the machine of this run."""
     notes = [
         f"{key}: {baseline.provenance.get(key)} in the baseline, {here.get(key)} now"
         for key in _VERSIONS
         if baseline.provenance.get(key) != here.get(key)
     ]
     for key in ("drift", "alpha"):
-        asked, kept = getattr(session.suite, key), getattr(baseline, key)
+        asked, kept = getattr(suite, key), getattr(baseline, key)
         if asked != kept:
             notes.append(f"{key}: {asked:g} in the suite; {kept:g}, the baseline's, was applied")
     if unpaired:
@@ -191,11 +196,12 @@ def update_baseline(
         session = _session(suite, settings)
         origin = _machine(str(session.lm.device))  # now: the clone may change while this runs
         reference = session.run(title=f"{suite.name}: reference")
-        spreads = []
+        varied = []
         for number, variation in enumerate(suite.variations, start=1):
             title = f"{suite.name}: variation {number} of {len(suite.variations)}"
-            spreads.append(gates.spread_of(reference, session.run(variation, title=title)))
-    spread = _widest(spreads)
+            varied.append(session.run(variation, title=title))
+        session.dismiss_others()
+    spread = _widest([gates.spread_of(reference, one) for one in varied])
     _check_spread(suite, spread)
     baseline = Baseline(
         suite=suite.name,
