@@ -19,6 +19,7 @@ from act_harness.attention.probe import Probe
 from act_harness.counters import PromptRecord
 from act_harness.engines import select_engine
 from act_harness.engines.operation import CallCounter, Engine, Geometry, LayerState, Report
+from act_harness.engines.ragged import SegmentEngine
 from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from act_harness.calibration import LayerPlan
+    from act_harness.engines.ragged import RaggedOutput, Segments
 
 __all__ = ["Attachment", "attach", "calibrated"]
 
@@ -110,9 +112,36 @@ class _Binding:
             softcap=softcap,
         )
         if result.report is not None:
-            owner.reports[self.layer] = (result.report, geometry)
+            owner.note_report(self.layer, result.report, geometry.prompt)
         forward.reached.add(self.layer)
         return result.output, result.state
+
+    def takes_segments(self, segments: Segments) -> bool:
+        """See :class:`act_harness.attention.packed.PackedLayer`."""
+        engine = self.attachment.engine
+        return isinstance(engine, SegmentEngine) and engine.takes_segments(self.plan, segments)
+
+    def calibrate_segments(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        stock: RaggedOutput,
+        *,
+        segments: Segments,
+        prompts: Sequence[int],
+        scale: float,
+    ) -> None:
+        """See :class:`act_harness.attention.packed.PackedLayer`."""
+        owner, engine = self.attachment, self.attachment.engine
+        if not isinstance(engine, SegmentEngine):
+            raise InternalError(f"engine {engine.name} does not calibrate packed segments")
+        owner.calls.add(engine.name)
+        report = engine.calibrate_segments(
+            query, key, value, stock, segments=segments, plan=self.plan, scale=scale
+        )
+        owner.note_report(self.layer, report, prompts)
+        self._forward().reached.add(self.layer)
 
     def _forward(self) -> Forward:
         if self.attachment.forward is None:
@@ -131,8 +160,9 @@ class Attachment:
         self.plans: dict[int, LayerPlan] = artifact.plans() if artifact else {}
         self.calls = CallCounter()
         """How many layers each engine has computed."""
-        self.reports: dict[int, tuple[Report, Geometry]] = {}
+        self.reports: dict[int, Report] = {}
         """What the latest forward with a prompt did, by layer."""
+        self._reported: Tensor | Sequence[int] = ()
         self.forward: Forward | None = None
         """The decoder forward under way."""
         self._prompts: Tensor | None = None
@@ -206,8 +236,9 @@ class Attachment:
         if not self.reports:
             return []
         pairs = sum(len(self.plans[layer].heads) for layer in self.reports)
-        totals = torch.stack([_totals(report) for report, _ in self.reports.values()]).sum(0)
-        rows = next(iter(self.reports.values()))[1].prompt.sum(dim=1).tolist()
+        totals = _totals(list(self.reports.values()))
+        told = self._reported
+        rows = told.sum(dim=1).tolist() if isinstance(told, Tensor) else told
         alpha = next(iter(self.plans.values())).calibration.alpha
         return [
             PromptRecord(
@@ -224,6 +255,17 @@ class Attachment:
             )
             for count, line in zip(rows, totals.tolist(), strict=True)
         ]
+
+    def note_report(self, layer: int, report: Report, prompts: Tensor | Sequence[int]) -> None:
+        """Keep what a layer's prefill did.
+
+        Args:
+            layer: its number.
+            report: of its sequences and selected heads.
+            prompts: (B, T) bool, the prompts' tokens, or how many there are of each sequence.
+        """
+        self.reports[layer] = report
+        self._reported = prompts
 
     def detach(self) -> None:
         """Restore the stock model. Doing it twice is harmless."""
@@ -352,18 +394,13 @@ _live: weakref.WeakSet[Attachment] = weakref.WeakSet()
 """Attachments whose interface name stands in a configuration; configurations may be shared."""
 
 
-def _totals(report: Report) -> Tensor:
-    """(B, 7) float64 on the CPU: the report summed over its heads, in the order of a record."""
-    columns = (
-        report.sinks > 0,
-        report.sinks,
-        report.few_sinks,
-        report.moved,
-        report.few_moved,
-        report.alone,
-        report.near,
-    )
-    return torch.stack([column.double().sum(dim=1) for column in columns], dim=1).cpu()
+def _totals(reports: Sequence[Report]) -> Tensor:
+    """(B, 7) float64 on the CPU: the layers' reports summed over heads, as a record has them."""
+    device = reports[0].facts.device
+    facts = torch.cat([report.facts.to(device) for report in reports], dim=2)
+    both = torch.cat([facts, (facts[:1] > 0).to(facts.dtype)])  # (7, B, heads of all layers)
+    found = both.sum(dim=2, dtype=torch.float64).cpu()
+    return found[[6, 0, 1, 2, 3, 4, 5]].T
 
 
 def attach(

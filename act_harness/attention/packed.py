@@ -6,7 +6,9 @@ stand in the same forward as the context they continue. Only attention must know
 begin. It is served here in two calls a layer: all contexts as a right-padded causal batch (the
 prefill, calibrated where a head set is bound), then the answers over their contexts' keys (the
 extension, with the sinks that the prefill found). Those are the same two calls that a prefill and
-an extension of its cache make, hence the same numbers (semantics, "Phases").
+an extension of its cache make, hence the same numbers (semantics, "Phases"). Where torch's flash
+attention takes sequences of any lengths (CUDA, half precision), both calls are one, without pads
+(:mod:`act_harness.engines.ragged`).
 
 Which models can do this, and the switch: :mod:`act_harness.attention.packable`.
 """
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 from act_harness.engines.operation import Geometry, LayerState, Stock
+from act_harness.engines.ragged import RaggedOutput, Segments, flash_takes, ragged_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,6 +99,24 @@ class PackedLayer(Protocol):
         """Return the calibrated attention output, (B, C, H, D), and what it leaves."""
         ...
 
+    def takes_segments(self, segments: Segments) -> bool:
+        """Whether :meth:`calibrate_segments` computes this layer."""
+        ...
+
+    def calibrate_segments(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        stock: RaggedOutput,
+        *,
+        segments: Segments,
+        prompts: Sequence[int],
+        scale: float,
+    ) -> None:
+        """Calibrate ``stock.output``, (N, H, D), in place."""
+        ...
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -108,6 +129,7 @@ class Packing:
     answers: tuple[Rows, ...] = ()
     base: str = "sdpa"
     _moved: dict[torch.device, tuple[Geometry, Geometry | None]] = field(default_factory=dict)
+    _segments: dict[torch.device, Segments] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -199,6 +221,10 @@ class Packing:
             scale: factor on query-key products.
             softcap: soft cap on them.
         """
+        if self.base == "sdpa" and flash_takes(query, value, softcap):
+            segments = self._segments_on(query.device)
+            if binding is None or binding.takes_segments(segments):
+                return self._attend_segments(query, key, value, segments, binding, scale)
         first, second = self._geometries(query.device)
         state: LayerState | None = None
 
@@ -224,6 +250,32 @@ class Packing:
             joined = [torch.cat(pair, dim=2) for pair in ((keys, own[1]), (values, own[2]))]
             parts.append(self._answers.put(compute(second, own[0], *joined)))
         return torch.cat(parts)[None]
+
+    def _segments_on(self, device: torch.device) -> Segments:
+        """Return the packing as segments, the same object for all layers on a device."""
+        if device not in self._segments:
+            answers = [(rows.owner, size) for rows in self.answers for size in rows.lengths]
+            self._segments[device] = Segments.of(self.lengths, self.prompts, answers, device)
+        return self._segments[device]
+
+    def _attend_segments(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        segments: Segments,
+        binding: PackedLayer | None,
+        scale: float,
+    ) -> Tensor:
+        """Attend without padding, contexts and answers in one call of the kernel."""
+        own, keys, values = (x.transpose(1, 2)[0] for x in (query, key, value))  # (N, H or G, D)
+        keys, values = segments.gather(keys), segments.gather(values)
+        stock = ragged_attention(own, keys, values, segments, scale=scale)
+        if binding is not None:
+            binding.calibrate_segments(
+                own, keys, values, stock, segments=segments, prompts=self.prompts, scale=scale
+            )
+        return stock.output[None]
 
 
 @contextmanager

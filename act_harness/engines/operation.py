@@ -224,16 +224,64 @@ class LayerState:
         return type(self)(**picked)  # type: ignore[arg-type]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
-    """What calibration did to the prompt rows, per sequence and selected head: (B, h) each."""
+    """What calibration did to the prompt rows, per sequence and selected head.
 
-    sinks: Tensor  # number of sinks
-    few_sinks: Tensor  # of them, on columns that fewer than four prompt rows see
-    moved: Tensor  # sum over prompt rows of m - m'
-    few_moved: Tensor  # the share of it from those columns
-    alone: Tensor  # prompt rows left as they are because u < 1e-6
-    near: Tensor  # bool: some column so near its threshold that rounding decides
+    One tensor, so that a forward's layers are joined, summed and fetched in one go: on an
+    accelerator every small operation is a launch.
+    """
+
+    facts: Tensor
+    """(6, B, h) floating point: number of sinks; of them, those on columns that fewer than four
+    prompt rows see; sum over prompt rows of m - m'; the share of it from those columns; prompt rows
+    left as they are because u < 1e-6; 1 where some column is so near its threshold that rounding
+    decides."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        sinks: Tensor,
+        few_sinks: Tensor,
+        moved: Tensor,
+        few_moved: Tensor,
+        alone: Tensor,
+        near: Tensor,
+    ) -> Report:
+        """Join the facts, (B, h) each."""
+        parts = (sinks, few_sinks, moved, few_moved, alone, near)
+        return cls(torch.stack([part.to(moved.dtype) for part in parts]))
+
+    @property
+    def sinks(self) -> Tensor:
+        """(B, h) number of sinks."""
+        return self.facts[0]
+
+    @property
+    def few_sinks(self) -> Tensor:
+        """(B, h) sinks on columns that fewer than four prompt rows see."""
+        return self.facts[1]
+
+    @property
+    def moved(self) -> Tensor:
+        """(B, h) sum over prompt rows of m - m'."""
+        return self.facts[2]
+
+    @property
+    def few_moved(self) -> Tensor:
+        """(B, h) the share of it from columns that few rows see."""
+        return self.facts[3]
+
+    @property
+    def alone(self) -> Tensor:
+        """(B, h) prompt rows left as they are because u < 1e-6."""
+        return self.facts[4]
+
+    @property
+    def near(self) -> Tensor:
+        """(B, h) bool: some column is so near its threshold that rounding decides."""
+        return self.facts[5] > 0
 
 
 @dataclass

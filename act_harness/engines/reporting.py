@@ -57,7 +57,7 @@ def make_report(
     dtype: torch.dtype,
 ) -> Report:
     """Join the block sums with what is counted over columns; ``dtype`` is the model's."""
-    return Report(
+    return Report.of(
         sinks=sinks.sum(dim=2),
         few_sinks=(sinks & few_columns(geometry)).sum(dim=2),
         moved=sums.moved,

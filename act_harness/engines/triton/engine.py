@@ -14,13 +14,17 @@ from torch import Tensor
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration, LayerPlan
 from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import EngineResult, Geometry, LayerState, Report, boundary
+from act_harness.engines.ragged import LONGEST
 from act_harness.engines.torch import TorchEngine
 from act_harness.engines.triton import kernels, step
+from act_harness.engines.triton.ragged import FUSED, RaggedBlocks, calibrate_segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Blocks", "TritonEngine"]
+    from act_harness.engines.ragged import RaggedOutput, Segments
+
+__all__ = ["Blocks", "Selection", "TritonEngine"]
 
 _logger = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ class TritonState(LayerState):
     flags: Tensor | None = None  # (B, h, T) uint8: the sinks as the kernels read them
 
 
-class _Selection(NamedTuple):
+class Selection(NamedTuple):
     """A layer's plan on the device."""
 
     plan: LayerPlan  # held, so that its id stays its own
@@ -89,11 +93,15 @@ class TritonEngine:
     def __init__(self, blocks: Blocks | None = None) -> None:
         """Store the block sizes; None chooses them by head size and dtype."""
         self.blocks = blocks
+        self.ragged_blocks: RaggedBlocks | None = None
+        """Tiles of the kernels for packed rows; None chooses them by head size."""
+        self.fused = FUSED
+        """Longest packed context, in tokens, that one launch finds the sinks of and calibrates."""
         self.fallback = TorchEngine()
         self.calls: dict[str, int] = {}
         """How often each kernel, or the fallback, was launched."""
         self._warned: set[str] = set()
-        self._selections: dict[tuple[int, torch.device], _Selection] = {}
+        self._selections: dict[tuple[int, torch.device], Selection] = {}
 
     def __call__(
         self,
@@ -139,6 +147,33 @@ class TritonEngine:
         call.apply(found, listed, output)
         return EngineResult(output, found, None)
 
+    def takes_segments(self, plan: LayerPlan, segments: Segments) -> bool:
+        """Whether :meth:`calibrate_segments` computes such a plan on such segments."""
+        return plan.calibration.decode != "running" and segments.longest_context <= LONGEST
+
+    def calibrate_segments(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        stock: RaggedOutput,
+        *,
+        segments: Segments,
+        plan: LayerPlan,
+        scale: float,
+    ) -> Report:
+        """Calibrate a packed row in place; see :mod:`act_harness.engines.triton.ragged`."""
+        return calibrate_segments(
+            query, key, value, stock,
+            segments=segments,
+            selection=self._select(plan, query.device),
+            detection=_detection(plan.calibration),
+            scale=scale,
+            note=self._note,
+            blocks=self.ragged_blocks,
+            fused=self.fused,
+        )  # fmt: skip
+
     def _step(
         self,
         query: Tensor,
@@ -146,7 +181,7 @@ class TritonEngine:
         value: Tensor,
         output: Tensor,
         geometry: Geometry,
-        selection: _Selection,
+        selection: Selection,
         state: TritonState,
         lse: Tensor | None,
         scale: float,
@@ -174,10 +209,10 @@ class TritonEngine:
     def _note(self, name: str) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
 
-    def _select(self, plan: LayerPlan, device: torch.device) -> _Selection:
+    def _select(self, plan: LayerPlan, device: torch.device) -> Selection:
         place = (id(plan), device)
         if place not in self._selections:
-            self._selections[place] = _Selection(
+            self._selections[place] = Selection(
                 plan,
                 torch.tensor(plan.heads, dtype=torch.int32, device=device),
                 torch.tensor([s.strength for s in plan.strengths], device=device),
@@ -198,7 +233,7 @@ class _Call:
         key: Tensor,
         value: Tensor,
         geometry: Geometry,
-        selection: _Selection,
+        selection: Selection,
         lse: Tensor | None,
         scale: float,
         softcap: float | None,
@@ -427,7 +462,7 @@ def _report(facts: Tensor, tally: Tensor | None) -> Report | None:
     if tally is None:
         return None
     moved, few_moved, alone = tally.sum(dim=-1)
-    return Report(
+    return Report.of(
         sinks=facts[0],
         few_sinks=facts[1],
         moved=moved,

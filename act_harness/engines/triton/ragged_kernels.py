@@ -1,0 +1,232 @@
+"""Triton kernels of packed rows: sinks and calibrated rows of segments, without pads.
+
+A program of :func:`segment_sinks` works for one context and one selected head ("slot"): it sums the
+attention that every column gets from the prompt's rows, block of columns by block, flags the sinks
+and, where it is ``FUSED``, calibrates the rows itself. :func:`segment_rows` does that for a block of
+rows: of long contexts, and of answers, which see the sinks of their context. Rows are always summed
+directly, sinks and others apart in float32, never corrected by a difference: prompts of a benchmark
+are short, and one launch costs more than the products that the difference would save.
+
+What a segment is: :class:`act_harness.engines.ragged.Segments`. N queries, M gathered keys.
+"""
+
+# ruff: noqa: E501 - kernels: Triton's own conventions
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from act_harness.engines.triton.kernels import dense, factors
+
+__all__ = ["segment_rows", "segment_sinks"]
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def calibrated_rows(
+    q_base, k_base, v_base, out_base, lse_base, flags_base, first_row, queries, keys, prompt,
+    strength, damp, sqn, skn, svn, son, scale, few_rows, min_other,
+    CONTEXT: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Calibrate a block of a segment's rows; return three sums over prompt rows.
+
+    They are m - m', its share on columns that few rows see, and the number of rows left alone.
+    """
+    d = tl.arange(0, BD)
+    m = first_row + tl.arange(0, BM)
+    hi = m + (keys - queries)  # last column that a row sees
+    given = hi < prompt
+    active = m < queries
+    if not CONTINUE:
+        active = active & given
+    q = tl.load(
+        q_base + m[:, None] * sqn + d[None, :],
+        mask=dense(active[:, None], d[None, :], D, BD), other=0.0,
+    )  # fmt: skip
+    lse = tl.load(lse_base + m, mask=active, other=float("inf")) * _LOG2E
+    on = tl.zeros([BM], tl.float32)
+    off = tl.zeros([BM], tl.float32)
+    few = tl.zeros([BM], tl.float32)
+    hit = tl.zeros([BM, BD], tl.float32)
+    rest = tl.zeros([BM, BD], tl.float32)
+    last = tl.minimum(first_row + BM, queries) + (keys - queries)
+    for start in range(0, last, BN):
+        n = start + tl.arange(0, BN)
+        held = n < keys
+        k = tl.load(
+            k_base + n[None, :] * skn + d[:, None],
+            mask=dense(held[None, :], d[:, None], D, BD), other=0.0,
+        )  # fmt: skip
+        v = tl.load(
+            v_base + n[:, None] * svn + d[None, :],
+            mask=dense(held[:, None], d[None, :], D, BD), other=0.0,
+        )  # fmt: skip
+        flag = tl.load(flags_base + n, mask=n < prompt, other=0)
+        value = tl.dot(q, k, input_precision=PRECISION) * (scale * _LOG2E) - lse[:, None]
+        weight = tl.exp2(tl.where(n[None, :] <= hi[:, None], value, float("-inf")))
+        other = tl.where((flag != 0)[None, :], 0.0, weight)
+        off += tl.sum(other, axis=1)
+        rest += tl.dot(other.to(v.dtype), v, input_precision=PRECISION)
+        if tl.max(flag.to(tl.int32), axis=0) > 0:
+            sink = weight - other
+            on += tl.sum(sink, axis=1)
+            hit += tl.dot(sink.to(v.dtype), v, input_precision=PRECISION)
+            if CONTEXT:
+                few += tl.sum(tl.where((n > prompt - few_rows)[None, :], sink, 0.0), axis=1)
+    alone = active & damp & (off < min_other)
+    changes = active & (on > 0) & (alone == 0)
+    inside, outside = factors(on, tl.where(changes, off, 1.0), strength, damp)
+    result = outside[:, None] * rest + inside[:, None] * hit
+    at = out_base + m[:, None] * son + d[None, :]
+    tl.store(
+        at, result.to(out_base.dtype.element_ty), mask=dense(changes[:, None], d[None, :], D, BD)
+    )
+    share = tl.where(changes & given, 1.0 - inside, 0.0)
+    left = tl.sum((alone & given).to(tl.float32), axis=0)
+    return tl.sum(on * share, axis=0), tl.sum(few * share, axis=0), left
+
+
+@triton.jit
+def segment_sinks(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, table_ptr, heads_ptr, strength_ptr, damp_ptr,
+    flags_ptr, facts_ptr,
+    sqn, sqh, skn, skh, svn, svh, son, soh, slh, slots, per_group, width, scale,
+    limit, min_rows, boundary, few_rows, min_other,
+    INITIAL: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
+    FUSED: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write flags (contexts, h, width) uint8 and facts (6, contexts, h) of the contexts."""
+    pair = tl.program_id(0)
+    pairs = tl.num_programs(0)
+    context = pair // slots
+    slot = pair % slots
+    head = tl.load(heads_ptr + slot).to(tl.int64)
+    row = table_ptr + context * 6
+    first = tl.load(row).to(tl.int64)
+    queries = tl.load(row + 1)
+    prompt = tl.load(row + 4)
+    d = tl.arange(0, BD)
+    q_base = q_ptr + first * sqn + head * sqh
+    k_base = k_ptr + tl.load(row + 2).to(tl.int64) * skn + (head // per_group) * skh
+    lse_base = lse_ptr + head * slh + first
+    flags_base = flags_ptr + pair.to(tl.int64) * width
+    most = tl.maximum(prompt, 1).to(tl.float32)
+    threshold = limit / most if RELATIVE else limit
+    needed = tl.ceil(most / limit) if AUTO else min_rows * 1.0
+    count = tl.zeros([], tl.int32)
+    flagged = tl.zeros([], tl.int32)
+    few = tl.zeros([], tl.int32)
+    near = tl.zeros([], tl.int32)
+    for start in range(0, prompt, BN):
+        t = start + tl.arange(0, BN)
+        held = t < prompt
+        if INITIAL:
+            sink = t == 0
+        else:
+            k = tl.load(
+                k_base + t[:, None] * skn + d[None, :],
+                mask=dense(held[:, None], d[None, :], D, BD), other=0.0,
+            )  # fmt: skip
+            mass = tl.zeros([BN], tl.float32)
+            for begin in range((start // BM) * BM, prompt, BM):
+                m = begin + tl.arange(0, BM)
+                q = tl.load(
+                    q_base + m[None, :] * sqn + d[:, None],
+                    mask=dense((m < prompt)[None, :], d[:, None], D, BD), other=0.0,
+                )  # fmt: skip
+                lse = tl.load(lse_base + m, mask=m < prompt, other=float("inf")) * _LOG2E
+                value = tl.dot(k, q, input_precision=PRECISION) * (scale * _LOG2E) - lse[None, :]
+                weight = tl.exp2(tl.where(t[:, None] <= m[None, :], value, float("-inf")))
+                mass += tl.sum(weight, axis=1)
+            seen = (prompt - t).to(tl.float32)
+            eligible = held & (seen >= needed)
+            if PROTECT == 1:
+                eligible = eligible & (t != 0)
+            ratio = tl.where(eligible, mass / tl.maximum(seen, 1.0) / threshold, 0.0)
+            near = tl.maximum(near, tl.max((tl.abs(ratio - 1.0) < boundary).to(tl.int32), axis=0))
+            sink = ratio > 1.0
+            if PROTECT == 2:
+                order = flagged + tl.cumsum(sink.to(tl.int32), axis=0)
+                flagged += tl.sum(sink.to(tl.int32), axis=0)
+                sink = sink & (order != 1)
+        tl.store(flags_base + t, sink.to(tl.uint8), mask=held)
+        count += tl.sum((sink & held).to(tl.int32), axis=0)
+        few += tl.sum((sink & held & (t > prompt - few_rows)).to(tl.int32), axis=0)
+    moved = tl.zeros([], tl.float32)
+    few_moved = tl.zeros([], tl.float32)
+    alone = tl.zeros([], tl.float32)
+    if FUSED:
+        tl.debug_barrier()  # the flags that other threads stored
+        if count > 0:
+            strength = tl.load(strength_ptr + slot)
+            damp = tl.load(damp_ptr + slot) != 0
+            v_base = v_ptr + tl.load(row + 2).to(tl.int64) * svn + (head // per_group) * svh
+            out_base = out_ptr + first * son + head * soh
+            for begin in range(0, queries, BM):
+                one, two, three = calibrated_rows(
+                    q_base, k_base, v_base, out_base, lse_base, flags_base, begin, queries, queries,
+                    prompt, strength, damp, sqn, skn, svn, son, scale, few_rows, min_other,
+                    True, CONTINUE, PRECISION, D, BD, BM, BN,
+                )  # fmt: skip
+                moved += one
+                few_moved += two
+                alone += three
+    facts = facts_ptr + pair
+    tl.store(facts, count.to(tl.float32))
+    tl.store(facts + pairs, few.to(tl.float32))
+    tl.store(facts + 2 * pairs, moved)
+    tl.store(facts + 3 * pairs, few_moved)
+    tl.store(facts + 4 * pairs, alone)
+    tl.store(facts + 5 * pairs, near.to(tl.float32))
+
+
+@triton.jit
+def segment_rows(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, table_ptr, heads_ptr, strength_ptr, damp_ptr,
+    flags_ptr, facts_ptr, tally_ptr,
+    sqn, sqh, skn, skh, svn, svh, son, soh, slh, first_segment, contexts, slots, per_group, width,
+    scale, few_rows, min_other,
+    CONTEXT: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+) -> None:  # fmt: skip
+    """Calibrate the rows of segments by the flags of their contexts.
+
+    ``CONTEXT``: the segments are the contexts, and tally (3, contexts, h, blocks) gets what their
+    blocks of rows contribute to the facts; ``facts`` holds the numbers of sinks in any case.
+    """
+    block = tl.program_id(0)
+    pair = tl.program_id(1)
+    slot = pair % slots
+    row = table_ptr + (first_segment + pair // slots) * 6
+    queries = tl.load(row + 1)
+    place = tl.load(row + 5) * slots + slot
+    count = tl.load(facts_ptr + place)
+    moved = tl.zeros([], tl.float32)
+    few_moved = tl.zeros([], tl.float32)
+    alone = tl.zeros([], tl.float32)
+    if (block * BM < queries) & (count > 0):
+        head = tl.load(heads_ptr + slot).to(tl.int64)
+        first = tl.load(row).to(tl.int64)
+        key = tl.load(row + 2).to(tl.int64)
+        moved, few_moved, alone = calibrated_rows(
+            q_ptr + first * sqn + head * sqh,
+            k_ptr + key * skn + (head // per_group) * skh,
+            v_ptr + key * svn + (head // per_group) * svh,
+            out_ptr + first * son + head * soh,
+            lse_ptr + head * slh + first,
+            flags_ptr + place.to(tl.int64) * width,
+            block * BM, queries, tl.load(row + 3), tl.load(row + 4),
+            tl.load(strength_ptr + slot), tl.load(damp_ptr + slot) != 0,
+            sqn, skn, svn, son, scale, few_rows, min_other,
+            CONTEXT, CONTINUE, PRECISION, D, BD, BM, BN,
+        )  # fmt: skip
+    if CONTEXT:
+        blocks = tl.num_programs(0)
+        plane = contexts.to(tl.int64) * slots * blocks
+        tally = tally_ptr + pair.to(tl.int64) * blocks + block
+        tl.store(tally, moved)
+        tl.store(tally + plane, few_moved)
+        tl.store(tally + 2 * plane, alone)

@@ -1,0 +1,275 @@
+"""Packed rows as segments: layout, and the kernels (interpreted) against the reference."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+ON_DEVICE = torch.cuda.is_available()
+if not ON_DEVICE:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, so before that
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+import engine_cases as ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from act_harness.attention import packed
+from act_harness.calibration import Calibration, HeadStrength
+from act_harness.engines.ragged import LONGEST, RaggedOutput, Segments
+from act_harness.engines.reference import ReferenceEngine
+from act_harness.engines.triton.engine import TritonEngine
+from act_harness.engines.triton.ragged import RaggedBlocks
+
+DEVICE = "cuda" if ON_DEVICE else "cpu"
+CPU = torch.device("cpu")
+
+
+def attend(query, key, value, segments, *, scale):
+    """What flash attention does with segments, one after another; the CPU's stand-in for it."""
+    group = query.shape[1] // key.shape[1]
+    output, lse = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32).T
+    for q0, nq, k0, nk, _, _ in segments.table.tolist():
+        q = query[q0 : q0 + nq].transpose(0, 1).double()
+        k, v = (
+            x[k0 : k0 + nk].transpose(0, 1).repeat_interleave(group, dim=0).double()
+            for x in (key, value)
+        )
+        logits = q @ k.transpose(1, 2) * scale
+        hidden = torch.ones(nq, nk, dtype=torch.bool, device=q.device).triu(nk - nq + 1)
+        logits = logits.masked_fill(hidden, float("-inf"))
+        output[q0 : q0 + nq] = (logits.softmax(-1) @ v).transpose(0, 1).to(output.dtype)
+        lse[:, q0 : q0 + nq] = logits.logsumexp(-1).float()
+    return RaggedOutput(output, lse.contiguous())
+
+
+def packed_row(questions, dtype=torch.float32, **case_settings):
+    """Contexts with answers, ((length, prompt, answers), ...), as cases and as one row."""
+    cases, parts = [], []
+    for seed, (length, prompt, answers) in enumerate(questions):
+        total = length + sum(answers)
+        case = ec.make_case(
+            seed, batch=1, tokens=total, lengths=(total,), prompts=(prompt,), dtype=dtype,
+            **{"sinks": (0, 5, 11), **case_settings},
+        ).to(DEVICE)  # fmt: skip
+        cases.append(case)
+        parts.append([x[0].transpose(0, 1) for x in (case.query, case.key, case.value)])
+    row = [
+        torch.cat(
+            [p[n][: q[0]] for p, q in zip(parts, questions, strict=True)]
+            + [p[n][q[0] :] for p, q in zip(parts, questions, strict=True)]
+        )
+        for n in range(3)
+    ]
+    answers = [(owner, size) for owner, q in enumerate(questions) for size in q[2]]
+    segments = Segments.of(
+        [q[0] for q in questions], [q[1] for q in questions], answers, torch.device(DEVICE)
+    )
+    return cases, row, segments
+
+
+def joined(case, length, begin, size):
+    """The context of ``length`` tokens followed by the answer at ``begin``."""
+    cut = {
+        name: torch.cat(
+            [getattr(case, name)[:, :, :length], getattr(case, name)[:, :, begin : begin + size]], 2
+        )
+        for name in ("query", "key", "value")
+    }
+    keep = {name: getattr(case, name)[:, : length + size] for name in ("real", "prompt")}
+    return replace(case, **cut, **keep)
+
+
+def check(questions, plan, *, engine=None, dtype=torch.float32, **case_settings):
+    """Compare every context and answer with the float64 reference; return engine and report."""
+    cases, (query, key, value), segments = packed_row(questions, dtype, **case_settings)
+    key, value = segments.gather(key), segments.gather(value)
+    stock = attend(query, key, value, segments, scale=cases[0].scale)
+    kernels = engine or TritonEngine()
+    assert kernels.takes_segments(plan, segments)
+    report = kernels.calibrate_segments(
+        query, key, value, stock, segments=segments, plan=plan, scale=cases[0].scale
+    )
+    table = iter(segments.table.tolist())
+    contexts = [next(table) for _ in questions]
+    for number, (case, (length, _, answers)) in enumerate(zip(cases, questions, strict=True)):
+        exact = ec.run(ReferenceEngine(), case.until(length), plan)
+        first, count = contexts[number][:2]
+        ec.compare_outputs(
+            stock.output[None, first : first + count], exact.output, case.until(length)
+        )
+        for name in ("sinks", "few_sinks", "alone", "near"):
+            found = getattr(report, name)[number]
+            assert torch.equal(found.long(), getattr(exact.report, name)[0].long()), name
+        for name in ("moved", "few_moved"):
+            found = getattr(report, name)[number].double()
+            wanted = getattr(exact.report, name)[0].double()
+            torch.testing.assert_close(found, wanted, rtol=5e-3, atol=1e-4)
+        begin = length
+        for size in answers:
+            first, count = next(table)[:2]
+            whole = joined(case, length, begin, size)
+            wanted = ec.run(ReferenceEngine(), whole, plan, first_row=length, state=exact.state)
+            ec.compare_outputs(stock.output[None, first : first + count], wanted.output, whole)
+            begin += size
+    return kernels, report
+
+
+QUESTIONS = ((40, 40, (3, 1, 20)), (7, 7, ()), (23, 19, (2,)), (1, 1, (4,)))
+
+
+def test_layout():
+    segments = Segments.of([3, 2], [3, 1], [(1, 2), (0, 1)], CPU)
+    assert segments.table.tolist() == [
+        [0, 3, 0, 3, 3, 0],
+        [3, 2, 3, 2, 1, 1],
+        [5, 2, 5, 4, 1, 1],
+        [7, 1, 9, 4, 3, 0],
+    ]
+    assert segments.columns.tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6, 0, 1, 2, 7]
+    assert segments.query_starts.tolist() == [0, 3, 5, 7, 8]
+    assert segments.key_starts.tolist() == [0, 3, 5, 9, 13]
+    assert (segments.contexts, segments.count, segments.longest_context) == (2, 4, 3)
+    assert (segments.longest_answer, segments.longest_key) == (2, 4)
+    alone = Segments.of([3], [3], [], CPU)
+    values = torch.arange(6.0).view(3, 1, 2)
+    assert alone.gather(values) is values
+
+
+@pytest.mark.parametrize("name", list(ec.PLANS))
+def test_presets(name):
+    kernels, report = check(QUESTIONS, ec.plan_of(ec.PLANS[name], (0, 3)))
+    assert (report.sinks > 0).any()
+    assert kernels.calls == {"segment_sinks": 1, "answer_rows": 1}
+
+
+def test_long_contexts_take_a_launch_of_their_own():
+    kernels = TritonEngine()
+    kernels.fused = 16
+    check(QUESTIONS, ec.plan_of(Calibration(), (0, 3)), engine=kernels)
+    assert kernels.calls == {"segment_sinks": 1, "segment_rows": 1, "answer_rows": 1}
+
+
+def test_several_tiles():
+    for fused in (256, 0):
+        kernels = TritonEngine()
+        kernels.fused, kernels.ragged_blocks = fused, RaggedBlocks(16, 16)
+        plan = ec.plan_of(Calibration(alpha=2.0), (1, 2))
+        _, report = check(
+            ((70, 66, (20, 3)), (33, 33, (1,))), plan, engine=kernels, sinks=(0, 5, 20, 40)
+        )
+        assert (report.sinks > 1).any()
+
+
+def test_first_flagged_over_several_tiles():
+    """The lowest flagged column is left out once, in whichever tile it lies."""
+    kernels = TritonEngine()
+    kernels.ragged_blocks = RaggedBlocks(16, 16)
+    plan = ec.plan_of(Calibration(rule="absolute", tau=0.1, protect="first-flagged"), (0, 1, 2, 3))
+    _, report = check(((60, 60, (2,)),), plan, engine=kernels, sinks=(20, 37))
+    assert (report.sinks > 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dtypes(dtype):
+    if dtype == torch.bfloat16 and not ON_DEVICE:
+        pytest.skip("the interpreter's tl.dot takes bfloat16 for integers (triton 3.6 to 3.9)")
+    check(QUESTIONS, ec.plan_of(Calibration(), (0, 2)), dtype=dtype)
+
+
+@pytest.mark.parametrize("size", [64, 80, 128, 256])
+def test_head_sizes(size):
+    check(((30, 30, (3,)),), ec.plan_of(Calibration(), (1,)), size=size, heads=2, groups=1)
+
+
+def test_rows_with_nearly_all_mass_on_sinks_and_rows_left_alone():
+    plan = ec.plan_of(Calibration(protect="none"), (0, 1, 2, 3))
+    reports = [
+        check(((40, 40, (3,)),), plan, strength=strength, spread=0.1)[1]
+        for strength in (9.0, 13.0, 60.0)
+    ]
+    assert reports[1].moved.max() > 0.3 * 40
+    assert (reports[2].alone > 0).any()
+
+
+def test_one_strength_per_head():
+    strengths = (HeadStrength(beta=0.0), HeadStrength(mass="reweight", gamma=3.0))
+    check(QUESTIONS, ec.plan_of(Calibration(), (0, 2), strengths))
+
+
+def test_continuations_are_not_calibrated_with_decode_off():
+    kernels, _ = check(QUESTIONS, ec.plan_of(Calibration(decode="off"), (0, 1, 2, 3)))
+    assert kernels.calls == {"segment_sinks": 1}
+
+
+def test_rolling_windows_have_no_sinks():
+    _, report = check(((20, 0, ()), (30, 30, ())), ec.plan_of(Calibration(), (0, 3)))
+    assert not report.facts[:, 0].any()
+    assert report.facts[0, 1].any()
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.lists(st.integers(1, 9), max_size=3)),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_any_lengths(sizes):
+    questions = tuple((length, length, tuple(answers)) for length, answers in sizes)
+    check(questions, ec.plan_of(Calibration(alpha=2.0, min_rows="auto"), (0, 3)))
+
+
+def test_what_is_not_taken():
+    kernels = TritonEngine()
+    short = Segments.of([5], [5], [], CPU)
+    long = Segments.of([LONGEST + 1], [5], [], CPU)
+    plan = ec.plan_of(Calibration(), (0,))
+    assert kernels.takes_segments(plan, short)
+    assert not kernels.takes_segments(plan, long)
+    assert not kernels.takes_segments(ec.plan_of(Calibration(decode="running"), (0,)), short)
+
+
+@pytest.mark.parametrize("decode", ["frozen", "off", "running"])
+def test_requests_of_a_model(make_artifact, monkeypatch, decode):
+    """Contexts of several lengths and their answers: as each request by itself."""
+    from conftest import make_tiny
+
+    from act_harness.attention import calibrated
+    from act_harness.forwards import Forwards
+    from act_harness.scoring import Item, Scorer
+
+    monkeypatch.setattr(Forwards, "_joins_answers", False)  # as on a device
+    monkeypatch.setattr(packed, "flash_takes", lambda *_: True)
+    monkeypatch.setattr(packed, "ragged_attention", attend)
+    model = make_tiny(dtype=torch.float32).to(DEVICE)
+    contexts = [tuple(range(3, 3 + size)) for size in (30, 6, 17)]
+    items = [
+        Item(c, (40 + n, 50 - n, 30)[:size]) for c in contexts for n, size in enumerate((3, 2, 1))
+    ]
+    items += [Item(contexts[0], (7, 7, 7)), Item((9, 8, 7), (3, 2))]
+    artifact = make_artifact(model, decode=decode)
+    with calibrated(model, artifact, engine="reference") as attachment:
+        records = {}
+        plain = Scorer(model, attachment, batch_size=1, share=False)
+        expected = plain.score(items, on_prompt=records.__setitem__)
+    kernels = TritonEngine()
+    with calibrated(model, artifact, engine=kernels) as attachment:
+        kernels.calls.clear()
+        scorer, seen = Scorer(model, attachment), {}
+        found = scorer.score(items, on_prompt=seen.__setitem__)
+    assert scorer.work.forwards == 1
+    assert ("segment_sinks" in kernels.calls) == (decode != "running")
+    assert [s.loglikelihood for s in found] == pytest.approx(
+        [s.loglikelihood for s in expected], abs=1e-4
+    )
+    assert seen.keys() == records.keys()
+    assert any(record.with_sink for record in records.values())
+    for prompt, record in records.items():
+        assert seen[prompt].sinks == record.sinks
+        assert seen[prompt].rows == record.rows
+        assert seen[prompt].moved == pytest.approx(record.moved, rel=1e-3, abs=1e-4)
