@@ -370,7 +370,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             )
         mask = generation_kwargs["attention_mask"].bool()
         for row, real, record in zip(context, mask, records[0], strict=False):
-            self._record(tuple(row[real].tolist()), record)
+            self.counters.record(tuple(row[real].tolist()), record)
         return output
 
     def apply_chat_template(

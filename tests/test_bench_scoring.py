@@ -8,7 +8,7 @@ import pytest
 
 from act_harness import data, forwards
 from act_harness.attention import model_facts
-from act_harness.bench import memory
+from act_harness.bench import memory, scoring
 from act_harness.bench.scoring import (
     Requests,
     ScoringSettings,
@@ -68,13 +68,29 @@ def test_a_run_is_written_with_machine_and_command(tiny, tmp_path):
     assert random_heads(model_facts(model), 0.5).head_count() == 6
 
 
-def test_requests_travel_as_json(tmp_path):
-    path = tmp_path / "requests.json"
+@pytest.mark.parametrize("name", ["requests.json", "requests.json.gz"])
+def test_requests_travel_as_json(tmp_path, name):
+    path = tmp_path / name
     write_requests([Requests("a", PAIRS)], path)
     assert read_requests(path) == [Requests("a", PAIRS)]
     path.write_text("{")
     with pytest.raises(InputError, match="holds no requests"):
         read_requests(path)
+
+
+def test_stored_requests_are_measured_without_lm_eval(tmp_path):
+    path = tmp_path / "requests.json.gz"
+    far = [((1000 * 512 + context[0], *context[1:]), answer) for context, answer in PAIRS]
+    write_requests([Requests("far", far), Requests("other", PAIRS)], path)
+    given = ["--requests", str(path), "--dtype", "float32", "--device", "cpu", "--rounds", "1"]
+    more = ["--only", "far", "--stock-batch-size", "3", "--token-budget", "64"]
+    report = scoring.main([*given, *more, "--output", str(tmp_path)])
+    stored = json.loads(report.with_suffix(".json").read_text())
+    (row,) = stored["tables"][0]["rows"]
+    assert row[:2] == ["far", 4]
+    assert "batch size 3; ours: batch size None, token budget 64" in stored["remarks"][0]
+    with pytest.raises(InputError, match="no entry"):
+        scoring.main([*given, "--only", "none", "--output", str(tmp_path)])
 
 
 def test_peak_memory_of_a_large_vocabulary(tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ Stock is lm-eval's own ``HFLM._loglikelihood_tokens`` where lm-eval is installed
 not (a GPU machine with torch and transformers alone) :class:`StockPath`, which does what that
 method does: requests sorted by length, one forward per distinct context + answer[:-1], right pads,
 log-softmax over the whole vocabulary at every position. Requests are token ids, made from lm-eval
-tasks once (:func:`requests_of_tasks`) and stored as JSON where they have to travel.
+tasks once (:func:`requests_of_tasks`) and stored as JSON where they have to travel; there
+
+    python -m act_harness.bench.scoring --requests FILE --model DIR --device cuda
 
 The report has requests per second, tokens computed and the ceiling that follows from them (tokens
 stock computes over tokens that must be computed), peak memory, and the largest score difference.
@@ -12,6 +14,8 @@ stock computes over tokens that must be computed), peak memory, and the largest 
 
 from __future__ import annotations
 
+import argparse
+import gzip
 import json
 import random
 from collections.abc import Sequence
@@ -35,6 +39,7 @@ from act_harness.bench.common import (
 )
 from act_harness.calibration import preset
 from act_harness.counters import CalibrationCounters
+from act_harness.data import load_plain_model, random_llama
 from act_harness.errors import InputError
 from act_harness.scoring import Item, Scorer
 
@@ -72,13 +77,21 @@ class ScoringSettings:
     """How to measure."""
 
     batch_size: int | None = 8
-    """Sequences of a forward for both; None: stock at 8, ours by token budget."""
+    """Sequences of a forward for both; None: ours by token budget alone."""
+    stock_batch_size: int | None = None
+    """Sequences of a forward for stock; None: as ours, or 8."""
     token_budget: int | None = None
     rounds: int = 3
     share_of_heads: float = 0.22
+    engine: str = "auto"
     device: str = "cpu"
     output: Path = Path("results/benchmarks")
     name: str = "scoring"
+
+    @property
+    def stock_sequences(self) -> int:
+        """Sequences of a forward for stock."""
+        return self.stock_batch_size or self.batch_size or 8
 
 
 class StockPath:
@@ -212,8 +225,9 @@ def bench_tasks(
 
 
 def write_requests(requests: Sequence[Requests], path: Path) -> None:
-    """Store requests as JSON, for a machine without lm-eval."""
-    path.write_text(json.dumps([[name, pairs] for name, pairs in requests]), encoding="utf-8")
+    """Store requests as JSON (compressed where the name ends so), for a machine without lm-eval."""
+    text = json.dumps([[name, pairs] for name, pairs in requests]).encode()
+    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 def read_requests(path: Path) -> list[Requests]:
@@ -223,7 +237,8 @@ def read_requests(path: Path) -> list[Requests]:
         InputError: the file is missing or something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        stored = path.read_bytes()
+        content = json.loads(gzip.decompress(stored) if path.suffix == ".gz" else stored)
         return [
             Requests(name, [(tuple(context), tuple(answer)) for context, answer in pairs])
             for name, pairs in content
@@ -265,7 +280,7 @@ def bench_scoring(
         report.write(settings.output)  # a run that is stopped keeps what it measured
     how = "lm-eval's own HFLM._loglikelihood_tokens" if stock else "StockPath (no lm-eval here)"
     report.remarks = [
-        f"stock: {how}, batch size {settings.batch_size or 8}; ours: batch size "
+        f"stock: {how}, batch size {settings.stock_sequences}; ours: batch size "
         f"{settings.batch_size}, token budget {settings.token_budget}",
         f"ACT: preset paper, {artifact.head_count()} of "
         f"{facts.num_hidden_layers * facts.num_attention_heads} heads at random",
@@ -282,7 +297,7 @@ def _row(
     artifact: Artifact,
     stock: Any,  # noqa: ANN401 - see bench_scoring
 ) -> list[Any]:
-    run_stock = stock or StockPath(model, settings.batch_size or 8).score
+    run_stock = stock or StockPath(model, settings.stock_sequences).score
     items = [Item(context, answer) for context, answer in entry.pairs]
     counters = CalibrationCounters()
 
@@ -295,7 +310,7 @@ def _row(
         )
         return scorer.score(items, on_prompt=counters.record)
 
-    attachment = attach(model, artifact, facts=artifact.model)
+    attachment = attach(model, artifact, facts=artifact.model, engine=settings.engine)
 
     def suspended(function: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever it returns
         with attachment.suspended():
@@ -327,3 +342,59 @@ def _row(
 
 def _gib(value: int | None) -> float | None:
     return None if value is None else value / 2**30
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Measure stored requests from a command line; return the report's path."""
+    parser = argparse.ArgumentParser(description="Scoring of stored requests.")
+    parser.add_argument("--requests", type=Path, required=True, help="written with --export")
+    parser.add_argument("--only", default="", help="these entries, separated by commas")
+    parser.add_argument("--limit", type=int, help="requests of an entry")
+    parser.add_argument("--model", help="folder of a model")
+    parser.add_argument("--random", default="tiny", help="shape of a random Llama instead")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--batch-size", type=int, help="contexts of a forward; no limit if missing")
+    parser.add_argument("--stock-batch-size", type=int, help="sequences of a stock forward")
+    parser.add_argument("--token-budget", type=int, help="most tokens of a forward of ours")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--name", default="scoring")
+    given = parser.parse_args(arguments)
+    if given.model:
+        model = load_plain_model(given.model, dtype=given.dtype, device=given.device)
+    else:
+        model = random_llama(given.random, dtype=given.dtype, device=given.device)
+    words = model.config.get_text_config().vocab_size
+    wanted = [name for name in given.only.split(",") if name]
+    requests = [
+        Requests(name, [_within(pair, words) for pair in pairs[: given.limit]])
+        for name, pairs in read_requests(given.requests)
+        if not wanted or name in wanted
+    ]
+    if not requests:
+        raise InputError(f"{given.requests} has no entry of the names {wanted}")
+    settings = ScoringSettings(
+        batch_size=given.batch_size,
+        stock_batch_size=given.stock_batch_size,
+        token_budget=given.token_budget,
+        rounds=given.rounds,
+        engine=given.engine,
+        device=given.device,
+        output=given.output,
+        name=given.name,
+    )
+    title = f"Scoring with {Path(given.model).name if given.model else given.random}, {given.dtype}"
+    print(bench_scoring(model, requests, settings, title=title).markdown())
+    return Path(given.output) / f"{given.name}.md"
+
+
+def _within(pair: Pair, words: int) -> Pair:
+    """Map token ids of another vocabulary into one of so many words (random models)."""
+    context, answer = pair
+    return tuple(t % words for t in context), tuple(t % words for t in answer)
+
+
+if __name__ == "__main__":
+    main()

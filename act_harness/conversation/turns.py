@@ -127,7 +127,6 @@ class ConversationMixin:
     """
 
     if TYPE_CHECKING:
-        _record: Callable[[tuple[int, ...], PromptRecord], None]
         _overlong_prompt: Callable[[list[int], int], None]
         _share_counters: Callable[[], None]
         _whole_batches: Callable[[], Any]
@@ -204,7 +203,7 @@ class ConversationMixin:
                 missing.append((prompt, store))
                 continue
             if known.calibration is not None:
-                self._record(prompt.tokens, PromptRecord(**known.calibration))
+                self.counters.record(prompt.tokens, PromptRecord(**known.calibration))
             talk.answers.append(known)
             bar.update()
         if len(missing) < len(talks):
@@ -313,7 +312,7 @@ class ConversationMixin:
         for row, prompt in enumerate(prompts):
             kept = None
             if records:
-                self._record(prompt.tokens, records[row])
+                self.counters.record(prompt.tokens, records[row])
                 kept = asdict(records[row])
             answers.append(self._answer(prompt, output[row, start:].tolist(), kept))
         return answers
