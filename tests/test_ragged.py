@@ -148,7 +148,7 @@ def test_presets(name):
 
 def test_long_contexts_take_a_launch_of_their_own():
     kernels = TritonEngine()
-    kernels.fused = 16
+    kernels.segments.fused = 16
     check(QUESTIONS, ec.plan_of(Calibration(), (0, 3)), engine=kernels)
     assert kernels.calls == {"segment_sinks": 1, "segment_rows": 1, "answer_rows": 1}
 
@@ -156,7 +156,7 @@ def test_long_contexts_take_a_launch_of_their_own():
 def test_several_tiles():
     for fused in (256, 0):
         kernels = TritonEngine()
-        kernels.fused, kernels.ragged_blocks = fused, RaggedBlocks(16, 16)
+        kernels.segments.fused, kernels.segments.blocks = fused, RaggedBlocks(16, 16)
         plan = ec.plan_of(Calibration(alpha=2.0), (1, 2))
         _, report = check(
             ((70, 66, (20, 3)), (33, 33, (1,))), plan, engine=kernels, sinks=(0, 5, 20, 40)
@@ -167,7 +167,7 @@ def test_several_tiles():
 def test_first_flagged_over_several_tiles():
     """The lowest flagged column is left out once, in whichever tile it lies."""
     kernels = TritonEngine()
-    kernels.ragged_blocks = RaggedBlocks(16, 16)
+    kernels.segments.blocks = RaggedBlocks(16, 16)
     plan = ec.plan_of(Calibration(rule="absolute", tau=0.1, protect="first-flagged"), (0, 1, 2, 3))
     _, report = check(((60, 60, (2,)),), plan, engine=kernels, sinks=(20, 37))
     assert (report.sinks > 0).any()

@@ -17,7 +17,7 @@ from act_harness.engines.operation import EngineResult, Geometry, LayerState, Re
 from act_harness.engines.ragged import LONGEST
 from act_harness.engines.torch import TorchEngine
 from act_harness.engines.triton import kernels, step
-from act_harness.engines.triton.ragged import FUSED, RaggedBlocks, calibrate_segments
+from act_harness.engines.triton.ragged import SegmentKernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,10 +93,7 @@ class TritonEngine:
     def __init__(self, blocks: Blocks | None = None) -> None:
         """Store the block sizes; None chooses them by head size and dtype."""
         self.blocks = blocks
-        self.ragged_blocks: RaggedBlocks | None = None
-        """Tiles of the kernels for packed rows; None chooses them by head size."""
-        self.fused = FUSED
-        """Longest packed context, in tokens, that one launch finds the sinks of and calibrates."""
+        self.segments = SegmentKernels(self._note)
         self.fallback = TorchEngine()
         self.calls: dict[str, int] = {}
         """How often each kernel, or the fallback, was launched."""
@@ -163,15 +160,12 @@ class TritonEngine:
         scale: float,
     ) -> Report:
         """Calibrate a packed row in place; see :mod:`act_harness.engines.triton.ragged`."""
-        return calibrate_segments(
+        return self.segments.calibrate(
             query, key, value, stock,
             segments=segments,
             selection=self._select(plan, query.device),
             detection=_detection(plan.calibration),
             scale=scale,
-            note=self._note,
-            blocks=self.ragged_blocks,
-            fused=self.fused,
         )  # fmt: skip
 
     def _step(

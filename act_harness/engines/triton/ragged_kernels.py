@@ -8,6 +8,8 @@ directly, sinks and others apart in float32, never corrected by a difference: pr
 are short, and one launch costs more than the products that the difference would save.
 
 What a segment is: :class:`act_harness.engines.ragged.Segments`. N queries, M gathered keys.
+Whatever a model fixes (strides, settings) is a constant, so that one compiled kernel serves all
+forwards and few arguments are left to pass; see :mod:`act_harness.engines.triton.ragged`.
 """
 
 # ruff: noqa: E501 - kernels: Triton's own conventions
@@ -93,12 +95,14 @@ def calibrated_rows(
     return tl.sum(on * share, axis=0), tl.sum(few * share, axis=0), left
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slh", "width"])
 def segment_sinks(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, table_ptr, heads_ptr, strength_ptr, damp_ptr,
-    flags_ptr, facts_ptr,
-    sqn, sqh, skn, skh, svn, svh, son, soh, slh, slots, per_group, width, scale,
-    limit, min_rows, boundary, few_rows, min_other,
+    flags_ptr, facts_ptr, slh, width,
+    sqn: tl.constexpr, sqh: tl.constexpr, skn: tl.constexpr, skh: tl.constexpr,
+    svn: tl.constexpr, svh: tl.constexpr, son: tl.constexpr, soh: tl.constexpr,
+    slots: tl.constexpr, per_group: tl.constexpr, scale: tl.constexpr, few_rows: tl.constexpr,
+    min_other: tl.constexpr, limit: tl.constexpr, min_rows: tl.constexpr, boundary: tl.constexpr,
     INITIAL: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
     FUSED: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -188,12 +192,14 @@ def segment_sinks(
     tl.store(facts + 5 * pairs, near.to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slh", "width", "first_segment", "contexts"])
 def segment_rows(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, table_ptr, heads_ptr, strength_ptr, damp_ptr,
-    flags_ptr, facts_ptr, tally_ptr,
-    sqn, sqh, skn, skh, svn, svh, son, soh, slh, first_segment, contexts, slots, per_group, width,
-    scale, few_rows, min_other,
+    flags_ptr, facts_ptr, tally_ptr, slh, width, first_segment, contexts,
+    sqn: tl.constexpr, sqh: tl.constexpr, skn: tl.constexpr, skh: tl.constexpr,
+    svn: tl.constexpr, svh: tl.constexpr, son: tl.constexpr, soh: tl.constexpr,
+    slots: tl.constexpr, per_group: tl.constexpr, scale: tl.constexpr, few_rows: tl.constexpr,
+    min_other: tl.constexpr,
     CONTEXT: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ) -> None:  # fmt: skip
