@@ -10,18 +10,25 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from act_harness.artifact import Artifact
+from act_harness.attention import attach, model_facts
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import Report, Table, command_line, describe_machine
+from act_harness.bench.scoring import read_requests
 from act_harness.calibration import Calibration, LayerPlan
+from act_harness.data import load_plain_model
 from act_harness.engines import select_engine
-from act_harness.engines.operation import masked_softmax
+from act_harness.engines.operation import EngineResult, masked_softmax
 from act_harness.engines.reference import apply_factors, find_sinks
+from act_harness.engines.torch import TorchEngine
+from act_harness.errors import InputError
 
 __all__ = ["BINS", "compare", "main"]
 
@@ -84,6 +91,50 @@ def compare(inputs: Inputs, plan: LayerPlan, name: str, *, device: str) -> list[
     return records
 
 
+class _Recorder(TorchEngine):
+    """An engine that keeps what it was given."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Inputs] = []
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        **given: Any,  # noqa: ANN401 - passed on
+    ) -> EngineResult:
+        self.seen.append(Inputs(query, key, value))
+        return super().__call__(query, key, value, **given)
+
+
+def real_inputs(model: Any, tokens: Sequence[int], layers: Sequence[int]) -> dict[int, Inputs]:  # noqa: ANN401 - any model
+    """Return queries, keys and values of a prompt in some layers of a model.
+
+    Args:
+        model: a loaded causal language model.
+        tokens: of the prompt.
+        layers: their numbers.
+    """
+    facts = model_facts(model)
+    heads = dict.fromkeys(sorted(layers), (0,))
+    artifact = Artifact(
+        name="recorder", model=facts, calibration=Calibration(beta=1.0), heads=heads
+    )
+    recorder = _Recorder()
+    attachment = attach(model, artifact, facts=facts, engine=recorder)
+    try:
+        recorder.seen.clear()  # attaching tries the model with a few tokens
+        with torch.no_grad():
+            model(input_ids=torch.tensor([list(tokens)], device=model.device), use_cache=False)
+    finally:
+        attachment.detach()
+    return dict(zip(heads, recorder.seen, strict=True))
+
+
 def _errors(output: Tensor, exact: Tensor) -> Tensor:
     relative: Tensor = (output.double() - exact).norm(dim=-1) / exact.norm(dim=-1)
     return relative
@@ -105,10 +156,22 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--dtypes", default="bfloat16,float16,float32")
     parser.add_argument("--tokens", default="1,2,31,127,1000,4097")
-    parser.add_argument("--real", type=Path, default=None, help="file of real queries and keys")
+    parser.add_argument("--model", default=None, help="folder of a model, for real maps")
+    parser.add_argument("--requests", type=Path, help="written by bench scoring --export")
+    parser.add_argument("--layers", default="0,2,8,15,22,29", help="of the model")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
     tables = []
+    real: dict[int, Inputs] = {}
+    if given.model is not None:
+        if given.requests is None:
+            raise InputError(
+                "real maps need a prompt: --requests FILE, from bench scoring --export"
+            )
+        contexts = [c for _, pairs in read_requests(given.requests) for c, _ in pairs]
+        model = load_plain_model(given.model, dtype="float32", device=given.device)
+        longest = max(contexts, key=len)[:1000]
+        real = real_inputs(model, longest, [int(layer) for layer in given.layers.split(",")])
     for name in given.dtypes.split(","):
         dtype = getattr(torch, name)
         records: list[dict[str, Any]] = []
@@ -121,15 +184,14 @@ def main(arguments: list[str] | None = None) -> Path:
             for record in compare(inputs, plan, given.engine, device=given.device):
                 records.append({"tokens": tokens, **record})
         tables.append(_table(f"random inputs with planted sinks, {name}", records))
-        if given.real is not None:
+        if real:
             records = []
-            for item in torch.load(given.real, weights_only=True):
-                parts = (item[key].to(given.device, dtype) for key in ("query", "key", "value"))
-                inputs = Inputs(*parts)
+            for layer, found in real.items():
+                inputs = Inputs(*(x.to(dtype) for x in (found.query, found.key, found.value)))
                 plan = LayerPlan.uniform(Calibration(), tuple(range(inputs.query.shape[1])))
                 for record in compare(inputs, plan, given.engine, device=given.device):
-                    records.append({"layer": item["layer"], **record})
-            tables.append(_table(f"real maps of SmolLM2-135M-Instruct, {name}", records))
+                    records.append({"layer": layer, **record})
+            tables.append(_table(f"real maps of {Path(given.model).name}, {name}", records))
     kind = torch.device(given.device).type
     report = Report(
         name=f"attention-accuracy-{kind}",
