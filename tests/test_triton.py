@@ -19,7 +19,7 @@ from act_harness.engines import select_engine
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.triton.engine import Blocks, TritonEngine
 
-SMALL = Blocks(16, 16, 4, 16, 16, 16)
+SMALL = Blocks(16, 16, 4, 16, 16, 16, items=8, least=16, finish_rows=16)
 DEVICE = "cuda" if ON_DEVICE else "cpu"
 OWN_LSE = ON_DEVICE  # torch has no fused CUDA kernel for the float32 of most cases here
 

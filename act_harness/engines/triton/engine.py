@@ -15,7 +15,7 @@ from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration, Layer
 from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import EngineResult, Geometry, LayerState, Report, boundary
 from act_harness.engines.torch import TorchEngine
-from act_harness.engines.triton import kernels, step
+from act_harness.engines.triton import direct, kernels, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,16 +42,34 @@ class Blocks(NamedTuple):
     sinks: int = 16
     stages: int = 3
     fold: bool = True
+    apply_warps: int = 4
+    direct_warps: int = 4
+    direct_stages: int = 3
+    direct_registers: int | None = None
+    """Most registers of a thread of ``direct_sums``, so that two programs fit side by side."""
+    items: int = 132
+    """Programs that listed rows are split for, to fill the chip."""
+    least: int = 256
+    """Fewest columns of a split."""
+    finish_rows: int = 32
+    """Rows whose parts one program adds up; at most ``direct_rows``."""
 
 
 def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
     """Choose blocks for heads of ``size`` values; tuned on one H200, bf16, 128 values."""
     wide = dtype == torch.float32 or size > 128
     if rows <= 16:
-        return Blocks(16, 64, 4, 16, 16, 64)
+        return Blocks(16, 64, 4, 16, 16, 64, finish_rows=16)
     if wide:
-        return Blocks(32, 64, 4, 32, 32, 32, stages=2)
-    return Blocks(128, 64, 4, 64, 64, 64)
+        return Blocks(32, 64, 4, 32, 32, 32, stages=2, direct_stages=2)
+    if rows < 1024:
+        return Blocks(128, 64, 4, 64, 64, 64)
+    return Blocks(64, 128, 8, 64, 128, 64, direct_warps=8)
+
+
+_LEAST_SCRATCH = 4 << 20
+_CONCURRENT_QUERIES = 16 << 20
+"""Bytes of queries that programs running side by side read: less than the chip's L2 cache."""
 
 
 @dataclass
@@ -79,6 +97,22 @@ class _Rows(NamedTuple):
     real: Tensor  # (B, T) uint8
     lo: Tensor  # (B, C) int32: first column a row sees
     hi: Tensor  # (B, C) int32: last column it sees, -1 for none
+
+
+class _Share(NamedTuple):
+    """How listed rows are shared out among programs: tables that the device fills, and room."""
+
+    size: int  # rows of a block
+    per_pair: int  # most blocks of rows of a sequence and slot
+    programs: int
+    most_split: int  # most blocks whose columns are split
+    listed: Tensor  # (B * h,) int32: number of listed rows
+    rows: Tensor  # (B, h, C) int32: those rows, in order
+    work: Tensor  # (5, B * h * per_pair) int32, see ``direct``
+    items: Tensor  # (2, programs) int32
+    facts: Tensor  # (2,) int32
+    values: Tensor  # (2 * aim, size, D) float32: parts of sums
+    masses: Tensor  # (2 * aim, size) float32
 
 
 class TritonEngine:
@@ -132,11 +166,10 @@ class TritonEngine:
         call = _Call(self, query, key, value, geometry, selection, lse, scale, softcap)
         if state is None:
             found, facts = call.detect()
-            tally = call.apply(found, facts[3], output, report=True)
+            tally = call.apply(found, output, report=True)
             return EngineResult(output, found, _report(facts, tally))
         found = _listed(state)
-        listed = query.new_zeros(found.sinks.shape[:2], dtype=torch.int32)
-        call.apply(found, listed, output)
+        call.apply(found, output)
         return EngineResult(output, found, None)
 
     def _step(
@@ -237,16 +270,16 @@ class _Call:
         heads = len(self.selection.plan.heads)
         batch, rows = self.query.shape[0], self.geometry.rows
         lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=self.query.device)
-        kernels.row_lse[(triton.cdiv(rows, self.blocks.direct_rows), self.pairs)](
+        kernels.row_lse[(triton.cdiv(rows, self.blocks.apply_rows), self.pairs)](
             self.query, self.key, lse, self.selection.heads,
             self.rows.real, self.rows.lo, self.rows.hi,
             *self.query.stride()[:3], *self.key.stride()[:3],
-            **self._common(), BM=self.blocks.direct_rows, BN=self.blocks.direct_columns,
+            **self._common(), BM=self.blocks.apply_rows, BN=self.blocks.direct_columns,
         )  # fmt: skip
         return lse
 
     def detect(self) -> tuple[TritonState, Tensor]:
-        """Find the prompt's sinks; return them with the facts of ``flag_sinks``, (4, B, h)."""
+        """Find the prompt's sinks; return them with the facts of ``flag_sinks``, (3, B, h)."""
         geometry, calibration = self.geometry, self.selection.plan.calibration
         device = self.query.device
         shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.total)
@@ -258,7 +291,7 @@ class _Call:
         flags = torch.empty(shape, dtype=torch.bool, device=device)
         index = torch.empty(shape, dtype=torch.int32, device=device)
         self.bias = torch.empty(shape, dtype=torch.float32, device=device)
-        facts = torch.empty(4, *shape[:2], dtype=torch.int32, device=device)
+        facts = torch.empty(3, *shape[:2], dtype=torch.int32, device=device)
         seen, most = _census(geometry)
         self.engine._note("flag_sinks")
         kernels.flag_sinks[(self.pairs,)](
@@ -285,19 +318,22 @@ class _Call:
         lse = self.lse
         if not self.geometry.only_prompt:
             lse = lse.masked_fill(~self.geometry.prompt_rows[:, None], float("inf"))
-        kernels.column_sums[(triton.cdiv(self.geometry.columns, blocks.sums_columns), self.pairs)](
+        bytes_of_one = self.geometry.rows * self.query.shape[-1] * self.query.element_size()
+        kernels.column_sums[(triton.cdiv(self.geometry.columns, blocks.sums_columns) * self.pairs,)](
             self.query, self.key, lse, sums, self.selection.heads,
             self.rows.real, self.rows.lo, self.rows.hi,
             *self.query.stride()[:3], *self.key.stride()[:3], *lse.stride(),
-            **self._common(), BY_HEAD=self.by_head, FOLD=blocks.fold,
+            **self._common(), pairs=self.pairs,
+            together=min(self.pairs, max(1, _CONCURRENT_QUERIES // bytes_of_one)),
+            BY_HEAD=self.by_head, FOLD=blocks.fold,
             BM=blocks.sums_rows, BN=blocks.sums_columns,
             num_warps=blocks.sums_warps, num_stages=blocks.stages,
         )  # fmt: skip
 
     def apply(
-        self, state: TritonState, listed: Tensor, output: Tensor, *, report: bool = False
+        self, state: TritonState, output: Tensor, *, report: bool = False
     ) -> Tensor | None:
-        """Calibrate ``output`` (B, C, H, D); ``listed`` (B, h) int32 zeros counts listed rows.
+        """Calibrate ``output`` (B, C, H, D).
 
         Returns:
             The kernels' tally (3, B, h, C), when a report is wanted.
@@ -305,37 +341,94 @@ class _Call:
         blocks, geometry = self.blocks, self.geometry
         shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.rows)
         device = self.query.device
-        rows = torch.empty(shape, dtype=torch.int32, device=device)
-        tally = torch.empty(3, *shape, device=device) if report else rows
-        seen = _census(geometry)[0] if report else rows
-        continues = self.selection.plan.calibration.decode == "frozen"
-        tensors = (
+        counts = torch.empty(
+            self.pairs, triton.cdiv(geometry.rows, blocks.apply_rows),
+            dtype=torch.int32, device=device,
+        )  # fmt: skip
+        found = torch.empty(shape, dtype=torch.int32, device=device)
+        tally = torch.empty(3, *shape, device=device) if report else counts
+        seen = _census(geometry)[0] if report else counts
+        inputs = (
             self.query, self.key, self.value, output, self.lse, self.selection.heads,
-            self.selection.strength, self.selection.damp,
-            self.rows.kind, self.rows.real, self.rows.lo, self.rows.hi, seen,
-            state.flags, self.bias, state.index, state.count, listed, rows, tally,
+            self.selection.strength, self.selection.damp, self.rows.kind,
+        )  # fmt: skip
+        sinks = (seen, state.index, state.count)
+        strides = (
             *self.query.stride()[:3], *self.key.stride()[:3], *self.value.stride()[:3],
             output.stride(0), output.stride(2), output.stride(1), *self.lse.stride(),
         )  # fmt: skip
-        common = {
-            **self._common(),
+        common = self._common()
+        common |= {
             "sink_total": state.sinks.shape[-1],
-            "first_row": geometry.first_row,
             "few_rows": FEW_ROWS,
-            "min_other": MIN_OTHER_MASS,
-            "most_on": _MOST_ON[self.query.dtype],
             "BY_HEAD": self.by_head,
-            "CONTINUE": continues,
             "REPORT": report,
-            "BN": blocks.direct_columns,
             "BS": blocks.sinks,
         }
-        for direct, size in ((False, blocks.apply_rows), (True, blocks.direct_rows)):
-            self.engine._note("direct" if direct else "apply")
-            kernels.apply_sinks[(triton.cdiv(geometry.rows, size), self.pairs)](
-                *tensors, **common, DIRECT=direct, BM=size,
+        self.engine._note("apply")
+        kernels.apply_sinks[(counts.shape[1], self.pairs)](
+            *inputs, self.rows.lo, self.rows.hi, *sinks, counts, found, tally, *strides,
+            **common, most_on=_MOST_ON[self.query.dtype],
+            CONTINUE=self.selection.plan.calibration.decode == "frozen", BM=blocks.apply_rows,
+            num_warps=blocks.apply_warps,
+        )  # fmt: skip
+        share = self._share(counts, found)
+        self.engine._note("direct")
+        common |= {"min_other": MIN_OTHER_MASS, "per_pair": share.per_pair, "BM": share.size}
+        common |= {"BN": blocks.direct_columns, "pairs": self.pairs}
+        tables = (share.listed, share.rows, share.work, share.items, share.facts, tally)
+        direct.direct_sums[(share.programs,)](
+            *inputs, self.rows.real, self.rows.lo, self.rows.hi, state.flags, self.bias, *sinks,
+            *tables, share.values, share.masses, *strides, **common,
+            num_warps=blocks.direct_warps, num_stages=blocks.direct_stages,
+            maxnreg=blocks.direct_registers,
+        )  # fmt: skip
+        if share.most_split:
+            self.engine._note("finish")
+            part = min(blocks.finish_rows, share.size)
+            del common["total"]
+            direct.finish_direct[(share.most_split * (share.size // part),)](
+                *inputs, self.rows.lo, self.rows.hi, *sinks,
+                *tables, share.values, share.masses, *strides, **common, programs=share.programs, FM=part,
             )  # fmt: skip
         return tally if report else None
+
+    def _share(self, counts: Tensor, found: Tensor) -> _Share:
+        """Share the listed rows out among programs; how many there are, only the device knows."""
+        blocks, size, columns = self.blocks, self.blocks.direct_rows, self.geometry.columns
+        width = max(16, triton.next_power_of_2(self.query.shape[-1]))
+        per_pair = triton.cdiv(self.geometry.rows, size)
+        row_blocks = per_pair * self.pairs
+        # Partial sums take no more than the base kernel's output did before it was transposed.
+        room = max(self.query.nbytes, _LEAST_SCRATCH) // (4 * size * width)
+        aim = min(blocks.items, room // 2) if columns > blocks.least else 0
+        device = counts.device
+        share = _Share(
+            size,
+            per_pair,
+            row_blocks + aim,
+            min(aim, row_blocks),
+            torch.empty(self.pairs, dtype=torch.int32, device=device),
+            torch.empty_like(found),
+            torch.empty(5, row_blocks, dtype=torch.int32, device=device),
+            torch.empty(2, row_blocks + aim, dtype=torch.int32, device=device),
+            torch.empty(2, dtype=torch.int32, device=device),
+            torch.empty(max(1, 2 * aim), size, width, dtype=torch.float32, device=device),
+            torch.empty(max(1, 2 * aim), size, dtype=torch.float32, device=device),
+        )
+        self.engine._note("gather")
+        direct.gather_rows[(self.pairs,)](
+            counts, found, self.rows.lo, self.rows.hi, share.listed, share.rows, share.work,
+            self.geometry.rows, columns, len(self.selection.plan.heads), counts.shape[1],
+            per_pair, row_blocks, PLAIN=self.plain, AM=blocks.apply_rows, BM=size,
+            BN=blocks.direct_columns, PARTS=max(1, 4096 // blocks.apply_rows),
+            BLOCKS=128 if self.plain else max(1, 2048 // size), num_warps=8,
+        )  # fmt: skip
+        direct.share_out[(1,)](
+            share.work, share.items, share.facts, row_blocks, row_blocks + aim, aim,
+            triton.cdiv(blocks.least, blocks.direct_columns), BLOCK=512, num_warps=8,
+        )  # fmt: skip
+        return share
 
 
 def _unsupported(
