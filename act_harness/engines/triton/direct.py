@@ -27,7 +27,7 @@ __all__ = ["direct_sums", "finish_direct", "gather_rows", "share_out"]
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit(do_not_specialize=["counted", "per_pair", "row_blocks"])
+@triton.jit(do_not_specialize=["slots", "counted", "per_pair", "row_blocks"])
 def gather_rows(
     counts_ptr, found_ptr, lo_ptr, hi_ptr, listed_ptr, rows_ptr, work_ptr,
     rows, columns, slots, counted, per_pair, row_blocks,
@@ -42,7 +42,9 @@ def gather_rows(
     j = tl.arange(0, AM)
     for start in range(0, counted, PARTS):
         part = start + tl.arange(0, PARTS)
-        number = tl.load(counts_ptr + pair.to(tl.int64) * counted + part, mask=part < counted, other=0)
+        number = tl.load(
+            counts_ptr + pair.to(tl.int64) * counted + part, mask=part < counted, other=0
+        )
         before = listed + tl.cumsum(number, axis=0) - number
         held = j[None, :] < number[:, None]
         row = tl.load(found_ptr + row_base + part[:, None] * AM + j[None, :], mask=held, other=0)
@@ -195,10 +197,10 @@ def settle(
         tl.store(tally + 2 * plane, (alone & (kind == 1)).to(tl.float32), mask=live)
 
 
-@triton.jit(do_not_specialize=["pairs", "per_pair"])
+@triton.jit(do_not_specialize=["slots", "pairs", "per_pair"])
 def direct_sums(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
-    kind_ptr, real_ptr, lo_ptr, hi_ptr, flags_ptr, bias_ptr, seen_ptr, index_ptr, count_ptr,
+    kind_ptr, lo_ptr, hi_ptr, real_ptr, flags_ptr, bias_ptr, seen_ptr, index_ptr, count_ptr,
     listed_ptr, rows_ptr, work_ptr, items_ptr, facts_ptr, tally_ptr, values_ptr, masses_ptr,
     sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, slb, slh, slm,
     rows, columns, total, sink_total, first_column, slots, per_group, scale, softcap,
@@ -278,7 +280,7 @@ def direct_sums(
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["pairs", "per_pair", "programs"])
+@triton.jit(do_not_specialize=["slots", "pairs", "per_pair", "programs"])
 def finish_direct(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
     kind_ptr, lo_ptr, hi_ptr, seen_ptr, index_ptr, count_ptr,
@@ -288,8 +290,7 @@ def finish_direct(
     few_rows, min_other, pairs, per_pair, programs,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
     REPORT: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
-    FM: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr, FM: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add up the parts of split blocks, FM rows a program, and write the rows."""
     number = tl.program_id(0) // (BM // FM)

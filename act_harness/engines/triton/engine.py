@@ -99,6 +99,15 @@ class _Rows(NamedTuple):
     hi: Tensor  # (B, C) int32: last column it sees, -1 for none
 
 
+class _Found(NamedTuple):
+    """What the correction by differences leaves."""
+
+    counts: Tensor  # (B * h, parts) int32: rows that lose digits, by part of the rows
+    rows: Tensor  # (B, h, C) int32: those, at the front of their part
+    tally: Tensor  # (3, B, h, C) float32, or ``counts`` where no report is wanted
+    seen: Tensor  # (B, T) int32, likewise
+
+
 class _Share(NamedTuple):
     """How listed rows are shared out among programs: tables that the device fills, and room."""
 
@@ -319,7 +328,8 @@ class _Call:
         if not self.geometry.only_prompt:
             lse = lse.masked_fill(~self.geometry.prompt_rows[:, None], float("inf"))
         bytes_of_one = self.geometry.rows * self.query.shape[-1] * self.query.element_size()
-        kernels.column_sums[(triton.cdiv(self.geometry.columns, blocks.sums_columns) * self.pairs,)](
+        programs = triton.cdiv(self.geometry.columns, blocks.sums_columns) * self.pairs
+        kernels.column_sums[(programs,)](
             self.query, self.key, lse, sums, self.selection.heads,
             self.rows.real, self.rows.lo, self.rows.hi,
             *self.query.stride()[:3], *self.key.stride()[:3], *lse.stride(),
@@ -330,70 +340,90 @@ class _Call:
             num_warps=blocks.sums_warps, num_stages=blocks.stages,
         )  # fmt: skip
 
-    def apply(
-        self, state: TritonState, output: Tensor, *, report: bool = False
-    ) -> Tensor | None:
+    def apply(self, state: TritonState, output: Tensor, *, report: bool = False) -> Tensor | None:
         """Calibrate ``output`` (B, C, H, D).
 
         Returns:
             The kernels' tally (3, B, h, C), when a report is wanted.
         """
-        blocks, geometry = self.blocks, self.geometry
-        shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.rows)
-        device = self.query.device
-        counts = torch.empty(
-            self.pairs, triton.cdiv(geometry.rows, blocks.apply_rows),
-            dtype=torch.int32, device=device,
-        )  # fmt: skip
-        found = torch.empty(shape, dtype=torch.int32, device=device)
-        tally = torch.empty(3, *shape, device=device) if report else counts
-        seen = _census(geometry)[0] if report else counts
-        inputs = (
+        found = self.correct(state, output, report=report)
+        self.sum_anew(state, output, found)
+        return found.tally if report else None
+
+    def _inputs(self, output: Tensor) -> tuple[Tensor, ...]:
+        return (
             self.query, self.key, self.value, output, self.lse, self.selection.heads,
             self.selection.strength, self.selection.damp, self.rows.kind,
         )  # fmt: skip
-        sinks = (seen, state.index, state.count)
-        strides = (
+
+    def _strides(self, output: Tensor) -> tuple[int, ...]:
+        return (
             *self.query.stride()[:3], *self.key.stride()[:3], *self.value.stride()[:3],
             output.stride(0), output.stride(2), output.stride(1), *self.lse.stride(),
         )  # fmt: skip
-        common = self._common()
-        common |= {
+
+    def _settings(self, state: TritonState, report: bool) -> dict[str, Any]:
+        return {
+            **self._common(),
             "sink_total": state.sinks.shape[-1],
             "few_rows": FEW_ROWS,
             "BY_HEAD": self.by_head,
             "REPORT": report,
-            "BS": blocks.sinks,
+            "BS": self.blocks.sinks,
         }
+
+    def correct(self, state: TritonState, output: Tensor, *, report: bool) -> _Found:
+        """Calibrate by the difference; return the rows where it would lose digits."""
+        blocks, geometry, device = self.blocks, self.geometry, self.query.device
+        shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.rows)
+        parts = triton.cdiv(geometry.rows, blocks.apply_rows)
+        counts = torch.empty(self.pairs, parts, dtype=torch.int32, device=device)
+        found = _Found(
+            counts,
+            torch.empty(shape, dtype=torch.int32, device=device),
+            torch.empty(3, *shape, device=device) if report else counts,
+            _census(geometry)[0] if report else counts,
+        )
         self.engine._note("apply")
-        kernels.apply_sinks[(counts.shape[1], self.pairs)](
-            *inputs, self.rows.lo, self.rows.hi, *sinks, counts, found, tally, *strides,
-            **common, most_on=_MOST_ON[self.query.dtype],
+        kernels.apply_sinks[(parts, self.pairs)](
+            *self._inputs(output), self.rows.lo, self.rows.hi,
+            found.seen, state.index, state.count, found.counts, found.rows, found.tally,
+            *self._strides(output), **self._settings(state, report),
+            most_on=_MOST_ON[self.query.dtype],
             CONTINUE=self.selection.plan.calibration.decode == "frozen", BM=blocks.apply_rows,
             num_warps=blocks.apply_warps,
         )  # fmt: skip
-        share = self._share(counts, found)
+        return found
+
+    def sum_anew(self, state: TritonState, output: Tensor, found: _Found) -> None:
+        """Sum the rows that ``correct`` left."""
+        blocks, rows = self.blocks, self.rows
+        share = self._share(found)
+        common = self._settings(state, found.tally is not found.counts)
+        del common["total"]
+        common |= {"min_other": MIN_OTHER_MASS, "per_pair": share.per_pair, "pairs": self.pairs}
+        inputs, strides = self._inputs(output), self._strides(output)
+        tables = (
+            found.seen, state.index, state.count,
+            share.listed, share.rows, share.work, share.items, share.facts, found.tally,
+            share.values, share.masses,
+        )  # fmt: skip
         self.engine._note("direct")
-        common |= {"min_other": MIN_OTHER_MASS, "per_pair": share.per_pair, "BM": share.size}
-        common |= {"BN": blocks.direct_columns, "pairs": self.pairs}
-        tables = (share.listed, share.rows, share.work, share.items, share.facts, tally)
         direct.direct_sums[(share.programs,)](
-            *inputs, self.rows.real, self.rows.lo, self.rows.hi, state.flags, self.bias, *sinks,
-            *tables, share.values, share.masses, *strides, **common,
+            *inputs, rows.lo, rows.hi, rows.real, state.flags, self.bias, *tables, *strides,
+            **common, total=self.geometry.total, BM=share.size, BN=blocks.direct_columns,
             num_warps=blocks.direct_warps, num_stages=blocks.direct_stages,
             maxnreg=blocks.direct_registers,
         )  # fmt: skip
         if share.most_split:
             self.engine._note("finish")
             part = min(blocks.finish_rows, share.size)
-            del common["total"]
             direct.finish_direct[(share.most_split * (share.size // part),)](
-                *inputs, self.rows.lo, self.rows.hi, *sinks,
-                *tables, share.values, share.masses, *strides, **common, programs=share.programs, FM=part,
+                *inputs, rows.lo, rows.hi, *tables, *strides,
+                **common, programs=share.programs, BM=share.size, FM=part,
             )  # fmt: skip
-        return tally if report else None
 
-    def _share(self, counts: Tensor, found: Tensor) -> _Share:
+    def _share(self, found: _Found) -> _Share:
         """Share the listed rows out among programs; how many there are, only the device knows."""
         blocks, size, columns = self.blocks, self.blocks.direct_rows, self.geometry.columns
         width = max(16, triton.next_power_of_2(self.query.shape[-1]))
@@ -402,14 +432,14 @@ class _Call:
         # Partial sums take no more than the base kernel's output did before it was transposed.
         room = max(self.query.nbytes, _LEAST_SCRATCH) // (4 * size * width)
         aim = min(blocks.items, room // 2) if columns > blocks.least else 0
-        device = counts.device
+        device = self.query.device
         share = _Share(
             size,
             per_pair,
             row_blocks + aim,
             min(aim, row_blocks),
             torch.empty(self.pairs, dtype=torch.int32, device=device),
-            torch.empty_like(found),
+            torch.empty_like(found.rows),
             torch.empty(5, row_blocks, dtype=torch.int32, device=device),
             torch.empty(2, row_blocks + aim, dtype=torch.int32, device=device),
             torch.empty(2, dtype=torch.int32, device=device),
@@ -418,8 +448,9 @@ class _Call:
         )
         self.engine._note("gather")
         direct.gather_rows[(self.pairs,)](
-            counts, found, self.rows.lo, self.rows.hi, share.listed, share.rows, share.work,
-            self.geometry.rows, columns, len(self.selection.plan.heads), counts.shape[1],
+            found.counts, found.rows, self.rows.lo, self.rows.hi,
+            share.listed, share.rows, share.work,
+            self.geometry.rows, columns, len(self.selection.plan.heads), found.counts.shape[1],
             per_pair, row_blocks, PLAIN=self.plain, AM=blocks.apply_rows, BM=size,
             BN=blocks.direct_columns, PARTS=max(1, 4096 // blocks.apply_rows),
             BLOCKS=128 if self.plain else max(1, 2048 // size), num_warps=8,

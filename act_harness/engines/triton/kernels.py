@@ -9,7 +9,6 @@ What a row sees is an interval of columns, ``lo..hi``, less the pads; ``kind`` s
 neither needs to be loaded. Logarithms are natural in memory and of base 2 inside.
 """
 
-# ruff: noqa: E501 - kernels: Triton's own conventions
 from __future__ import annotations
 
 import triton
@@ -42,7 +41,7 @@ def dense(held, d, D: tl.constexpr, BD: tl.constexpr):
     return mask
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def row_lse(
     q_ptr, k_ptr, lse_ptr, heads_ptr, real_ptr, lo_ptr, hi_ptr,
     sqb, sqh, sqm, skb, skh, skn,
@@ -87,7 +86,7 @@ def row_lse(
     tl.store(lse_ptr + pair.to(tl.int64) * rows + m, lse, mask=inside)
 
 
-@triton.jit(do_not_specialize=["pairs", "together"])
+@triton.jit(do_not_specialize=["slots", "pairs", "together"])
 def column_sums(
     q_ptr, k_ptr, lse_ptr, sums_ptr, heads_ptr, real_ptr, lo_ptr, hi_ptr,
     sqb, sqh, sqm, skb, skh, skn, slb, slh, slm,
@@ -171,7 +170,7 @@ def column_sums(
     tl.store(sums_ptr + pair.to(tl.int64) * total + position, sums, mask=held)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def flag_sinks(
     sums_ptr, seen_ptr, most_ptr, first_ptr, real_ptr, flags_ptr, index_ptr, bias_ptr, facts_ptr,
     total, slots, limit, min_rows, boundary, few_rows,
@@ -274,7 +273,7 @@ def on_sinks(
     return m, few, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def apply_sinks(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
     kind_ptr, lo_ptr, hi_ptr, seen_ptr, index_ptr, count_ptr,
@@ -315,7 +314,9 @@ def apply_sinks(
         kind = tl.load(kind_ptr + b * rows + m, mask=live, other=0)
         active = live & ((kind == 1) | (kind == 2)) if CONTINUE else live & (kind == 1)
         tile = dense(active[:, None], d[None, :], D, BD)
-        q = tl.load(q_ptr + b * sqb + head * sqh + m[:, None] * sqm + d[None, :], mask=tile, other=0.0)
+        q = tl.load(
+            q_ptr + b * sqb + head * sqh + m[:, None] * sqm + d[None, :], mask=tile, other=0.0
+        )
         out_at = out_ptr + b * sob + head * soh + m[:, None] * som + d[None, :]
         old = tl.load(out_at, mask=tile, other=0.0)  # before the sinks: its latency hides there
         lse_base = lse_ptr + b * slb + (head if BY_HEAD else slot.to(tl.int64)) * slh
