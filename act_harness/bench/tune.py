@@ -37,22 +37,31 @@ Change = dict[str, Any]
 
 # Most promising first. Columns of the sums decide how often queries are read from the L2 cache.
 SUMS: list[Change] = [
-    {"sums_rows": rows, "sums_columns": columns, "sums_warps": warps, "stages": stages, "fold": f}
-    for rows, columns, warps, stages, f in (
-        (64, 128, 8, 3, True),
-        (64, 128, 8, 4, True),
-        (32, 128, 4, 3, True),
-        (64, 128, 4, 3, True),
-        (128, 128, 8, 2, True),
-        (64, 256, 8, 3, True),
-        (64, 64, 4, 3, True),
-        (128, 128, 8, 3, True),
-        (32, 128, 4, 4, True),
-        (64, 128, 8, 2, True),
-        (32, 256, 8, 3, True),
-        (64, 128, 8, 3, False),
-        (128, 64, 4, 3, True),
-        (64, 64, 4, 4, True),
+    {
+        "sums_rows": rows,
+        "sums_columns": columns,
+        "sums_warps": warps,
+        "stages": stages,
+        "sums_registers": registers,
+        "fold": fold,
+    }
+    for rows, columns, warps, stages, registers, fold in (
+        (64, 128, 8, 3, None, True),
+        (128, 128, 8, 2, 128, True),
+        (64, 256, 8, 3, 128, True),
+        (32, 128, 4, 3, None, True),
+        (64, 64, 4, 3, None, True),
+        (64, 128, 8, 4, None, True),
+        (64, 128, 4, 3, 168, True),
+        (128, 64, 4, 2, 128, True),
+        (64, 256, 8, 2, 128, True),
+        (128, 128, 8, 3, None, True),
+        (64, 128, 4, 3, 128, True),
+        (32, 256, 8, 3, None, True),
+        (64, 128, 8, 2, None, True),
+        (64, 256, 8, 3, None, True),
+        (64, 128, 8, 3, None, False),
+        (128, 64, 4, 3, None, True),
     )
 ]
 DIRECT: list[Change] = [
@@ -82,8 +91,21 @@ DIRECT: list[Change] = [
     )
 ]
 APPLY: list[Change] = [
-    {"apply_rows": rows, "apply_warps": warps}
-    for rows, warps in ((64, 4), (32, 4), (128, 8), (64, 8), (32, 2))
+    {
+        "apply_rows": rows,
+        "apply_warps": warps,
+        "apply_stages": stages,
+        "apply_registers": registers,
+    }
+    for rows, warps, stages, registers in (
+        (64, 4, 1, 128),
+        (64, 4, 3, None),
+        (32, 4, 1, 128),
+        (64, 4, 1, None),
+        (64, 4, 1, 168),
+        (128, 8, 1, 128),
+        (32, 4, 3, None),
+    )
 ]
 FINISH: list[Change] = [{"finish_rows": rows} for rows in (32, 16, 64)]
 

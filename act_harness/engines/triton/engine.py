@@ -46,7 +46,10 @@ class Blocks(NamedTuple):
     direct_warps: int = 4
     direct_stages: int = 3
     direct_registers: int | None = None
-    """Most registers of a thread of ``direct_sums``, so that two programs fit side by side."""
+    """Most registers of a thread, so that more programs fit side by side; None: as needed."""
+    sums_registers: int | None = None
+    apply_registers: int | None = None
+    apply_stages: int = 3
     items: int = 132
     """Programs that listed rows are split for, to fill the chip."""
     least: int = 256
@@ -64,7 +67,9 @@ def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
         return Blocks(32, 64, 4, 32, 32, 32, stages=2, direct_stages=2)
     if rows < 1024:
         return Blocks(128, 64, 4, 64, 64, 64)
-    return Blocks(64, 128, 8, 64, 128, 64, direct_warps=8)
+    return Blocks(
+        64, 128, 8, 64, 128, 64, direct_warps=8, apply_stages=1, apply_registers=128
+    )  # fmt: skip
 
 
 _LEAST_SCRATCH = 4 << 20
@@ -337,7 +342,7 @@ class _Call:
             together=min(self.pairs, max(1, _CONCURRENT_QUERIES // bytes_of_one)),
             BY_HEAD=self.by_head, FOLD=blocks.fold,
             BM=blocks.sums_rows, BN=blocks.sums_columns,
-            num_warps=blocks.sums_warps, num_stages=blocks.stages,
+            num_warps=blocks.sums_warps, num_stages=blocks.stages, maxnreg=blocks.sums_registers,
         )  # fmt: skip
 
     def apply(self, state: TritonState, output: Tensor, *, report: bool = False) -> Tensor | None:
@@ -391,7 +396,8 @@ class _Call:
             *self._strides(output), **self._settings(state, report),
             most_on=_MOST_ON[self.query.dtype],
             CONTINUE=self.selection.plan.calibration.decode == "frozen", BM=blocks.apply_rows,
-            num_warps=blocks.apply_warps,
+            num_warps=blocks.apply_warps, num_stages=blocks.apply_stages,
+            maxnreg=blocks.apply_registers,
         )  # fmt: skip
         return found
 
