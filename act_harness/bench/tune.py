@@ -424,6 +424,11 @@ def main(arguments: list[str] | None = None) -> Path:
     )
     good = {name: "failed" not in x and _good(x, given.dtype) for name, x in checked.items()}
     print(f"checked after {time.monotonic() - began:.0f} s")
+    for name, found in checked.items():
+        if not good[name]:
+            print("left out:", name, found.get("failed") or found)
+    worst = max((x["error"] for name, x in checked.items() if good[name]), default=0.0)
+    print(f"{sum(good.values())} of {len(good)} candidates are right, worst row {worst:.2g}")
     records: list[dict[str, Any]] = []
     shortlists: dict[str, dict[int, list[Change]]] = {}
     path: Path = given.out / "tune.json"
@@ -439,9 +444,6 @@ def main(arguments: list[str] | None = None) -> Path:
         records.append(tune(bench, good, given.rounds, until, shortlists.setdefault(shape, {})))
         del bench
         path.write_text(json.dumps({"checked": checked, "records": records}, indent=1))
-    for name, found in checked.items():
-        if not good[name]:
-            print("left out:", name, found.get("failed") or found)
     for line in _table(records):
         print(line)
     print(f"{time.monotonic() - began:.0f} s in all; {path}")
