@@ -17,9 +17,12 @@ import engine_cases as ec
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines import select_engine
 from act_harness.engines.reference import ReferenceEngine
+from act_harness.engines.triton import direct
+from act_harness.engines.triton import engine as engine_module
 from act_harness.engines.triton.engine import Blocks, TritonEngine
 
-SMALL = Blocks(16, 16, 4, 16, 16, 16)
+SMALL = Blocks(16, 16, 4, 16, 16, 16, items=8, least=16, finish_rows=16)
+WHOLE = SMALL._replace(least=256)  # no block of these short prompts is split
 DEVICE = "cuda" if ON_DEVICE else "cpu"
 OWN_LSE = ON_DEVICE  # torch has no fused CUDA kernel for the float32 of most cases here
 
@@ -93,9 +96,100 @@ def test_rows_with_nearly_all_mass_on_sinks():
     for strength in (9.0, 13.0, 60.0):
         case = tiny(8, strength=strength, spread=0.1)
         plan = ec.plan_of(Calibration(protect="none"), (0, 1, 2, 3))
-        found, exact, _ = check(case, plan)
+        found, exact, calls = check(case, plan)
+        assert calls["finish"] == 1
         assert found.report.moved.max() > 0.3 * 40 or (found.report.alone > 0).any()
     assert (exact.report.alone > 0).any()
+
+
+@pytest.mark.parametrize("strength", [13.0, 60.0])
+def test_direct_sums_in_one_piece(strength):
+    plan = ec.plan_of(Calibration(protect="none"), (0, 1, 2, 3))
+    _, _, calls = check(tiny(8, strength=strength, spread=0.1), plan, using=TritonEngine(WHOLE))
+    assert "finish" not in calls
+
+
+def test_direct_sums_in_large_blocks_of_several_parts():
+    """Blocks of rows that are finished piece by piece, some with rows to spare."""
+    blocks = SMALL._replace(direct_rows=32, items=64)
+    plan = ec.plan_of(Calibration(protect="none"), (0, 1))
+    case = tiny(8, tokens=90, strength=13.0, spread=0.1)
+    _, _, calls = check(case, plan, using=TritonEngine(blocks))
+    assert calls["finish"] == 1
+
+
+def listed_tables(chosen, aim, *, plain, per_pair, lo, hi):
+    """Run the two kernels that share listed rows out; ``chosen`` (pairs, rows) bool."""
+    pairs, rows = chosen.shape
+    counts = chosen.view(pairs, -1, 16).sum(-1, dtype=torch.int32)
+    found = torch.full((pairs, rows), 10**6, dtype=torch.int32)
+    for pair in range(pairs):
+        for part in range(rows // 16):
+            own = chosen[pair, part * 16 : part * 16 + 16].nonzero()[:, 0] + part * 16
+            found[pair, part * 16 : part * 16 + len(own)] = own.int()
+    listed = torch.full((pairs,), -7, dtype=torch.int32)
+    row_blocks = pairs * per_pair
+    ordered, work = torch.full_like(found, -7), torch.full((5, row_blocks), -7, dtype=torch.int32)
+    items = torch.full((2, row_blocks + aim), -7, dtype=torch.int32)
+    facts = torch.full((2,), -7, dtype=torch.int32)
+    tensors = [x.to(DEVICE) for x in (counts, found, lo, hi, listed, ordered, work, items, facts)]
+    counts, found, lo, hi, listed, ordered, work, items, facts = tensors
+    direct.gather_rows[(pairs,)](
+        counts, found, lo, hi, listed, ordered, work, rows, rows, 1, rows // 16, per_pair,
+        row_blocks, PLAIN=plain, AM=16, BM=16, BN=16, PARTS=2, BLOCKS=2,
+    )  # fmt: skip
+    direct.share_out[(1,)](work, items, facts, row_blocks, row_blocks + aim, aim, 1, BLOCK=4)
+    return listed.cpu(), ordered.cpu(), work.cpu(), items.cpu(), facts.tolist()
+
+
+@pytest.mark.parametrize("aim", [0, 1, 2, 7, 40])
+@pytest.mark.parametrize("plain", [True, False])
+def test_listed_rows_are_shared_out(aim, plain):
+    """Every listed row is in one block, and every column it sees in one item."""
+    generator = torch.Generator().manual_seed(aim)
+    chosen = torch.rand(4, 96, generator=generator) < torch.tensor([[0.9], [0.0], [0.2], [0.02]])
+    chosen[3, 95] = True
+    row = torch.arange(96, dtype=torch.int32).expand(4, -1).contiguous()
+    lo = torch.zeros_like(row) if plain else (row - 20).clamp(min=0)
+    listed, ordered, work, items, (used, split) = listed_tables(
+        chosen, aim, plain=plain, per_pair=6, lo=lo, hi=row
+    )
+    assert listed.tolist() == chosen.sum(1).tolist()
+    parts = []
+    for pair in range(4):
+        own = ordered[pair, : listed[pair]].tolist()
+        assert own == chosen[pair].nonzero()[:, 0].tolist()
+        for block in range(6):
+            g = pair * 6 + block
+            mine = own[block * 16 : block * 16 + 16]
+            first, length, number, item, part = work[:, g].tolist()
+            if not mine:
+                assert length == number == 0
+                continue
+            assert first <= lo[pair, mine[0]] < first + 16
+            assert mine[-1] < first + length * 16 <= mine[-1] + 16
+            assert items[0, item : item + number].tolist() == [g] * number
+            assert 1 <= number <= length
+            assert (part >= 0) == (number > 1)
+            parts += range(part, part + number) if part >= 0 else []
+    assert sorted(parts) == list(range(len(parts)))
+    assert len(parts) <= 2 * aim
+    assert used == int(work[2].sum()) <= 24 + aim
+    assert sorted(items[1, :split].tolist()) == (work[2] > 1).nonzero()[:, 0].tolist()
+    if aim == 40:
+        assert split > 1
+    if aim == 0:
+        assert split == 0
+
+
+def test_column_sums_side_by_side(monkeypatch):
+    """Sequences and heads in groups, the last of them smaller."""
+    monkeypatch.setattr(engine_module, "_CONCURRENT_QUERIES", 2 * 40 * 16 * 4)
+    case = tiny(19, batch=2)
+    assert case.query.shape[2:] == (40, 16)
+    check(case, ec.plan_of(Calibration(), (0, 1, 3)), using=TritonEngine(SMALL))
+    monkeypatch.setattr(engine_module, "_CONCURRENT_QUERIES", 4 * 40 * 16 * 4)
+    check(case, ec.plan_of(Calibration(), (0, 1, 3)), using=TritonEngine(SMALL))
 
 
 def test_more_sinks_than_a_block_of_them():

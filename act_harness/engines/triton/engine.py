@@ -16,7 +16,7 @@ from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import EngineResult, Geometry, LayerState, Report, boundary
 from act_harness.engines.ragged import LONGEST
 from act_harness.engines.torch import TorchEngine
-from act_harness.engines.triton import kernels, step
+from act_harness.engines.triton import direct, kernels, step
 from act_harness.engines.triton.ragged import SegmentKernels
 
 if TYPE_CHECKING:
@@ -46,16 +46,39 @@ class Blocks(NamedTuple):
     sinks: int = 16
     stages: int = 3
     fold: bool = True
+    apply_warps: int = 4
+    direct_warps: int = 4
+    direct_stages: int = 3
+    direct_registers: int | None = None
+    """Most registers of a thread, so that more programs fit side by side; None: as needed."""
+    sums_registers: int | None = None
+    apply_registers: int | None = None
+    apply_stages: int = 3
+    items: int = 132
+    """Programs that listed rows are split for, to fill the chip."""
+    least: int = 256
+    """Fewest columns of a split."""
+    finish_rows: int = 32
+    """Rows whose parts one program adds up; at most ``direct_rows``."""
 
 
 def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
     """Choose blocks for heads of ``size`` values; tuned on one H200, bf16, 128 values."""
     wide = dtype == torch.float32 or size > 128
     if rows <= 16:
-        return Blocks(16, 64, 4, 16, 16, 64)
+        return Blocks(16, 64, 4, 16, 16, 64, finish_rows=16)
     if wide:
-        return Blocks(32, 64, 4, 32, 32, 32, stages=2)
-    return Blocks(128, 64, 4, 64, 64, 64)
+        return Blocks(32, 64, 4, 32, 32, 32, stages=2, direct_stages=2)
+    if rows < 1024:
+        return Blocks(128, 64, 4, 64, 64, 64)
+    return Blocks(
+        64, 128, 8, 64, 128, 64, direct_warps=8, apply_stages=1, apply_registers=128
+    )  # fmt: skip
+
+
+_LEAST_SCRATCH = 4 << 20
+_CONCURRENT_QUERIES = 16 << 20
+"""Bytes of queries that programs running side by side read: less than the chip's L2 cache."""
 
 
 @dataclass
@@ -83,6 +106,31 @@ class _Rows(NamedTuple):
     real: Tensor  # (B, T) uint8
     lo: Tensor  # (B, C) int32: first column a row sees
     hi: Tensor  # (B, C) int32: last column it sees, -1 for none
+
+
+class _Found(NamedTuple):
+    """What the correction by differences leaves."""
+
+    counts: Tensor  # (B * h, parts) int32: rows that lose digits, by part of the rows
+    rows: Tensor  # (B, h, C) int32: those, at the front of their part
+    tally: Tensor  # (3, B, h, C) float32, or ``counts`` where no report is wanted
+    seen: Tensor  # (B, T) int32, likewise
+
+
+class _Share(NamedTuple):
+    """How listed rows are shared out among programs: tables that the device fills, and room."""
+
+    size: int  # rows of a block
+    per_pair: int  # most blocks of rows of a sequence and slot
+    programs: int
+    most_split: int  # most blocks whose columns are split
+    listed: Tensor  # (B * h,) int32: number of listed rows
+    rows: Tensor  # (B, h, C) int32: those rows, in order
+    work: Tensor  # (5, B * h * per_pair) int32, see ``direct``
+    items: Tensor  # (2, programs) int32
+    facts: Tensor  # (2,) int32
+    values: Tensor  # (2 * aim, size, D) float32: parts of sums
+    masses: Tensor  # (2 * aim, size) float32
 
 
 class TritonEngine:
@@ -137,11 +185,10 @@ class TritonEngine:
         call = _Call(self, query, key, value, geometry, selection, lse, scale, softcap)
         if state is None:
             found, facts = call.detect()
-            tally = call.apply(found, facts[3], output, report=True)
+            tally = call.apply(found, output, report=True)
             return EngineResult(output, found, _report(facts, tally))
         found = _listed(state)
-        listed = query.new_zeros(found.sinks.shape[:2], dtype=torch.int32)
-        call.apply(found, listed, output)
+        call.apply(found, output)
         return EngineResult(output, found, None)
 
     def takes_segments(self, plan: LayerPlan, segments: Segments) -> bool:
@@ -266,16 +313,16 @@ class _Call:
         heads = len(self.selection.plan.heads)
         batch, rows = self.query.shape[0], self.geometry.rows
         lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=self.query.device)
-        kernels.row_lse[(triton.cdiv(rows, self.blocks.direct_rows), self.pairs)](
+        kernels.row_lse[(triton.cdiv(rows, self.blocks.apply_rows), self.pairs)](
             self.query, self.key, lse, self.selection.heads,
             self.rows.real, self.rows.lo, self.rows.hi,
             *self.query.stride()[:3], *self.key.stride()[:3],
-            **self._common(), BM=self.blocks.direct_rows, BN=self.blocks.direct_columns,
+            **self._common(), BM=self.blocks.apply_rows, BN=self.blocks.direct_columns,
         )  # fmt: skip
         return lse
 
     def detect(self) -> tuple[TritonState, Tensor]:
-        """Find the prompt's sinks; return them with the facts of ``flag_sinks``, (4, B, h)."""
+        """Find the prompt's sinks; return them with the facts of ``flag_sinks``, (3, B, h)."""
         geometry, calibration = self.geometry, self.selection.plan.calibration
         device = self.query.device
         shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.total)
@@ -287,7 +334,7 @@ class _Call:
         flags = torch.empty(shape, dtype=torch.bool, device=device)
         index = torch.empty(shape, dtype=torch.int32, device=device)
         self.bias = torch.empty(shape, dtype=torch.float32, device=device)
-        facts = torch.empty(4, *shape[:2], dtype=torch.int32, device=device)
+        facts = torch.empty(3, *shape[:2], dtype=torch.int32, device=device)
         seen, most = _census(geometry)
         self.engine._note("flag_sinks")
         kernels.flag_sinks[(self.pairs,)](
@@ -314,57 +361,140 @@ class _Call:
         lse = self.lse
         if not self.geometry.only_prompt:
             lse = lse.masked_fill(~self.geometry.prompt_rows[:, None], float("inf"))
-        kernels.column_sums[(triton.cdiv(self.geometry.columns, blocks.sums_columns), self.pairs)](
+        bytes_of_one = self.geometry.rows * self.query.shape[-1] * self.query.element_size()
+        programs = triton.cdiv(self.geometry.columns, blocks.sums_columns) * self.pairs
+        kernels.column_sums[(programs,)](
             self.query, self.key, lse, sums, self.selection.heads,
             self.rows.real, self.rows.lo, self.rows.hi,
             *self.query.stride()[:3], *self.key.stride()[:3], *lse.stride(),
-            **self._common(), BY_HEAD=self.by_head, FOLD=blocks.fold,
+            **self._common(), pairs=self.pairs,
+            together=min(self.pairs, max(1, _CONCURRENT_QUERIES // bytes_of_one)),
+            BY_HEAD=self.by_head, FOLD=blocks.fold,
             BM=blocks.sums_rows, BN=blocks.sums_columns,
-            num_warps=blocks.sums_warps, num_stages=blocks.stages,
+            num_warps=blocks.sums_warps, num_stages=blocks.stages, maxnreg=blocks.sums_registers,
         )  # fmt: skip
 
-    def apply(
-        self, state: TritonState, listed: Tensor, output: Tensor, *, report: bool = False
-    ) -> Tensor | None:
-        """Calibrate ``output`` (B, C, H, D); ``listed`` (B, h) int32 zeros counts listed rows.
+    def apply(self, state: TritonState, output: Tensor, *, report: bool = False) -> Tensor | None:
+        """Calibrate ``output`` (B, C, H, D).
 
         Returns:
             The kernels' tally (3, B, h, C), when a report is wanted.
         """
-        blocks, geometry = self.blocks, self.geometry
-        shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.rows)
-        device = self.query.device
-        rows = torch.empty(shape, dtype=torch.int32, device=device)
-        tally = torch.empty(3, *shape, device=device) if report else rows
-        seen = _census(geometry)[0] if report else rows
-        continues = self.selection.plan.calibration.decode == "frozen"
-        tensors = (
+        found = self.correct(state, output, report=report)
+        self.sum_anew(state, output, found)
+        return found.tally if report else None
+
+    def _inputs(self, output: Tensor) -> tuple[Tensor, ...]:
+        return (
             self.query, self.key, self.value, output, self.lse, self.selection.heads,
-            self.selection.strength, self.selection.damp,
-            self.rows.kind, self.rows.real, self.rows.lo, self.rows.hi, seen,
-            state.flags, self.bias, state.index, state.count, listed, rows, tally,
+            self.selection.strength, self.selection.damp, self.rows.kind,
+        )  # fmt: skip
+
+    def _strides(self, output: Tensor) -> tuple[int, ...]:
+        return (
             *self.query.stride()[:3], *self.key.stride()[:3], *self.value.stride()[:3],
             output.stride(0), output.stride(2), output.stride(1), *self.lse.stride(),
         )  # fmt: skip
-        common = {
+
+    def _settings(self, state: TritonState, report: bool) -> dict[str, Any]:
+        return {
             **self._common(),
             "sink_total": state.sinks.shape[-1],
-            "first_row": geometry.first_row,
             "few_rows": FEW_ROWS,
-            "min_other": MIN_OTHER_MASS,
-            "most_on": _MOST_ON[self.query.dtype],
             "BY_HEAD": self.by_head,
-            "CONTINUE": continues,
             "REPORT": report,
-            "BN": blocks.direct_columns,
-            "BS": blocks.sinks,
+            "BS": self.blocks.sinks,
         }
-        for direct, size in ((False, blocks.apply_rows), (True, blocks.direct_rows)):
-            self.engine._note("direct" if direct else "apply")
-            kernels.apply_sinks[(triton.cdiv(geometry.rows, size), self.pairs)](
-                *tensors, **common, DIRECT=direct, BM=size,
+
+    def correct(self, state: TritonState, output: Tensor, *, report: bool) -> _Found:
+        """Calibrate by the difference; return the rows where it would lose digits."""
+        blocks, geometry, device = self.blocks, self.geometry, self.query.device
+        shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.rows)
+        parts = triton.cdiv(geometry.rows, blocks.apply_rows)
+        counts = torch.empty(self.pairs, parts, dtype=torch.int32, device=device)
+        found = _Found(
+            counts,
+            torch.empty(shape, dtype=torch.int32, device=device),
+            torch.empty(3, *shape, device=device) if report else counts,
+            _census(geometry)[0] if report else counts,
+        )
+        self.engine._note("apply")
+        kernels.apply_sinks[(parts, self.pairs)](
+            *self._inputs(output), self.rows.lo, self.rows.hi,
+            found.seen, state.index, state.count, found.counts, found.rows, found.tally,
+            *self._strides(output), **self._settings(state, report),
+            most_on=_MOST_ON[self.query.dtype],
+            CONTINUE=self.selection.plan.calibration.decode == "frozen", BM=blocks.apply_rows,
+            num_warps=blocks.apply_warps, num_stages=blocks.apply_stages,
+            maxnreg=blocks.apply_registers,
+        )  # fmt: skip
+        return found
+
+    def sum_anew(self, state: TritonState, output: Tensor, found: _Found) -> None:
+        """Sum the rows that ``correct`` left."""
+        blocks, rows = self.blocks, self.rows
+        share = self._share(found)
+        common = self._settings(state, found.tally is not found.counts)
+        del common["total"]
+        common |= {"min_other": MIN_OTHER_MASS, "per_pair": share.per_pair, "pairs": self.pairs}
+        inputs, strides = self._inputs(output), self._strides(output)
+        tables = (
+            found.seen, state.index, state.count,
+            share.listed, share.rows, share.work, share.items, share.facts, found.tally,
+            share.values, share.masses,
+        )  # fmt: skip
+        self.engine._note("direct")
+        direct.direct_sums[(share.programs,)](
+            *inputs, rows.lo, rows.hi, rows.real, state.flags, self.bias, *tables, *strides,
+            **common, total=self.geometry.total, BM=share.size, BN=blocks.direct_columns,
+            num_warps=blocks.direct_warps, num_stages=blocks.direct_stages,
+            maxnreg=blocks.direct_registers,
+        )  # fmt: skip
+        if share.most_split:
+            self.engine._note("finish")
+            part = min(blocks.finish_rows, share.size)
+            direct.finish_direct[(share.most_split * (share.size // part),)](
+                *inputs, rows.lo, rows.hi, *tables, *strides,
+                **common, programs=share.programs, BM=share.size, FM=part,
             )  # fmt: skip
-        return tally if report else None
+
+    def _share(self, found: _Found) -> _Share:
+        """Share the listed rows out among programs; how many there are, only the device knows."""
+        blocks, size, columns = self.blocks, self.blocks.direct_rows, self.geometry.columns
+        width = max(16, triton.next_power_of_2(self.query.shape[-1]))
+        per_pair = triton.cdiv(self.geometry.rows, size)
+        row_blocks = per_pair * self.pairs
+        # Partial sums take no more than the base kernel's output did before it was transposed.
+        room = max(self.query.nbytes, _LEAST_SCRATCH) // (4 * size * width)
+        aim = min(blocks.items, room // 2) if columns > blocks.least else 0
+        device = self.query.device
+        share = _Share(
+            size,
+            per_pair,
+            row_blocks + aim,
+            min(aim, row_blocks),
+            torch.empty(self.pairs, dtype=torch.int32, device=device),
+            torch.empty_like(found.rows),
+            torch.empty(5, row_blocks, dtype=torch.int32, device=device),
+            torch.empty(2, row_blocks + aim, dtype=torch.int32, device=device),
+            torch.empty(2, dtype=torch.int32, device=device),
+            torch.empty(max(1, 2 * aim), size, width, dtype=torch.float32, device=device),
+            torch.empty(max(1, 2 * aim), size, dtype=torch.float32, device=device),
+        )
+        self.engine._note("gather")
+        direct.gather_rows[(self.pairs,)](
+            found.counts, found.rows, self.rows.lo, self.rows.hi,
+            share.listed, share.rows, share.work,
+            self.geometry.rows, columns, len(self.selection.plan.heads), found.counts.shape[1],
+            per_pair, row_blocks, PLAIN=self.plain, AM=blocks.apply_rows, BM=size,
+            BN=blocks.direct_columns, PARTS=max(1, 4096 // blocks.apply_rows),
+            BLOCKS=128 if self.plain else max(1, 2048 // size), num_warps=8,
+        )  # fmt: skip
+        direct.share_out[(1,)](
+            share.work, share.items, share.facts, row_blocks, row_blocks + aim, aim,
+            triton.cdiv(blocks.least, blocks.direct_columns), BLOCK=512, num_warps=8,
+        )  # fmt: skip
+        return share
 
 
 def _unsupported(

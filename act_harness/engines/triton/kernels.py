@@ -9,7 +9,6 @@ What a row sees is an interval of columns, ``lo..hi``, less the pads; ``kind`` s
 neither needs to be loaded. Logarithms are natural in memory and of base 2 inside.
 """
 
-# ruff: noqa: E501 - kernels: Triton's own conventions
 from __future__ import annotations
 
 import triton
@@ -42,7 +41,7 @@ def dense(held, d, D: tl.constexpr, BD: tl.constexpr):
     return mask
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def row_lse(
     q_ptr, k_ptr, lse_ptr, heads_ptr, real_ptr, lo_ptr, hi_ptr,
     sqb, sqh, sqm, skb, skh, skn,
@@ -87,11 +86,11 @@ def row_lse(
     tl.store(lse_ptr + pair.to(tl.int64) * rows + m, lse, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "pairs", "together"])
 def column_sums(
     q_ptr, k_ptr, lse_ptr, sums_ptr, heads_ptr, real_ptr, lo_ptr, hi_ptr,
     sqb, sqh, sqm, skb, skh, skn, slb, slh, slm,
-    rows, columns, total, first_column, slots, per_group, scale, softcap,
+    rows, columns, total, first_column, slots, per_group, scale, softcap, pairs, together,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
     FOLD: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -99,15 +98,23 @@ def column_sums(
     """Write sums (B, h, T): the attention that each column gets from the prompt's rows.
 
     The log-sum-exp of rows that do not count (pads, continuation) is +inf, so their weights are 0.
-    Nothing else is loaded in the loop: bytes could not be loaded ahead of their use.
+    It is loaded a round ahead; nothing else is loaded in the loop beside the queries.
+
+    Every program reads the queries of all rows below its block of columns: large blocks read less.
+    ``together`` sequences and slots run side by side, those with most rows first.
     """
-    pair = tl.program_id(1)
+    blocks = tl.cdiv(columns, BN)
+    turn = tl.program_id(0)
+    leader = turn // (blocks * together) * together
+    beside = tl.minimum(pairs - leader, together)
+    place = turn - leader * blocks
+    pair = leader + place % beside
+    start = place // beside * BN
     b = (pair // slots).to(tl.int64)
     slot = pair % slots
     head = tl.load(heads_ptr + slot).to(tl.int64)
     lse_base = lse_ptr + b * slb + (head if BY_HEAD else slot.to(tl.int64)) * slh
     q_base = q_ptr + b * sqb + head * sqh
-    start = tl.program_id(0) * BN
     n = start + tl.arange(0, BN)
     d = tl.arange(0, BD)
     held = n < columns
@@ -120,14 +127,16 @@ def column_sums(
     # A causal prefill: rows before the block see none of it, rows past its last column all of it.
     first = (start // BM) * BM if PLAIN else 0
     edge = tl.minimum(tl.cdiv(start + BN, BM) * BM, rows) if PLAIN else rows
+    m = first + tl.arange(0, BM)
+    lse = tl.load(lse_base + m * slm, mask=m < rows, other=float("inf")) * _LOG2E
     for row in range(first, edge, BM):
         m = row + tl.arange(0, BM)
         q = tl.load(
             q_base + m[None, :] * sqm + d[:, None],
             mask=dense((m < rows)[None, :], d[:, None], D, BD), other=0.0,
         )  # fmt: skip
-        lse = tl.load(lse_base + m * slm, mask=m < rows, other=float("inf"))
-        value = logits(k, q, scale, softcap, SOFTCAP, PRECISION) - (lse * _LOG2E)[None, :]
+        next_lse = tl.load(lse_base + (m + BM) * slm, mask=m + BM < rows, other=float("inf"))
+        value = logits(k, q, scale, softcap, SOFTCAP, PRECISION) - lse[None, :]
         if PLAIN:
             sees = n[:, None] <= m[None, :]
         else:
@@ -139,6 +148,7 @@ def column_sums(
             folded += tl.sum(weight, axis=1)
         else:
             acc += weight
+        lse = next_lse * _LOG2E
     if PLAIN:
         for row in range(edge, rows, BM):
             m = row + tl.arange(0, BM)
@@ -146,14 +156,13 @@ def column_sums(
                 q_base + m[None, :] * sqm + d[:, None],
                 mask=dense((m < rows)[None, :], d[:, None], D, BD), other=0.0,
             )  # fmt: skip
-            lse = tl.load(lse_base + m * slm, mask=m < rows, other=float("inf"))
-            weight = tl.exp2(
-                logits(k, q, scale, softcap, SOFTCAP, PRECISION) - (lse * _LOG2E)[None, :]
-            )
+            next_lse = tl.load(lse_base + (m + BM) * slm, mask=m + BM < rows, other=float("inf"))
+            weight = tl.exp2(logits(k, q, scale, softcap, SOFTCAP, PRECISION) - lse[None, :])
             if FOLD:
                 folded += tl.sum(weight, axis=1)
             else:
                 acc += weight
+            lse = next_lse * _LOG2E
     sums = folded if FOLD else tl.sum(acc, axis=1)
     position = first_column + n
     real = tl.load(real_ptr + b * total + position, mask=held, other=0)
@@ -161,19 +170,19 @@ def column_sums(
     tl.store(sums_ptr + pair.to(tl.int64) * total + position, sums, mask=held)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def flag_sinks(
     sums_ptr, seen_ptr, most_ptr, first_ptr, real_ptr, flags_ptr, index_ptr, bias_ptr, facts_ptr,
     total, slots, limit, min_rows, boundary, few_rows,
     INITIAL: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write flags (B, h, T), the flagged columns in order (B, h, T), and facts (4, B, h).
+    """Write flags (B, h, T), the flagged columns in order (B, h, T), and facts (3, B, h).
 
     ``bias`` (B, h, T) is -inf for sinks and pads, 0 for all other columns.
 
-    The facts are the number of sinks, of those that few rows see, whether a column is near its
-    threshold, and a zero that counts rows for the correction. ``limit`` is alpha or tau.
+    The facts are the number of sinks, of those that few rows see, and whether a column is near its
+    threshold. ``limit`` is alpha or tau.
     """
     pair = tl.program_id(0)
     pairs = tl.num_programs(0)
@@ -216,7 +225,6 @@ def flag_sinks(
     tl.store(facts_ptr + pair, count)
     tl.store(facts_ptr + pairs + pair, few)
     tl.store(facts_ptr + 2 * pairs + pair, near)
-    tl.store(facts_ptr + 3 * pairs + pair, 0)
 
 
 @triton.jit
@@ -265,24 +273,25 @@ def on_sinks(
     return m, few, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def apply_sinks(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
-    kind_ptr, real_ptr, lo_ptr, hi_ptr, seen_ptr, flags_ptr, bias_ptr, index_ptr, count_ptr,
-    listed_ptr, list_ptr, tally_ptr,
+    kind_ptr, lo_ptr, hi_ptr, seen_ptr, index_ptr, count_ptr,
+    counts_ptr, found_ptr, tally_ptr,
     sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, slb, slh, slm,
-    rows, columns, total, sink_total, first_column, first_row, slots, per_group, scale, softcap,
-    few_rows, min_other, most_on,
+    rows, columns, total, sink_total, first_column, slots, per_group, scale, softcap,
+    few_rows, most_on,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
-    CONTINUE: tl.constexpr, REPORT: tl.constexpr, DIRECT: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+    CONTINUE: tl.constexpr, REPORT: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Calibrate rows of the selected heads in ``out`` (B, C, H, D).
+    """Calibrate rows of the selected heads in ``out`` (B, C, H, D) by the difference.
 
-    Launched twice. First (not ``DIRECT``) over all rows: rows are corrected by the difference,
-    unless that would lose digits (what is subtracted from is more than twice as long as the
-    result, or the mass on the sinks is above ``most_on``); those are put on a list. Then
-    (``DIRECT``) over the list: their mass and values off the sinks are summed anew. ``tally`` (3, B, h, C): by row m - m', its share on columns few rows see, left alone.
+    Rows where that would lose digits (what is subtracted from is more than twice as long as the
+    result, or the mass on the sinks is above ``most_on``) are left to the module ``direct``, which
+    sums them anew: a program writes those of its rows to the front of its part of ``found``
+    (B, h, C), and their number to ``counts`` (B, h, programs).
+    ``tally`` (3, B, h, C): by row m - m', its share on columns few rows see, left alone.
     """
     block = tl.program_id(0)
     pair = tl.program_id(1)
@@ -291,28 +300,25 @@ def apply_sinks(
     slot = pair % slots
     count = tl.load(count_ptr + pair)
     d = tl.arange(0, BD)
-    place = block * BM + tl.arange(0, BM)
+    m = block * BM + tl.arange(0, BM)
     row_base = pair.to(tl.int64) * rows
-    if DIRECT:
-        listed = tl.load(listed_ptr + pair)
-        live = place < listed
-        m = tl.load(list_ptr + row_base + place, mask=live, other=0)
-        work = block * BM < listed
-    else:
-        m = place
-        live = m < rows
-        work = count > 0
-        if REPORT and not work:
+    live = m < rows
+    counts_at = counts_ptr + pair.to(tl.int64) * tl.num_programs(0) + block
+    if count == 0:
+        tl.store(counts_at, 0)
+        if REPORT:
             for plane in tl.static_range(3):
                 tl.store(tally_ptr + plane * pairs * rows + row_base + m, 0.0, mask=live)
-    if work:
+    if count > 0:
         head = tl.load(heads_ptr + slot).to(tl.int64)
         kind = tl.load(kind_ptr + b * rows + m, mask=live, other=0)
         active = live & ((kind == 1) | (kind == 2)) if CONTINUE else live & (kind == 1)
+        tile = dense(active[:, None], d[None, :], D, BD)
         q = tl.load(
-            q_ptr + b * sqb + head * sqh + m[:, None] * sqm + d[None, :],
-            mask=dense(active[:, None], d[None, :], D, BD), other=0.0,
-        )  # fmt: skip
+            q_ptr + b * sqb + head * sqh + m[:, None] * sqm + d[None, :], mask=tile, other=0.0
+        )
+        out_at = out_ptr + b * sob + head * soh + m[:, None] * som + d[None, :]
+        old = tl.load(out_at, mask=tile, other=0.0)  # before the sinks: its latency hides there
         lse_base = lse_ptr + b * slb + (head if BY_HEAD else slot.to(tl.int64)) * slh
         lse = tl.load(lse_base + m * slm, mask=active, other=float("inf")) * _LOG2E
         if PLAIN:
@@ -321,78 +327,35 @@ def apply_sinks(
         else:
             lo = tl.load(lo_ptr + b * rows + m, mask=active, other=columns)
             hi = tl.load(hi_ptr + b * rows + m, mask=active, other=-1)
-        k_base = k_ptr + b * skb + (head // per_group) * skh
-        v_base = v_ptr + b * svb + (head // per_group) * svh
         on, few, acc = on_sinks(
             q, lse, lo, hi, index_ptr + pair.to(tl.int64) * sink_total, seen_ptr + b * sink_total,
-            k_base, v_base, count, first_column, columns, skn, svn, scale, softcap, few_rows,
+            k_ptr + b * skb + (head // per_group) * skh,
+            v_ptr + b * svb + (head // per_group) * svh,
+            count, first_column, columns, skn, svn, scale, softcap, few_rows,
             tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32),
             tl.zeros([BM, BD], tl.float32), SOFTCAP, PRECISION, REPORT, D, BD, BS,
         )  # fmt: skip
         strength = tl.load(strength_ptr + slot)
         damp = tl.load(damp_ptr + slot) != 0
-        out_at = out_ptr + b * sob + head * soh + m[:, None] * som + d[None, :]
-        if DIRECT:
-            off = tl.zeros([BM], tl.float32)
-            rest = tl.zeros([BM, BD], tl.float32)
-            first = (tl.min(lo, axis=0) // BN) * BN
-            for start in range(first, tl.max(hi, axis=0) + 1, BN):
-                n = start + tl.arange(0, BN)
-                held = n < columns
-                t = first_column + n
-                k = tl.load(
-                    k_base + n[None, :] * skn + d[:, None],
-                    mask=dense(held[None, :], d[:, None], D, BD), other=0.0,
-                )  # fmt: skip
-                v = tl.load(
-                    v_base + n[:, None] * svn + d[None, :],
-                    mask=dense(held[:, None], d[None, :], D, BD), other=0.0,
-                )  # fmt: skip
-                sees = (n[None, :] >= lo[:, None]) & (n[None, :] <= hi[:, None])
-                value = logits(q, k, scale, softcap, SOFTCAP, PRECISION) - lse[:, None]
-                if REPORT:  # a prefill: sinks and pads are in the bias
-                    bias = tl.load(
-                        bias_ptr + pair.to(tl.int64) * total + t, mask=held, other=float("-inf")
-                    )
-                    value += bias[None, :]
-                else:
-                    real = tl.load(real_ptr + b * total + t, mask=held, other=0)
-                    flag = tl.load(
-                        flags_ptr + pair.to(tl.int64) * sink_total + t,
-                        mask=held & (t < sink_total), other=0,
-                    )  # fmt: skip
-                    sees = sees & ((real != 0) & (flag == 0))[None, :]
-                weight = tl.exp2(tl.where(sees, value, float("-inf")))
-                off += tl.sum(weight, axis=1)
-                rest += tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
-            alone = active & damp & (off < min_other)
-            changes = active & (on > 0) & (alone == 0)
-            inside, outside = factors(on, tl.where(changes, off, 1.0), strength, damp)
-            result = outside[:, None] * rest + inside[:, None] * acc
-            written = live
-        else:
-            alone = live & (m < 0)
-            touched = active & (on > 0)
-            inside, outside = factors(on, tl.where(touched, 1.0 - on, 1.0), strength, damp)
-            old = tl.load(out_at, mask=dense(touched[:, None], d[None, :], D, BD), other=0.0)
-            old = outside[:, None] * old.to(tl.float32)
-            result = old + (inside - outside)[:, None] * acc
-            lost = tl.sum(old * old, axis=1) > 4.0 * tl.sum(result * result, axis=1)
-            direct = touched & (lost | (on > most_on))
-            changes = touched & (direct == 0)
-            ones = direct.to(tl.int32)
-            number = tl.sum(ones, axis=0)
-            if number > 0:
-                begin = tl.atomic_add(listed_ptr + pair, number)
-                tl.store(list_ptr + row_base + begin + tl.cumsum(ones, axis=0) - 1, m, mask=direct)
-            written = live & (direct == 0)
+        touched = active & (on > 0)
+        inside, outside = factors(on, tl.where(touched, 1.0 - on, 1.0), strength, damp)
+        old = outside[:, None] * old.to(tl.float32)
+        result = old + (inside - outside)[:, None] * acc
+        lost = tl.sum(old * old, axis=1) > 4.0 * tl.sum(result * result, axis=1)
+        direct = touched & (lost | (on > most_on))
+        changes = touched & (direct == 0)
+        ones = direct.to(tl.int32)
+        tl.store(counts_at, tl.sum(ones, axis=0))
+        place = block * BM + tl.cumsum(ones, axis=0) - 1
+        tl.store(found_ptr + row_base + place, m, mask=direct)
         tl.store(
             out_at, result.to(out_ptr.dtype.element_ty),
             mask=dense(changes[:, None], d[None, :], D, BD),
         )  # fmt: skip
         if REPORT:
             share = tl.where(changes & (kind == 1), 1.0 - inside, 0.0)
+            written = live & (direct == 0)
             tally = tally_ptr + row_base + m
             tl.store(tally, on * share, mask=written)
             tl.store(tally + pairs * rows, few * share, mask=written)
-            tl.store(tally + 2 * pairs * rows, (alone & (kind == 1)).to(tl.float32), mask=written)
+            tl.store(tally + 2 * pairs * rows, 0.0, mask=written)
