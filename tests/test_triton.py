@@ -17,9 +17,9 @@ import engine_cases as ec
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines import select_engine
 from act_harness.engines.reference import ReferenceEngine
-from act_harness.engines.triton import direct
-from act_harness.engines.triton import engine as engine_module
-from act_harness.engines.triton.engine import Blocks, TritonEngine
+from act_harness.engines.triton import direct, prefill
+from act_harness.engines.triton.blocks import Blocks
+from act_harness.engines.triton.engine import TritonEngine
 
 SMALL = Blocks(16, 16, 4, 16, 16, 16, items=8, least=16, finish_rows=16)
 WHOLE = SMALL._replace(least=256)  # no block of these short prompts is split
@@ -118,6 +118,75 @@ def test_direct_sums_in_large_blocks_of_several_parts():
     assert calls["finish"] == 1
 
 
+@pytest.mark.parametrize("place", [3, 37, 79, 90])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_bias_is_read_where_a_block_of_columns_holds_a_sink(place, side, monkeypatch):
+    """In the first block, in one that all rows see, in the last, and in the edge of the rows.
+
+    The bias of all other blocks is made NaN, so that reading it shows; where no block is said to
+    hold a sink, the result must be wrong.
+    """
+    lengths = (96,) if side == "right" else (91,)
+    case = tiny(8, tokens=96, strength=13.0, spread=0.1, sinks=(place,), lengths=lengths, side=side)
+    plan = ec.plan_of(Calibration(protect="none", alpha=8.0), (0, 1, 2, 3))
+    seen = []
+
+    def spoil(call, sinks, output, found):
+        clean = call.holds == 0
+        assert clean.any(dim=-1).all(), "every block holds a sink"
+        assert (call.holds.sum(-1) >= (sinks.count > 0)).all()
+        assert found.counts.sum() > 0, "no row is summed anew"
+        wide = clean.repeat_interleave(16, dim=-1)
+        call.bias.masked_fill_(wide, float("nan"))
+        seen.append(call.plain)
+        whole(call, sinks, output, found)
+
+    def forget(call, sinks, output, found):
+        call.holds.zero_()
+        whole(call, sinks, output, found)
+
+    whole = prefill.Call.sum_anew
+    monkeypatch.setattr(prefill.Call, "sum_anew", spoil)
+    found, _, _ = check(case, plan)
+    assert seen == [side == "right"]
+    assert found.state.sinks[0, :, 96 - lengths[0] + place].any()
+    monkeypatch.setattr(prefill.Call, "sum_anew", forget)
+    with pytest.raises(AssertionError, match="largest relative error"):
+        check(case, plan)
+
+
+@pytest.mark.parametrize("finish_rows", [16, 32])
+def test_reports_of_rows_summed_in_pieces(finish_rows):
+    """Rows corrected, summed in one piece, in parts and left alone are all counted, once."""
+    blocks = SMALL._replace(direct_rows=32, items=24, finish_rows=finish_rows)
+    plan = ec.plan_of(Calibration(protect="none"), (0, 1, 3))
+    for strength in (4.0, 9.0, 60.0):
+        case = tiny(8, batch=2, tokens=90, strength=strength, lengths=(90, 41))
+        kernels = TritonEngine(blocks)
+        found, exact, calls = check(case, plan, bare=True, using=kernels)
+        again, _, _ = check(case, plan, bare=True, using=kernels)
+        assert torch.equal(found.report.facts, again.report.facts)
+        assert found.report.facts.dtype == torch.float32
+        assert calls["finish"] == 2
+        assert (exact.report.sinks > 0).any()
+    assert (exact.report.alone > 0).any()
+
+
+def test_rows_summed_anew_twice(monkeypatch):
+    """The same rows again (bench tune times that): the tables are left as they were found."""
+    whole = prefill.Call.sum_anew
+
+    def twice(call, sinks, output, found):
+        before = output.clone()
+        whole(call, sinks, before, found)
+        whole(call, sinks, output, found)
+        assert torch.equal(before, output)
+
+    monkeypatch.setattr(prefill.Call, "sum_anew", twice)
+    case = tiny(8, strength=13.0, spread=0.1)
+    check(case, ec.plan_of(Calibration(protect="none"), (0, 1)))
+
+
 def listed_tables(chosen, aim, *, plain, per_pair, lo, hi):
     """Run the two kernels that share listed rows out; ``chosen`` (pairs, rows) bool."""
     pairs, rows = chosen.shape
@@ -134,11 +203,16 @@ def listed_tables(chosen, aim, *, plain, per_pair, lo, hi):
     facts = torch.full((2,), -7, dtype=torch.int32)
     tensors = [x.to(DEVICE) for x in (counts, found, lo, hi, listed, ordered, work, items, facts)]
     counts, found, lo, hi, listed, ordered, work, items, facts = tensors
+    arrived = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    tally = torch.full((3, pairs, rows // 16 + per_pair), 5.0, device=DEVICE)
     direct.gather_rows[(pairs,)](
-        counts, found, lo, hi, listed, ordered, work, rows, rows, 1, rows // 16, per_pair,
-        row_blocks, PLAIN=plain, AM=16, BM=16, BN=16, PARTS=2, BLOCKS=2,
+        counts, found, lo, hi, arrived, tally, listed, ordered, work, items, facts,
+        rows, rows, 1, rows // 16, per_pair, row_blocks, row_blocks + aim, aim, 1,
+        tally.shape[2], PLAIN=plain, REPORT=True, AM=16, BM=16, BN=16, PARTS=2, BLOCKS=2, SHARED=4,
     )  # fmt: skip
-    direct.share_out[(1,)](work, items, facts, row_blocks, row_blocks + aim, aim, 1, BLOCK=4)
+    assert not tally[..., rows // 16 :].any()
+    assert (tally[..., : rows // 16] == 5).all()
+    assert arrived.item() == 0
     return listed.cpu(), ordered.cpu(), work.cpu(), items.cpu(), facts.tolist()
 
 
@@ -184,11 +258,11 @@ def test_listed_rows_are_shared_out(aim, plain):
 
 def test_column_sums_side_by_side(monkeypatch):
     """Sequences and heads in groups, the last of them smaller."""
-    monkeypatch.setattr(engine_module, "_CONCURRENT_QUERIES", 2 * 40 * 16 * 4)
+    monkeypatch.setattr(prefill, "_CONCURRENT_QUERIES", 2 * 40 * 16 * 4)
     case = tiny(19, batch=2)
     assert case.query.shape[2:] == (40, 16)
     check(case, ec.plan_of(Calibration(), (0, 1, 3)), using=TritonEngine(SMALL))
-    monkeypatch.setattr(engine_module, "_CONCURRENT_QUERIES", 4 * 40 * 16 * 4)
+    monkeypatch.setattr(prefill, "_CONCURRENT_QUERIES", 4 * 40 * 16 * 4)
     check(case, ec.plan_of(Calibration(), (0, 1, 3)), using=TritonEngine(SMALL))
 
 

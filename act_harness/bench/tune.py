@@ -121,7 +121,7 @@ class Setting(NamedTuple):
 
 
 def _blocks(setting: Setting, tokens: int, *changes: Change) -> Any:  # noqa: ANN401 - needs triton
-    from act_harness.engines.triton.engine import default_blocks
+    from act_harness.engines.triton.blocks import default_blocks
 
     blocks = default_blocks(setting.size, getattr(torch, setting.dtype), tokens)
     for change in changes:
@@ -262,22 +262,23 @@ class Bench:
 
     def stages(self, blocks: Any) -> Iterator[dict[str, Callable[[], object]]]:  # noqa: ANN401
         """The kernels of one call, by stage, for every input set."""
-        from act_harness.engines.triton.engine import TritonEngine, _Call
+        from act_harness.engines.triton.engine import TritonEngine
+        from act_harness.engines.triton.prefill import Call
 
         engine = TritonEngine(blocks)
         for inputs, base in zip(self.sets, self.base, strict=True):
-            call = _Call(
+            call = Call(
                 engine, inputs.query, inputs.key, inputs.value, self.geometry,
                 engine._select(self.plan, inputs.query.device), base.lse, self.scale, None,
             )  # fmt: skip
             output = base.output.clone()
-            state, _ = call.detect()
+            sinks, _ = call.detect()
             sums = torch.empty(self.batch, self.selected, self.tokens, device=output.device)
-            found = call.correct(state, output, report=True)
+            found = call.correct(sinks, output, report=True)
             yield {
                 "sums": functools.partial(call._sums, sums),
-                "correct": functools.partial(call.correct, state, output.clone(), report=True),
-                "direct": functools.partial(call.sum_anew, state, output, found),
+                "correct": functools.partial(call.correct, sinks, output.clone(), report=True),
+                "direct": functools.partial(call.sum_anew, sinks, output, found),
             }
 
     def stage_time(self, stage: str, blocks: Any, rounds: int) -> float:  # noqa: ANN401
@@ -333,15 +334,16 @@ class Bench:
 
     def listed(self) -> float:
         """Share of the selected heads' rows that are summed anew."""
-        from act_harness.engines.triton.engine import TritonEngine, _Call
+        from act_harness.engines.triton.engine import TritonEngine
+        from act_harness.engines.triton.prefill import Call
 
         engine, inputs, base = TritonEngine(), self.sets[0], self.base[0]
-        call = _Call(
+        call = Call(
             engine, inputs.query, inputs.key, inputs.value, self.geometry,
             engine._select(self.plan, inputs.query.device), base.lse, self.scale, None,
         )  # fmt: skip
-        state, _ = call.detect()
-        found = call.correct(state, base.output.clone(), report=True)
+        sinks, _ = call.detect()
+        found = call.correct(sinks, base.output.clone(), report=True)
         return float(found.counts.sum()) / (self.batch * self.selected * self.tokens)
 
 

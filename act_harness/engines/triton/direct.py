@@ -20,57 +20,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from act_harness.engines.triton.kernels import dense, factors, logits, on_sinks
+from act_harness.engines.triton.kernels import dense, factors, logits, on_sinks, store_tally
 
-__all__ = ["direct_sums", "finish_direct", "gather_rows", "share_out"]
+__all__ = ["direct_sums", "finish_direct", "gather_rows"]
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit(do_not_specialize=["slots", "counted", "per_pair", "row_blocks"])
-def gather_rows(
-    counts_ptr, found_ptr, lo_ptr, hi_ptr, listed_ptr, rows_ptr, work_ptr,
-    rows, columns, slots, counted, per_pair, row_blocks,
-    PLAIN: tl.constexpr, AM: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PARTS: tl.constexpr, BLOCKS: tl.constexpr,
-) -> None:  # fmt: skip
-    """Put the rows that programs of ``apply_sinks`` found, AM each, into one list; measure its blocks."""
-    pair = tl.program_id(0)
-    b = (pair // slots).to(tl.int64)
-    row_base = pair.to(tl.int64) * rows
-    listed = tl.zeros([], tl.int32)
-    j = tl.arange(0, AM)
-    for start in range(0, counted, PARTS):
-        part = start + tl.arange(0, PARTS)
-        number = tl.load(
-            counts_ptr + pair.to(tl.int64) * counted + part, mask=part < counted, other=0
-        )
-        before = listed + tl.cumsum(number, axis=0) - number
-        held = j[None, :] < number[:, None]
-        row = tl.load(found_ptr + row_base + part[:, None] * AM + j[None, :], mask=held, other=0)
-        tl.store(rows_ptr + row_base + before[:, None] + j[None, :], row, mask=held)
-        listed += tl.sum(number, axis=0)
-    tl.store(listed_ptr + pair, listed)
-    tl.debug_barrier()  # other threads wrote what is read below
-    for start in range(0, per_pair, BLOCKS):
-        block = start + tl.arange(0, BLOCKS)
-        if PLAIN:  # the last row of a block sees most
-            last = tl.minimum(block * BM + (BM - 1), listed - 1)
-            low = tl.zeros([BLOCKS], tl.int32)
-            high = tl.load(rows_ptr + row_base + last, mask=block * BM < listed, other=-1) + 1
-        else:
-            place = block[:, None] * BM + tl.arange(0, BM)[None, :]
-            live = place < listed
-            row = tl.load(rows_ptr + row_base + place, mask=live, other=0)
-            low = tl.load(lo_ptr + b * rows + row, mask=live, other=columns)
-            low = tl.min(low, axis=1) // BN * BN
-            high = tl.max(tl.load(hi_ptr + b * rows + row, mask=live, other=-1), axis=1) + 1
-        at = work_ptr + pair * per_pair + block
-        tl.store(at, low, mask=block < per_pair)
-        tl.store(at + row_blocks, tl.maximum(tl.cdiv(high - low, BN), 0), mask=block < per_pair)
-
-
-@triton.jit(do_not_specialize=["row_blocks", "programs", "aim", "least"])
+@triton.jit
 def share_out(
     work_ptr, items_ptr, facts_ptr, row_blocks, programs, aim, least, BLOCK: tl.constexpr
 ) -> None:  # fmt: skip
@@ -119,40 +76,131 @@ def share_out(
     tl.store(facts_ptr + 1, split_blocks)
 
 
+@triton.jit(
+    do_not_specialize=[
+        "slots", "counted", "per_pair", "row_blocks", "programs", "aim", "least", "width",
+    ]
+)  # fmt: skip
+def gather_rows(
+    counts_ptr, found_ptr, lo_ptr, hi_ptr, arrived_ptr, tally_ptr,
+    listed_ptr, rows_ptr, work_ptr, items_ptr, facts_ptr,
+    rows, columns, slots, counted, per_pair, row_blocks, programs, aim, least, width,
+    PLAIN: tl.constexpr, REPORT: tl.constexpr, AM: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PARTS: tl.constexpr, BLOCKS: tl.constexpr, SHARED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Put the rows that programs of ``apply_sinks`` found, AM each, into one list; measure its blocks.
+
+    The program that arrives last shares the blocks of all pairs out.
+    """
+    pair = tl.program_id(0)
+    b = (pair // slots).to(tl.int64)
+    row_base = pair.to(tl.int64) * rows
+    listed = tl.zeros([], tl.int32)
+    j = tl.arange(0, AM)
+    for start in range(0, counted, PARTS):
+        part = start + tl.arange(0, PARTS)
+        number = tl.load(
+            counts_ptr + pair.to(tl.int64) * counted + part, mask=part < counted, other=0
+        )
+        before = listed + tl.cumsum(number, axis=0) - number
+        held = j[None, :] < number[:, None]
+        row = tl.load(found_ptr + row_base + part[:, None] * AM + j[None, :], mask=held, other=0)
+        tl.store(rows_ptr + row_base + before[:, None] + j[None, :], row, mask=held)
+        listed += tl.sum(number, axis=0)
+    tl.store(listed_ptr + pair, listed)
+    tl.debug_barrier()  # other threads wrote what is read below
+    for start in range(0, per_pair, BLOCKS):
+        block = start + tl.arange(0, BLOCKS)
+        if PLAIN:  # the last row of a block sees most
+            last = tl.minimum(block * BM + (BM - 1), listed - 1)
+            low = tl.zeros([BLOCKS], tl.int32)
+            high = tl.load(rows_ptr + row_base + last, mask=block * BM < listed, other=-1) + 1
+        else:
+            place = block[:, None] * BM + tl.arange(0, BM)[None, :]
+            live = place < listed
+            row = tl.load(rows_ptr + row_base + place, mask=live, other=0)
+            low = tl.load(lo_ptr + b * rows + row, mask=live, other=columns)
+            low = tl.min(low, axis=1) // BN * BN
+            high = tl.max(tl.load(hi_ptr + b * rows + row, mask=live, other=-1), axis=1) + 1
+        at = work_ptr + pair * per_pair + block
+        tl.store(at, low, mask=block < per_pair)
+        tl.store(at + row_blocks, tl.maximum(tl.cdiv(high - low, BN), 0), mask=block < per_pair)
+    if REPORT:  # places of the tally that no block of rows may fill
+        for start in range(counted, width, 1024):
+            place = start + tl.arange(0, 1024)
+            for plane in tl.static_range(3):
+                at = tally_ptr + (plane * tl.num_programs(0) + pair).to(tl.int64) * width + place
+                tl.store(at, 0.0, mask=place < width)
+    tl.debug_barrier()  # all threads' part of ``work`` is stored before this program has arrived
+    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        tl.store(arrived_ptr, 0)
+        share_out(
+            work_ptr, items_ptr, facts_ptr, row_blocks, programs, aim, least, SHARED
+        )  # fmt: skip
+
+
+@triton.jit
+def tile(pointers, d, D: tl.constexpr, BD: tl.constexpr):
+    """Load a tile of whole rows, or columns, of values."""
+    if D == BD:
+        values = tl.load(pointers)
+    else:
+        values = tl.load(pointers, mask=d < D, other=0.0)
+    return values
+
+
 @triton.jit
 def off_sinks(
-    q, lse, lo, hi, off, rest, begin, end, k_base, v_base, bias_base, flags_base, real_base,
-    skn, svn, columns, sink_total, first_column, scale, softcap,
+    q, lse, lo, hi, off, rest, begin, end,
+    k_base, v_base, bias_base, holds_base, flags_base, real_base,
+    skn, svn, columns, total, sink_total, first_column, scale, softcap,
     EDGE: tl.constexpr, PLAIN: tl.constexpr, REPORT: tl.constexpr,
     SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Add mass and values off the sinks in columns ``begin..end - 1``; all rows see all of those unless ``EDGE``."""
+    """Add mass and values off the sinks in columns ``begin..end - 1``.
+
+    Unless ``EDGE``, all of them are held and every row sees all but sinks and pads: no masks. The
+    bias is read only where ``holds`` says so, and hardly any block holds a sink: read in every
+    round, by threads that all need all of it, it took longer than the products.
+    """
     d = tl.arange(0, BD)
     for start in range(begin, end, BN):
         n = start + tl.arange(0, BN)
-        held = n < columns if EDGE else n >= 0
         t = first_column + n
-        k = tl.load(
-            k_base + n[None, :] * skn + d[:, None],
-            mask=dense(held[None, :], d[:, None], D, BD), other=0.0,
-        )  # fmt: skip
-        v = tl.load(
-            v_base + n[:, None] * svn + d[None, :],
-            mask=dense(held[:, None], d[None, :], D, BD), other=0.0,
-        )  # fmt: skip
-        value = logits(q, k, scale, softcap, SOFTCAP, PRECISION) - lse[:, None]
-        sees = n[None, :] <= hi[:, None]
-        if not PLAIN:
-            sees = sees & (n[None, :] >= lo[:, None])
-        if REPORT:  # a prefill: sinks and pads are in the bias
-            value += tl.load(bias_base + t, mask=held, other=float("-inf"))[None, :]
-        else:
-            real = tl.load(real_base + t, mask=held, other=0)
-            flag = tl.load(flags_base + t, mask=held & (t < sink_total), other=0)
-            sees = sees & ((real != 0) & (flag == 0))[None, :]
+        if REPORT:  # a prefill: sinks and pads are in the bias, loaded where there are any
+            holds = tl.load(holds_base + (first_column + start) // BN)
+            if not PLAIN:  # columns may be counted from within a block
+                last = tl.minimum(first_column + start + BN, total) - 1
+                holds = tl.maximum(holds, tl.load(holds_base + last // BN))
         if EDGE:
+            held = n < columns
+            k = tl.load(
+                k_base + n[None, :] * skn + d[:, None],
+                mask=dense(held[None, :], d[:, None], D, BD), other=0.0,
+            )  # fmt: skip
+            v = tl.load(
+                v_base + n[:, None] * svn + d[None, :],
+                mask=dense(held[:, None], d[None, :], D, BD), other=0.0,
+            )  # fmt: skip
+            value = logits(q, k, scale, softcap, SOFTCAP, PRECISION) - lse[:, None]
+            sees = n[None, :] <= hi[:, None]
+            if not PLAIN:
+                sees = sees & (n[None, :] >= lo[:, None])
+            if not REPORT:
+                real = tl.load(real_base + t, mask=held, other=0)
+                flag = tl.load(flags_base + t, mask=held & (t < sink_total), other=0)
+                sees = sees & ((real != 0) & (flag == 0))[None, :]
             value = tl.where(sees, value, float("-inf"))
+            if REPORT:  # noqa: SIM102 - the compiler's own condition, around a program's
+                if holds != 0:
+                    value += tl.load(bias_base + t, mask=held, other=0.0)[None, :]
+        else:
+            k = tile(k_base + n[None, :] * skn + d[:, None], d[:, None], D, BD)
+            v = tile(v_base + n[:, None] * svn + d[None, :], d[None, :], D, BD)
+            value = logits(q, k, scale, softcap, SOFTCAP, PRECISION) - lse[:, None]
+            if holds != 0:
+                value += tl.load(bias_base + t)[None, :]
         weight = tl.exp2(value)
         off += tl.sum(weight, axis=1)
         rest += tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
@@ -162,8 +210,8 @@ def off_sinks(
 @triton.jit
 def settle(
     m, live, q, lse, lo, hi, off, rest, pair, b, slot, head,
-    k_base, v_base, out_ptr, strength_ptr, damp_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally_ptr,
-    skn, svn, sob, soh, som, rows, columns, sink_total, first_column, pairs, scale, softcap,
+    k_base, v_base, out_ptr, strength_ptr, damp_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally,
+    skn, svn, sob, soh, som, rows, columns, sink_total, first_column, plane, scale, softcap,
     few_rows, min_other,
     SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, REPORT: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr,
@@ -190,21 +238,18 @@ def settle(
     if REPORT:
         kind = tl.load(kind_ptr + b * rows + m, mask=live, other=0)
         share = tl.where(changes & (kind == 1), 1.0 - inside, 0.0)
-        plane = pairs.to(tl.int64) * rows
-        tally = tally_ptr + pair.to(tl.int64) * rows + m
-        tl.store(tally, on * share, mask=live)
-        tl.store(tally + plane, few * share, mask=live)
-        tl.store(tally + 2 * plane, (alone & (kind == 1)).to(tl.float32), mask=live)
+        left = tl.sum((alone & (kind == 1)).to(tl.float32), axis=0)
+        store_tally(tally, plane, tl.sum(on * share, axis=0), tl.sum(few * share, axis=0), left)
 
 
-@triton.jit(do_not_specialize=["slots", "pairs", "per_pair"])
+@triton.jit(do_not_specialize=["slots", "pairs", "per_pair", "width", "counted", "pieces"])
 def direct_sums(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
-    kind_ptr, lo_ptr, hi_ptr, real_ptr, flags_ptr, bias_ptr, seen_ptr, index_ptr, count_ptr,
+    kind_ptr, lo_ptr, hi_ptr, real_ptr, flags_ptr, bias_ptr, holds_ptr, seen_ptr, index_ptr, count_ptr,
     listed_ptr, rows_ptr, work_ptr, items_ptr, facts_ptr, tally_ptr, values_ptr, masses_ptr,
     sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, slb, slh, slm,
     rows, columns, total, sink_total, first_column, slots, per_group, scale, softcap,
-    few_rows, min_other, pairs, per_pair,
+    few_rows, min_other, pairs, per_pair, width, counted, pieces,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
     REPORT: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
@@ -245,6 +290,7 @@ def direct_sums(
         k_base = k_ptr + b * skb + (head // per_group) * skh
         v_base = v_ptr + b * svb + (head // per_group) * svh
         bias_base = bias_ptr + pair.to(tl.int64) * total
+        holds_base = holds_ptr + pair.to(tl.int64) * tl.cdiv(total, BN)
         flags_base = flags_ptr + pair.to(tl.int64) * sink_total
         real_base = real_ptr + b * total
         off = tl.zeros([BM], tl.float32)
@@ -256,15 +302,15 @@ def direct_sums(
             middle = tl.maximum(begin, tl.minimum(end, seen_by_all))
             off, rest = off_sinks(
                 q, lse, lo, hi, off, rest, begin, middle,
-                k_base, v_base, bias_base, flags_base, real_base,
-                skn, svn, columns, sink_total, first_column, scale, softcap,
+                k_base, v_base, bias_base, holds_base, flags_base, real_base,
+                skn, svn, columns, total, sink_total, first_column, scale, softcap,
                 False, PLAIN, REPORT, SOFTCAP, PRECISION, D, BD, BN,
             )  # fmt: skip
             begin = middle
         off, rest = off_sinks(
             q, lse, lo, hi, off, rest, begin, end,
-            k_base, v_base, bias_base, flags_base, real_base,
-            skn, svn, columns, sink_total, first_column, scale, softcap,
+            k_base, v_base, bias_base, holds_base, flags_base, real_base,
+            skn, svn, columns, total, sink_total, first_column, scale, softcap,
             True, PLAIN, REPORT, SOFTCAP, PRECISION, D, BD, BN,
         )  # fmt: skip
         if number > 1:
@@ -272,22 +318,23 @@ def direct_sums(
             tl.store(masses_ptr + at, off)
             tl.store(values_ptr + at[:, None] * BD + d[None, :], rest)
         else:
+            tally = tally_ptr + pair.to(tl.int64) * width + counted + g % per_pair * pieces
             settle(
                 m, live, q, lse, lo, hi, off, rest, pair, b, slot, head,
-                k_base, v_base, out_ptr, strength_ptr, damp_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally_ptr,
-                skn, svn, sob, soh, som, rows, columns, sink_total, first_column, pairs, scale, softcap,
+                k_base, v_base, out_ptr, strength_ptr, damp_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally,
+                skn, svn, sob, soh, som, rows, columns, sink_total, first_column, pairs.to(tl.int64) * width, scale, softcap,
                 few_rows, min_other, SOFTCAP, PRECISION, REPORT, D, BD, BM, BS,
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["slots", "pairs", "per_pair", "programs"])
+@triton.jit(do_not_specialize=["slots", "pairs", "per_pair", "width", "counted", "programs"])
 def finish_direct(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
     kind_ptr, lo_ptr, hi_ptr, seen_ptr, index_ptr, count_ptr,
     listed_ptr, rows_ptr, work_ptr, items_ptr, facts_ptr, tally_ptr, values_ptr, masses_ptr,
     sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, slb, slh, slm,
     rows, columns, sink_total, first_column, slots, per_group, scale, softcap,
-    few_rows, min_other, pairs, per_pair, programs,
+    few_rows, min_other, pairs, per_pair, width, counted, programs,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
     REPORT: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr, FM: tl.constexpr,
@@ -326,11 +373,14 @@ def finish_direct(
             at = (part + nth) * BM + inner
             off += tl.load(masses_ptr + at)
             rest += tl.load(values_ptr + at[:, None] * BD + d[None, :])
+        piece = tl.program_id(0) % (BM // FM)
+        tally = tally_ptr + pair.to(tl.int64) * width + counted
+        tally += g % per_pair * (BM // FM) + piece
         settle(
             m, live, q, lse, lo, hi, off, rest, pair, b, slot, head,
             k_ptr + b * skb + (head // per_group) * skh,
             v_ptr + b * svb + (head // per_group) * svh,
-            out_ptr, strength_ptr, damp_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally_ptr,
-            skn, svn, sob, soh, som, rows, columns, sink_total, first_column, pairs, scale, softcap,
+            out_ptr, strength_ptr, damp_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally,
+            skn, svn, sob, soh, som, rows, columns, sink_total, first_column, pairs.to(tl.int64) * width, scale, softcap,
             few_rows, min_other, SOFTCAP, PRECISION, REPORT, D, BD, FM, BS,
         )  # fmt: skip

@@ -172,17 +172,19 @@ def column_sums(
 
 @triton.jit(do_not_specialize=["slots"])
 def flag_sinks(
-    sums_ptr, seen_ptr, most_ptr, first_ptr, real_ptr, flags_ptr, index_ptr, bias_ptr, facts_ptr,
+    sums_ptr, seen_ptr, most_ptr, first_ptr, real_ptr, flags_ptr, index_ptr, count_ptr,
+    bias_ptr, holds_ptr, facts_ptr,
     total, slots, limit, min_rows, boundary, few_rows,
     INITIAL: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BN: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write flags (B, h, T), the flagged columns in order (B, h, T), and facts (3, B, h).
+    """Write flags (B, h, T), the flagged columns in order (B, h, T), and their number (B, h).
 
-    ``bias`` (B, h, T) is -inf for sinks and pads, 0 for all other columns.
+    ``bias`` (B, h, T) is -inf for sinks and pads, 0 for all other columns; ``holds`` (B, h,
+    blocks of BN columns) is 1 where some bias of a block is not 0.
 
-    The facts are the number of sinks, of those that few rows see, and whether a column is near its
-    threshold. ``limit`` is alpha or tau.
+    Of the report's facts (6, B, h), numbers 0, 1 and 5: the number of sinks, of those that few rows
+    see, and whether a column is near its threshold. ``limit`` is alpha or tau.
     """
     pair = tl.program_id(0)
     pairs = tl.num_programs(0)
@@ -192,23 +194,25 @@ def flag_sinks(
     threshold = limit / most if RELATIVE else limit
     needed = tl.ceil(most / limit) if AUTO else min_rows * 1.0
     base = pair.to(tl.int64) * total
+    blocks = tl.cdiv(total, BN)
     count = tl.zeros([], tl.int32)
     flagged = tl.zeros([], tl.int32)
-    few = tl.zeros([], tl.int32)
-    near = tl.zeros([], tl.int32)
+    few = tl.zeros([BLOCK], tl.int32)
+    near = tl.zeros([BLOCK], tl.int32)
     for start in range(0, total, BLOCK):
         t = start + tl.arange(0, BLOCK)
         held = t < total
         seen = tl.load(seen_ptr + b * total + t, mask=held, other=0)
+        real = tl.load(real_ptr + b * total + t, mask=held, other=1)
         if INITIAL:
             sink = (t == initial) & (seen > 0)
         else:
+            mass = tl.load(sums_ptr + base + t, mask=held, other=0.0)
             eligible = (seen > 0) & (seen.to(tl.float32) >= needed)
             if PROTECT == 1:
                 eligible = eligible & (t != initial)
-            mass = tl.load(sums_ptr + base + t, mask=held, other=0.0)
             ratio = tl.where(eligible, mass / tl.maximum(seen, 1).to(tl.float32) / threshold, 0.0)
-            near = tl.maximum(near, tl.max((tl.abs(ratio - 1.0) < boundary).to(tl.int32), axis=0))
+            near = tl.maximum(near, (tl.abs(ratio - 1.0) < boundary).to(tl.int32))
             sink = ratio > 1.0
             if PROTECT == 2:
                 order = flagged + tl.cumsum(sink.to(tl.int32), axis=0)
@@ -218,13 +222,19 @@ def flag_sinks(
         place = count + tl.cumsum(ones, axis=0) - 1
         tl.store(flags_ptr + base + t, ones.to(tl.uint8), mask=held)
         tl.store(index_ptr + base + place, t, mask=sink)
-        real = tl.load(real_ptr + b * total + t, mask=held, other=0)
-        tl.store(bias_ptr + base + t, tl.where(sink | (real == 0), float("-inf"), 0.0), mask=held)
+        hidden = sink | (real == 0)
+        tl.store(bias_ptr + base + t, tl.where(hidden, float("-inf"), 0.0), mask=held)
+        some = tl.max(tl.reshape(hidden.to(tl.int32), [BLOCK // BN, BN]), axis=1)
+        block = start // BN + tl.arange(0, BLOCK // BN)
+        tl.store(
+            holds_ptr + pair.to(tl.int64) * blocks + block, some.to(tl.uint8), mask=block < blocks
+        )
         count += tl.sum(ones, axis=0)
-        few += tl.sum((sink & (seen < few_rows)).to(tl.int32), axis=0)
-    tl.store(facts_ptr + pair, count)
-    tl.store(facts_ptr + pairs + pair, few)
-    tl.store(facts_ptr + 2 * pairs + pair, near)
+        few += (sink & (seen < few_rows)).to(tl.int32)
+    tl.store(count_ptr + pair, count)
+    tl.store(facts_ptr + pair, count.to(tl.float32))
+    tl.store(facts_ptr + pairs + pair, tl.sum(few, axis=0).to(tl.float32))
+    tl.store(facts_ptr + 5 * pairs + pair, tl.max(near, axis=0).to(tl.float32))
 
 
 @triton.jit
@@ -273,14 +283,22 @@ def on_sinks(
     return m, few, acc
 
 
-@triton.jit(do_not_specialize=["slots"])
+@triton.jit
+def store_tally(place, plane, moved, few_moved, alone) -> None:
+    """Store a program's part of the report."""
+    tl.store(place, moved)
+    tl.store(place + plane, few_moved)
+    tl.store(place + 2 * plane, alone)
+
+
+@triton.jit(do_not_specialize=["slots", "width"])
 def apply_sinks(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
     kind_ptr, lo_ptr, hi_ptr, seen_ptr, index_ptr, count_ptr,
-    counts_ptr, found_ptr, tally_ptr,
+    counts_ptr, found_ptr, arrived_ptr, tally_ptr,
     sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, slb, slh, slm,
     rows, columns, total, sink_total, first_column, slots, per_group, scale, softcap,
-    few_rows, most_on,
+    few_rows, most_on, width,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
     CONTINUE: tl.constexpr, REPORT: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr,
@@ -291,7 +309,9 @@ def apply_sinks(
     result, or the mass on the sinks is above ``most_on``) are left to the module ``direct``, which
     sums them anew: a program writes those of its rows to the front of its part of ``found``
     (B, h, C), and their number to ``counts`` (B, h, programs).
-    ``tally`` (3, B, h, C): by row m - m', its share on columns few rows see, left alone.
+    Of ``tally`` (3, B, h, width) it gets its program's place: the sums over its rows of m - m' and
+    of the share of it on columns that few rows see, and how many are left alone. ``arrived`` is
+    set to 0 for ``direct``.
     """
     block = tl.program_id(0)
     pair = tl.program_id(1)
@@ -304,11 +324,13 @@ def apply_sinks(
     row_base = pair.to(tl.int64) * rows
     live = m < rows
     counts_at = counts_ptr + pair.to(tl.int64) * tl.num_programs(0) + block
+    tally = tally_ptr + pair.to(tl.int64) * width + block
+    if (block == 0) & (pair == 0):
+        tl.store(arrived_ptr, 0)
     if count == 0:
         tl.store(counts_at, 0)
         if REPORT:
-            for plane in tl.static_range(3):
-                tl.store(tally_ptr + plane * pairs * rows + row_base + m, 0.0, mask=live)
+            store_tally(tally, pairs * width, 0.0, 0.0, 0.0)
     if count > 0:
         head = tl.load(heads_ptr + slot).to(tl.int64)
         kind = tl.load(kind_ptr + b * rows + m, mask=live, other=0)
@@ -354,8 +376,6 @@ def apply_sinks(
         )  # fmt: skip
         if REPORT:
             share = tl.where(changes & (kind == 1), 1.0 - inside, 0.0)
-            written = live & (direct == 0)
-            tally = tally_ptr + row_base + m
-            tl.store(tally, on * share, mask=written)
-            tl.store(tally + pairs * rows, few * share, mask=written)
-            tl.store(tally + 2 * pairs * rows, 0.0, mask=written)
+            store_tally(
+                tally, pairs * width, tl.sum(on * share, axis=0), tl.sum(few * share, axis=0), 0.0
+            )

@@ -1,0 +1,61 @@
+"""Block sizes of the kernels of a prefill, and which are chosen for a shape."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["Blocks", "default_blocks"]
+
+
+class Blocks(NamedTuple):
+    """Block sizes of the kernels (powers of two; at least 16 for rows, columns and sinks)."""
+
+    sums_rows: int
+    sums_columns: int
+    sums_warps: int
+    apply_rows: int
+    direct_rows: int
+    direct_columns: int
+    sinks: int = 16
+    stages: int = 3
+    fold: bool = True
+    apply_warps: int = 4
+    direct_warps: int = 4
+    direct_stages: int = 3
+    direct_registers: int | None = None
+    """Most registers of a thread, so that more programs fit side by side; None: as needed."""
+    sums_registers: int | None = None
+    apply_registers: int | None = None
+    apply_stages: int = 3
+    items: int = 132
+    """Programs that listed rows are split for, to fill the chip."""
+    least: int = 256
+    """Fewest columns of a split."""
+    finish_rows: int = 32
+    """Rows whose parts one program adds up; at most ``direct_rows``."""
+
+
+def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
+    """Choose blocks for heads of ``size`` values, by what :mod:`act_harness.bench.tune` measured.
+
+    Measured on an H100 with bf16, 128 values, 7 and 32 heads, 4 x 2048 to 32768 tokens. The sums of
+    columns read all queries below a block of columns: of few rows they come from the L2 cache and
+    small programs, three on a multiprocessor, hide each other's waits best; from 16384 rows on
+    twice as many columns a program halve what is read. Of rows summed anew, two programs of 64 fit
+    a multiprocessor, and one multiplies while the other exponentiates.
+    """
+    if rows <= 16:
+        return Blocks(16, 64, 4, 16, 16, 64, finish_rows=16)
+    if dtype == torch.float32 or size > 128:
+        return Blocks(32, 64, 4, 32, 32, 32, stages=2, direct_stages=2)
+    if rows < 1024:
+        return Blocks(128, 64, 4, 64, 64, 64)
+    chosen = Blocks(
+        64, 128, 4, 64, 64, 64, sums_registers=168, apply_stages=1, apply_registers=168,
+        items=528, finish_rows=64,
+    )  # fmt: skip
+    if rows >= 16384:
+        chosen = chosen._replace(sums_columns=256, sums_warps=8, stages=2, sums_registers=128)
+    return chosen
