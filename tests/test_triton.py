@@ -160,8 +160,8 @@ def test_reports_of_rows_summed_in_pieces(finish_rows):
     """Rows corrected, summed in one piece, in parts and left alone are all counted, once."""
     blocks = SMALL._replace(direct_rows=32, items=24, finish_rows=finish_rows)
     plan = ec.plan_of(Calibration(protect="none"), (0, 1, 3))
-    for strength in (4.0, 9.0, 60.0):
-        case = tiny(8, batch=2, tokens=90, strength=strength, lengths=(90, 41))
+    for strength in (9.0, 60.0):
+        case = tiny(8, batch=2, tokens=70, strength=strength, lengths=(70, 41))
         kernels = TritonEngine(blocks)
         found, exact, calls = check(case, plan, bare=True, using=kernels)
         again, _, _ = check(case, plan, bare=True, using=kernels)

@@ -2,8 +2,8 @@
 
 ``apply_sinks`` finds the rows where a difference would lose digits; how many there are is known on
 the device only. ``gather_rows`` makes one list of them for every sequence and slot (a *pair*) and
-cuts it into blocks of rows; ``share_out`` splits the columns of the longest blocks (as
-flash-decoding does) into about as many items as fill the chip; ``direct_sums`` has a program for
+cuts it into blocks of rows, and its last program to arrive splits the columns of the longest blocks
+(as flash-decoding does) into about as many items as fill the chip; ``direct_sums`` has a program for
 every item, and ``finish_direct`` adds up the parts of split blocks, in order. So the same inputs
 give the same bits, whatever the order in which programs ran.
 
@@ -11,7 +11,8 @@ Shapes and names are those of :mod:`act_harness.engines.triton.kernels`. ``work`
 block of rows (``per_pair`` for each pair; most are empty): 0 its first column, 1 its blocks of
 columns (0: empty), 2 into how many items they are split, 3 its first item, 4 its first part among
 ``values``, -1 where nothing is split. ``items`` holds the block of every item, and which blocks
-are split; ``facts`` the number of either.
+are split; ``facts`` the number of either. A pair's later blocks of rows see more columns, so items
+are taken from the last on: what ends last is short.
 """
 
 # ruff: noqa: E501 - kernels: Triton's own conventions
@@ -175,14 +176,9 @@ def off_sinks(
                 holds = tl.maximum(holds, tl.load(holds_base + last // BN))
         if EDGE:
             held = n < columns
-            k = tl.load(
-                k_base + n[None, :] * skn + d[:, None],
-                mask=dense(held[None, :], d[:, None], D, BD), other=0.0,
-            )  # fmt: skip
-            v = tl.load(
-                v_base + n[:, None] * svn + d[None, :],
-                mask=dense(held[:, None], d[None, :], D, BD), other=0.0,
-            )  # fmt: skip
+            near = tl.minimum(n, columns - 1)  # what no row sees may be anything finite: no masks
+            k = tile(k_base + near[None, :] * skn + d[:, None], d[:, None], D, BD)
+            v = tile(v_base + near[:, None] * svn + d[None, :], d[None, :], D, BD)
             value = logits(q, k, scale, softcap, SOFTCAP, PRECISION) - lse[:, None]
             sees = n[None, :] <= hi[:, None]
             if not PLAIN:
@@ -258,8 +254,8 @@ def direct_sums(
 
     Parts: ``values`` (parts, BM, BD) and ``masses`` (parts, BM), float32.
     """
-    item = tl.program_id(0)
-    if item < tl.load(facts_ptr):
+    item = tl.load(facts_ptr) - 1 - tl.program_id(0)
+    if item >= 0:
         g = tl.load(items_ptr + item)
         pair = g // per_pair
         row_blocks = pairs * per_pair
