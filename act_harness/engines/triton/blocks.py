@@ -40,11 +40,14 @@ class Blocks(NamedTuple):
 def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
     """Choose blocks for heads of ``size`` values, by what :mod:`act_harness.bench.tune` measured.
 
-    Measured on an H100 with bf16, 128 values, 7 and 32 heads, 4 x 2048 to 32768 tokens. The sums of
-    columns read all queries below a block of columns: of few rows they come from the L2 cache and
-    small programs, three on a multiprocessor, hide each other's waits best; from 16384 rows on
-    twice as many columns a program halve what is read. Of rows summed anew, two programs of 64 fit
-    a multiprocessor, and one multiplies while the other exponentiates.
+    Measured on an H100 with bf16, 128 values, 7 and 32 heads, 4 x 2048 to 32768 tokens.
+
+    - Sums of columns, of 64 x 128: three programs fit a multiprocessor and hide each other's waits;
+      of 16384 rows and more the queries no longer come from the L2 cache alone, and twice the
+      columns halve what is read.
+    - Corrections, of 64 rows: the same at all lengths.
+    - Rows summed anew: in short prompts there are few, 64 a block leave fewer places empty and
+      columns masked; in long ones 128 halve how often keys and values are read.
     """
     if rows <= 16:
         return Blocks(16, 64, 4, 16, 16, 64, finish_rows=16)
@@ -56,6 +59,8 @@ def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
         64, 128, 4, 64, 64, 64, sums_registers=168, apply_stages=1, apply_registers=168,
         items=528, finish_rows=64,
     )  # fmt: skip
+    if rows >= 4096:
+        chosen = chosen._replace(direct_rows=128, direct_warps=8, items=264)
     if rows >= 16384:
         chosen = chosen._replace(sums_columns=256, sums_warps=8, stages=2, sums_registers=128)
     return chosen
