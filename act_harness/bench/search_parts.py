@@ -129,7 +129,7 @@ def join_parts(folder: Path) -> tuple[list[Table], Machine, str]:
     if not rows:
         raise InputError(f"{folder} holds no results of --slice")
     total = {way: _sum(rows, way) for way in _WAYS}
-    cost = [
+    cost: list[Sequence[Any]] = [
         [
             "loop, batch 1 (scaled)" if way == "loop" else way,
             *(total[way][key] for key in ("forwards", "rows", "seconds")),

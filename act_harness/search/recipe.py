@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _SIZES = {"chunk_tokens": 2048, "screen_tokens": 1024, "pack_tokens": 2048}
-_GPU_SIZES = {"chunk_tokens": 8192, "screen_tokens": 4096, "pack_tokens": 16384}
+_GPU_SIZES = {"chunk_tokens": 8192, "screen_tokens": 4096, "pack_tokens": 32768}
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
