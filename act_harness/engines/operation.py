@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -192,8 +192,7 @@ class Geometry:
         return seen, most
 
 
-@dataclass(frozen=True)
-class Stock:
+class Stock(NamedTuple):
     """The model's own attention, and which kernel it runs.
 
     An engine that knows the kernel may compute the same output together with its log-sum-exp.
