@@ -368,8 +368,8 @@ class Attachment:
                 binding.cache = None
         if output is None or forward is None:  # the forward failed; its own error is on its way
             return
-        missing = sorted(set(self.plans) - forward.reached)
-        if missing:
+        if len(forward.reached) < len(self.plans):
+            missing = sorted(set(self.plans) - forward.reached)
             raise InternalError(
                 f"layers {missing} ran without calibration: something switched the attention "
                 "implementation after attaching; detach and attach again"

@@ -131,37 +131,32 @@ def _attend(
     """Serve transformers' call: the stock kernel, corrected where the module is bound."""
     if _recorder is not None:
         _recorder.append(Seen(module, query.shape[1], kwargs))
-    binding: BoundLayer | None = getattr(module, BINDING, None)
+    binding: BoundLayer | None = module.__dict__.get(BINDING)  # getattr is slow where it is absent
+    packing = active_packing()
+    if binding is None and packing is None:
+        return _stock_function(base, module)(module, query, key, value, attention_mask, **kwargs)
     given = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if given is None else float(given)
-    packing = active_packing()
-    if packing is not None:
-        stock = _stock_function(base, module)
+    softcap = kwargs.get("softcap")
+    if binding is not None and packing is None:
+        stock = Stock(
+            lambda: _stock_function(base, module)(
+                module, query, key, value, attention_mask, **kwargs
+            )[0],
+            base,
+        )
+        output = binding.attend(
+            query, key, value, attention_mask, stock=stock, scale=scale, softcap=softcap
+        )
+    elif packing is not None:
+        function = _stock_function(base, module)
         output = packing.attend(
             query,
             key,
             value,
             binding=binding if binding is not None and binding.awake else None,
-            run=lambda q, k, v, mask: stock(module, q, k, v, mask, **kwargs)[0],
+            run=lambda q, k, v, mask: function(module, q, k, v, mask, **kwargs)[0],
             scale=scale,
-            softcap=kwargs.get("softcap"),
+            softcap=softcap,
         )
-        return output, None
-    if binding is None:
-        stock = _stock_function(base, module)
-        return stock(module, query, key, value, attention_mask, **kwargs)
-    output = binding.attend(
-        query,
-        key,
-        value,
-        attention_mask,
-        stock=Stock(
-            lambda: _stock_function(base, module)(
-                module, query, key, value, attention_mask, **kwargs
-            )[0],
-            base,
-        ),
-        scale=scale,
-        softcap=kwargs.get("softcap"),
-    )
     return output, None

@@ -163,7 +163,9 @@ class Steps:
         ):
             output = output.contiguous()
             given = None if family.base is None else lse
-            self._strided(query, key, value, output, given, found.seen, geometry, sheet, scale, softcap)
+            self._strided(
+                query, key, value, output, given, found.seen, geometry, sheet, scale, softcap
+            )
             return output
         self.note("step")
         seen = query if found.seen is None else found.seen

@@ -70,9 +70,7 @@ def row_of_a_pair(
                     sees = tl.load(seen_at + n, mask=sees, other=0) != 0
                 value = tl.where(sees, products(q, k, scale, softcap, SOFTCAP), -1e30)
                 new_top = tl.maximum(top, value)
-                mass = mass * tl.exp2(top - new_top) + tl.where(
-                    sees, tl.exp2(value - new_top), 0.0
-                )
+                mass = mass * tl.exp2(top - new_top) + tl.where(sees, tl.exp2(value - new_top), 0.0)
                 top = new_top
             highest = tl.max(top, axis=0)
             lse = highest + tl.log2(tl.sum(mass * tl.exp2(top - highest), axis=0))
