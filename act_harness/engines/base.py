@@ -78,7 +78,8 @@ def _chosen(
         return None
     if query.shape[2] == 1:  # a decode step is short: what torch would choose is asked once
         allowed = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled())
-        place = (query.device, query.dtype, query.shape, key.shape[1], allowed)
+        dense = query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+        place = (query.device, query.dtype, query.shape, key.shape[1], dense, allowed)
         if place not in _CHOICES:
             if len(_CHOICES) >= _MOST_CHOICES:
                 _CHOICES.clear()

@@ -212,11 +212,10 @@ class Steps:
         base = attend_with_lse(
             query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
         )
+        output = base.output.contiguous()
         seen = geometry.__dict__[_STEP].seen
-        self._strided(
-            query, key, value, base.output, base.lse, seen, geometry, sheet, scale, softcap
-        )
-        return base.output
+        self._strided(query, key, value, output, base.lse, seen, geometry, sheet, scale, softcap)
+        return output
 
     def _learn(
         self,
@@ -269,7 +268,7 @@ class Steps:
         """Calibrate ``output`` for tensors of any strides."""
         self.note("step")
         self.note("strided")
-        key, value = _last_axis_dense(key), _last_axis_dense(value)
+        query, key, value = (_last_axis_dense(x) for x in (query, key, value))
         given = query if lse is None else lse
         step.step_sinks[(query.shape[0] * sheet.slots,)](
             query, key, value, output, given, sheet.data, query if seen is None else seen,
