@@ -15,6 +15,7 @@ from act_harness.attention.cached import Forward, find_cache, recall, remember, 
 from act_harness.attention.facts import model_facts
 from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.attention.interface import BASES, BINDING, base_of, register
+from act_harness.attention.packed import active_packing
 from act_harness.attention.probe import Probe
 from act_harness.counters import PromptRecord
 from act_harness.engines import select_engine
@@ -42,6 +43,8 @@ class _Binding:
 
     def __init__(self, attachment: Attachment, layer: int, plan: LayerPlan) -> None:
         self.attachment, self.layer, self.plan = attachment, layer, plan
+        engine = attachment.engine
+        self.segment_engine = engine if isinstance(engine, SegmentEngine) else None
         self.cache: Cache | None = None  # the cache that the forward under way gave the layer
 
     @property
@@ -124,8 +127,8 @@ class _Binding:
 
     def takes_segments(self, segments: Segments) -> bool:
         """See :class:`act_harness.attention.packed.PackedLayer`."""
-        engine = self.attachment.engine
-        return isinstance(engine, SegmentEngine) and engine.takes_segments(self.plan, segments)
+        engine = self.segment_engine
+        return engine is not None and engine.takes_segments(self.plan, segments)
 
     def calibrate_segments(
         self,
@@ -139,10 +142,10 @@ class _Binding:
         scale: float,
     ) -> None:
         """See :class:`act_harness.attention.packed.PackedLayer`."""
-        owner, engine = self.attachment, self.attachment.engine
-        if not isinstance(engine, SegmentEngine):
-            raise InternalError(f"engine {engine.name} does not calibrate packed segments")
-        owner.calls.add(engine.name)
+        owner, engine = self.attachment, self.segment_engine
+        if engine is None:
+            raise InternalError(f"engine {owner.engine.name} does not calibrate packed segments")
+        owner.calls.add(owner.engine.name)
         report = engine.calibrate_segments(
             query, key, value, stock, segments=segments, plan=self.plan, scale=scale
         )
@@ -383,7 +386,7 @@ class Attachment:
         self._given = None if given.get("use_cache") is False else find_cache(args, kwargs)
         if self._hands_on:
             self.forward.cache = self._given
-        self._listen(self.forward.cache is None)
+        self._listen(self.forward.cache is None and active_packing() is None)
 
     def _listen(self, wanted: bool) -> None:
         """Have the attention modules tell their caches, or not: a hook costs a decode step time."""

@@ -243,7 +243,7 @@ class TritonEngine:
             query, key, value, stock,
             segments=segments,
             selection=self._select(plan, query.device),
-            detection=_detection(plan.calibration),
+            detection=lambda: _detection(plan.calibration),
             scale=scale,
         )  # fmt: skip
 
