@@ -213,6 +213,9 @@ def search(
     documents: Annotated[
         Path | None, typer.Option(help="Use the documents of --prepare; no lm-eval is needed.")
     ] = None,
+    held_out: Annotated[
+        int, typer.Option(min=0, help="With --prepare: evaluation documents per task to add.")
+    ] = 0,
     tracking: TrackingSettings | None = None,
 ) -> None:
     """Find the heads whose calibration helps, and write them as an artifact.
@@ -243,6 +246,7 @@ def search(
         ledgers=ledgers,
         prepare=prepare,
         documents=documents,
+        held_out=held_out,
     )
     found = search_from_settings(settings)
     if os.environ.get("RANK", "0") == "0":

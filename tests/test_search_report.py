@@ -9,11 +9,13 @@ from test_search_run import DRAWN, recipe, search
 from tiny_search import documents, tiny
 
 from act_harness.attention import model_facts
-from act_harness.bench.search import bench_search, random_documents
+from act_harness.bench.search import bench_search, main, random_documents
+from act_harness.bench.search_parts import join_parts, measure_parts, read_slice
 from act_harness.data import write_documents
-from act_harness.errors import RecipeError
+from act_harness.errors import InputError, RecipeError
 from act_harness.search.figures import draw
-from act_harness.search.heldout import compare_arms, random_artifact
+from act_harness.search.heldout import best_heads, compare_arms, random_artifact
+from act_harness.search.recipe import make_recipe
 from act_harness.search.settings import SearchSettings, search_from_settings
 
 
@@ -42,6 +44,17 @@ def test_held_out_figures_are_paired_with_the_untouched_model(tmp_path):
     assert drawn.heads != random_artifact(artifact, seed=2).heads
 
 
+def test_the_best_heads_come_from_the_table(tmp_path):
+    found = search(tmp_path, recipe(top={"sizes": [2]})).artifact
+    three = best_heads(found, 3)
+    assert three.head_count() == 3
+    rows = sorted(found.search["table"]["heads"]["rows"], key=lambda row: -row[3])
+    expected = {(row[0], row[1]) for row in rows[:3]}
+    assert {(layer, h) for layer, heads in three.heads.items() for h in heads} == expected
+    with pytest.raises(InputError, match="not 13"):
+        best_heads(found, 13)
+
+
 def test_the_benchmark_compares_three_ways_that_agree():
     tables = bench_search(
         tiny(), random_documents(5, vocabulary=97, own=12), loop_heads=3, keep=0.5
@@ -50,6 +63,30 @@ def test_the_benchmark_compares_three_ways_that_agree():
     assert cost["exhaustive"][2] < cost["loop, batch 1 (scaled)"][2]
     assert cost["screened"][2] < cost["exhaustive"][2]
     assert "100.00 %" in tables[0].note
+
+
+def test_slices_of_the_benchmark_add_up(tmp_path, capsys):
+    documents = random_documents(5, tasks=2, vocabulary=97, own=12)
+    options = {"folder": tmp_path, "loop_heads": 2, "loop_documents": 2, "keep": 0.5}
+    small = make_recipe({"tasks": ["bench"], "chunk_tokens": 128})
+    for number in range(2):
+        path = measure_parts(tiny(), documents, (number, 2), recipe=small, **options)
+    lines = path.read_text().splitlines()
+    measure_parts(tiny(), documents, (1, 2), recipe=small, **options)
+    assert path.read_text().splitlines() == lines  # nothing is measured twice
+    tables, _, _ = join_parts(tmp_path)
+    assert "10 documents in 5 of 5 chunks" in tables[0].note
+    assert "100.00 %" in tables[0].note
+    assert [row[1] for row in tables[1].rows] == [5, 5]
+    path.write_text("".join(line + "\n" for line in lines[:1]))  # a slice that was cut
+    assert "1 chunks were not reached" in join_parts(tmp_path)[0][0].note
+    main(["--join", str(tmp_path), "--output", str(tmp_path), "--name", "whole"])
+    assert "not reached" in (tmp_path / "whole.md").read_text()
+    for wrong in ("2/2", "x/2", "1"):
+        with pytest.raises(InputError, match="expected I/N"):
+            read_slice(wrong)
+    with pytest.raises(InputError, match="no results"):
+        join_parts(tmp_path / "none")
 
 
 def test_settings_make_a_recipe_or_say_what_is_missing(tmp_path):

@@ -230,6 +230,14 @@ def test_bad_recipes_are_one_clear_line(tmp_path):
         load_recipe("demoo")
 
 
+def test_sizes_left_open_follow_the_device(tmp_path):
+    plain = recipe(chunk_tokens=None, pack_tokens=50)
+    assert (plain.on("cpu").chunk_tokens, plain.on("cuda:1").chunk_tokens) == (2048, 8192)
+    assert plain.on("cuda").pack_tokens == 50
+    assert plain.size("screen_tokens") == plain.on("cpu").screen_tokens == 1024
+    assert search(tmp_path, plain).artifact.search["recipe"]["chunk_tokens"] == 2048
+
+
 def test_a_recipe_for_another_model_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="num_hidden_layers 30"):
         search(tmp_path, recipe(expect={"num_hidden_layers": 30}))

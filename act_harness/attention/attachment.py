@@ -15,6 +15,7 @@ from act_harness.attention.cached import Forward, find_cache, recall, remember, 
 from act_harness.attention.facts import model_facts
 from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.attention.interface import BASES, BINDING, base_of, register
+from act_harness.attention.packed import active_packing
 from act_harness.attention.probe import Probe
 from act_harness.counters import PromptRecord
 from act_harness.engines import select_engine
@@ -42,6 +43,8 @@ class _Binding:
 
     def __init__(self, attachment: Attachment, layer: int, plan: LayerPlan) -> None:
         self.attachment, self.layer, self.plan = attachment, layer, plan
+        engine = attachment.engine
+        self.segment_engine = engine if isinstance(engine, SegmentEngine) else None
         self.cache: Cache | None = None  # the cache that the forward under way gave the layer
 
     @property
@@ -65,22 +68,28 @@ class _Binding:
         softcap: float | None,
     ) -> Tensor:
         """See :class:`act_harness.attention.interface.BoundLayer`."""
-        owner, cache = self.attachment, self.cache
+        owner, forward = self.attachment, self._forward()
+        cache = self.cache if forward.cache is None else forward.cache
+        again = forward.again(cache, self.layer, mask=mask, query=query, key=key, owner=owner)
+        if again is not None:
+            noted, geometry = again
+            output, state = self.compute(
+                query, key, value, geometry=geometry, state=noted.state, stock=stock, scale=scale,
+                softcap=softcap,
+            )  # fmt: skip
+            if state is not None:
+                noted.state, noted.real = state, geometry.real
+            return output
         seen = seen_tokens(cache, self.layer, query.shape[2])
         state, real = recall(cache, self.layer, seen, owner=owner, batch=query.shape[0])
-        geometry = self._forward().geometry(key, mask, seen, real)
+        geometry = forward.geometry(key, mask, seen, real)
+        forward.note(cache, mask, key, geometry, real)
         if key.shape[2] > geometry.columns:  # a static cache; a view costs a decode step time
             key, value = key[:, :, : geometry.columns], value[:, :, : geometry.columns]
         output, state = self.compute(
-            query,
-            key,
-            value,
-            geometry=geometry,
-            state=state,
-            stock=stock,
-            scale=scale,
+            query, key, value, geometry=geometry, state=state, stock=stock, scale=scale,
             softcap=softcap,
-        )
+        )  # fmt: skip
         remember(cache, self.layer, state, geometry.real, owner=owner)
         return output
 
@@ -118,8 +127,8 @@ class _Binding:
 
     def takes_segments(self, segments: Segments) -> bool:
         """See :class:`act_harness.attention.packed.PackedLayer`."""
-        engine = self.attachment.engine
-        return isinstance(engine, SegmentEngine) and engine.takes_segments(self.plan, segments)
+        engine = self.segment_engine
+        return engine is not None and engine.takes_segments(self.plan, segments)
 
     def calibrate_segments(
         self,
@@ -133,10 +142,10 @@ class _Binding:
         scale: float,
     ) -> None:
         """See :class:`act_harness.attention.packed.PackedLayer`."""
-        owner, engine = self.attachment, self.attachment.engine
-        if not isinstance(engine, SegmentEngine):
-            raise InternalError(f"engine {engine.name} does not calibrate packed segments")
-        owner.calls.add(engine.name)
+        owner, engine = self.attachment, self.segment_engine
+        if engine is None:
+            raise InternalError(f"engine {owner.engine.name} does not calibrate packed segments")
+        owner.calls.add(owner.engine.name)
         report = engine.calibrate_segments(
             query, key, value, stock, segments=segments, plan=self.plan, scale=scale
         )
@@ -165,6 +174,7 @@ class Attachment:
         self._reported: Tensor | Sequence[int] = ()
         self.forward: Forward | None = None
         """The decoder forward under way."""
+        self._given: Cache | None = None  # the cache that it was given
         self._prompts: Tensor | None = None
         self._tokens: Tensor | None = None
         self._watcher: list[list[PromptRecord]] | None = None
@@ -172,6 +182,8 @@ class Attachment:
         self._base = ""
         self._modules: list[nn.Module] = []
         self._hooks: list[Any] = []
+        self._listening: list[Any] = []  # hooks of the attention modules
+        self._hands_on = False  # whether layers are known to get the cache that the decoder got
         self._wrapped_generate = False
         self._suspended = False
 
@@ -273,6 +285,7 @@ class Attachment:
             delattr(module, BINDING)
         for hook in self._hooks:
             hook.remove()
+        self._listen(False)
         if self._wrapped_generate:
             del self.model.generate
         if self._base:
@@ -328,9 +341,6 @@ class Attachment:
             binding = _Binding(self, layer, plan)
             setattr(module, BINDING, binding)
             self._modules.append(module)
-            self._hooks.append(
-                module.register_forward_pre_hook(binding.note_cache, with_kwargs=True)
-            )
         decoder = self._decoder
         self._hooks.append(decoder.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._hooks.append(decoder.register_forward_hook(self._end, always_call=True))
@@ -373,15 +383,38 @@ class Attachment:
             )
         self.forward = Forward(batch, rows, mask, self._prompts, self._tokens)
         self.reports = {}
+        self._given = None if given.get("use_cache") is False else find_cache(args, kwargs)
+        if self._hands_on:
+            self.forward.cache = self._given
+        self._listen(self.forward.cache is None and active_packing() is None)
+
+    def _listen(self, wanted: bool) -> None:
+        """Have the attention modules tell their caches, or not: a hook costs a decode step time."""
+        if wanted and not self._listening:
+            self._listening = [
+                module.register_forward_pre_hook(
+                    getattr(module, BINDING).note_cache, with_kwargs=True
+                )
+                for module in self._modules
+            ]
+        elif not wanted and self._listening:
+            for hook in self._listening:
+                hook.remove()
+            self._listening = []
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
         forward, self.forward = self.forward, None
-        for bound in self._modules:
-            getattr(bound, BINDING).cache = None
+        given, self._given = self._given, None
+        if self._listening:
+            bindings = [getattr(module, BINDING) for module in self._modules]
+            if output is not None and given is not None:
+                self._hands_on = all(binding.cache is given for binding in bindings)
+            for binding in bindings:
+                binding.cache = None
         if output is None or forward is None:  # the forward failed; its own error is on its way
             return
-        missing = sorted(set(self.plans) - forward.reached)
-        if missing:
+        if len(forward.reached) < len(self.plans):
+            missing = sorted(set(self.plans) - forward.reached)
             raise InternalError(
                 f"layers {missing} ran without calibration: something switched the attention "
                 "implementation after attaching; detach and attach again"

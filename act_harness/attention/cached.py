@@ -11,11 +11,11 @@ from __future__ import annotations
 import copy
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, StaticSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, StaticSlidingWindowLayer
 
 from act_harness.engines.operation import Geometry, LayerState
 from act_harness.errors import UnsupportedCallError
@@ -37,6 +37,18 @@ class _Remembered:
     real: Tensor  # (B, T) bool
 
 
+class _Alike(NamedTuple):
+    """What a layer's call was told, for the layers of the forward that are told the same."""
+
+    cache: Cache
+    states: dict[int, _Remembered]  # the cache's
+    mask: Tensor | None
+    shape: torch.Size  # of the keys
+    device: torch.device
+    past: Tensor  # (B, seen) bool: what the layer remembered, the tensor itself
+    geometry: Geometry
+
+
 @dataclass
 class Forward:
     """One forward of the decoder: what its tokens are. Lives from pre-hook to post-hook."""
@@ -49,6 +61,8 @@ class Forward:
     reached: set[int] = field(default_factory=set)
     _geometries: dict[tuple[Any, ...], Geometry] = field(default_factory=dict)
     _masks: list[Tensor | None] = field(default_factory=list)  # alive, so that ids stay unique
+    cache: Cache | None = None  # that all layers are known to get
+    _alike: dict[int, _Alike] = field(default_factory=dict)  # by mask
 
     def geometry(
         self, key: Tensor, mask: Tensor | None, seen: int, past_real: Tensor | None
@@ -76,6 +90,46 @@ class Forward:
                 mask=_visible(mask, columns),
             )
         return self._geometries[place]
+
+    def note(
+        self, cache: Cache | None, mask: Tensor | None, key: Tensor, geometry: Geometry,
+        past: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Keep what a layer's call over a dynamic cache came to, for :meth:`again`."""
+        if past is not None and isinstance(cache, DynamicCache) and key.shape[2] == geometry.total:
+            states = cache.__dict__[_STATES]
+            self._alike[id(mask)] = _Alike(
+                cache, states, mask, key.shape, key.device, past, geometry
+            )
+
+    def again(
+        self,
+        cache: Cache | None,
+        layer: int,
+        *,
+        mask: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        owner: Attachment,
+    ) -> tuple[_Remembered, Geometry] | None:
+        """Return what :func:`recall` and :meth:`geometry` would, where another layer's holds.
+
+        A layer of a dynamic cache that has been given as many keys, all there are, over the same
+        past as a layer before it, differs from that one by its sinks only.
+        """
+        alike = self._alike.get(id(mask))
+        if (
+            alike is None
+            or cache is not alike.cache
+            or key.shape != alike.shape
+            or key.device != alike.device
+            or query.shape[2] != self.rows
+        ):
+            return None
+        noted = alike.states.get(layer)
+        if noted is None or noted.real is not alike.past or noted.owner() is not owner:
+            return None
+        return noted, alike.geometry
 
     def _real(self, total: int, past_real: Tensor | None, device: torch.device) -> Tensor:
         if self.mask is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -96,15 +97,12 @@ def register(base: str) -> str:
     name = interface_name(base)
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
 
-        def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            return _attend(base, module, *args, **kwargs)
-
         def mask(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             # packed sequences are kept apart by the attention itself
             return None if active_packing() else ALL_MASK_ATTENTION_FUNCTIONS[base](*args, **kwargs)
 
         AttentionMaskInterface.register(name, mask)
-        AttentionInterface.register(name, attention)
+        AttentionInterface.register(name, partial(_attend, base))
     return name
 
 
@@ -131,35 +129,34 @@ def _attend(
     **kwargs: Any,  # noqa: ANN401 - whatever the model passes on
 ) -> tuple[Tensor, Tensor | None]:
     """Serve transformers' call: the stock kernel, corrected where the module is bound."""
-    stock = _stock_function(base, module)
     if _recorder is not None:
         _recorder.append(Seen(module, query.shape[1], kwargs))
-    binding: BoundLayer | None = getattr(module, BINDING, None)
+    binding: BoundLayer | None = module.__dict__.get(BINDING)  # getattr is slow where it is absent
+    packing = active_packing()
+    if binding is None and packing is None:
+        return _stock_function(base, module)(module, query, key, value, attention_mask, **kwargs)
     given = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if given is None else float(given)
-    packing = active_packing()
-    if packing is not None:
+    softcap = kwargs.get("softcap")
+    if binding is not None and packing is None:
+        stock = Stock(
+            lambda: _stock_function(base, module)(
+                module, query, key, value, attention_mask, **kwargs
+            )[0],
+            base,
+        )
+        output = binding.attend(
+            query, key, value, attention_mask, stock=stock, scale=scale, softcap=softcap
+        )
+    elif packing is not None:
+        function = _stock_function(base, module)
         output = packing.attend(
             query,
             key,
             value,
             binding=binding if binding is not None and binding.awake else None,
-            run=lambda q, k, v, mask: stock(module, q, k, v, mask, **kwargs)[0],
+            run=lambda q, k, v, mask: function(module, q, k, v, mask, **kwargs)[0],
             scale=scale,
-            softcap=kwargs.get("softcap"),
+            softcap=softcap,
         )
-        return output, None
-    if binding is None:
-        return stock(module, query, key, value, attention_mask, **kwargs)
-    output = binding.attend(
-        query,
-        key,
-        value,
-        attention_mask,
-        stock=Stock(
-            lambda: stock(module, query, key, value, attention_mask, **kwargs)[0], kernel=base
-        ),
-        scale=scale,
-        softcap=kwargs.get("softcap"),
-    )
     return output, None

@@ -8,6 +8,12 @@ file (``act-harness search --prepare``) or are random tokens behind a common ins
 
     python -m act_harness.bench.search --model DIR --documents FILE --device cuda
     python -m act_harness.bench.search --random 7b --device cuda
+
+Where one core would need hours, several processes measure some chunks of documents each, and a last
+call adds them up (see ``search_parts``):
+
+    python -m act_harness.bench.search --model DIR --documents FILE --parts FOLDER --slice 3/12
+    python -m act_harness.bench.search --join FOLDER --name search-cpu
 """
 
 from __future__ import annotations
@@ -24,7 +30,14 @@ import torch
 
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach, model_facts
-from act_harness.bench.common import Report, Table, command_line, describe_machine, synchronize
+from act_harness.bench.common import (
+    Machine,
+    Report,
+    Table,
+    command_line,
+    describe_machine,
+    synchronize,
+)
 from act_harness.data import (
     Document,
     TaskDocuments,
@@ -57,7 +70,7 @@ Grid = dict[int, tuple[int, ...]]
 
 
 @dataclass
-class _Pass:
+class Pass:
     """One way of searching, measured."""
 
     seconds: float
@@ -129,10 +142,11 @@ def bench_search(
     base = base.model_copy(
         update={"tasks": tuple(d.task for d in documents), "verify_samples": 0, "keep": keep}
     )
+    base = base.on(device)
     grid = base.grid(facts)
-    exact = _measure(model, documents, base, grid, device, screened=False)
-    screen = _measure(model, documents, base, grid, device, screened=True)
-    loop = _loop(model, facts, documents, base, grid, exact, (loop_heads, loop_documents), device)
+    exact = measure_way(model, documents, base, grid, device, screened=False)
+    screen = measure_way(model, documents, base, grid, device, screened=True)
+    loop = measure_loop(model, facts, base, grid, exact, (loop_heads, loop_documents), device)
     sizes = {
         "documents": sum(len(d.search) for d in documents),
         "heads": sum(map(len, grid.values())),
@@ -144,7 +158,7 @@ def bench_search(
     ]
 
 
-def _measure(
+def measure_way(
     model: Any,  # noqa: ANN401
     documents: Sequence[TaskDocuments],
     recipe: Recipe,
@@ -152,7 +166,8 @@ def _measure(
     device: str,
     *,
     screened: bool,
-) -> _Pass:
+) -> Pass:
+    """Run one way of searching over the documents' search split, in a ledger of its own."""
     engine = _TimedEngine(select_engine(recipe.engine, device=torch.device(device).type), device)
     with tempfile.TemporaryDirectory() as folder, Workbench(model) as bench:
         measurement = Measurement(
@@ -181,13 +196,13 @@ def _measure(
         parts["engine in the exact pass"] = engine.seconds - parts.get("engine in the screen", 0.0)
         stock = measurement.baselines()
         effects = head_effects(stock, measurement.changes(grid, stock))
-        return _Pass(
+        return Pass(
             seconds, bench.forwards, bench.rows_computed, effects, measurement, estimates, parts
         )
 
 
 @dataclass
-class _Loop:
+class Loop:
     seconds: float
     """Scaled to all heads and documents."""
     forwards: float
@@ -200,19 +215,32 @@ class _Loop:
     """Share of equal predictions."""
 
 
-def _loop(
+def measure_loop(
     model: Any,  # noqa: ANN401
     facts: ModelFacts,
-    documents: Sequence[TaskDocuments],
     recipe: Recipe,
     grid: Grid,
-    exact: _Pass,
+    exact: Pass,
     share: tuple[int, int | None],
     device: str,
-) -> _Loop:
+    *,
+    turn: float = 0.5,
+) -> Loop:
+    """Time the loop over heads at batch 1 on some of them, and compare it with the exact pass.
+
+    Args:
+        model: the model.
+        facts: what identifies it.
+        recipe: settings of the search.
+        grid: heads by layer.
+        exact: the exact pass over the same documents.
+        share: number of heads, and of documents per task (None: all).
+        device: the model's.
+        turn: where between one chosen head and the next the first one lies, in [0, 1).
+    """
     everything = [(layer, head) for layer, heads in grid.items() for head in heads]
     step = max(1, len(everything) // share[0])
-    chosen = everything[step // 2 :: step][: share[0]]
+    chosen = everything[int(turn * step) :: step][: share[0]]
     stock = exact.measurement.baselines()
     changes = exact.measurement.changes(grid, stock)
     seconds, worst, equal, seen, forwards, tokens = 0.0, 0.0, 0, 0, 0, 0
@@ -242,7 +270,7 @@ def _loop(
             attachment.detach()
     pairs = sum(len(task.right) for task in stock) * len(everything)
     scale = pairs / seen
-    return _Loop(
+    return Loop(
         seconds * scale,
         forwards * scale,
         tokens * scale * facts.num_hidden_layers,
@@ -284,7 +312,7 @@ def _agreement(
     return float(difference.max()), int(same.sum())
 
 
-def _cost_table(exact: _Pass, screen: _Pass, loop: _Loop, sizes: dict[str, int]) -> Table:
+def _cost_table(exact: Pass, screen: Pass, loop: Loop, sizes: dict[str, int]) -> Table:
     rows: list[Sequence[Any]] = [
         ["loop, batch 1 (scaled)", loop.forwards, loop.rows, loop.seconds, 1.0, 1.0],
         *(
@@ -312,7 +340,7 @@ def _cost_table(exact: _Pass, screen: _Pass, loop: _Loop, sizes: dict[str, int])
     )
 
 
-def _quality_table(exact: _Pass, screen: _Pass, keep: float) -> Table:
+def _quality_table(exact: Pass, screen: Pass, keep: float) -> Table:
     measured = {e.place: e.effect for e in exact.effects}
     places = sorted(measured)
     ranked = sorted(places, key=lambda place: -measured[place])
@@ -332,7 +360,7 @@ def _quality_table(exact: _Pass, screen: _Pass, keep: float) -> Table:
     return Table(f"Screen, keep {keep}", ["figure", "value"], rows)
 
 
-def _parts_table(exact: _Pass, screen: _Pass) -> Table:
+def _parts_table(exact: Pass, screen: Pass) -> Table:
     rows: list[Sequence[Any]] = [
         [way, part, seconds]
         for way, one in (("exhaustive", exact), ("screened", screen))
@@ -353,11 +381,19 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--loop-heads", type=int, default=8)
     parser.add_argument("--loop-documents", type=int)
     parser.add_argument("--keep", type=float, default=0.15)
-    parser.add_argument("--chunk-tokens", type=int, default=2048)
-    parser.add_argument("--pack-tokens", type=int, default=2048)
+    parser.add_argument("--chunk-tokens", type=int, help="else by the device, as in a recipe")
+    parser.add_argument("--screen-tokens", type=int)
+    parser.add_argument("--pack-tokens", type=int)
+    parser.add_argument("--slice", help="I/N: measure only these chunks of documents, into --parts")
+    parser.add_argument("--parts", type=Path, help="folder of the slices' results")
+    parser.add_argument("--join", type=Path, help="add up the slices in this folder")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--name", default="search")
     given = parser.parse_args(arguments)
+    if given.join:
+        from act_harness.bench.search_parts import join_parts
+
+        return _write(given, *join_parts(given.join))
     if given.random:
         model = random_llama(given.random, dtype=given.dtype, device=given.device)
     else:
@@ -375,24 +411,28 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         {
             "tasks": ["bench"],
             "chunk_tokens": given.chunk_tokens,
+            "screen_tokens": given.screen_tokens,
             "pack_tokens": given.pack_tokens,
         }
     )
-    tables = bench_search(
-        model,
-        documents,
-        loop_heads=given.loop_heads,
-        loop_documents=given.loop_documents,
-        keep=given.keep,
-        recipe=recipe,
-    )
-    report = Report(
-        given.name,
-        "Head search: loop, exhaustive, screened",
-        describe_machine(given.device),
-        command_line(),
-        tables,
-    )
+    options: dict[str, Any] = {
+        "loop_heads": given.loop_heads,
+        "loop_documents": given.loop_documents,
+        "keep": given.keep,
+        "recipe": recipe,
+    }
+    if given.slice:
+        from act_harness.bench.search_parts import measure_parts, read_slice
+
+        return measure_parts(
+            model, documents, read_slice(given.slice), folder=given.parts, **options
+        )
+    tables = bench_search(model, documents, **options)
+    return _write(given, tables, describe_machine(given.device), command_line())
+
+
+def _write(given: Any, tables: list[Table], machine: Machine, command: str) -> Path:  # noqa: ANN401
+    report = Report(given.name, "Head search: loop, exhaustive, screened", machine, command, tables)
     path = report.write(given.output)
     print(report.markdown())
     return path

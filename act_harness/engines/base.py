@@ -8,7 +8,8 @@ Where the model's kernel is another one, or has a mask, there is only the output
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,10 @@ from torch.nn.attention import SDPBackend
 
 from act_harness.engines.operation import Geometry, Stock
 
-__all__ = ["Base", "attend_with_lse"]
+__all__ = ["Base", "FusedKernel", "attend_with_lse", "step_kernel"]
+
+FusedKernel = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+"""(query, key, value, causal, scale) -> output (B, H, C, D) and log-sum-exp (B, H, C)."""
 
 
 class Base(NamedTuple):
@@ -38,17 +42,34 @@ def attend_with_lse(
 ) -> Base:
     """Run the model's attention; see :class:`act_harness.engines.operation.Engine`."""
     if softcap is None and geometry.plain and getattr(stock, "kernel", "") == "sdpa":
-        found = _fused(query, key, value, geometry.rows > 1, scale)
-        if found is not None:
+        kernel = _chosen(query, key, value, geometry.rows > 1, scale)
+        if kernel is not None:
+            found = kernel(query, key, value, geometry.rows > 1, scale)
             return Base(found[0].transpose(1, 2).contiguous(), found[1])
     output: Tensor = stock()  # type: ignore[operator]
     return Base(output if isinstance(stock, Stock) else output.clone(), None)
 
 
-def _fused(
+def step_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    geometry: Geometry,
+    stock: object,
+    scale: float,
+    softcap: float | None,
+) -> FusedKernel | None:
+    """Return the kernel that serves a decode step and all like it; None: only ``stock`` does."""
+    if softcap is None and geometry.plain and getattr(stock, "kernel", "") == "sdpa":
+        return _chosen(query, key, value, False, scale)
+    return None
+
+
+def _chosen(
     query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor] | None:
-    """Call the kernel that torch would choose; None where that one gives no log-sum-exp."""
+) -> FusedKernel | None:
+    """Return the kernel that torch would choose; None where that one gives no log-sum-exp."""
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
         return None
     grouped = query.shape[1] != key.shape[1]
@@ -57,7 +78,8 @@ def _fused(
         return None
     if query.shape[2] == 1:  # a decode step is short: what torch would choose is asked once
         allowed = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled())
-        place = (query.device, query.dtype, query.shape, key.shape[1], allowed)
+        dense = query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+        place = (query.device, query.dtype, query.shape, key.shape[1], dense, allowed)
         if place not in _CHOICES:
             if len(_CHOICES) >= _MOST_CHOICES:
                 _CHOICES.clear()
@@ -67,25 +89,46 @@ def _fused(
         choice = _CHOICES[place]
     else:
         choice = choose(query, key, value, None, 0.0, causal, scale=scale, enable_gqa=grouped)
-    aten = torch.ops.aten
-    if query.device.type == "cpu" and choice == SDPBackend.FLASH_ATTENTION.value:
-        return aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
-            query, key, value, 0.0, causal, scale=scale
-        )
-    if query.device.type != "cuda":
-        return None
-    if choice == SDPBackend.CUDNN_ATTENTION.value:
-        found = aten._scaled_dot_product_cudnn_attention(
-            query, key, value, None, True, 0.0, causal, False, scale=scale
-        )
-        lse = found[1]
-        return found[0], lse[..., 0] if lse.ndim == 4 else lse
-    if choice == SDPBackend.FLASH_ATTENTION.value and query.shape[-1] % 8 == 0:
-        found = aten._scaled_dot_product_flash_attention(
-            query, key, value, 0.0, causal, False, scale=scale
-        )
-        return found[0], found[1][..., : query.shape[2]]
+    device = query.device.type
+    if device == "cpu" and choice == SDPBackend.FLASH_ATTENTION.value:
+        return _flash_on_cpu
+    if device == "cuda" and choice == SDPBackend.CUDNN_ATTENTION.value:
+        return _cudnn
+    if device == "cuda" and choice == SDPBackend.FLASH_ATTENTION.value and not query.shape[-1] % 8:
+        return _flash
     return None
+
+
+def _operator(name: str) -> Any:  # noqa: ANN401 - torch's own
+    """Return an operator by torch's generated binding, which takes less time than ``torch.ops``."""
+    return getattr(torch, name, None) or getattr(torch.ops.aten, name)
+
+
+_CPU = _operator("_scaled_dot_product_flash_attention_for_cpu")
+_CUDNN = _operator("_scaled_dot_product_cudnn_attention")
+_FLASH = _operator("_scaled_dot_product_flash_attention")
+
+
+def _flash_on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    return _CPU(query, key, value, 0.0, causal, scale=scale)  # type: ignore[no-any-return]
+
+
+def _cudnn(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    found = _CUDNN(query, key, value, None, True, 0.0, causal, False, scale=scale)
+    lse = found[1]
+    return found[0], lse[..., 0] if lse.ndim == 4 else lse
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    found = _FLASH(query, key, value, 0.0, causal, False, scale=scale)
+    lse, rows = found[1], query.shape[2]
+    return found[0], lse if lse.shape[2] == rows else lse[..., :rows]
 
 
 _GROUPS: dict[str, bool] = {}

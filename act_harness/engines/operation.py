@@ -192,15 +192,23 @@ class Geometry:
         return seen, most
 
 
-@dataclass(frozen=True)
 class Stock:
     """The model's own attention, and which kernel it runs.
 
     An engine that knows the kernel may compute the same output together with its log-sum-exp.
     """
 
-    run: Callable[[], Tensor]  # () -> (B, C, H, D)
-    kernel: str = ""  # 'sdpa': torch's scaled_dot_product_attention; '': anything
+    __slots__ = ("kernel", "run")
+
+    def __init__(self, run: Callable[[], Tensor], kernel: str = "") -> None:
+        """Store both; one is made for every layer of a decode step, so this is plain.
+
+        Args:
+            run: returns the output, (B, C, H, D).
+            kernel: ``sdpa`` for torch's ``scaled_dot_product_attention``; empty for anything.
+        """
+        self.run = run
+        self.kernel = kernel
 
     def __call__(self) -> Tensor:
         """Return the attention output, (B, C, H, D)."""

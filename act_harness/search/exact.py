@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from act_harness.engines.operation import Engine
 
-_ENOUGH = 0.125
+_ENOUGH = 0.0625
 """A pack of this share of ``pack_tokens`` is worth its overhead."""
 
-_WASTE = 0.1
+_WASTE = 0.05
 """From there on a variant may run this share of its pack's rows in vain."""
 
 __all__ = ["ChunkPass", "Counts", "calibrated_change"]

@@ -1,11 +1,12 @@
-"""What head sets are worth on held-out documents: raw and label-prior corrected, with intervals.
+r"""What head sets are worth on held-out documents: raw and label-prior corrected, with intervals.
 
 Every claim about a head set needs both columns and the random heads beside it: much of a raw gain
 can be a shift of the model's label bias, which a correction of the label prior alone gives as well.
 Documents come prepared (``act-harness search --prepare FILE --held-out N``), artifacts from the
 search. Differences are paired by document, intervals from the bootstrap within tasks.
 
-    python -m act_harness.search.heldout --model DIR --documents FILE --output FOLDER ARTIFACT...
+    python -m act_harness.search.heldout --model DIR --documents FILE --output FOLDER \
+        --sizes 20,40,80 ARTIFACT...
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from act_harness.errors import InputError
 from act_harness.resampling import Part
 from act_harness.scoring import Item, Scorer
 from act_harness.search.effects import TaskScores
+from act_harness.search.recipe import make_recipe
+from act_harness.search.sets import make_heads
 from act_harness.stats import PairedDifference, combined_difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["ArmResult", "compare_arms", "random_artifact"]
+__all__ = ["ArmResult", "best_heads", "compare_arms", "random_artifact"]
 
 
 class ArmResult(NamedTuple):
@@ -141,6 +144,29 @@ def random_artifact(like: Artifact, *, seed: int) -> Artifact:
     )
 
 
+def best_heads(artifact: Artifact, size: int) -> Artifact:
+    """Return the ``size`` heads of largest effect in an artifact's table, whatever it selected.
+
+    Raises:
+        InputError: the artifact has no such table, or too few heads in it have a positive effect.
+    """
+    if not artifact.search:
+        raise InputError(f"artifact {artifact.name!r} has no search table to take heads from")
+    recipe = make_recipe({k: v for k, v in artifact.search["recipe"].items() if v is not None})
+    best: dict[tuple[int, int], tuple[float, int]] = {}
+    for layer, head, strength, effect, *_ in artifact.search["table"]["heads"]["rows"]:
+        if effect > 0 and effect > best.get((layer, head), (0.0, 0))[0]:
+            best[layer, head] = (effect, strength)
+    ordered = sorted(best, key=lambda place: (-best[place][0], place))[:size]
+    if len(ordered) < size:
+        raise InputError(
+            f"artifact {artifact.name!r} has {len(ordered)} heads of positive effect, not {size}"
+        )
+    heads, strengths = make_heads([(*place, best[place][1]) for place in ordered], recipe)
+    update = {"name": f"{artifact.name}-{size}", "heads": heads, "strengths": strengths}
+    return artifact.model_copy(update=update)
+
+
 def _row(arm: ArmResult) -> list[str]:
     return [arm.name, str(arm.heads), _figure(arm.raw), _figure(arm.corrected)]
 
@@ -185,6 +211,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--documents", type=Path, required=True)
     parser.add_argument("--tasks", default="", help="only these, separated by commas")
     parser.add_argument("--random-sets", type=int, default=5)
+    parser.add_argument(
+        "--sizes", default="", help="also so many best heads of the first artifact, 20,40,80"
+    )
+    parser.add_argument(
+        "--random-size", type=int, help="heads of the random sets; else the first artifact's"
+    )
+    parser.add_argument("--token-budget", type=int, default=8192, help="tokens of a forward")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--title", default="Head sets on held-out documents")
@@ -206,9 +239,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         )
     arms = {Path(path).stem: load_artifact(path) for path in given.artifacts}
     first = next(iter(arms.values()))
+    for size in [int(text) for text in given.sizes.split(",") if text]:
+        arms[f"{size} best of {first.name}"] = best_heads(first, size)
+    like = first if given.random_size is None else best_heads(first, given.random_size)
     for seed in range(given.random_sets):
-        arms[f"random {seed + 1}"] = random_artifact(first, seed=seed)
-    results = compare_arms(model, arms, tasks, facts=facts)
+        arms[f"random {seed + 1}"] = random_artifact(like, seed=seed)
+    results = compare_arms(model, arms, tasks, facts=facts, token_budget=given.token_budget)
     content = {
         "arms": [
             {

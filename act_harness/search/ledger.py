@@ -24,7 +24,7 @@ __all__ = ["Ledger"]
 
 Key = tuple[Any, ...]
 
-VERSION = 2
+VERSION = 3
 
 
 class Ledger:

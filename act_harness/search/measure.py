@@ -63,7 +63,7 @@ class Measurement:
         self.chunks = [
             chunk
             for documents in self.tasks.values()
-            for chunk in chunks_of(documents, self.recipe.chunk_tokens)
+            for chunk in chunks_of(documents, self.recipe.size("chunk_tokens"))
         ]
 
     @property
@@ -115,7 +115,7 @@ class Measurement:
             calibration=recipe.calibration,
             strengths=recipe.mass_maps(),
             first_layer=min(grid, default=0),
-            pack_tokens=recipe.pack_tokens,
+            pack_tokens=recipe.size("pack_tokens"),
         )
         if self._base_key(chunk) not in self.ledger:
             self.ledger.add(
@@ -154,7 +154,9 @@ class Measurement:
         total: dict[int, torch.Tensor] = {}
         rows: list[list[float]] = []
         known = self._weights(chunk)
-        for piece in chunks_of(chunk.documents, recipe.screen_tokens):  # in the chunk's order
+        for piece in chunks_of(
+            chunk.documents, recipe.size("screen_tokens")
+        ):  # in the chunk's order
             layout = self.layout(piece, bench)
             scores, found = estimate_chunk(
                 bench,

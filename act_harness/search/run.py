@@ -153,6 +153,7 @@ def run_search(
     grid = recipe.grid(known)
     processes = Processes.here()
     device: torch.device = next(model.parameters()).device
+    recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     ledger = Ledger(folder, identity=identity, rank=processes.rank)
     with ledger.locked():

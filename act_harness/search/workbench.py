@@ -10,6 +10,7 @@ soft caps) is the model's own code, so any decoder of the Llama shape works; oth
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ class _Run:
     mask: Callable[[int], Tensor]
     start: int = 0
     hidden: Tensor | None = None
-    projected: Tensor | None = None
+    projected: dict[int, Tensor] = field(default_factory=dict)
+    """Attention outputs that are known and not computed, by layer."""
     prefix: Callable[[int], tuple[Tensor, Tensor] | None] = lambda layer: None
     places: Tensor | None = None  # (P, 2)
     record: dict[int, LayerRecord] | None = None
@@ -63,7 +65,20 @@ class _Run:
     """First layer whose queries, input and outputs are recorded; keys and values are for all."""
     on_attention: Callable[[int, LayerRecord], None] | None = None
     embeds_grad: bool = False
+    stops: int | None = None
+    """Layer whose attention is computed for all rows and the rest of it for the read ones only."""
+    stopped: Tensor | None = None  # (V, n, hidden): the attention output of that layer
     read: bool = field(default=False)
+
+    def picked(self, rows: Tensor | None) -> Tensor:
+        """Return the rows that are read, (1, P, hidden)."""
+        if rows is None or self.places is None:
+            raise InternalError("rows are read that were not computed")
+        return rows[self.places[:, 0], self.places[:, 1]][None]
+
+
+class _AttentionDone(Exception):  # noqa: N818 - no error: leaves a layer behind its attention
+    """Raised in the layer that ``stops`` names, once its attention output is known."""
 
 
 class _Prefix:
@@ -222,12 +237,17 @@ class Workbench:
                 hidden = run.hidden
             if run.record is not None and layer >= run.keep_from:
                 run.record.setdefault(layer, LayerRecord()).hidden = hidden
-            given = layer == run.start and run.projected is not None
+            given = layer in run.projected
             columns = None if given else run.prefix(layer)
             kwargs["attention_mask"] = None if given else run.mask(layer)
             kwargs["past_key_values"] = None if columns is None else _Prefix(columns)
             kwargs["use_cache"] = False
             self.rows_computed += hidden.shape[0] * hidden.shape[1]
+            if layer == run.stops:
+                with contextlib.suppress(_AttentionDone):
+                    original(hidden, *args, **kwargs)
+                hidden, run.projected[layer] = run.picked(hidden), run.picked(run.stopped)
+                kwargs.update(attention_mask=None, past_key_values=None)
             output = original(hidden, *args, **kwargs)
             return output[0] if isinstance(output, tuple) else output
 
@@ -236,9 +256,12 @@ class Workbench:
     def _attention_forward(self, layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             run = self.running
-            if run is not None and layer == run.start and run.projected is not None:
-                return run.projected, None
+            if run is not None and layer in run.projected:
+                return run.projected[layer], None
             output = original(*args, **kwargs)
+            if run is not None and layer == run.stops:
+                run.stopped = output[0]
+                raise _AttentionDone
             if run is not None and run.record is not None and layer >= run.keep_from:
                 run.record[layer].projected = output[0]
             return output
@@ -251,8 +274,9 @@ class Workbench:
             if run is None or run.places is None:
                 return None
             run.read = True
-            hidden = args[0]
-            return (hidden[run.places[:, 0], run.places[:, 1]][None], *args[1:])
+            if run.stops is not None:  # the last layer went on with these rows alone
+                return None
+            return (run.picked(args[0]), *args[1:])
 
         def embed(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:  # noqa: ANN401
             run = self.running
@@ -379,11 +403,13 @@ class Workbench:
             places: (P, 2) rows to read, (variant, row).
             record: filled with keys and values of all columns of the later layers.
         """
+        last = len(self.layers) - 1
         run = _Run(
             mask=mask,
             start=layer,
             hidden=hidden,
-            projected=projected,
+            projected={layer: projected},
+            stops=last if layer < last else None,
             prefix=prefix,
             places=places,
             record=record,

@@ -8,23 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from act_harness.calibration import MIN_OTHER_MASS, LayerPlan
+from act_harness.calibration import LayerPlan
 from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import EngineResult, Geometry, LayerState, Report
 from act_harness.engines.ragged import LONGEST
 from act_harness.engines.torch import TorchEngine
-from act_harness.engines.triton import step
-from act_harness.engines.triton.prefill import (
-    MOST_ON,
-    Call,
-    Sinks,
-    detection_of,
-    last_axis_dense,
-    rows_of,
-)
+from act_harness.engines.triton.decode import Sheet, Steps, make_sheet
+from act_harness.engines.triton.prefill import MOST_ON, Call, Sinks, detection_of
 from act_harness.engines.triton.ragged import SegmentKernels
 
 if TYPE_CHECKING:
@@ -46,6 +38,21 @@ class TritonState(LayerState):
     count: Tensor | None = None  # (B, h) int32
     flags: Tensor | None = None  # (B, h, T) uint8: the sinks as the kernels read them
 
+    def __post_init__(self) -> None:
+        """Leave what decode steps read to the first of them; it is no field, selections lose it."""
+        self.sheet: Sheet | None = None
+
+    def sheet_of(self, selection: Selection) -> Sheet:
+        """Return what decode steps under this plan read."""
+        if self.sheet is None or self.sheet.plan is not selection.plan:
+            if self.index is None or self.count is None or self.flags is None:
+                raise ValueError("the state's sinks are not listed")
+            self.sheet = make_sheet(
+                selection.plan, selection.facts, index=self.index, count=self.count,
+                flags=self.flags,
+            )  # fmt: skip
+        return self.sheet
+
 
 class Selection(NamedTuple):
     """A layer's plan on the device."""
@@ -54,6 +61,7 @@ class Selection(NamedTuple):
     heads: Tensor  # (h,) int32
     strength: Tensor  # (h,) float32
     damp: Tensor  # (h,) int32
+    facts: Tensor  # (h, 3) int32: the three, the strength by its bits
 
 
 class TritonEngine:
@@ -70,6 +78,7 @@ class TritonEngine:
         """How often each kernel, or the fallback, was launched."""
         self._warned: set[str] = set()
         self._selections: dict[tuple[int, torch.device], Selection] = {}
+        self.steps = Steps(self._note, MOST_ON)
 
     def __call__(
         self,
@@ -85,6 +94,15 @@ class TritonEngine:
         softcap: float | None = None,
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
+        if state is not None and query.shape[2] == 1:  # a decode step, most often like the last
+            sheet = getattr(state, "sheet", None)
+            if sheet is not None and sheet.plan is plan:
+                stepped = self.steps.known(
+                    query, key, value, geometry=geometry, sheet=sheet, stock=stock, scale=scale,
+                    softcap=softcap,
+                )  # fmt: skip
+                if stepped is not None:
+                    return EngineResult(stepped, state, None)
         reason = _unsupported(query, key, value, geometry, plan, state)
         if reason:
             self._note("fallback")
@@ -95,16 +113,21 @@ class TritonEngine:
                 query, key, value, geometry=geometry, plan=plan, state=state, stock=stock,
                 scale=scale, softcap=softcap,
             )  # fmt: skip
+        selection = self._select(plan, query.device)
+        frozen = plan.calibration.decode != "off"
+        if state is not None and query.shape[2] == 1 and frozen:
+            found = _listed(state)
+            sheet = found.sheet_of(selection)
+            stepped = self.steps.other(
+                query, key, value, geometry=geometry, sheet=sheet, stock=stock, scale=scale,
+                softcap=softcap,
+            )  # fmt: skip
+            return EngineResult(stepped, found, None)
         output, lse = attend_with_lse(
             query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
         )
-        if plan.calibration.decode == "off" and geometry.first_row > 0:
+        if not frozen and geometry.first_row > 0:
             return EngineResult(output, state, None)
-        selection = self._select(plan, query.device)
-        if state is not None and geometry.rows == 1:
-            found = _listed(state)
-            self._step(query, key, value, output, geometry, selection, found, lse, scale, softcap)
-            return EngineResult(output, found, None)
         call = Call(self, query, key, value, geometry, selection, lse, scale, softcap)
         if state is None:
             sinks, facts = call.detect()
@@ -134,40 +157,8 @@ class TritonEngine:
             query, key, value, stock,
             segments=segments,
             selection=self._select(plan, query.device),
-            detection=detection_of(plan.calibration),
+            detection=lambda: detection_of(plan.calibration),
             scale=scale,
-        )  # fmt: skip
-
-    def _step(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        geometry: Geometry,
-        selection: Selection,
-        state: TritonState,
-        lse: Tensor | None,
-        scale: float,
-        softcap: float | None,
-    ) -> None:
-        """Calibrate a decode step in one launch."""
-        self._note("step")
-        rows = rows_of(geometry)
-        key, value = last_axis_dense(key), last_axis_dense(value)
-        slots, size = len(selection.plan.heads), query.shape[-1]
-        given = lse if lse is not None else query
-        step.step_sinks[(query.shape[0] * slots,)](
-            query, key, value, output, given,
-            selection.heads, selection.strength, selection.damp,
-            rows.real, rows.lo, rows.hi, state.flags, state.index, state.count,
-            *query.stride()[:2], *key.stride()[:3], *value.stride()[:3],
-            output.stride(0), output.stride(2), *given.stride()[:2],
-            geometry.columns, geometry.total, state.sinks.shape[-1], geometry.first_column,
-            slots, query.shape[1] // key.shape[1], scale, softcap or 0.0,
-            MIN_OTHER_MASS, MOST_ON[query.dtype],
-            OWN_LSE=lse is None, SOFTCAP=softcap is not None,
-            D=size, BD=max(16, triton.next_power_of_2(size)), BN=64, BS=16,
         )  # fmt: skip
 
     def _note(self, name: str) -> None:
@@ -176,14 +167,13 @@ class TritonEngine:
     def _select(self, plan: LayerPlan, device: torch.device) -> Selection:
         place = (id(plan), device)
         if place not in self._selections:
-            self._selections[place] = Selection(
-                plan,
-                torch.tensor(plan.heads, dtype=torch.int32, device=device),
-                torch.tensor([s.strength for s in plan.strengths], device=device),
-                torch.tensor(
-                    [s.mass == "damp" for s in plan.strengths], dtype=torch.int32, device=device
-                ),
+            heads = torch.tensor(plan.heads, dtype=torch.int32, device=device)
+            strength = torch.tensor([s.strength for s in plan.strengths], device=device)
+            damp = torch.tensor(
+                [s.mass == "damp" for s in plan.strengths], dtype=torch.int32, device=device
             )
+            facts = torch.stack([heads, strength.view(torch.int32), damp], dim=1)
+            self._selections[place] = Selection(plan, heads, strength, damp, facts)
         return self._selections[place]
 
 
@@ -205,7 +195,8 @@ def _unsupported(
     running = plan.calibration.decode == "running"
     if running and (state is not None or geometry.has_continuation_rows):
         return "the continuation rows of decode 'running'"
-    if geometry.intervals is None:
+    step = state is not None and query.shape[2] == 1  # one row's mask need not be an interval
+    if not step and geometry.intervals is None:
         return "masks that are no interval of columns for every row"
     return ""
 

@@ -17,7 +17,7 @@ from act_harness.engines.triton.blocks import default_blocks
 if TYPE_CHECKING:
     from act_harness.engines.triton.engine import Selection, TritonEngine
 
-__all__ = ["MOST_ON", "Call", "Sinks", "detection_of", "last_axis_dense", "rows_of"]
+__all__ = ["MOST_ON", "Call", "Sinks", "detection_of"]
 
 MOST_ON = {torch.float32: 0.5, torch.float16: 0.9, torch.bfloat16: 0.98}
 """Mass on the sinks beyond which 1 - m has lost too many digits for the dtype of the output."""
@@ -90,10 +90,10 @@ class Call:
         softcap: float | None,
     ) -> None:
         self.engine, self.geometry, self.selection = engine, geometry, selection
-        self.query, self.key, self.value = (last_axis_dense(x) for x in (query, key, value))
+        self.query, self.key, self.value = (_last_axis_dense(x) for x in (query, key, value))
         self.scale, self.softcap = scale, softcap
         self.blocks = engine.blocks or default_blocks(query.shape[-1], query.dtype, geometry.rows)
-        self.rows = rows_of(geometry)
+        self.rows = _rows_of(geometry)
         self.pairs = query.shape[0] * len(selection.plan.heads)
         self.plain = geometry.first_row == 0 and geometry.plain
         self.by_head = lse is not None
@@ -314,12 +314,12 @@ class Call:
         return share
 
 
-def last_axis_dense(tensor: Tensor) -> Tensor:
+def _last_axis_dense(tensor: Tensor) -> Tensor:
     """Return the tensor with the values of a head side by side, copied only where needed."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def rows_of(geometry: Geometry) -> _Rows:
+def _rows_of(geometry: Geometry) -> _Rows:
     """Return the geometry in the kernels' form, computed once for all layers that share it."""
     known: _Rows | None = geometry.__dict__.get("_triton_rows")
     if known is None:

@@ -22,6 +22,7 @@ from act_harness.engines.triton import ragged_kernels as kernels
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from act_harness.calibration import LayerPlan
     from act_harness.engines.ragged import RaggedOutput, Segments
     from act_harness.engines.triton.engine import Selection
 
@@ -47,6 +48,18 @@ def ragged_blocks(size: int) -> RaggedBlocks:
     return RaggedBlocks(64, 64) if size <= 64 else RaggedBlocks(64, 32)
 
 
+class _Family(NamedTuple):
+    """What is the same for all forwards of a layer: the kernels' constants."""
+
+    plan: LayerPlan  # held, so that its id stays its own
+    slots: int
+    rows: int  # of a tile
+    continues: bool
+    sinks: tuple[Any, ...]  # constants of ``segment_sinks``, by whether it is fused
+    contexts: tuple[Any, ...]  # of ``segment_rows`` on contexts
+    answers: tuple[Any, ...]  # and on answers
+
+
 class SegmentKernels:
     """Calibrates packed rows, and keeps the kernels that were compiled for it."""
 
@@ -58,6 +71,7 @@ class SegmentKernels:
         self.fused = FUSED
         """Longest context, in tokens, that one launch finds the sinks of and calibrates."""
         self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._families: dict[tuple[Any, ...], _Family] = {}
 
     def calibrate(
         self,
@@ -68,7 +82,7 @@ class SegmentKernels:
         *,
         segments: Segments,
         selection: Selection,
-        detection: dict[str, Any],
+        detection: Callable[[], dict[str, Any]],
         scale: float,
     ) -> Report:
         """Calibrate ``stock.output`` in place; return what that did to the contexts.
@@ -80,13 +94,12 @@ class SegmentKernels:
             stock: output (N, H, D) and log-sum-exp (H, N) of the stock kernel.
             segments: contexts and answers.
             selection: the layer's plan on the device.
-            detection: the plan's settings of detection as the kernels take them.
+            detection: gives the plan's settings of detection as the kernels take them.
             scale: factor on query-key products.
         """
-        size, device = query.shape[-1], query.device
-        blocks = self.blocks or ragged_blocks(size)
-        slots, contexts = len(selection.plan.heads), segments.contexts
-        width = segments.longest_context
+        device = query.device
+        family = self._family(query, key, value, stock.output, selection, detection, scale)
+        slots, contexts, width = family.slots, segments.contexts, segments.longest_context
         flags = torch.empty(contexts, slots, width, dtype=torch.uint8, device=device)
         facts = torch.empty(6, contexts, slots, dtype=torch.float32, device=device)
         pointers = (
@@ -94,40 +107,86 @@ class SegmentKernels:
             selection.heads, selection.strength, selection.damp, flags, facts,
         )  # fmt: skip
         numbers = (stock.lse.stride(0), width)
-        constants = (
-            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2],
-            *stock.output.stride()[:2], slots, query.shape[1] // key.shape[1], scale, FEW_ROWS,
-            MIN_OTHER_MASS,
+        together = width <= self.fused
+        self._launch(
+            "segment_sinks", kernels.segment_sinks, (contexts * slots, 1, 1), pointers, numbers,
+            family.sinks[together],
         )  # fmt: skip
-        continues = selection.plan.calibration.decode == "frozen"
+        if not together:
+            blocks = triton.cdiv(width, family.rows)
+            tally = torch.empty(3, contexts, slots, blocks, device=device)
+            self._launch(
+                "segment_rows", kernels.segment_rows, (blocks, contexts * slots, 1),
+                (*pointers, tally), (*numbers, 0, contexts), family.contexts,
+            )  # fmt: skip
+            torch.sum(tally, dim=3, out=facts[2:5])
+        if family.continues and segments.count > contexts:
+            blocks = triton.cdiv(segments.longest_answer, family.rows)
+            count = segments.count - contexts
+            self._launch(
+                "answer_rows", kernels.segment_rows, (blocks, count * slots, 1),
+                (*pointers, facts), (*numbers, contexts, contexts), family.answers,
+            )  # fmt: skip
+        return Report(facts)
+
+    def _family(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        selection: Selection,
+        detection: Callable[[], dict[str, Any]],
+        scale: float,
+    ) -> _Family:
+        """Return the constants of such tensors under the plan, made once."""
+        place = (
+            id(selection.plan), query.dtype, query.stride(), key.stride(), value.stride(),
+            output.stride(), query.shape[1], key.shape[1], scale, self.blocks,
+        )  # fmt: skip
+        found = self._families.get(place)
+        if found is None:
+            if len(self._families) >= _MOST_KERNELS:
+                self._families.clear()
+            found = self._families[place] = self._make_family(
+                query, key, value, output, selection.plan, detection(), scale
+            )
+        return found
+
+    def _make_family(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        plan: LayerPlan,
+        detection: dict[str, Any],
+        scale: float,
+    ) -> _Family:
+        size = query.shape[-1]
+        blocks = self.blocks or ragged_blocks(size)
+        continues = plan.calibration.decode == "frozen"
+        constants = (
+            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
+            len(plan.heads), query.shape[1] // key.shape[1], scale, FEW_ROWS, MIN_OTHER_MASS,
+        )  # fmt: skip
+        found = (
+            detection["limit"], detection["min_rows"], boundary(query.dtype),
+            detection["INITIAL"], detection["RELATIVE"], detection["PROTECT"], detection["AUTO"],
+        )  # fmt: skip
         tiles = (
             continues, "ieee" if query.dtype == torch.float32 else "tf32",
             size, max(16, triton.next_power_of_2(size)), *blocks,
         )  # fmt: skip
-        together = width <= self.fused
-        self._launch(
-            "segment_sinks", kernels.segment_sinks, (contexts * slots, 1, 1), pointers, numbers,
-            (*constants, detection["limit"], detection["min_rows"], boundary(query.dtype),
-             detection["INITIAL"], detection["RELATIVE"], detection["PROTECT"], detection["AUTO"],
-             together, *tiles),
-        )  # fmt: skip
-
-        def rows(name: str, first: int, count: int, longest: int, tally: Tensor) -> None:
-            self._launch(
-                name, kernels.segment_rows,
-                (triton.cdiv(longest, blocks.rows), count * slots, 1),
-                (*pointers, tally), (*numbers, first, contexts),
-                (*constants, name == "segment_rows", *tiles),
-            )  # fmt: skip
-
-        if not together:
-            tally = torch.empty(3, contexts, slots, triton.cdiv(width, blocks.rows), device=device)
-            rows("segment_rows", 0, contexts, width, tally)
-            torch.sum(tally, dim=3, out=facts[2:5])
-        if continues and segments.count > contexts:
-            count = segments.count - contexts
-            rows("answer_rows", contexts, count, segments.longest_answer, facts)
-        return Report(facts)
+        return _Family(
+            plan,
+            len(plan.heads),
+            blocks.rows,
+            continues,
+            sinks=tuple((*constants, *found, fused, *tiles) for fused in (False, True)),
+            contexts=(*constants, True, *tiles),
+            answers=(*constants, False, *tiles),
+        )
 
     def _launch(
         self,

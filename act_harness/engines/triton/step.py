@@ -1,8 +1,16 @@
-"""Triton kernel of a decode step: one row over the cache, in one launch.
+"""Triton kernels of a decode step: one row over the cache, in one launch.
 
 A step touches the columns of the prompt's sinks only, unless subtraction would lose digits (see
 ``kernels``); then, and where the stock kernel gives no log-sum-exp, a program reads all columns of
 its row. One program works for one sequence and one selected head; products are summed in float32.
+
+What a layer's prefill found, and what its plan asks for, come in one *sheet*, (B, h, 4 + T) int32:
+the number of sinks, the head, its strength (the bits of a float32), 1 for damping; then T entries,
+of which entry i is the column of the i-th sink, plus ``FLAG`` where column i itself is a sink.
+
+``step_dense`` takes contiguous tensors, so that one integer says where everything lies;
+``step_sinks`` takes any strides. Numbers that grow with the sequence are not specialised on: a
+kernel compiled once serves all steps.
 """
 
 from __future__ import annotations
@@ -12,7 +20,13 @@ import triton.language as tl
 
 from act_harness.engines.triton.kernels import dense, factors
 
-__all__ = ["step_sinks"]
+__all__ = ["FLAG", "HEADER", "step_dense", "step_sinks"]
+
+HEADER = 4
+"""Numbers before a sheet's entries."""
+
+FLAG = 1 << 30
+"""What an entry of a sheet has added where its own column is a sink."""
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -30,100 +44,129 @@ def products(q, k, scale, softcap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def step_sinks(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
-    real_ptr, lo_ptr, hi_ptr, flags_ptr, index_ptr, count_ptr,
-    sqb, sqh, skb, skh, skn, svb, svh, svn, sob, soh, slb, slh,
-    columns, total, sink_total, first_column, slots, per_group, scale, softcap,
-    min_other, most_on,
-    OWN_LSE: tl.constexpr, SOFTCAP: tl.constexpr,
+def row_of_a_pair(
+    q_at, k_base, v_base, out_at, lse_at, sheet_at, seen_at,
+    skn, svn, columns, first_column, sink_total, scale, softcap, min_other, most_on,
+    OWN_LSE: tl.constexpr, PLAIN: tl.constexpr, SOFTCAP: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Calibrate the row of every sequence in ``out`` (B, 1, H, D) by the prompt's sinks."""
-    pair = tl.program_id(0)
-    b = (pair // slots).to(tl.int64)
-    slot = pair % slots
-    count = tl.load(count_ptr + pair)
-    row_real = tl.load(real_ptr + b * total + total - 1)
-    if (count > 0) & (row_real != 0):
-        head = tl.load(heads_ptr + slot).to(tl.int64)
+    """Calibrate one row of one head; the pointers are the pair's own."""
+    count = tl.load(sheet_at)
+    if count > 0:
+        entries = sheet_at + 4
         d = tl.arange(0, BD)
-        q = tl.load(q_ptr + b * sqb + head * sqh + d, mask=d < D, other=0.0).to(tl.float32)
-        k_base = k_ptr + b * skb + (head // per_group) * skh
-        v_base = v_ptr + b * svb + (head // per_group) * svh
-        lo = tl.load(lo_ptr + b)
-        hi = tl.load(hi_ptr + b)
-        first = (lo // BN) * BN
+        q = tl.load(q_at + d, mask=d < D, other=0.0).to(tl.float32)
         if OWN_LSE:
             top = tl.full([BN], -1e30, tl.float32)
             mass = tl.zeros([BN], tl.float32)
-            for start in range(first, hi + 1, BN):
+            for start in range(0, columns, BN):
                 n = start + tl.arange(0, BN)
-                held = (n >= lo) & (n <= hi)
+                sees = n < columns
                 k = tl.load(
                     k_base + n[:, None] * skn + d[None, :],
-                    mask=dense(held[:, None], d[None, :], D, BD), other=0.0,
+                    mask=dense(sees[:, None], d[None, :], D, BD), other=0.0,
                 )  # fmt: skip
-                real = tl.load(real_ptr + b * total + first_column + n, mask=held, other=0)
-                value = tl.where(real != 0, products(q, k, scale, softcap, SOFTCAP), -1e30)
+                if not PLAIN:
+                    sees = tl.load(seen_at + n, mask=sees, other=0) != 0
+                value = tl.where(sees, products(q, k, scale, softcap, SOFTCAP), -1e30)
                 new_top = tl.maximum(top, value)
-                mass = mass * tl.exp2(top - new_top) + tl.where(
-                    real != 0, tl.exp2(value - new_top), 0.0
-                )
+                mass = mass * tl.exp2(top - new_top) + tl.where(sees, tl.exp2(value - new_top), 0.0)
                 top = new_top
             highest = tl.max(top, axis=0)
             lse = highest + tl.log2(tl.sum(mass * tl.exp2(top - highest), axis=0))
         else:
-            lse = tl.load(lse_ptr + b * slb + head * slh) * _LOG2E
+            lse = tl.load(lse_at) * _LOG2E
         on = tl.zeros([BS], tl.float32)
         acc = tl.zeros([BD], tl.float32)
         for start in range(0, count, BS):
             s = start + tl.arange(0, BS)
-            position = tl.load(
-                index_ptr + pair.to(tl.int64) * sink_total + s, mask=s < count, other=0
-            )
+            position = tl.load(entries + s, mask=s < count, other=0) & 0x3FFFFFFF
             n = position - first_column
-            held = (s < count) & (n >= lo) & (n <= hi)
-            tile = dense(held[:, None], d[None, :], D, BD)
+            sees = (s < count) & (n >= 0) & (n < columns)
+            if not PLAIN:
+                sees = sees & (tl.load(seen_at + n, mask=sees, other=0) != 0)
+            tile = dense(sees[:, None], d[None, :], D, BD)
             k = tl.load(k_base + n[:, None] * skn + d[None, :], mask=tile, other=0.0)
             v = tl.load(v_base + n[:, None] * svn + d[None, :], mask=tile, other=0.0)
             value = products(q, k, scale, softcap, SOFTCAP) - lse
-            weight = tl.exp2(tl.where(held, value, float("-inf")))
+            weight = tl.exp2(tl.where(sees, value, float("-inf")))
             on += weight
             acc += tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
         m = tl.sum(on, axis=0)
         if m > 0:
-            strength = tl.load(strength_ptr + slot)
-            damp = tl.load(damp_ptr + slot) != 0
-            out_at = out_ptr + b * sob + head * soh + d
+            strength = tl.load(sheet_at + 2).to(tl.float32, bitcast=True)
+            damp = tl.load(sheet_at + 3) != 0
             inside, outside = factors(m, 1.0 - m, strength, damp)
-            old = outside * tl.load(out_at, mask=d < D, other=0.0).to(tl.float32)
+            old = outside * tl.load(out_at + d, mask=d < D, other=0.0).to(tl.float32)
             result = old + (inside - outside) * acc
             lost = tl.sum(old * old, axis=0) > 4.0 * tl.sum(result * result, axis=0)
             written = tl.where(m > 0, D, 0)
             if lost | (m > most_on):
                 off = tl.zeros([BN], tl.float32)
                 rest = tl.zeros([BD], tl.float32)
-                for start in range(first, hi + 1, BN):
+                for start in range(0, columns, BN):
                     n = start + tl.arange(0, BN)
                     t = first_column + n
-                    held = (n >= lo) & (n <= hi)
-                    tile = dense(held[:, None], d[None, :], D, BD)
+                    sees = n < columns
+                    tile = dense(sees[:, None], d[None, :], D, BD)
                     k = tl.load(k_base + n[:, None] * skn + d[None, :], mask=tile, other=0.0)
                     v = tl.load(v_base + n[:, None] * svn + d[None, :], mask=tile, other=0.0)
-                    real = tl.load(real_ptr + b * total + t, mask=held, other=0)
-                    flag = tl.load(
-                        flags_ptr + pair.to(tl.int64) * sink_total + t,
-                        mask=held & (t < sink_total), other=0,
-                    )  # fmt: skip
+                    entry = tl.load(entries + t, mask=sees & (t < sink_total), other=0)
+                    if not PLAIN:
+                        sees = tl.load(seen_at + n, mask=sees, other=0) != 0
                     value = products(q, k, scale, softcap, SOFTCAP) - lse
-                    weight = tl.exp2(
-                        tl.where(held & (real != 0) & (flag == 0), value, float("-inf"))
-                    )
+                    weight = tl.exp2(tl.where(sees & (entry < 0x40000000), value, float("-inf")))
                     off += weight
                     rest += tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
                 u = tl.sum(off, axis=0)
                 inside, outside = factors(m, u, strength, damp)
                 result = outside * rest + inside * acc
                 written = tl.where(damp, tl.where(u >= min_other, D, 0), D)
-            tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=d < written)
+            tl.store(out_at + d, result.to(out_at.dtype.element_ty), mask=d < written)
+
+
+@triton.jit(do_not_specialize=["columns", "first_column", "sink_total", "slots"])
+def step_dense(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, sheet_ptr, seen_ptr,
+    columns, first_column, sink_total, slots,
+    SCALE: tl.constexpr, CAP: tl.constexpr, MIN_OTHER: tl.constexpr, MOST_ON: tl.constexpr,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr,
+    OWN_LSE: tl.constexpr, PLAIN: tl.constexpr, SOFTCAP: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+) -> None:  # fmt: skip
+    """Calibrate the row of every sequence in ``out`` (B, 1, H, D); all tensors are contiguous."""
+    pair = tl.program_id(0).to(tl.int64)
+    b = pair // slots
+    sheet_at = sheet_ptr + pair * (sink_total + 4)
+    head = tl.load(sheet_at + 1)
+    row = b * HEADS + head
+    group = (b * GROUPS + head // (HEADS // GROUPS)) * columns
+    row_of_a_pair(
+        q_ptr + row * D, k_ptr + group * D, v_ptr + group * D, out_ptr + row * D, lse_ptr + row,
+        sheet_at, seen_ptr + b * columns,
+        D, D, columns, first_column, sink_total, SCALE, CAP, MIN_OTHER, MOST_ON,
+        OWN_LSE, PLAIN, SOFTCAP, D, BD, BN, BS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["columns", "first_column", "sink_total", "slots"])
+def step_sinks(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, sheet_ptr, seen_ptr,
+    sqb, sqh, skb, skh, skn, svb, svh, svn, sob, soh, slb, slh,
+    columns, first_column, sink_total, slots, per_group, scale, softcap, min_other, most_on,
+    OWN_LSE: tl.constexpr, PLAIN: tl.constexpr, SOFTCAP: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+) -> None:  # fmt: skip
+    """Calibrate the row of every sequence in ``out`` (B, 1, H, D), dense in their last axis."""
+    pair = tl.program_id(0).to(tl.int64)
+    b = pair // slots
+    sheet_at = sheet_ptr + pair * (sink_total + 4)
+    head = tl.load(sheet_at + 1).to(tl.int64)
+    group = head // per_group
+    row_of_a_pair(
+        q_ptr + b * sqb + head * sqh, k_ptr + b * skb + group * skh, v_ptr + b * svb + group * svh,
+        out_ptr + b * sob + head * soh, lse_ptr + b * slb + head * slh,
+        sheet_at, seen_ptr + b * columns,
+        skn, svn, columns, first_column, sink_total, scale, softcap, min_other, most_on,
+        OWN_LSE, PLAIN, SOFTCAP, D, BD, BN, BS,
+    )  # fmt: skip
