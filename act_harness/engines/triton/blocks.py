@@ -46,8 +46,9 @@ def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
       of 16384 rows and more the queries no longer come from the L2 cache alone, and twice the
       columns halve what is read.
     - Corrections, of 64 rows: the same at all lengths.
-    - Rows summed anew: in short prompts there are few, 64 a block leave fewer places empty and
-      columns masked; in long ones 128 halve how often keys and values are read.
+    - Rows summed anew, 64 a block: two programs fit a multiprocessor, the exponentials of one run
+      beside the products of the other (128 rows read keys and values half as often and were 6 to
+      8 % slower); split for two programs a multiprocessor, further splits cost more than they bring.
     """
     if rows <= 16:
         return Blocks(16, 64, 4, 16, 16, 64, finish_rows=16)
@@ -57,10 +58,8 @@ def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
         return Blocks(128, 64, 4, 64, 64, 64)
     chosen = Blocks(
         64, 128, 4, 64, 64, 64, sums_registers=168, apply_stages=1, apply_registers=168,
-        items=528, finish_rows=64,
+        items=264, finish_rows=16,
     )  # fmt: skip
-    if rows >= 4096:
-        chosen = chosen._replace(direct_rows=128, direct_warps=8, items=264)
     if rows >= 16384:
         chosen = chosen._replace(sums_columns=256, sums_warps=8, stages=2, sums_registers=128)
     return chosen
