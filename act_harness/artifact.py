@@ -294,15 +294,15 @@ def resolve_artifact(reference: str | Path | Artifact | None, facts: ModelFacts)
 
 
 def _only_match(facts: ModelFacts) -> Artifact:
-    fitting = []
-    for path in shipped_artifacts().values():
+    fitting = {}
+    for name, path in shipped_artifacts().items():
         candidate = load_artifact(path)
         if _same_model(candidate.model, facts):
-            fitting.append(candidate)
+            fitting[name] = candidate
     if len(fitting) == 1:
-        return fitting[0]
+        return next(iter(fitting.values()))
     found = (
-        f"several shipped artifacts fit ({', '.join(a.name for a in fitting)})"
+        f"several shipped artifacts fit ({', '.join(fitting)})"
         if fitting
         else "no shipped artifact fits"
     )
