@@ -18,7 +18,7 @@ from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines import select_engine
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.triton import direct, prefill
-from act_harness.engines.triton.blocks import Blocks
+from act_harness.engines.triton.blocks import Blocks, default_blocks
 from act_harness.engines.triton.engine import TritonEngine
 
 SMALL = Blocks(16, 16, 4, 16, 16, 16, items=8, least=16, finish_rows=16)
@@ -385,3 +385,20 @@ def test_packed_requests_through_the_kernels(make_artifact, monkeypatch):
     assert [s.loglikelihood for s in found] == pytest.approx(
         [s.loglikelihood for s in expected], abs=1e-4
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("size", [64, 80, 128, 256])
+def test_blocks_of_devices_with_little_shared_memory(size, dtype):
+    """Turing has 64 KiB: smaller blocks there, which compute the same."""
+    for rows in (8, 400, 20000):
+        usual = default_blocks(size, dtype, rows)
+        assert usual == default_blocks(size, dtype, rows, shared=99 << 10)
+        little = default_blocks(size, dtype, rows, shared=64 << 10)
+        row_bytes = size * dtype.itemsize
+        held = little.sums_columns + little.stages * little.sums_rows
+        assert held * row_bytes <= 64 << 10
+        held = little.direct_rows + 2 * little.direct_stages * little.direct_columns
+        assert held * row_bytes <= 64 << 10
+    case = tiny(31, size=size, heads=2, groups=1, dtype=dtype)
+    check(case, ec.plan_of(Calibration(), (1,)), using=TritonEngine(little))

@@ -9,6 +9,7 @@ log-sum-exp of every row with them. Calibration of segments: :mod:`act_harness.e
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -119,6 +120,12 @@ class Segments:
         return values if self.columns is None else values.index_select(0, self.columns)
 
 
+@functools.lru_cache(maxsize=64)
+def _has_flash(device: torch.device) -> bool:
+    """Whether the device runs torch's flash attention on segments: NVIDIA's from Ampere on."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def flash_takes(query: Tensor, value: Tensor, softcap: float | None) -> bool:
     """Whether torch's flash attention computes segments of such queries and values, (..., D)."""
     return (
@@ -129,6 +136,7 @@ def flash_takes(query: Tensor, value: Tensor, softcap: float | None) -> bool:
         and softcap is None
         and torch.backends.cuda.flash_sdp_enabled()
         and not query.requires_grad
+        and _has_flash(query.device)
     )
 
 

@@ -37,8 +37,20 @@ class Blocks(NamedTuple):
     """Rows whose parts one program adds up; at most ``direct_rows``."""
 
 
-def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
+_ENOUGH_SHARED = 96 << 10
+"""Bytes of shared memory that the blocks below need at most (88 KiB, compiled for Ada)."""
+
+
+def default_blocks(
+    size: int, dtype: torch.dtype, rows: int, *, shared: int | None = None
+) -> Blocks:
     """Choose blocks for heads of ``size`` values, by what :mod:`act_harness.bench.tune` measured.
+
+    Args:
+        size: D.
+        dtype: of the inputs.
+        rows: queries of a sequence.
+        shared: bytes of shared memory that a program may have; None: enough. Turing has 64 KiB.
 
     Measured on an H100 with bf16, 128 values, 7 and 32 heads, 4 x 2048 to 32768 tokens.
 
@@ -48,12 +60,21 @@ def default_blocks(size: int, dtype: torch.dtype, rows: int) -> Blocks:
     - Corrections, of 64 rows: the same at all lengths.
     - Rows summed anew, 64 a block: two programs fit a multiprocessor, the exponentials of one run
       beside the products of the other (128 rows read keys and values half as often and were 6 to
-      8 % slower); split for two programs a multiprocessor, further splits cost more than they bring.
+      8 % slower); split for two programs a multiprocessor, since more parts cost more than they
+      bring.
     """
+    if shared is not None and shared < _ENOUGH_SHARED:
+        width = max(256, (1 << (size - 1).bit_length()) * dtype.itemsize)  # bytes of a row
+        few = max(16, 16384 // width)
+        return Blocks(
+            few, min(64, 32768 // width), 4, min(32, few), few, 32 if width == 256 else 16,
+            stages=2, direct_stages=2 if width <= 512 else 1, finish_rows=16,
+        )  # fmt: skip
     if rows <= 16:
         return Blocks(16, 64, 4, 16, 16, 64, finish_rows=16)
     if dtype == torch.float32 or size > 128:
-        return Blocks(32, 64, 4, 32, 32, 32, stages=2, direct_stages=2)
+        columns = 16 if dtype == torch.float32 and size > 128 else 32  # 32: 100 KiB, of Ada's 99
+        return Blocks(32, 64, 4, 32, 32, columns, stages=2, direct_stages=2)
     if rows < 1024:
         return Blocks(128, 64, 4, 64, 64, 64)
     chosen = Blocks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -92,7 +93,9 @@ class Call:
         self.engine, self.geometry, self.selection = engine, geometry, selection
         self.query, self.key, self.value = (_last_axis_dense(x) for x in (query, key, value))
         self.scale, self.softcap = scale, softcap
-        self.blocks = engine.blocks or default_blocks(query.shape[-1], query.dtype, geometry.rows)
+        self.blocks = engine.blocks or default_blocks(
+            query.shape[-1], query.dtype, geometry.rows, shared=_shared_memory(query.device)
+        )
         self.rows = _rows_of(geometry)
         self.pairs = query.shape[0] * len(selection.plan.heads)
         self.plain = geometry.first_row == 0 and geometry.plain
@@ -312,6 +315,15 @@ class Call:
             BLOCKS=128 if self.plain else max(1, 2048 // size), SHARED=2048, num_warps=8,
         )  # fmt: skip
         return share
+
+
+@functools.lru_cache(maxsize=64)
+def _shared_memory(device: torch.device) -> int | None:
+    """Bytes of shared memory that a program may have; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    found = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None)
+    return None if found is None else int(found)
 
 
 def _last_axis_dense(tensor: Tensor) -> Tensor:
