@@ -26,10 +26,13 @@ from act_harness.errors import InfrastructureError, InputError, TaskError, sugge
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from act_harness.artifact import ModelFacts
+
 __all__ = [
     "Document",
     "Prompting",
     "TaskDocuments",
+    "facts_of_tokens",
     "held_out",
     "load_documents",
     "load_plain_model",
@@ -76,6 +79,8 @@ class TaskDocuments:
     num_fewshot: int = 0
     held_out: tuple[Document, ...] = ()
     """Documents of the evaluation split, where they were asked for."""
+    tokenizer_sha256: str | None = None
+    """Hash of the tokenizer that made the tokens; None: not noted."""
 
     def digest(self, split: str) -> str:
         """Return one hash over the documents of ``search`` or ``verify`` as they were tokenised."""
@@ -424,6 +429,24 @@ def read_documents(path: Path) -> list[TaskDocuments]:
         ) from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise TaskError(f"{path} holds no search documents ({type(error).__name__})") from error
+
+
+def facts_of_tokens(facts: ModelFacts, documents: Sequence[TaskDocuments]) -> ModelFacts:
+    """Return a model's facts with the tokenizer that made the documents' tokens.
+
+    Where prepared documents are read, nothing is tokenised; and another release of transformers may
+    read other special tokens off the same files.
+
+    Raises:
+        TaskError: the documents were made with several tokenizers.
+    """
+    made = sorted({one.tokenizer_sha256 for one in documents if one.tokenizer_sha256 is not None})
+    if len(made) > 1:
+        raise TaskError(
+            f"the prepared documents come from {len(made)} tokenizers "
+            f"({', '.join(name[:12] for name in made)}); prepare all of them again with one"
+        )
+    return facts.model_copy(update={"tokenizer_sha256": made[0]}) if made else facts
 
 
 def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:

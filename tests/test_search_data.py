@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -10,7 +11,15 @@ import pytest
 from lm_eval.api.task import ConfigurableTask
 
 from act_harness import data
-from act_harness.data import Prompting, held_out, load_documents, read_documents, write_documents
+from act_harness.artifact import ModelFacts
+from act_harness.data import (
+    Prompting,
+    facts_of_tokens,
+    held_out,
+    load_documents,
+    read_documents,
+    write_documents,
+)
 from act_harness.errors import TaskError
 
 
@@ -125,6 +134,20 @@ def test_prepared_documents_come_back_as_they_were(tmp_path: Path):
         read_documents(tmp_path / "bad.json")
     with pytest.raises(TaskError, match="no such file"):
         read_documents(tmp_path / "none.json")
+
+
+def test_prepared_documents_say_whose_tokens_they_hold(tmp_path: Path):
+    """A machine of another transformers release may give the same vocabulary another hash."""
+    found = draw(task({"train": rows(30), "test": rows(10, 100)})).documents(5, 4, 1)
+    facts = ModelFacts(
+        id="m", architecture="A", num_hidden_layers=1, num_attention_heads=1, tokenizer_sha256="b"
+    )
+    assert facts_of_tokens(facts, [found]) == facts
+    one, other = (replace(found, tokenizer_sha256=name) for name in ("a", "c"))
+    write_documents(tmp_path / "d.json", [found, one])
+    assert facts_of_tokens(facts, read_documents(tmp_path / "d.json")).tokenizer_sha256 == "a"
+    with pytest.raises(TaskError, match="from 2 tokenizers"):
+        facts_of_tokens(facts, [one, other])
 
 
 def test_unknown_and_unfit_tasks_are_refused():

@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from act_harness import atomic, provenance
 from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import attach, model_facts
-from act_harness.data import Document, load_plain_model, load_plain_tokenizer, read_documents
+from act_harness.data import (
+    Document,
+    facts_of_tokens,
+    load_plain_model,
+    load_plain_tokenizer,
+    read_documents,
+)
 from act_harness.errors import InputError
 from act_harness.resampling import Part
 from act_harness.scoring import Item, Scorer
@@ -225,12 +231,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--name", default="heldout")
     given = parser.parse_args(arguments)
     model = load_plain_model(given.model, dtype=given.dtype, device=given.device)
+    documents = read_documents(given.documents)
     facts = model_facts(model, load_plain_tokenizer(given.model), name=Path(given.model).name)
+    facts = facts_of_tokens(facts, documents)
     wanted = [name for name in given.tasks.split(",") if name]
     tasks: dict[str, Sequence[Document]] = {
-        d.task: d.held_out
-        for d in read_documents(given.documents)
-        if d.held_out and (not wanted or d.task in wanted)
+        d.task: d.held_out for d in documents if d.held_out and (not wanted or d.task in wanted)
     }
     if not tasks:
         raise InputError(

@@ -13,6 +13,7 @@ from act_harness.attention import model_facts
 from act_harness.data import (
     Prompting,
     TaskDocuments,
+    facts_of_tokens,
     load_documents,
     load_plain_model,
     load_plain_tokenizer,
@@ -110,6 +111,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
     if settings.documents is not None:
         documents = _fitting(read_documents(settings.documents), recipe)
         model, facts = _plain_model(settings)
+        facts = facts_of_tokens(facts, documents)
     else:
         lm = _load_model(settings)
         documents = search_documents(
@@ -117,6 +119,8 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         )
         model, facts = lm.model, _public(lm.facts)
     if settings.prepare is not None:
+        made = facts.tokenizer_sha256
+        documents = [replace(one, tokenizer_sha256=made) for one in documents]
         write_documents(settings.prepare, documents)
         return Prepared(settings.prepare, documents)
     result = run_search(
