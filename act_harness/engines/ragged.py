@@ -83,12 +83,17 @@ class Segments:
         keys = [*lengths, *(lengths[owner] + size for owner, size in answers)]
         query_starts = torch.tensor([0, *queries]).cumsum(0)
         key_starts = torch.tensor([0, *keys]).cumsum(0)
-        prompt = torch.tensor(prompts)[owners]
-        columns = [query_starts[0], query_starts[:-1], key_starts[:-1]]
         table = torch.stack(
-            [columns[1], torch.tensor(queries), columns[2], torch.tensor(keys), prompt,
-             torch.tensor(owners)], dim=1,
-        )  # fmt: skip
+            [
+                query_starts[:-1],
+                torch.tensor(queries),
+                key_starts[:-1],
+                torch.tensor(keys),
+                torch.tensor(prompts)[owners],
+                torch.tensor(owners),
+            ],
+            dim=1,
+        )
         index = None
         if answers:
             begins = query_starts.tolist()
