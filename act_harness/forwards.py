@@ -5,6 +5,9 @@ Where the model allows it, contexts and their answers are packed into one row of
 the right without a mask (causality hides the pads, so the stock kernel stays on its fast path), or
 on the left for models with a sliding window, since a window counts positions and a gap between
 prompt and answer would shift it. Logits exist for a limited number of scored rows at a time.
+
+What a forward finds out stays on the device until it is asked for (:class:`RowScores`,
+:class:`Told`), so that the host can prepare the next forward meanwhile.
 """
 
 from __future__ import annotations
@@ -14,20 +17,31 @@ import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from act_harness.attention import Attachment, select_cache
-from act_harness.attention.packable import alike, has_window, packed_forward, packs
-from act_harness.attention.packed import Packing, Rows
+from act_harness.attention.packable import (
+    alike,
+    has_window,
+    packed_forward,
+    packs,
+    packs_segments,
+)
+from act_harness.attention.packed import Packing, Rows, positions_of
+from act_harness.attention.recorded import PackedForwards
+from act_harness.engines.ragged import Room, lay_out, upload
 from act_harness.errors import ActHarnessError, InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    import numpy.typing as npt
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
@@ -38,6 +52,7 @@ __all__ = [
     "Logits",
     "Prefilled",
     "RowScores",
+    "Told",
     "Work",
     "pad_tokens",
 ]
@@ -50,6 +65,9 @@ _logger = logging.getLogger(__name__)
 
 _extending: weakref.WeakKeyDictionary[PreTrainedModel, bool | None] = weakref.WeakKeyDictionary()
 """Whether a model's contexts are padded on the left before a cache is extended; None: it cannot."""
+
+_segmented: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+"""Whether a model's packed forwards are over segments."""
 
 _bare_heads: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
@@ -64,11 +82,34 @@ class Work:
     scored_rows: int = 0
 
 
-class RowScores(NamedTuple):
-    """Scores of single tokens; lists of equal length."""
+@dataclass(frozen=True)
+class RowScores:
+    """Scores of single tokens, on their way from the device."""
 
-    logprobs: list[float]
-    greedy: list[bool]
+    logprobs: Tensor  # (n,)
+    greedy: Tensor  # (n,) bool
+    order: npt.NDArray[np.int64]  # (n,): which token was asked for at the place of each
+
+    def lists(self) -> tuple[list[float], list[bool]]:
+        """Return log-probabilities and greediness as asked for, after :meth:`Forwards.mark`."""
+        place = np.argsort(self.order)
+        return self.logprobs.numpy()[place].tolist(), self.greedy.numpy()[place].tolist()
+
+
+@dataclass(frozen=True)
+class Told:
+    """What calibration did to a forward's contexts, on its way from the device."""
+
+    attachment: Attachment | None = None
+    totals: Tensor | None = None
+    prompts: tuple[int, ...] = ()
+    known: tuple[PromptRecord, ...] = ()
+
+    def records(self) -> Sequence[PromptRecord]:
+        """Return a record for each context, after :meth:`Forwards.mark`; none for a baseline."""
+        if self.attachment is None or self.totals is None:
+            return self.known
+        return self.attachment.records_of(self.totals, self.prompts)
 
 
 @dataclass
@@ -102,7 +143,7 @@ class Prefilled:
     cache: Cache | None
     real: Tensor  # (B, T) bool
     lengths: Tensor  # (B,) real tokens
-    records: list[PromptRecord]  # what calibration did, empty for a baseline
+    told: Told
 
 
 class Forwards:
@@ -190,16 +231,17 @@ class Forwards:
         if self.pads_left:
             arguments["attention_mask"] = real.long()
             arguments["position_ids"] = (real.long().cumsum(dim=1) - 1).clamp(min=0)
-        known: AbstractContextManager[Any] = nullcontext()
+        given: AbstractContextManager[Any] = nullcontext()
         watching: AbstractContextManager[list[list[PromptRecord]]] = nullcontext([])
         if self.attachment is not None:
-            known = self.attachment.prompts(prompts, tokens=lengths)
+            given = self.attachment.prompts(prompts, tokens=lengths)
             watching = self.attachment.watch()
         bare = self._bare_head
-        with known, watching as records:
+        with given, watching as records:
             logits, cache = self._run(arguments, places, bare=bare)
         self.work.tokens += sum(len(tokens) for tokens in sequences)
-        return Prefilled(logits, cache, real, lengths, records[0] if records else [])
+        known = tuple(records[0]) if records else ()
+        return Prefilled(logits, cache, real, lengths, Told(known=known))
 
     def extend(
         self, prefilled: Prefilled, owners: Sequence[int], answers: Sequence[Sequence[int]]
@@ -231,7 +273,7 @@ class Forwards:
         *,
         prompts: Sequence[int],
         answers: Sequence[tuple[int, Sequence[int]]],
-    ) -> tuple[Logits, list[PromptRecord]]:
+    ) -> tuple[Logits, Told]:
         """Run contexts and answers over them in one row of tokens, without pads.
 
         Args:
@@ -244,17 +286,19 @@ class Forwards:
         Returns:
             Logits of the contexts' rows and then of the answers', and what calibration did.
         """
-        packing = Packing(
-            tuple(map(len, contexts)),
-            tuple(prompts),
-            tuple(self._rows_of(answers, list(map(len, contexts)))),
-        )
-        tokens = [token for part in (*contexts, *(a for _, a in answers)) for token in part]
+        lengths = tuple(map(len, contexts))
+        sizes = [(owner, len(answer)) for owner, answer in answers]
+        tokens = [*chain.from_iterable(contexts), *chain.from_iterable(a for _, a in answers)]
         starts = [0]
-        for part in contexts:
-            starts.append(starts[-1] + len(part))
-        places = [(0, begin + row) for begin, own in zip(starts, rows, strict=False) for row in own]
-        places += [(0, n) for n in range(starts[-1], len(tokens))]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        wanted = [begin + row for begin, own in zip(starts, rows, strict=False) for row in own]
+        wanted += range(starts[-1], len(tokens))
+        room = self.room(lengths, sizes)
+        if room is not None:
+            return self._pack_segments(tokens, lengths, sizes, room, prompts, wanted)
+        packing = Packing(lengths, tuple(prompts), tuple(self._rows_of(answers, lengths)))
+        places = [(0, row) for row in wanted]
         arguments = {
             "input_ids": torch.tensor([tokens], device=self.device),
             "position_ids": packing.position_ids.to(self.device),
@@ -267,7 +311,81 @@ class Forwards:
         with packed_forward(self.model, packing), watching as records:
             logits, _ = self._run(arguments, places, bare=bare)
         self.work.tokens += len(tokens)
-        return logits, records[0] if records else []
+        return logits, Told(known=tuple(records[0]) if records else ())
+
+    # -- packed forwards over segments -------------------------------------------------------
+
+    def room(self, lengths: Sequence[int], answers: Sequence[tuple[int, int]]) -> Room | None:
+        """Return the room of a packed forward over segments; None where it is over padded batches.
+
+        Args:
+            lengths: tokens of each context.
+            answers: (context, tokens) of each answer.
+        """
+        if not self._packs_segments or not self._takes(Room.of(lengths, answers)):
+            return None
+        return self._packed.room(lengths, answers)
+
+    def _takes(self, room: Room) -> bool:
+        return self.attachment is None or self.attachment.takes_segments(room)
+
+    def expect(self, layouts: Iterable[tuple[Sequence[int], Sequence[tuple[int, int]]]]) -> None:
+        """Say which packed forwards are to come, in order, so that similar ones are recorded.
+
+        Args:
+            layouts: what :meth:`room` takes, of each.
+        """
+        if self._packs_segments:
+            self._packed.plan(
+                [room for room in (Room.of(*one) for one in layouts) if self._takes(room)]
+            )
+
+    def forget_recordings(self) -> None:
+        """Free the memory of what was recorded."""
+        if "_packed" in self.__dict__:
+            self._packed.forget()
+
+    @cached_property
+    def _packed(self) -> PackedForwards:
+        return PackedForwards(self.model, self.attachment)
+
+    @cached_property
+    def _packs_segments(self) -> bool:
+        """Whether packed forwards may be over segments in all layers, with the head apart."""
+        if not self.packs or not isinstance(self.forward_context(), nullcontext):
+            return False
+        if self.model not in _segmented:
+            with self._quiet():
+                _segmented[self.model] = packs_segments(self.model) and self._bare_head
+        return _segmented[self.model]
+
+    def _pack_segments(
+        self,
+        tokens: Sequence[int],
+        lengths: Sequence[int],
+        answers: Sequence[tuple[int, int]],
+        room: Room,
+        prompts: Sequence[int],
+        wanted: Sequence[int],
+    ) -> tuple[Logits, Told]:
+        """Run a packed forward in ``room``; see :meth:`pack`."""
+        count = len(tokens)
+        numbers = np.zeros(2 * room.tokens + room.numbers, dtype=np.int64)
+        numbers[:count] = tokens
+        numbers[room.tokens : room.tokens + count] = positions_of(lengths, answers)
+        numbers[2 * room.tokens :] = lay_out(lengths, prompts, answers, room)
+        with torch.no_grad():
+            found = self._packed.run(numbers, room, prompts)
+            picked = found.hidden[upload(np.asarray(wanted), self.device)]
+            told = Told()
+            if self.attachment is not None and found.totals is not None:
+                told = Told(self.attachment, _fetch(found.totals, copy=True), tuple(prompts))
+        self.work.forwards += 1
+        self.work.padded_tokens += room.tokens
+        self.work.scored_rows += len(wanted)
+        self.work.tokens += count
+        head = self.model.get_output_embeddings()
+        return Logits(picked, head, self.model.config.get_text_config().vocab_size), told
 
     @property
     def _joins_answers(self) -> bool:
@@ -298,23 +416,39 @@ class Forwards:
         yield from (Rows(owner, tuple(own)) for owner, own in rows)
 
     def read(self, logits: Logits, rows: Sequence[int], tokens: Sequence[int]) -> RowScores:
-        """Return log-probability and greediness of ``tokens[i]`` in row ``rows[i]`` of logits."""
-        if not rows:
-            return RowScores([], [])
-        row = torch.tensor(rows, device=logits.rows.device)
-        token = torch.tensor(tokens, device=logits.rows.device)
-        chosen = torch.empty(len(row), dtype=self.softmax_dtype, device=row.device)
-        greedy = torch.empty(len(row), dtype=torch.bool, device=row.device)
+        """Start to read log-probability and greediness of ``tokens[i]`` in row ``rows[i]``."""
+        asked = np.asarray(rows, dtype=np.int64)
+        order = np.argsort(asked, kind="stable")
+        asked, count = asked[order], len(asked)
+        both = np.concatenate([asked, np.asarray(tokens, dtype=np.int64)[order]])
+        row, token = upload(both, logits.rows.device).view(2, count)
+        chosen = torch.empty(count, dtype=self.softmax_dtype, device=row.device)
+        greedy = torch.empty(count, dtype=torch.bool, device=row.device)
         with torch.no_grad(), self.forward_context():
-            for start, part in logits.pieces(self.softmax_dtype):
+            for start, part in logits.pieces(self.softmax_dtype) if count else ():
                 # the function that lm-eval's hf calls: on the CPU its float32 sum over a large
                 # vocabulary is off by about 1e-5 a token, and both arms should be off alike
                 logprobs = torch.log_softmax(part, dim=1, dtype=self.softmax_dtype).to(row.device)
-                here = ((row >= start) & (row < start + len(part))).nonzero()[:, 0]
+                here = slice(*np.searchsorted(asked, [start, start + len(part)]).tolist())
                 place = row[here] - start
                 chosen[here] = logprobs[place, token[here]]
                 greedy[here] = part.argmax(dim=1).to(row.device)[place] == token[here]
-        return RowScores(chosen.tolist(), greedy.tolist())
+        return RowScores(_fetch(chosen), _fetch(greedy), order)
+
+    def mark(self) -> Callable[[], None]:
+        """Return what waits until all that was started so far is done."""
+        head = next(self.model.get_output_embeddings().parameters()).device
+        events = []
+        for device in {self.device, head}:
+            if device.type == "cuda":
+                events.append(torch.cuda.Event())
+                events[-1].record(torch.cuda.current_stream(device))
+
+        def wait() -> None:
+            for event in events:
+                event.synchronize()
+
+        return wait
 
     def _run(
         self, arguments: dict[str, Any], places: list[tuple[int, int]], *, bare: bool
@@ -358,6 +492,11 @@ class Forwards:
         """Return :func:`pad_tokens` of the sequences, on the model's device."""
         ids, real = pad_tokens(sequences, self.pad_token, left=left)
         return ids.to(self.device), real.to(self.device)
+
+
+def _fetch(values: Tensor, *, copy: bool = False) -> Tensor:
+    """Start to copy to the CPU; CUDA alone says when such a copy is done."""
+    return values.to("cpu", non_blocking=values.is_cuda, copy=copy)
 
 
 def _extends_soundly(model: PreTrainedModel, left: bool) -> bool:

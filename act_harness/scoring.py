@@ -7,7 +7,8 @@ pads, or, where a model cannot be packed or a context has too many answers for o
 its cache in batches. Because calibration never looks at a continuation this is exact, not an
 approximation (semantics, "Phases"): the plain path, one forward for each request, gives the same
 numbers and is kept as ``share=False`` for tests and benchmarks. Log-softmax is taken in float32
-whatever the model's dtype, and only of scored rows.
+whatever the model's dtype, and only of scored rows. A batch is started before the results of the
+one before it are read, so that a device need not wait for the host.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from act_harness.attention.packable import rope_limit
 from act_harness.errors import InfrastructureError, InternalError
-from act_harness.forwards import Forwards, Prefilled, Work
+from act_harness.forwards import Forwards, Prefilled, RowScores, Told, Work
 from act_harness.grouping import Group, Item, Load, Score, Tokens, request_tokens
 from act_harness.room import answers_per_sequence, packed_tokens_per_token
 
@@ -117,12 +119,11 @@ class Scorer:
         limit = rope_limit(self.forwards.model)
         long = {n for n, item in enumerate(items) if limit and request_tokens(item) > limit}
         groups = self._groups({n: item for n, item in enumerate(items) if n not in long})
+        given = _Given(results, progress, on_prompt)
         for number in sorted(long):
             (group,) = self._groups({number: items[number]})
             self.forwards.forget_long_sequences()
-            self._run([group], results, on_prompt)
-            if progress is not None:
-                progress(1)
+            self._run([group], given)
         if limit is not None:
             self.forwards.forget_long_sequences()
         packed: list[Group] = []
@@ -133,10 +134,18 @@ class Scorer:
             kind.append(group)
         for some in (packed, extending, single):
             some.sort(key=lambda group: (-len(group.tokens), group.tokens))
-            for batch in self._batches(some):
-                self._run(batch, results, on_prompt)
-                if progress is not None:
-                    progress(sum(len(n) for group in batch for n in group.answers.values()))
+        self.forwards.expect(map(_layout_of, self._batches(packed)))
+        before: _Started | None = None
+        for batch in (b for some in (packed, extending, single) for b in self._batches(some)):
+            started = self._started(batch)
+            if before is not None:
+                self._finish(before, given)
+            before = started
+            if started is None:
+                self._run_halves(batch, given)
+        if before is not None:
+            self._finish(before, given)
+        self.forwards.forget_recordings()
         found = [score for score in results if score is not None]
         if len(found) != len(items):
             raise InternalError("a request was not scored")
@@ -207,50 +216,68 @@ class Scorer:
     def _shrink(self, used: int) -> None:
         """Halve the budget after a forward of ``used`` tokens ran out of memory."""
         self.token_budget = max(1, used // 2)
+        self.forwards.forget_recordings()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _run(
-        self,
-        batch: list[Group],
-        results: list[Score | None],
-        on_prompt: Callable[[Tokens, PromptRecord], object] | None,
-    ) -> None:
+    def _run(self, batch: list[Group], given: _Given) -> None:
         """Score one batch; on running out of memory, its halves."""
-        packed = all(map(self._packs, batch))
+        started = self._started(batch)
+        if started is None:
+            self._run_halves(batch, given)
+        else:
+            self._finish(started, given)
+
+    def _started(self, batch: list[Group]) -> _Started | None:
+        """Start a batch; None when memory ran out."""
         try:
-            found = self._score_batch(batch, on_prompt, packed=packed)
+            return self._start(batch, packed=all(map(self._packs, batch)))
         except torch.OutOfMemoryError:
-            found = None
-        if found is None:  # outside the except block, so that its frames free their tensors
-            if len(batch) == 1 and not (packed and batch[0].extends):
-                raise InfrastructureError(
-                    f"out of memory for one context of {len(batch[0].tokens)} tokens; "
-                    "use a smaller dtype, a smaller max_length, or a larger device"
-                )
-            padded = len(batch) * len(batch[0].tokens)
-            self._shrink(sum(group.packed_tokens for group in batch) if packed else padded)
-            half = len(batch) // 2
-            parts = [batch[:half], batch[half:]]
-            if not half:
-                parts = [batch] if self.forwards.extends else [[one] for one in batch[0].apart()]
-            for part in parts:
-                self._run(part, results, on_prompt)
-            return
-        for group, scores in zip(batch, found, strict=True):
+            return None  # the caller goes on outside this block, whose frames hold tensors
+
+    def _run_halves(self, batch: list[Group], given: _Given) -> None:
+        """Score the halves of a batch that memory was too small for, with a smaller budget.
+
+        Raises:
+            InfrastructureError: a single context does not fit.
+        """
+        packed = all(map(self._packs, batch))
+        if len(batch) == 1 and not (packed and batch[0].extends):
+            raise InfrastructureError(
+                f"out of memory for one context of {len(batch[0].tokens)} tokens; "
+                "use a smaller dtype, a smaller max_length, or a larger device"
+            )
+        padded = len(batch) * len(batch[0].tokens)
+        self._shrink(sum(group.packed_tokens for group in batch) if packed else padded)
+        half = len(batch) // 2
+        parts = [batch[:half], batch[half:]]
+        if not half:
+            parts = [batch] if self.forwards.extends else [[one] for one in batch[0].apart()]
+        for part in parts:
+            self._run(part, given)
+
+    def _finish(self, started: _Started, given: _Given) -> None:
+        """Read what a batch found out, once it is done."""
+        started.wait()
+        tally = started.tally
+        for owners, found in started.reads:
+            tally.add(owners, *found.lists())
+        for b, group in enumerate(started.batch):
             for answer, asked in group.answers.items():
+                score = tally.score(b, answer)
                 for number in asked:
-                    results[number] = scores[answer]
+                    given.results[number] = score
+        if given.on_prompt is not None:
+            for group, record in zip(started.batch, started.told.records(), strict=False):
+                if group.prompt:
+                    given.on_prompt(group.context[: group.prompt], record)
+        if given.progress is not None:
+            answered = (asked for group in started.batch for asked in group.answers.values())
+            given.progress(sum(map(len, answered)))
 
     # -- computing ---------------------------------------------------------------------------
 
-    def _score_batch(
-        self,
-        batch: list[Group],
-        on_prompt: Callable[[Tokens, PromptRecord], object] | None,
-        *,
-        packed: bool,
-    ) -> list[dict[Tokens, Score]]:
+    def _start(self, batch: list[Group], *, packed: bool) -> _Started:
         longer = [(b, answer) for b, group in enumerate(batch) for answer in group.longer]
         contexts = [group.tokens for group in batch]
         wanted = [group.rows for group in batch]
@@ -258,29 +285,26 @@ class Scorer:
         prefilled = None
         if packed:
             answers = [(b, answer[:-1]) for b, answer in longer]
-            logits, records = self.forwards.pack(contexts, wanted, prompts=prompts, answers=answers)
+            logits, told = self.forwards.pack(contexts, wanted, prompts=prompts, answers=answers)
         else:
             use_cache = any(group.extends for group in batch)
             prefilled = self.forwards.prefill(
                 contexts, wanted, prompts=prompts, use_cache=use_cache
             )
-            logits, records = prefilled.logits, prefilled.records
-        tally = _Tally()
-        rows, tokens, owners = self._first_tokens(batch, tally)
+            logits, told = prefilled.logits, prefilled.told
+        started = _Started(batch, told)
+        rows, tokens, owners = self._first_tokens(batch, started.tally)
         if packed:  # the answers' own rows follow those of the contexts
             first = sum(len(group.rows) for group in batch)
             more = [(pair, token) for pair in longer for token in pair[1][1:]]
             rows += range(first, first + len(more))
             owners += [pair for pair, _ in more]
             tokens += [token for _, token in more]
-        tally.add(owners, *self.forwards.read(logits, rows, tokens))
+        started.reads.append((owners, self.forwards.read(logits, rows, tokens)))
         if prefilled is not None:
-            self._extend(prefilled, longer, tally)
-        if on_prompt is not None:
-            for group, record in zip(batch, records, strict=False):
-                if group.prompt:
-                    on_prompt(group.context[: group.prompt], record)
-        return [{a: tally.score(b, a) for a in group.answers} for b, group in enumerate(batch)]
+            self._extend(prefilled, longer, started)
+        started.wait = self.forwards.mark()
+        return started
 
     def _first_tokens(
         self, batch: list[Group], tally: _Tally
@@ -301,7 +325,7 @@ class Scorer:
         return rows, tokens, owners
 
     def _extend(
-        self, prefilled: Prefilled, longer: list[tuple[int, Tokens]], tally: _Tally
+        self, prefilled: Prefilled, longer: list[tuple[int, Tokens]], started: _Started
     ) -> None:
         """Add the tokens after the first of each answer in ``longer`` (context, answer)."""
         waiting = deque(sorted(longer, key=lambda pair: -len(pair[1])))
@@ -328,7 +352,13 @@ class Scorer:
                 continue
             tokens = [token for _, answer in chunk for token in answer[1:]]
             owners = [pair for pair in chunk for _ in pair[1][1:]]
-            tally.add(owners, *self.forwards.read(logits, range(len(tokens)), tokens))
+            started.reads.append((owners, self.forwards.read(logits, range(len(tokens)), tokens)))
+
+
+def _layout_of(batch: list[Group]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the lengths of a packed batch's contexts, and (context, tokens) of its answers."""
+    answers = [(b, len(a) - 1) for b, group in enumerate(batch) for a in group.longer]
+    return [len(group.tokens) for group in batch], answers
 
 
 class _Tally:
@@ -351,3 +381,24 @@ class _Tally:
 
     def score(self, b: int, answer: Tokens) -> Score:
         return Score(math.fsum(self._logprobs[b, answer]), self._greedy[b, answer])
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Where results go and who is told of them."""
+
+    results: list[Score | None]
+    progress: Callable[[int], object] | None
+    on_prompt: Callable[[Tokens, PromptRecord], object] | None
+
+
+@dataclass
+class _Started:
+    """A batch on the device."""
+
+    batch: list[Group]
+    told: Told
+    tally: _Tally = field(default_factory=_Tally)
+    reads: list[tuple[list[tuple[int, Tokens]], RowScores]] = field(default_factory=list)
+    """(context, answer) of every token read, and what was found."""
+    wait: Callable[[], None] = lambda: None

@@ -14,15 +14,18 @@ if not ON_DEVICE:
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 import engine_cases as ec
+from conftest import make_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_harness.attention import packed
+from act_harness.attention import calibrated, packed, recorded
 from act_harness.calibration import Calibration, HeadStrength
-from act_harness.engines.ragged import LONGEST, RaggedOutput, Segments
+from act_harness.engines.ragged import LONGEST, RaggedOutput, Room, Segments
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.triton.engine import TritonEngine
 from act_harness.engines.triton.ragged import RaggedBlocks
+from act_harness.forwards import Forwards
+from act_harness.scoring import Item, Scorer
 
 DEVICE = "cuda" if ON_DEVICE else "cpu"
 CPU = torch.device("cpu")
@@ -89,7 +92,7 @@ def check(questions, plan, *, engine=None, dtype=torch.float32, **case_settings)
     key, value = segments.gather(key), segments.gather(value)
     stock = attend(query, key, value, segments, scale=cases[0].scale)
     kernels = engine or TritonEngine()
-    assert kernels.takes_segments(plan, segments)
+    assert kernels.takes_segments(plan, segments.room)
     report = kernels.calibrate_segments(
         query, key, value, stock, segments=segments, plan=plan, scale=cases[0].scale
     )
@@ -132,11 +135,54 @@ def test_layout():
     assert segments.columns.tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6, 0, 1, 2, 7]
     assert segments.query_starts.tolist() == [0, 3, 5, 7, 8]
     assert segments.key_starts.tolist() == [0, 3, 5, 9, 13]
-    assert (segments.contexts, segments.count, segments.longest_context) == (2, 4, 3)
-    assert (segments.longest_answer, segments.longest_key) == (2, 4)
+    assert segments.room == Room(8, 2, 2, 13, 3, 2)
     alone = Segments.of([3], [3], [], CPU)
     values = torch.arange(6.0).view(3, 1, 2)
     assert alone.gather(values) is values
+
+
+QUESTION = st.tuples(st.integers(1, 90), st.lists(st.integers(1, 70), max_size=4))
+
+
+@given(st.lists(st.lists(QUESTION, min_size=1, max_size=5), min_size=2, max_size=4))
+def test_layouts_in_a_shared_room(batches):
+    """Contexts and answers lie as in their own room; the rest is empty, or pads without keys."""
+    layouts = [
+        (
+            [length for length, _ in sizes],
+            [(owner, size) for owner, (_, own) in enumerate(sizes) for size in own],
+        )
+        for sizes in batches
+    ]
+    rooms = [Room.of(*layout) for layout in layouts]
+    room = rooms[0]
+    for other in rooms[1:]:
+        room = room.joined(other)
+    assert room.tokens == max(one.tokens for one in rooms)
+    assert room.pads - 1 == room.tokens - min(one.tokens for one in rooms)
+    assert room.contexts == max(one.contexts for one in rooms) + 1
+    for exact, (lengths, answers) in zip(rooms, layouts, strict=True):
+        own = Segments.of(lengths, lengths, answers, CPU)
+        shared = Segments.of(lengths, lengths, answers, CPU, room)
+        table, count = shared.table.tolist(), len(lengths)
+        assert len(table) == room.segments
+        assert table[:count] == own.table[:count].tolist()
+        longer = slice(room.contexts, room.contexts + len(answers))
+        # empty contexts and answers number themselves and the last, empty context
+        assert table[longer] == own.table[count:].tolist()
+        used = {*range(count), *range(longer.start, longer.stop)}
+        empty = [row for n, row in enumerate(table[:-1]) if n not in used]
+        assert all(row[1] == row[3] == row[4] == 0 for row in empty)
+        assert all(row[5] == room.contexts - 1 for row in table[longer.stop :])
+        assert table[room.contexts - 1][1] == 0
+        pads = room.tokens - exact.tokens
+        assert table[-1][:2] == [exact.tokens, pads]
+        assert table[-1][3] == 0
+        assert pads < room.pads
+        assert int(shared.query_starts[-1]) == room.tokens
+        if room.keys:
+            columns = list(range(sum(lengths))) if own.columns is None else own.columns.tolist()
+            assert shared.columns[: len(columns)].tolist() == columns
 
 
 @pytest.mark.parametrize("name", list(ec.PLANS))
@@ -231,29 +277,74 @@ def test_what_is_not_taken():
     short = Segments.of([5], [5], [], CPU)
     long = Segments.of([LONGEST + 1], [5], [], CPU)
     plan = ec.plan_of(Calibration(), (0,))
-    assert kernels.takes_segments(plan, short)
-    assert not kernels.takes_segments(plan, long)
-    assert not kernels.takes_segments(ec.plan_of(Calibration(decode="running"), (0,)), short)
+    assert kernels.takes_segments(plan, short.room)
+    assert not kernels.takes_segments(plan, long.room)
+    assert not kernels.takes_segments(ec.plan_of(Calibration(decode="running"), (0,)), short.room)
 
 
-@pytest.mark.parametrize("decode", ["frozen", "off", "running"])
-def test_requests_of_a_model(make_artifact, monkeypatch, decode):
-    """Contexts of several lengths and their answers: as each request by itself."""
-    from conftest import make_tiny
+class Tape:
+    """A recorder without a device: what is run again writes where its results were."""
 
-    from act_harness.attention import calibrated
-    from act_harness.forwards import Forwards
-    from act_harness.scoring import Item, Scorer
+    def __init__(self, fails="", keeps=False):
+        self.fails, self.keeps, self.records = fails, keeps, 0
 
-    monkeypatch.setattr(Forwards, "_joins_answers", False)  # as on a device
+    def record(self, work):
+        self.records += 1
+        if self.fails:
+            raise RuntimeError(self.fails)
+        found = work()
+
+        def replay():
+            again = found if self.keeps else work()
+            found.hidden.copy_(again.hidden)
+            if found.totals is not None:
+                found.totals.copy_(again.totals)
+
+        return found, replay
+
+
+@pytest.fixture
+def segmented(monkeypatch):
+    """Let a model on the CPU attend over segments, as on a device, and record on a tape."""
+
+    def prepare(**tape):
+        made = Tape(**tape)
+        monkeypatch.setattr(recorded.PackedForwards.__init__, "__defaults__", (lambda: made,))
+        return made
+
+    monkeypatch.setattr(Forwards, "_joins_answers", False)
     monkeypatch.setattr(packed, "flash_takes", lambda *_: True)
     monkeypatch.setattr(packed, "ragged_attention", attend)
-    model = make_tiny(dtype=torch.float32).to(DEVICE)
-    contexts = [tuple(range(3, 3 + size)) for size in (30, 6, 17)]
+    return prepare
+
+
+def scores(found):
+    return [s.loglikelihood for s in found]
+
+
+def some_items(sizes):
+    """Contexts of these sizes, each with answers of up to three tokens."""
+    contexts = [tuple(range(3, 3 + size)) for size in sizes]
     items = [
         Item(c, (40 + n, 50 - n, 30)[:size]) for c in contexts for n, size in enumerate((3, 2, 1))
     ]
-    items += [Item(contexts[0], (7, 7, 7)), Item((9, 8, 7), (3, 2))]
+    return [*items, Item(contexts[0], (7, 7, 7)), Item((9, 8, 7), (3, 2))]
+
+
+def compare_records(seen, records):
+    assert seen.keys() == records.keys()
+    assert any(record.with_sink for record in records.values())
+    for prompt, record in records.items():
+        assert seen[prompt].sinks == record.sinks
+        assert seen[prompt].rows == record.rows
+        assert seen[prompt].moved == pytest.approx(record.moved, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("decode", ["frozen", "off", "running"])
+def test_requests_of_a_model(make_artifact, segmented, decode):
+    """Contexts of several lengths and their answers: as each request by itself."""
+    tape = segmented()
+    model, items = make_tiny(dtype=torch.float32).to(DEVICE), some_items((30, 6, 17))
     artifact = make_artifact(model, decode=decode)
     with calibrated(model, artifact, engine="reference") as attachment:
         records = {}
@@ -266,12 +357,107 @@ def test_requests_of_a_model(make_artifact, monkeypatch, decode):
         found = scorer.score(items, on_prompt=seen.__setitem__)
     assert scorer.work.forwards == 1
     assert ("segment_sinks" in kernels.calls) == (decode != "running")
-    assert [s.loglikelihood for s in found] == pytest.approx(
-        [s.loglikelihood for s in expected], abs=1e-4
-    )
-    assert seen.keys() == records.keys()
-    assert any(record.with_sink for record in records.values())
-    for prompt, record in records.items():
-        assert seen[prompt].sinks == record.sinks
-        assert seen[prompt].rows == record.rows
-        assert seen[prompt].moved == pytest.approx(record.moved, rel=1e-3, abs=1e-4)
+    assert scorer.work.padded_tokens == scorer.work.tokens
+    assert tape.records == 0  # nothing to come that is worth it
+    assert scores(found) == pytest.approx(scores(expected), abs=1e-4)
+    compare_records(seen, records)
+
+
+SIMILAR = (16, 15, 14, 13, 12, 11, 10, 9)
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_recorded_forwards(make_artifact, segmented, heads):
+    """Similar forwards are recorded once and run again, with their own tokens."""
+    tape = segmented()
+    model, items = make_tiny(dtype=torch.float32).to(DEVICE), some_items(SIMILAR)
+    artifact = make_artifact(model, heads={1: (0, 3), 2: (1,)}) if heads else None
+    with calibrated(model, artifact) as attachment:
+        records = {}
+        plain = Scorer(model, attachment, batch_size=1, share=False)
+        expected = plain.score(items, on_prompt=records.__setitem__)
+    with calibrated(model, artifact, engine=TritonEngine()) as own:
+        calls = own.calls.calls.get("triton", 0)
+        scorer, seen, done = Scorer(model, own, batch_size=2), {}, []
+        found = scorer.score(items, on_prompt=seen.__setitem__, progress=done.append)
+        calls = own.calls.calls.get("triton", 0) - calls
+        assert len(own.records()) == (1 if heads else 0)  # of the latest forward
+    forwards = scorer.forwards._packed
+    assert scores(found) == pytest.approx(scores(expected), abs=1e-4)
+    assert [s.is_greedy for s in found] == [s.is_greedy for s in expected]
+    assert tape.records == forwards.recorded == 1
+    assert forwards.replayed == scorer.work.forwards - 1 == 4
+    assert forwards._recordings == {}  # their memory is free again
+    assert len(done) == 5
+    assert sum(done) == len(items)
+    assert scorer.work.padded_tokens > scorer.work.tokens
+    if heads:
+        compare_records(seen, records)
+        # two layers of every forward, of making the recording, and of the trial of the first replay
+        # (whose recording, being a tape, calls the engine as well)
+        assert calls >= 2 * scorer.work.forwards
+
+
+@pytest.mark.parametrize(
+    ("tape", "why"),
+    [
+        ({"fails": "operation not permitted when stream is capturing"}, "not permitted"),
+        ({"keeps": True}, "something else on other tokens"),
+    ],
+)
+def test_models_that_cannot_be_recorded(segmented, caplog, tape, why):
+    """They are run forward by forward, and the log says why, once."""
+    made = segmented(**tape)
+    model, items = make_tiny(dtype=torch.float32).to(DEVICE), some_items(SIMILAR)
+    expected = Scorer(model, batch_size=1, share=False).score(items)
+    scorer = Scorer(model, batch_size=2)
+    with caplog.at_level("INFO"):
+        found = scorer.score(items)
+    assert scores(found) == pytest.approx(scores(expected), abs=1e-4)
+    assert made.records == 1
+    assert caplog.text.count("cannot be recorded") == 1
+    assert why in caplog.text
+
+
+def test_memory_that_runs_out_ends_recording(segmented, monkeypatch):
+    segmented()
+    model, items = make_tiny(dtype=torch.float32).to(DEVICE), some_items(SIMILAR)
+    expected = Scorer(model, batch_size=1, share=False).score(items)
+    run, failed = recorded.PackedForwards.run, []
+
+    def fails_once(self, *given):
+        if self.replayed == 2 and not failed:
+            failed.append(given)
+            raise torch.OutOfMemoryError
+        return run(self, *given)
+
+    monkeypatch.setattr(recorded.PackedForwards, "run", fails_once)
+    scorer = Scorer(model, batch_size=2)
+    assert scores(scorer.score(items)) == pytest.approx(scores(expected), abs=1e-4)
+    assert failed
+    assert scorer.token_budget
+    assert scorer.forwards._packed.replayed == 2
+
+
+def test_what_a_plan_shares(segmented, monkeypatch):
+    """Many small forwards share a room; few, or such as the device computes longer, do not."""
+    segmented()
+    model = make_tiny(dtype=torch.float32).to(DEVICE)
+    forwards = Forwards(model)
+    small = [([size, size], []) for size in range(60, 50, -1)]
+    rooms = [Room.of(*one) for one in small]
+
+    def plan(layouts, tokens):
+        monkeypatch.setattr(recorded, "HOST_SECONDS", recorded.layer_seconds(model, tokens))
+        forwards.expect(layouts)
+        return [forwards.room(*one) for one in layouts]
+
+    shared = plan(small, 10_000)
+    assert len(set(shared)) == 1
+    assert shared[0] == Room(120, 3, 0, 0, 60, 0, pads=19)
+    assert plan(small[:2], 10_000) == rooms[:2]
+    assert plan(small, 100) == rooms
+    apart = plan([([900], [])] * 5 + [([50], [])] * 5, 2_000)
+    assert [room.tokens for room in apart] == [900] * 5 + [50] * 5
+    forwards.forget_recordings()
+    assert forwards.room(*small[0]) == rooms[0]

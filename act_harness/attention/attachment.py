@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.ragged import RaggedOutput, Segments
+    from act_harness.engines.ragged import RaggedOutput, Room, Segments
 
 __all__ = ["Attachment", "attach", "calibrated"]
 
@@ -125,10 +125,10 @@ class _Binding:
         forward.reached.add(self.layer)
         return result.output, result.state
 
-    def takes_segments(self, segments: Segments) -> bool:
+    def takes_segments(self, room: Room) -> bool:
         """See :class:`act_harness.attention.packed.PackedLayer`."""
         engine = self.segment_engine
-        return engine is not None and engine.takes_segments(self.plan, segments)
+        return engine is not None and engine.takes_segments(self.plan, room)
 
     def calibrate_segments(
         self,
@@ -245,12 +245,28 @@ class Attachment:
 
     def records(self) -> list[PromptRecord]:
         """Return what the latest prefill did, one record for each sequence of its batch."""
-        if not self.reports:
+        totals, told = self.totals(), self._reported
+        if totals is None:
             return []
-        pairs = sum(len(self.plans[layer].heads) for layer in self.reports)
-        totals = _totals(list(self.reports.values()))
-        told = self._reported
         rows = told.sum(dim=1).tolist() if isinstance(told, Tensor) else told
+        return self.records_of(totals.cpu(), rows)
+
+    def totals(self) -> Tensor | None:
+        """Return (B, 7) sums over heads of what the latest prefill did, on the model's device.
+
+        None where nothing was calibrated. Made into records by :meth:`records_of`, later where the
+        device should not be waited for.
+        """
+        return _totals(list(self.reports.values())) if self.reports else None
+
+    def records_of(self, totals: Tensor, prompts: Sequence[int]) -> list[PromptRecord]:
+        """Return the records of a prefill of all layers.
+
+        Args:
+            totals: (B or more, 7) what :meth:`totals` returned, on the CPU.
+            prompts: prompt tokens of each of the B sequences.
+        """
+        pairs = sum(len(plan.heads) for plan in self.plans.values())
         alpha = next(iter(self.plans.values())).calibration.alpha
         return [
             PromptRecord(
@@ -265,8 +281,21 @@ class Attachment:
                 near_threshold=line[6] > 0,
                 too_short=alpha is not None and count <= alpha,
             )
-            for count, line in zip(rows, totals.tolist(), strict=True)
+            for count, line in zip(prompts, totals[: len(prompts)].tolist(), strict=True)
         ]
+
+    def takes_segments(self, room: Room) -> bool:
+        """Whether all layers calibrate segments of such a room (packed forwards on a device)."""
+        engine = self.engine
+        return isinstance(engine, SegmentEngine) and all(
+            engine.takes_segments(plan, room) for plan in self.plans.values()
+        )
+
+    def note_replay(self, reports: dict[int, Report], prompts: Sequence[int]) -> None:
+        """Take note that a recorded forward ran again, whose layers left ``reports``."""
+        self.reports, self._reported = dict(reports), prompts
+        for _ in reports:
+            self.calls.add(self.engine.name)
 
     def note_report(self, layer: int, report: Report, prompts: Tensor | Sequence[int]) -> None:
         """Keep what a layer's prefill did.
@@ -428,12 +457,11 @@ _live: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
 def _totals(reports: Sequence[Report]) -> Tensor:
-    """(B, 7) float64 on the CPU: the layers' reports summed over heads, as a record has them."""
+    """(B, 7) float64: the layers' reports summed over heads, as a record has them."""
     device = reports[0].facts.device
     facts = torch.cat([report.facts.to(device) for report in reports], dim=2)
     both = torch.cat([facts, (facts[:1] > 0).to(facts.dtype)])  # (7, B, heads of all layers)
-    found = both.sum(dim=2, dtype=torch.float64).cpu()
-    return found[[6, 0, 1, 2, 3, 4, 5]].T
+    return both.sum(dim=2, dtype=torch.float64).roll(1, dims=0).T
 
 
 def attach(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-__all__ = ["alike", "has_window", "packed_forward", "packs", "rope_limit"]
+__all__ = ["alike", "has_window", "packed_forward", "packs", "packs_segments", "rope_limit"]
 
 _BASE = "sdpa"
 
@@ -92,6 +92,20 @@ def packs(model: PreTrainedModel) -> bool:
                 "%s: requests are scored in padded batches: %s", type(model).__name__, reason
             )
     return _known[model]
+
+
+def packs_segments(model: PreTrainedModel) -> bool:
+    """Return whether a packed forward attends over segments in every layer, on one device.
+
+    Tried with a few tokens; the model is one that :func:`packs` accepts, and calibration must be
+    suspended.
+    """
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        return False
+    packing = Packing((3, 2), (3, 2))
+    with torch.no_grad(), packed_forward(model, packing):
+        _logits(model, (1, 4, 2, 8, 5), packing.position_ids)
+    return packing.ways == {"segments"}
 
 
 def alike(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:

@@ -22,16 +22,27 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from act_harness.engines.operation import Geometry, LayerState, Stock
-from act_harness.engines.ragged import RaggedOutput, Segments, flash_takes, ragged_attention
+from act_harness.engines.ragged import (
+    RaggedOutput,
+    Room,
+    Segments,
+    flash_takes,
+    ragged_attention,
+    runs,
+)
+from act_harness.errors import InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Packing", "Rows", "active_packing", "packed"]
+    import numpy.typing as npt
+
+__all__ = ["Packing", "Rows", "active_packing", "packed", "positions_of"]
 
 _active: ContextVar[Packing | None] = ContextVar("act_harness_packing", default=None)
 
@@ -99,7 +110,7 @@ class PackedLayer(Protocol):
         """Return the calibrated attention output, (B, C, H, D), and what it leaves."""
         ...
 
-    def takes_segments(self, segments: Segments) -> bool:
+    def takes_segments(self, room: Room) -> bool:
         """Whether :meth:`calibrate_segments` computes this layer."""
         ...
 
@@ -128,6 +139,10 @@ class Packing:
     """How many of them are prompt."""
     answers: tuple[Rows, ...] = ()
     base: str = "sdpa"
+    laid_out: Segments | None = None
+    """The layout, where it was made elsewhere: attention is over these segments or fails."""
+    ways: set[str] = field(default_factory=set)
+    """How layers attended: over ``segments``, or in ``padded`` batches."""
     _moved: dict[torch.device, tuple[Geometry, Geometry | None]] = field(default_factory=dict)
     _segments: dict[torch.device, Segments] = field(default_factory=dict)
 
@@ -139,11 +154,12 @@ class Packing:
     @cached_property
     def position_ids(self) -> Tensor:
         """(1, N) positions: every answer goes on where its context ends."""
-        parts = [torch.arange(length) for length in self.lengths]
-        for rows in self.answers:
-            begin = self.lengths[rows.owner]
-            parts += [torch.arange(begin, begin + length) for length in rows.lengths]
-        return torch.cat(parts)[None]
+        return torch.from_numpy(positions_of(self.lengths, self.sizes))[None]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(context, tokens) of each answer, in order."""
+        return [(rows.owner, size) for rows in self.answers for size in rows.lengths]
 
     @cached_property
     def _contexts(self) -> _Places:
@@ -223,8 +239,12 @@ class Packing:
         """
         if self.base == "sdpa" and flash_takes(query, value, softcap):
             segments = self._segments_on(query.device)
-            if binding is None or binding.takes_segments(segments):
+            if binding is None or binding.takes_segments(segments.room):
+                self.ways.add("segments")
                 return self._attend_segments(query, key, value, segments, binding, scale)
+        if self.laid_out is not None:
+            raise InternalError("a layer does not attend over the segments that were laid out")
+        self.ways.add("padded")
         first, second = self._geometries(query.device)
         state: LayerState | None = None
 
@@ -253,9 +273,10 @@ class Packing:
 
     def _segments_on(self, device: torch.device) -> Segments:
         """Return the packing as segments, the same object for all layers on a device."""
+        if self.laid_out is not None:
+            return self.laid_out
         if device not in self._segments:
-            answers = [(rows.owner, size) for rows in self.answers for size in rows.lengths]
-            self._segments[device] = Segments.of(self.lengths, self.prompts, answers, device)
+            self._segments[device] = Segments.of(self.lengths, self.prompts, self.sizes, device)
         return self._segments[device]
 
     def _attend_segments(
@@ -276,6 +297,15 @@ class Packing:
                 own, keys, values, stock, segments=segments, prompts=self.prompts, scale=scale
             )
         return stock.output[None]
+
+
+def positions_of(
+    lengths: Sequence[int], answers: Sequence[tuple[int, int]]
+) -> npt.NDArray[np.int64]:
+    """Return the positions of contexts and of (context, tokens) of answers, one after another."""
+    begins = [*(0 for _ in lengths), *(lengths[owner] for owner, _ in answers)]
+    sizes = [*lengths, *(size for _, size in answers)]
+    return runs(np.asarray(begins, dtype=np.int64), np.asarray(sizes, dtype=np.int64))
 
 
 @contextmanager

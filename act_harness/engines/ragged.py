@@ -13,11 +13,14 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy.typing as npt
 
     from act_harness.calibration import LayerPlan
     from act_harness.engines.operation import Report
@@ -25,10 +28,14 @@ if TYPE_CHECKING:
 __all__ = [
     "LONGEST",
     "RaggedOutput",
+    "Room",
     "SegmentEngine",
     "Segments",
     "flash_takes",
+    "lay_out",
     "ragged_attention",
+    "runs",
+    "upload",
 ]
 
 LONGEST = 2048
@@ -42,24 +49,122 @@ class RaggedOutput(NamedTuple):
     lse: Tensor  # (H, N) float32, natural logarithm
 
 
+class Room(NamedTuple):
+    """How much a layout of segments holds; layouts of one room differ in their numbers only."""
+
+    tokens: int
+    """N, queries: those of contexts and answers, and pads behind them."""
+    contexts: int
+    answers: int
+    keys: int
+    """M, gathered keys; 0 without answers, where keys are the tokens as they are."""
+    longest_context: int
+    longest_answer: int
+    pads: int = 0
+    """One more than the most pads; 0 where there are none. A last segment holds them and sees no
+    keys."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], answers: Sequence[tuple[int, int]]) -> Room:
+        """Return the least room for contexts of ``lengths`` and (context, tokens) of answers."""
+        own, longer = sum(lengths), sum(size for _, size in answers)
+        repeated = sum(lengths[owner] for owner, _ in answers)
+        return cls(
+            own + longer,
+            len(lengths),
+            len(answers),
+            own + repeated + longer if answers else 0,
+            max(lengths),
+            max((size for _, size in answers), default=0),
+        )
+
+    def joined(self, other: Room) -> Room:
+        """Return the least room for what fits in either, with a segment of pads."""
+        larger = Room(*map(max, self, other))
+        least = min(room.tokens - max(0, room.pads - 1) for room in (self, other))
+        # one context more than needed, as the pads belong to a context without sinks
+        spare = max(room.contexts + (not room.pads) for room in (self, other))
+        return larger._replace(contexts=spare, pads=larger.tokens - least + 1)
+
+    @property
+    def segments(self) -> int:
+        """S, contexts, answers, and the pads."""
+        return self.contexts + self.answers + (self.pads > 0)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers :func:`lay_out` writes."""
+        return self.keys + 8 * self.segments + 2
+
+
+def lay_out(
+    lengths: Sequence[int],
+    prompts: Sequence[int],
+    answers: Sequence[tuple[int, int]],
+    room: Room,
+) -> npt.NDArray[np.int64]:
+    """Write the numbers of a layout, for :meth:`Segments.over`.
+
+    Args:
+        lengths: tokens of each context.
+        prompts: how many of them are prompt.
+        answers: (context, tokens) of each answer, in the order of the row.
+        room: at least what they need; what they leave is filled with empty segments, and with one
+            segment of pads.
+
+    Returns:
+        (``room.numbers``,): columns (M,), table (S, 6), query starts and key starts (S + 1,) each.
+    """
+    size, count = room.segments, len(lengths)
+    owner, own = np.zeros((2, len(answers)), dtype=np.int64)
+    if answers:
+        owner, own = np.asarray(answers, dtype=np.int64).T
+    length, prompt = np.asarray(lengths), np.asarray(prompts)
+    queries, keys, prompted = np.zeros((3, size), dtype=np.int64)
+    number = np.full(size, room.contexts - 1, dtype=np.int64)  # empty segments: of an empty context
+    number[: room.contexts] = np.arange(room.contexts)
+    queries[:count] = keys[:count] = length
+    prompted[:count] = prompt
+    longer = slice(room.contexts, room.contexts + len(answers))
+    queries[longer], keys[longer] = own, own + length[owner]
+    prompted[longer], number[longer] = prompt[owner], owner
+    if room.pads:
+        queries[-1] = room.tokens - queries.sum()
+    query_starts = np.concatenate([[0], queries.cumsum()])
+    key_starts = np.concatenate([[0], keys.cumsum()])
+    table = np.stack([query_starts[:-1], queries, key_starts[:-1], keys, prompted, number], axis=1)
+    columns = np.zeros(room.keys, dtype=np.int64)
+    if room.keys:
+        # runs of keys: the contexts as they lie, then each answer's context and the answer itself
+        begins = np.stack([query_starts[owner], query_starts[longer]], axis=1)
+        sizes = np.stack([length[owner], own], axis=1)
+        found = runs(
+            np.concatenate([[0], begins.ravel()]), np.concatenate([[length.sum()], sizes.ravel()])
+        )
+        columns[: len(found)] = found
+    return np.concatenate([columns, table.ravel(), query_starts, key_starts])
+
+
+def runs(begins: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the whole numbers from each of ``begins`` on, so many as ``sizes`` says, in a row."""
+    before = sizes.cumsum() - sizes
+    return np.repeat(begins - before, sizes) + np.arange(sizes.sum())
+
+
 @dataclass(frozen=True)
 class Segments:
     """Runs of queries and the keys they see; the same for all layers of a forward."""
 
     table: Tensor
     """(S, 6) int32: first query, queries, first key, keys, prompt tokens of the segment's context,
-    number of that context. Contexts come first."""
+    number of that context. Contexts come first, then answers."""
     query_starts: Tensor
     """(S + 1,) int32, where segments begin among the N queries."""
     key_starts: Tensor
     """(S + 1,) int32, where they begin among the gathered keys."""
     columns: Tensor | None
     """(M,) int64 index of the gathered keys among the N tokens; None: the tokens as they are."""
-    contexts: int
-    """How many segments are contexts."""
-    longest_context: int
-    longest_answer: int
-    longest_key: int
+    room: Room
 
     @classmethod
     def of(
@@ -68,6 +173,7 @@ class Segments:
         prompts: Sequence[int],
         answers: Sequence[tuple[int, int]],
         device: torch.device,
+        room: Room | None = None,
     ) -> Segments:
         """Lay out contexts of ``lengths`` tokens and the answers that follow them in the row.
 
@@ -76,53 +182,53 @@ class Segments:
             prompts: how many of them are prompt.
             answers: (context, tokens) of each answer, in the order of the row.
             device: where the layout is needed.
+            room: for how much; None for just these.
         """
-        count = len(lengths)
-        owners = [*range(count), *(owner for owner, _ in answers)]
-        queries = [*lengths, *(size for _, size in answers)]
-        keys = [*lengths, *(lengths[owner] + size for owner, size in answers)]
-        query_starts = torch.tensor([0, *queries]).cumsum(0)
-        key_starts = torch.tensor([0, *keys]).cumsum(0)
-        table = torch.stack(
-            [
-                query_starts[:-1],
-                torch.tensor(queries),
-                key_starts[:-1],
-                torch.tensor(keys),
-                torch.tensor(prompts)[owners],
-                torch.tensor(owners),
-            ],
-            dim=1,
-        )
-        index = None
-        if answers:
-            begins = query_starts.tolist()
-            parts = [torch.arange(begins[count])]
-            for number, (owner, size) in enumerate(answers, start=count):
-                parts.append(torch.arange(begins[owner], begins[owner] + lengths[owner]))
-                parts.append(torch.arange(begins[number], begins[number] + size))
-            index = torch.cat(parts).to(device)
-        packed = torch.cat([table.flatten(), query_starts, key_starts]).to(torch.int32).to(device)
-        size = table.numel()
+        room = room or Room.of(lengths, answers)
+        return cls.over(upload(lay_out(lengths, prompts, answers, room), device), room)
+
+    @classmethod
+    def over(cls, numbers: Tensor, room: Room) -> Segments:
+        """Read a layout from the numbers of :func:`lay_out`, on the device where it is needed."""
+        size = room.segments
+        rest = numbers[room.keys :].to(torch.int32)
         return cls(
-            table=packed[:size].view(-1, 6),
-            query_starts=packed[size : size + len(query_starts)],
-            key_starts=packed[size + len(query_starts) :],
-            columns=index,
-            contexts=count,
-            longest_context=max(lengths),
-            longest_answer=max((size for _, size in answers), default=0),
-            longest_key=max(keys),
+            table=rest[: 6 * size].view(size, 6),
+            query_starts=rest[6 * size : 7 * size + 1],
+            key_starts=rest[7 * size + 1 :],
+            columns=numbers[: room.keys] if room.keys else None,
+            room=room,
         )
 
     @property
-    def count(self) -> int:
-        """S."""
-        return len(self.table)
+    def contexts(self) -> int:
+        """How many segments are contexts; the first ones."""
+        return self.room.contexts
+
+    @property
+    def answers(self) -> int:
+        """How many segments are answers; they follow the contexts."""
+        return self.room.answers
+
+    @property
+    def longest_context(self) -> int:
+        """No context has more tokens."""
+        return self.room.longest_context
+
+    @property
+    def longest_answer(self) -> int:
+        """No answer has more tokens."""
+        return self.room.longest_answer
 
     def gather(self, values: Tensor) -> Tensor:
         """(N, G, D) tokens to (M, G, D), the keys or values of the segments one after another."""
         return values if self.columns is None else values.index_select(0, self.columns)
+
+
+def upload(values: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    """Copy numbers to a device without waiting for what it is doing."""
+    held = torch.from_numpy(values)
+    return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held
 
 
 @functools.lru_cache(maxsize=64)
@@ -157,10 +263,11 @@ def ragged_attention(
         segments: where sequences begin.
         scale: factor on query-key products.
     """
-    longest = max(segments.longest_context, segments.longest_answer)
+    room = segments.room
     found = torch.ops.aten._flash_attention_forward(
         query, key, value, segments.query_starts, segments.key_starts,
-        longest, segments.longest_key, 0.0, True, False, scale=scale,
+        max(room.longest_context, room.longest_answer, room.pads),
+        room.longest_context + room.longest_answer, 0.0, True, False, scale=scale,
     )  # fmt: skip
     return RaggedOutput(found[0], found[1])
 
@@ -169,8 +276,8 @@ def ragged_attention(
 class SegmentEngine(Protocol):
     """An engine that calibrates segments of a packed row, as the Triton engine does."""
 
-    def takes_segments(self, plan: LayerPlan, segments: Segments) -> bool:
-        """Whether it computes such a plan on such segments."""
+    def takes_segments(self, plan: LayerPlan, room: Room) -> bool:
+        """Whether it computes such a plan on segments of such a room."""
         ...
 
     def calibrate_segments(

@@ -22,7 +22,7 @@ from act_harness.engines.triton.ragged import SegmentKernels
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from act_harness.engines.ragged import RaggedOutput, Segments
+    from act_harness.engines.ragged import RaggedOutput, Room, Segments
     from act_harness.engines.triton.blocks import Blocks
 
 __all__ = ["Selection", "TritonEngine"]
@@ -137,9 +137,9 @@ class TritonEngine:
         call.apply(_sinks_of(found), output)
         return EngineResult(output, found, None)
 
-    def takes_segments(self, plan: LayerPlan, segments: Segments) -> bool:
-        """Whether :meth:`calibrate_segments` computes such a plan on such segments."""
-        return plan.calibration.decode != "running" and segments.longest_context <= LONGEST
+    def takes_segments(self, plan: LayerPlan, room: Room) -> bool:
+        """Whether :meth:`calibrate_segments` computes such a plan on segments of such a room."""
+        return plan.calibration.decode != "running" and room.longest_context <= LONGEST
 
     def calibrate_segments(
         self,

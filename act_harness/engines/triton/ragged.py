@@ -120,11 +120,10 @@ class SegmentKernels:
                 (*pointers, tally), (*numbers, 0, contexts), family.contexts,
             )  # fmt: skip
             torch.sum(tally, dim=3, out=facts[2:5])
-        if family.continues and segments.count > contexts:
+        if family.continues and segments.answers:
             blocks = triton.cdiv(segments.longest_answer, family.rows)
-            count = segments.count - contexts
             self._launch(
-                "answer_rows", kernels.segment_rows, (blocks, count * slots, 1),
+                "answer_rows", kernels.segment_rows, (blocks, segments.answers * slots, 1),
                 (*pointers, facts), (*numbers, contexts, contexts), family.answers,
             )  # fmt: skip
         return Report(facts)

@@ -1,0 +1,309 @@
+"""Packed forwards recorded as CUDA graphs, and run again without the host.
+
+A forward over a few thousand tokens of a small model takes a GPU less time than a host needs to
+launch its thousand kernels: on one H100, 18 ms of 42 for SmolLM2 with 9 thousand tokens, 2 of 27
+with 400. A recorded forward is launched in one go. A recording fixes every shape, so the forwards
+to come are planned: neighbours in size share a :class:`~act_harness.engines.ragged.Room`, and what
+they leave of it holds pads, which no token sees. The first of them is run and recorded.
+
+Only forwards that attend over segments in all layers are recorded (half precision, one device). A
+model that decides something by values (a mixture of experts, say) cannot be recorded: it is run as
+any other, without rounding, after one line in the log.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import weakref
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from act_harness.attention.packable import alike, packed_forward
+from act_harness.attention.packed import Packing
+from act_harness.engines.ragged import Room, Segments, upload
+from act_harness.errors import InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+    from transformers import PreTrainedModel
+
+    from act_harness.attention.attachment import Attachment
+    from act_harness.engines.operation import Report
+
+__all__ = ["CudaRecorder", "PackedForwards", "PackedOutput", "Recorder", "layer_seconds"]
+
+HOST_SECONDS = 1e-3
+"""Time that a host takes to launch a decoder layer; measured 0.7 to 1.3 ms (results/benchmarks)."""
+
+_MOST = 64
+"""Recordings made of one plan."""
+
+_logger = logging.getLogger(__name__)
+
+_trusted: weakref.WeakKeyDictionary[PreTrainedModel, set[bool]] = weakref.WeakKeyDictionary()
+"""Models whose recordings were seen to be right, without and with calibration."""
+
+
+class PackedOutput(NamedTuple):
+    """What a packed forward leaves on the device; of a recording, until it runs again."""
+
+    hidden: Tensor  # (N, hidden): what the output head is given
+    totals: Tensor | None  # (contexts or more, 7): see ``Attachment.totals``
+
+
+class Recorder(Protocol):
+    """Records device work."""
+
+    def record(self, work: Callable[[], PackedOutput]) -> tuple[PackedOutput, Callable[[], None]]:
+        """Record ``work``; return where its results will be, and what runs it again."""
+        ...
+
+
+@functools.lru_cache(maxsize=64)
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """Return the stream to record on; one for all, since cuBLAS keeps a workspace for each."""
+    return torch.cuda.Stream(device)
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share their memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = _side_stream(torch.cuda.current_device())
+
+    def record(self, work: Callable[[], PackedOutput]) -> tuple[PackedOutput, Callable[[], None]]:
+        """See :class:`Recorder`.
+
+        Raises:
+            RuntimeError: something in ``work`` cannot be recorded.
+        """
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        collects = gc.isenabled()
+        gc.disable()  # freeing another graph meanwhile would break this one
+        try:
+            with torch.cuda.stream(self._stream):
+                # torch.cuda.graph() would empty the allocator's cache as well
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    found = work()
+                finally:
+                    graph.capture_end()
+        finally:
+            if collects:
+                gc.enable()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return found, graph.replay
+
+
+@dataclass
+class _Recording:
+    inputs: Tensor  # the numbers that it reads
+    found: PackedOutput
+    replay: Callable[[], None]
+    reports: dict[int, Report]
+
+
+def layer_seconds(model: PreTrainedModel, tokens: int) -> float:
+    """Estimate how long a GPU computes one decoder layer, in seconds.
+
+    From two measurements on an H100: matrix products at 500 TFLOP/s, and 87 passes over the hidden
+    states at 2.5 TB/s for everything else.
+    """
+    config = model.config.get_text_config()
+    words = {
+        id(weight): weight.numel()
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        for weight in module.parameters()
+    }
+    own = sum(weight.numel() for weight in model.parameters() if id(weight) not in words)
+    products = 2 * own / config.num_hidden_layers / 5e14
+    passes = 87 * 2 * config.hidden_size / 2.5e12
+    return float(tokens * (products + passes))
+
+
+class PackedForwards:
+    """Runs packed forwards of one model, calibrated or not, and records those worth it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attachment: Attachment | None,
+        recorder: Callable[[], Recorder] = CudaRecorder,
+    ) -> None:
+        """Store the settings.
+
+        Args:
+            model: one that :func:`act_harness.attention.packable.packs` accepts.
+            attachment: active calibration, or None.
+            recorder: makes what records, when the first recording is due.
+        """
+        self.model, self.attachment = model, attachment
+        self.make_recorder = recorder
+        self.recorded = 0
+        """Forwards recorded so far."""
+        self.replayed = 0
+        """Forwards that were run by a recording."""
+        self._planned: dict[Room, Room] = {}  # shared room of each exact one
+        self._recorder: Recorder | None = None
+        self._recordings: dict[Room, _Recording] = {}
+        self._refusal = ""
+        self._seconds = layer_seconds(model, 1)
+
+    def plan(self, rooms: Sequence[Room]) -> None:
+        """Let forwards that are to come share rooms; ``rooms`` are the least of each, in order.
+
+        Neighbours share one while none gets more pads than ``width``, which balances the time of
+        all pads against that of the recordings: with n forwards whose times spread over R, and
+        recordings of 2 H each, k recordings cost ``2 k H + n R / 2 k``.
+        """
+        self._planned = {}
+        seconds = [room.tokens * self._seconds for room in rooms]
+        if self._refusal or not rooms:
+            return
+        spread = max(seconds) - min(seconds)
+        width = (4 * HOST_SECONDS * spread / len(rooms)) ** 0.5
+        runs: list[tuple[Room, list[Room]]] = []
+        for room, time in zip(rooms, seconds, strict=True):
+            if time > HOST_SECONDS:
+                continue
+            if runs:
+                joined = runs[-1][0].joined(room)
+                if (joined.pads - 1) * self._seconds <= width:
+                    runs[-1] = (joined, [*runs[-1][1], room])
+                    continue
+            runs.append((room, [room]))
+        for shared, members in runs[:_MOST]:
+            saved = (len(members) - 1) * (HOST_SECONDS - shared.tokens * self._seconds)
+            if saved > HOST_SECONDS:
+                self._planned.update((room, shared) for room in members)
+
+    def room(self, lengths: Sequence[int], answers: Sequence[tuple[int, int]]) -> Room:
+        """Return the room that contexts of ``lengths`` and (context, tokens) of answers get."""
+        exact = Room.of(lengths, answers)
+        return self._planned.get(exact, exact)
+
+    def run(
+        self, numbers: npt.NDArray[np.int64], room: Room, prompts: Sequence[int]
+    ) -> PackedOutput:
+        """Run a forward; its results are on the device, which is not waited for.
+
+        Args:
+            numbers: token ids (N,), positions (N,), and what ``lay_out`` writes, in a row.
+            room: what :meth:`room` returned.
+            prompts: prompt tokens of each context.
+        """
+        device = self.model.get_input_embeddings().weight.device
+        recording = self._recordings.get(room)
+        if recording is not None:
+            recording.inputs.copy_(upload(numbers, device), non_blocking=True)
+            recording.replay()
+            self.replayed += 1
+            if self.attachment is not None:
+                self.attachment.note_replay(recording.reports, prompts)
+            return (
+                recording.found
+                if self._trusts(recording, room, prompts)
+                else self._again(recording.inputs, room, prompts)
+            )
+        inputs = upload(numbers, device)
+        found = self._forward(inputs, room, prompts)
+        if room.pads and not self._refusal:
+            self._record(inputs, room, prompts)
+        return found
+
+    def forget(self) -> None:
+        """Drop plan, recordings, and their memory."""
+        self._planned = {}
+        self._recordings.clear()
+        self._recorder = None
+
+    # -- one forward -------------------------------------------------------------------------
+
+    def _forward(self, inputs: Tensor, room: Room, prompts: Sequence[int]) -> PackedOutput:
+        count = room.tokens
+        segments = Segments.over(inputs[2 * count :], room)
+        packing = Packing((), tuple(prompts), laid_out=segments)
+        with packed_forward(self.model, packing), _head_input(self.model) as seen:
+            self.model(
+                input_ids=inputs[None, :count],
+                position_ids=inputs[None, count : 2 * count],
+                use_cache=False,
+            )
+        if not seen:
+            raise InternalError("the model does not call its output head as a module")
+        attachment = self.attachment
+        return PackedOutput(seen[0][0], None if attachment is None else attachment.totals())
+
+    def _record(self, inputs: Tensor, room: Room, prompts: Sequence[int]) -> None:
+        """Record the forward that was just run, so that all its kernels are loaded."""
+        try:
+            if self._recorder is None:
+                self._recorder = self.make_recorder()
+            found, replay = self._recorder.record(lambda: self._forward(inputs, room, prompts))
+        except torch.OutOfMemoryError:
+            self._refuse("memory ran out")
+            return
+        except RuntimeError as error:
+            self._refuse(" ".join(str(error).split())[:200])
+            return
+        self.recorded += 1
+        reports = {} if self.attachment is None else dict(self.attachment.reports)
+        self._recordings[room] = _Recording(inputs, found, replay, reports)
+
+    def _refuse(self, reason: str) -> None:
+        self._refusal = reason
+        self.forget()
+        _logger.info(
+            "%s: forwards are launched one by one, as they cannot be recorded: %s",
+            type(self.model).__name__,
+            reason,
+        )
+
+    def _trusts(self, recording: _Recording, room: Room, prompts: Sequence[int]) -> bool:
+        """Whether the recording, just run on other tokens than it was made with, is right.
+
+        Seen once for each model: what a recording would keep of the first tokens, it always would.
+        """
+        known = _trusted.setdefault(self.model, set())
+        calibrated = self.attachment is not None
+        if calibrated in known:
+            return True
+        expected = self._forward(recording.inputs, room, prompts)
+        right = alike(recording.found.hidden, expected.hidden, self.model.dtype)
+        if right and expected.totals is not None and recording.found.totals is not None:
+            right = torch.allclose(recording.found.totals, expected.totals, rtol=1e-2, atol=1e-2)
+        if right:
+            known.add(calibrated)
+        return right
+
+    def _again(self, inputs: Tensor, room: Room, prompts: Sequence[int]) -> PackedOutput:
+        """Run a forward whose recording went wrong."""
+        self._refuse("a recorded forward gives something else on other tokens")
+        return self._forward(inputs, room, prompts)
+
+
+@contextmanager
+def _head_input(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Collect what the output head is given, (1, N, hidden), and let it see the first row only."""
+    seen: list[Tensor] = []
+
+    def select(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        seen.append(args[0])
+        return (args[0][:, :1], *args[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield seen
+    finally:
+        hook.remove()
