@@ -165,7 +165,8 @@ class PackedForwards:
 
         Neighbours share one while none gets more pads than ``width``, which balances the time of
         all pads against that of the recordings: with n forwards whose times spread over R, and
-        recordings of 2 H each, k recordings cost ``2 k H + n R / 2 k``.
+        recordings that take H each, twice that with the forward before them, k recordings cost
+        ``2 k H + n R / 2 k``.
         """
         self._planned = {}
         seconds = [room.tokens * self._seconds for room in rooms]
@@ -177,15 +178,16 @@ class PackedForwards:
         for room, time in zip(rooms, seconds, strict=True):
             if time > HOST_SECONDS:
                 continue
-            if runs:
-                joined = runs[-1][0].joined(room)
-                if (joined.pads - 1) * self._seconds <= width:
-                    runs[-1] = (joined, [*runs[-1][1], room])
-                    continue
-            runs.append((room, [room]))
+            shared, members = runs.pop() if runs else (room, [])
+            joined = shared.joined(room)
+            if (joined.pads - 1) * self._seconds <= width:
+                members.append(room)
+                runs.append((joined, members))
+            else:
+                runs += [(shared, members), (room, [room])]
         for shared, members in runs[:_MOST]:
             saved = (len(members) - 1) * (HOST_SECONDS - shared.tokens * self._seconds)
-            if saved > HOST_SECONDS:
+            if saved > 2 * HOST_SECONDS:  # the recording's own time, and as much for a fast host
                 self._planned.update((room, shared) for room in members)
 
     def room(self, lengths: Sequence[int], answers: Sequence[tuple[int, int]]) -> Room:
