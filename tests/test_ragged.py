@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -461,3 +463,27 @@ def test_what_a_plan_shares(segmented, monkeypatch):
     assert [room.tokens for room in apart] == [900] * 5 + [50] * 5
     forwards.forget_recordings()
     assert forwards.room(*small[0]) == rooms[0]
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """Triton launches on the current device, which is the first one under ``--device cuda:1``."""
+    current = [0]
+
+    @contextmanager
+    def device(wanted):
+        before, current[0] = current[0], 1
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    kernels, query = TritonEngine(), Mock(is_cuda=True, device=CPU)
+    query.get_device.return_value = 1
+    where = []
+    monkeypatch.setattr(kernels.segments, "calibrate", lambda *_, **__: where.append(current[0]))
+    monkeypatch.setattr(kernels, "fallback", lambda *_, **__: where.append(current[0]))
+    plan = ec.plan_of(Calibration(), (0,))
+    kernels.calibrate_segments(query, None, None, None, segments=None, plan=plan, scale=1.0)
+    kernels(query, None, None, geometry=None, plan=plan, state=None, stock=None, scale=1.0)
+    assert where == [1, 1]
+    assert current == [0]

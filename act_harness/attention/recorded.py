@@ -206,6 +206,17 @@ class PackedForwards:
             prompts: prompt tokens of each context.
         """
         device = self.model.get_input_embeddings().weight.device
+        with torch.cuda.device(device if device.type == "cuda" else -1):
+            return self._run(numbers, room, prompts, device)
+
+    def _run(
+        self,
+        numbers: npt.NDArray[np.int64],
+        room: Room,
+        prompts: Sequence[int],
+        device: torch.device,
+    ) -> PackedOutput:
+        """Run a forward, with the model's device as the current one."""
         recording = self._recordings.get(room)
         if recording is not None:
             recording.inputs.copy_(upload(numbers, device), non_blocking=True)

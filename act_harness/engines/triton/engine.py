@@ -94,6 +94,12 @@ class TritonEngine:
         softcap: float | None = None,
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
+        if query.is_cuda and query.get_device() != torch.cuda.current_device():
+            with torch.cuda.device(query.device):  # Triton launches on the current device
+                return self(
+                    query, key, value, geometry=geometry, plan=plan, state=state, stock=stock,
+                    scale=scale, softcap=softcap,
+                )  # fmt: skip
         if state is not None and query.shape[2] == 1:  # a decode step, most often like the last
             sheet = getattr(state, "sheet", None)
             if sheet is not None and sheet.plan is plan:
@@ -153,6 +159,11 @@ class TritonEngine:
         scale: float,
     ) -> Report:
         """Calibrate a packed row in place; see :mod:`act_harness.engines.triton.ragged`."""
+        if query.is_cuda and query.get_device() != torch.cuda.current_device():
+            with torch.cuda.device(query.device):
+                return self.calibrate_segments(
+                    query, key, value, stock, segments=segments, plan=plan, scale=scale
+                )
         return self.segments.calibrate(
             query, key, value, stock,
             segments=segments,
