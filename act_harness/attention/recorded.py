@@ -17,7 +17,7 @@ import functools
 import gc
 import logging
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -99,6 +99,12 @@ class CudaRecorder:
                     found = work()
                 finally:
                     graph.capture_end()
+        except RuntimeError:
+            # an invalid recording leaves the allocator waiting for its end, in some releases of
+            # torch; in the others there is nothing to end, which is an error again
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            raise
         finally:
             if collects:
                 gc.enable()
