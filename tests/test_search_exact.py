@@ -14,8 +14,10 @@ from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines import select_engine
 from act_harness.errors import UnsupportedModelError
 from act_harness.scoring import Item, Scorer
+from act_harness.search import workbench
 from act_harness.search.exact import ChunkPass
 from act_harness.search.layout import Layout, chunks_of
+from act_harness.search.linears import laid_out_linear
 from act_harness.search.workbench import Workbench
 
 
@@ -26,6 +28,11 @@ def loop_scores(model, docs, artifact):
             [score.loglikelihood for score in scorer.score([Item(*r) for r in doc.requests])]
             for doc in docs
         ]
+
+
+def relative(scores):
+    """Scores of each document relative to its first choice: what margins are made of."""
+    return scores - scores[..., :1]
 
 
 def one_head(model, layer, head, calibration, strength=None):
@@ -99,9 +106,8 @@ def test_every_head_and_document_equals_the_loop(name):
             for number, strength in enumerate(strengths):
                 artifact = one_head(model, layer, head, case.calibration, strength)
                 expected = torch.tensor(loop_scores(model, docs, artifact), dtype=torch.float64)
-                torch.testing.assert_close(
-                    found[layer, number, head, place], expected, atol=1e-4, rtol=0
-                )
+                got = found[layer, number, head, place]
+                torch.testing.assert_close(relative(got), relative(expected), atol=1e-4, rtol=0)
                 moved += int(((expected - base).abs() > 1e-3).sum())
     assert moved > 50  # calibration really changes these models
     assert sum(count.computed for count in counts) <= sum(count.variants for count in counts)
@@ -117,6 +123,67 @@ def test_chunks_and_packs_do_not_change_scores():
         )
         assert again == order
         torch.testing.assert_close(other, one, atol=2e-5, rtol=0)
+
+
+def test_rows_that_all_choices_share_need_no_output_head(monkeypatch):
+    """Of documents whose choices begin in one row, only rows inside answers get logits."""
+    model, docs = tiny(), documents(6)
+    heads = []
+    model.lm_head.register_forward_hook(lambda _, args, output: heads.append(output.shape[-2]))
+    given = [Calibration(alpha=2.0), [HeadStrength()]]
+    short, _, _ = exact_scores(model, docs, *given)
+    few = sum(heads)
+    heads.clear()
+    monkeypatch.setattr(
+        Layout, "level", property(lambda self: torch.zeros(len(self.places), dtype=torch.bool))
+    )
+    whole, _, _ = exact_scores(model, docs, *given)
+    assert few < sum(heads)
+    torch.testing.assert_close(relative(short), relative(whole), atol=2e-5, rtol=0)
+    assert float((short - whole).abs().max()) > 1e-3  # the normaliser is left out
+
+
+def test_a_head_whose_logits_are_changed_is_run_in_full():
+    with Workbench(tiny("gemma2")) as bench:  # a soft cap on its logits
+        assert not bench.plain_head
+    with Workbench(tiny()) as bench:
+        assert bench.plain_head
+
+
+def test_linear_layers_run_through_onednn(monkeypatch):
+    """Where that is faster, with the same scores, and only while the model is open."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of torch has no oneDNN")
+    model, docs = tiny(), documents(4)
+    given = [Calibration(alpha=2.0), [HeadStrength()]]
+    with Workbench(model) as bench:
+        assert bench.laid_out == 7 * len(bench.layers)  # of a Llama's layer
+        assert "forward" in model.model.layers[0].mlp.up_proj.__dict__
+        ids = model.get_input_embeddings()(torch.arange(5)[None]).detach().requires_grad_(True)
+        model(inputs_embeds=ids).logits.sum().backward()  # gradients take the layers' own way
+        assert ids.grad.abs().sum() > 0
+    assert "forward" not in model.model.layers[0].mlp.up_proj.__dict__
+    found, _, _ = exact_scores(model, docs, *given)
+    monkeypatch.setattr(workbench, "MOST_BYTES", 0)
+    with Workbench(model) as bench:
+        assert bench.laid_out == 0
+    plain, _, _ = exact_scores(model, docs, *given)
+    torch.testing.assert_close(found, plain, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("change", ["double", "hook", "own forward", "subclass"])
+def test_linear_layers_that_are_left_alone(change):
+    layer = torch.nn.Linear(4, 3)
+    if change == "double":
+        layer = layer.double()
+    elif change == "hook":
+        layer.register_forward_hook(lambda *_: None)
+    elif change == "own forward":
+        layer.forward = layer.forward
+    else:
+        layer = type("Adapted", (torch.nn.Linear,), {})(4, 3)
+    assert laid_out_linear(layer) is None
+    assert laid_out_linear(torch.nn.LayerNorm(4)) is None
 
 
 def test_pairs_without_a_sink_are_not_computed():

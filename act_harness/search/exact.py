@@ -120,6 +120,7 @@ class ChunkPass:
         with torch.no_grad():
             logits, self.records = bench.recorded(layout, self.masks, keep_from=first_layer)
             self.base = bench.log_probabilities(logits, layout.read_place, layout.read_token)
+            self.base_logits = bench.logits_of(layout.read_place, layout.read_token)
 
     def baseline(self) -> Tensor:
         """Return (documents, choices) float64 log-likelihoods of the untouched model."""
@@ -140,7 +141,10 @@ class ChunkPass:
             progress: called with the number of (sequence, head, strength) triples done.
 
         Returns:
-            (strengths, heads, documents, choices) float64 changes in nats, and the work.
+            (strengths, heads, documents, choices) float64 changes in nats, and the work. Where all
+            choices of a document are read from one row, its normaliser is left out: the changes are
+            then those of the log-likelihoods up to a number for each document, which no margin and
+            no prediction depends on.
         """
         with torch.no_grad():
             return self._layer(layer, tuple(heads), progress or (lambda done: None))
@@ -346,6 +350,10 @@ class _Layer:
             positions = positions[rows][None]
             number = torch.arange(len(places), device=places.device)
             places = torch.stack([torch.zeros_like(number), number], dim=1)
+        known = read >= 0  # (V, N)
+        level = layout.level[layout.read_place] & self.bench.plain_head  # (N,)
+        headless = torch.zeros(len(places), dtype=torch.bool, device=places.device)
+        headless[read[known & level]] = True
         logits = self.bench.resume(
             self.layer,
             hidden=hidden,
@@ -354,11 +362,17 @@ class _Layer:
             mask=self._mask(pack),
             prefix=lambda later: self._columns(later, pack),
             places=places,
+            headless=headless,
         )
-        known = read >= 0  # (V, N)
-        tokens = layout.read_token.expand_as(read)[known]
-        after = self.bench.log_probabilities(logits, read[known], tokens)
-        found[known] = after.double() - self.passing.base.double().expand_as(read)[known]
+        index = (~headless).cumsum(dim=0) - 1  # of each row among those with logits
+        passing = self.passing
+        for some, before in ((known & level, passing.base_logits), (known & ~level, passing.base)):
+            place, tokens = read[some], layout.read_token.expand_as(read)[some]
+            if before is passing.base:
+                after = self.bench.log_probabilities(logits, index[place], tokens)
+            else:
+                after = self.bench.logits_of(place, tokens)
+            found[some] = after.double() - before.double().expand_as(read)[some]
         return found
 
     def _mask(self, pack: _Variants) -> Callable[[int], Tensor]:

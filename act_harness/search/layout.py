@@ -141,6 +141,17 @@ class Layout:
         return int(same.int().cumprod(dim=0).sum())
 
     @cached_property
+    def level(self) -> Tensor:
+        """(P,) bool: places from which every choice of a document is read once.
+
+        The normaliser of the softmax there is the same for all its choices, so no margin depends
+        on it.
+        """
+        row, column = self.places.T
+        alone = torch.bincount(self.owner, minlength=self.documents)[self.owner] == 1
+        return (self.segment[row, column] == 0) & alone[row]
+
+    @cached_property
     def length(self) -> int:
         """T, padded tokens of a sequence."""
         return self.ids.shape[1]

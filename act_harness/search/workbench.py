@@ -21,6 +21,7 @@ from act_harness.attention.interface import BASES, BINDING, base_of, register
 from act_harness.attention.probe import Probe
 from act_harness.errors import InternalError, UnsupportedModelError
 from act_harness.search.layout import Layout
+from act_harness.search.linears import MOST_BYTES, laid_out_linear
 from act_harness.search.structure import Masks, decoder_layers, window_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class _Run:
     """Attention outputs that are known and not computed, by layer."""
     prefix: Callable[[int], tuple[Tensor, Tensor] | None] = lambda layer: None
     places: Tensor | None = None  # (P, 2)
+    headless: Tensor | None = None
+    """(P,) bool: places whose rows the output head does not get."""
     record: dict[int, LayerRecord] | None = None
     keep_from: int = 0
     """First layer whose queries, input and outputs are recorded; keys and values are for all."""
@@ -144,6 +147,12 @@ class Workbench:
         self.rows_computed = 0
         """Rows that went through a decoder layer, summed over layers: the work done."""
         self.forwards = 0
+        self.laid_out = 0
+        """Linear layers that run through oneDNN."""
+        self.head_input = torch.empty(0)
+        """(P, hidden) rows of the places of the latest forward, before the output head."""
+        self.plain_head = False
+        """Whether logits are what a linear output head gives, and nothing is done to them."""
         self._weights: dict[int, Tensor] = {}
         self._undo: list[Callable[[], None]] = []
         self._base = ""
@@ -205,6 +214,7 @@ class Workbench:
         for layer in range(count):
             self._wrap(layer)
         self._wrap_ends()
+        self._lay_out_linears()
         self._check(kind)
 
     def _close(self) -> None:
@@ -268,15 +278,30 @@ class Workbench:
 
         return forward
 
+    def _lay_out_linears(self) -> None:
+        """Run the layers' products through oneDNN where that is faster; see ``linears``."""
+        weights = [weight for block in self.layers for weight in block.parameters()]
+        if sum(weight.numel() * weight.element_size() for weight in weights) > MOST_BYTES:
+            return
+        for block in self.layers:
+            for module in block.modules():
+                forward = laid_out_linear(module)
+                if forward is not None:
+                    self._replace(module, forward)
+                    self.laid_out += 1
+
     def _wrap_ends(self) -> None:
         def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             run = self.running
             if run is None or run.places is None:
                 return None
             run.read = True
-            if run.stops is not None:  # the last layer went on with these rows alone
-                return None
-            return (run.picked(args[0]), *args[1:])
+            # where the last layer went on with these rows alone, they are picked already
+            rows = run.picked(args[0]) if run.stops is None else args[0]
+            self.head_input = rows[0]
+            if run.headless is not None:
+                rows = rows[:, ~run.headless]
+            return (rows, *args[1:])
 
         def embed(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:  # noqa: ANN401
             run = self.running
@@ -330,6 +355,11 @@ class Workbench:
                 mask=lambda layer: masks.of(layer)[:, :, 3:],
                 prefix=lambda layer: columns_before(records[layer], slice(None), 3),
                 places=torch.tensor([[0, t] for t in range(5)], device=self.device),
+            )
+            head: Any = self.model.get_output_embeddings()
+            self.recorded(layout, masks, keep_from=len(self.layers))
+            self.plain_head = type(head) is nn.Linear and torch.equal(
+                head(self.head_input[None])[0].to(logits), logits
             )
         tolerance = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.1
         for found, expected in ((logits, stock), (again, stock[3:])):
@@ -390,8 +420,12 @@ class Workbench:
         prefix: Callable[[int], tuple[Tensor, Tensor] | None],
         places: Tensor,
         record: dict[int, LayerRecord] | None = None,
+        headless: Tensor | None = None,
     ) -> Tensor:
         """Run from ``layer`` on, with its attention output given; return (P, vocabulary) logits.
+
+        With a vocabulary of 49 thousand words the output head of one row costs what eight rows
+        cost in a layer, so rows of which a few logits are wanted can be left out.
 
         Args:
             layer: where to go in.
@@ -402,6 +436,7 @@ class Workbench:
             prefix: keys and values of the columns before the rows, (V, G, T - n, D), by layer.
             places: (P, 2) rows to read, (variant, row).
             record: filled with keys and values of all columns of the later layers.
+            headless: (P,) bool, rows without logits; see :meth:`logits_of`.
         """
         last = len(self.layers) - 1
         run = _Run(
@@ -414,6 +449,7 @@ class Workbench:
             places=places,
             record=record,
             keep_from=len(self.layers),
+            headless=headless,
         )
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
         return self._call(run, ids, positions, mask(layer))
@@ -450,6 +486,17 @@ class Workbench:
             weight = found.weight.detach()  # (hidden, H * D)
             self._weights[layer] = weight.T.reshape(self.heads, -1, weight.shape[0])
         return self._weights[layer]
+
+    def logits_of(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Return float32 logits of ``tokens`` in ``rows`` of :attr:`head_input`, (n,).
+
+        To be used where :attr:`plain_head` says that logits are no more than that.
+        """
+        head: Any = self.model.get_output_embeddings()
+        found: Tensor = (self.head_input[rows].float() * head.weight[tokens].float()).sum(dim=1)
+        if head.bias is not None:
+            found = found + head.bias[tokens].float()
+        return found
 
     def log_probabilities(self, logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
         """Return log-softmax in float32 of ``tokens`` in ``rows`` of logits, (N,)."""
