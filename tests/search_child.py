@@ -34,15 +34,15 @@ def search(folder: Path) -> None:
             "method": "screened",
             "keep": 0.5,
             "objective": "corrected",
-            "rule": "significant",
-            "significant": {"q": 0.99},
+            "rule": "top",
+            "top": {"sizes": [1, 2, 4], "criterion": "margin", "refit": True},
             "controls": {"random_sets": 2},
         }
     )
     run_search(
         recipe,
         model=tiny(),
-        documents=[drawn("a", 5), drawn("b", 6)],
+        documents=[drawn("a", 7), drawn("b", 8)],
         ledgers=folder / "ledgers",
         output=folder / "out.json",
         show_progress=False,

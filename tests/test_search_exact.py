@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_search import documents, tiny
 
 from act_harness.artifact import Artifact
@@ -14,7 +16,7 @@ from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines import select_engine
 from act_harness.errors import UnsupportedModelError
 from act_harness.scoring import Item, Scorer
-from act_harness.search import workbench
+from act_harness.search import packs, workbench
 from act_harness.search.exact import ChunkPass
 from act_harness.search.layout import Layout, chunks_of
 from act_harness.search.linears import laid_out_linear
@@ -123,6 +125,59 @@ def test_chunks_and_packs_do_not_change_scores():
         )
         assert again == order
         torch.testing.assert_close(other, one, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral-window", "gemma2"])
+@pytest.mark.parametrize(("group_cost", "block"), [(1, 64), (64, 64), (0, 3)])
+def test_groups_and_blocks_do_not_change_scores(kind, group_cost, block, monkeypatch):
+    """Variants that begin at different rows, in one group or each alone, attend to the same."""
+    model, docs = tiny(kind), documents(6)
+    plain, _, _ = exact_scores(model, docs, Calibration(alpha=2.0), [HeadStrength()], pack_tokens=1)
+    groups, blocks = [], []
+    by_blocks, resume = workbench._by_blocks, workbench.Workbench.resume
+
+    def seen_blocks(run, projected, mask):
+        blocks.append(projected[0].shape[2])
+        return by_blocks(run, projected, mask)
+
+    def seen_groups(self, layer, **given):
+        groups.append([group.sequences for group in given["groups"]])
+        return resume(self, layer, **given)
+
+    monkeypatch.setitem(packs.GROUP_COST, "cpu", group_cost)
+    monkeypatch.setattr(workbench, "_BLOCK", block)
+    monkeypatch.setattr(workbench, "_by_blocks", seen_blocks)
+    monkeypatch.setattr(workbench.Workbench, "resume", seen_groups)
+    found, _, _ = exact_scores(
+        model, docs, Calibration(alpha=2.0), [HeadStrength()], pack_tokens=400
+    )
+    torch.testing.assert_close(found, plain, atol=2e-5, rtol=0)
+    assert max(map(len, groups)) > 1
+    assert max(max(one, default=0) for one in groups) > 1
+    assert max(blocks) > 3
+
+
+@given(
+    firsts=st.lists(st.lists(st.integers(0, 39), max_size=20).map(sorted), max_size=4),
+    rows=st.integers(1, 200),
+    cost=st.integers(0, 50),
+)
+def test_packs_hold_every_variant_once_within_their_bounds(firsts, rows, cost):
+    parts, number = [], 0
+    for first in firsts:
+        own = torch.arange(number, number + len(first))
+        parts.append(packs.Variants(own, own, own, first))
+        number += len(first)
+    made = list(packs.packs_of(parts, length=40, rows=rows, group_cost=cost))
+    assert [int(v) for pack in made for group in pack for v in group.sequence] == list(
+        range(number)
+    )
+    for pack in made:
+        assert sum(map(len, pack)) > 0
+        taken = sum(len(group) * (40 - group.first[0]) for group in pack)
+        assert taken <= rows or sum(map(len, pack)) == 1
+        for group in pack:
+            assert sum(one - group.first[0] for one in group.first) <= cost
 
 
 def test_rows_that_all_choices_share_need_no_output_head(monkeypatch):

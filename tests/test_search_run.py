@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -157,13 +158,60 @@ def test_another_selection_measures_no_head_again(tmp_path, change):
     assert stable_content(second.artifact) == stable_content(alone.artifact)
 
 
-def test_a_cut_ledger_is_continued_to_the_same_artifact(tmp_path):
-    first = search(tmp_path)
+def test_refit_orders_the_heads_by_the_documents_of_both_splits(tmp_path):
+    top = {"sizes": [1, 2, 4], "refit": True}
+    plain = search(tmp_path / "plain")
+    result = search(tmp_path / "refit", recipe(top=top))
+    found, before = result.artifact.search, plain.artifact.search
+    assert found["controls"] == before["controls"]
+    assert found["table"] == before["table"]
+    refit = found["rule"]["refit"]
+    assert refit["before"] == before["rule"]["order"]
+    assert refit["documents"] == 32
+    # the oracle: a search whose search split holds the documents of both
+    both = [
+        dataclasses.replace(one, search=(*one.search, *one.verify), verify=one.verify)
+        for one in DRAWN
+    ]
+    oracle = run_search(
+        recipe(samples=16),
+        model=tiny(),
+        documents=both,
+        ledgers=tmp_path / "oracle",
+        show_progress=False,
+    )
+    effects = {e.place: e for e in oracle.effects}
+    assert len(refit["rows"]) == len(effects) == 12
+    for layer, head, strength, effect, stderr in refit["rows"]:
+        one = effects[layer, head, strength]
+        assert (effect, stderr) == pytest.approx((one.effect, one.stderr), abs=2e-5)
+    order = sorted(effects.values(), key=lambda e: -e.effect)
+    count = len(plain.selection.places)
+    assert 0 < count < 12
+    assert result.selection.places == tuple(e.place for e in order[:count])
+    assert refit["kept"] == len(set(result.selection.places) & set(plain.selection.places))
+    assert any("both splits" in note for note in found["notes"])
+
+
+def test_refit_needs_only_what_the_ledger_lacks(tmp_path):
+    plain = search(tmp_path)
+    result = search(tmp_path, recipe(top={"sizes": [1, 2, 4], "refit": True}))
+    assert len(list((tmp_path / "ledgers").iterdir())) == 1
+    assert result.work.pairs == plain.work.pairs  # the verify split's, as many as the search's
+    again = search(tmp_path, recipe(top={"sizes": [1, 2, 4], "refit": True}))
+    assert again.work.forwards == 0
+    assert stable_content(again.artifact) == stable_content(result.artifact)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_cut_ledger_is_continued_to_the_same_artifact(tmp_path, refit):
+    given = recipe(top={"sizes": [1, 2, 4], "refit": refit})
+    first = search(tmp_path, given)
     (part,) = (tmp_path / "ledgers").glob("*/part-*.jsonl")
     whole = part.read_bytes()
     for share in (0.0, 0.13, 0.5, 0.77, 0.999):
         part.write_bytes(whole[: int(share * len(whole))])
-        again = search(tmp_path)
+        again = search(tmp_path, given)
         assert stable_content(again.artifact) == stable_content(first.artifact)
         assert again.artifact.search["run"]["units_from_ledger"] < len(whole.splitlines())
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -42,12 +42,31 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["Packing", "Rows", "active_packing", "packed", "positions_of"]
-
-_active: ContextVar[Packing | None] = ContextVar("act_harness_packing", default=None)
+__all__ = ["Attends", "Packing", "Rows", "active_packing", "packed", "positions_of"]
 
 
-def active_packing() -> Packing | None:
+class Attends(Protocol):
+    """What computes attention over one row of tokens that holds several sequences."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        binding: Any,  # noqa: ANN401 - what the attention module is bound to
+        run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """See :meth:`Packing.attend`."""
+        ...
+
+
+_active: ContextVar[Attends | None] = ContextVar("act_harness_packing", default=None)
+
+
+def active_packing() -> Attends | None:
     """Return the packing of the forward under way, None where tokens are not packed."""
     return _active.get()
 
@@ -309,7 +328,7 @@ def positions_of(
 
 
 @contextmanager
-def packed(packing: Packing) -> Iterator[None]:
+def packed(packing: Attends) -> Iterator[None]:
     """Let attention inside the block take its one row of tokens for ``packing``."""
     token = _active.set(packing)
     try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from act_harness.data import Document
 
-__all__ = ["Arm", "HeadEffect", "HeadTask", "TaskScores", "head_effects"]
+__all__ = ["Arm", "HeadEffect", "HeadTask", "TaskScores", "both_splits", "head_effects"]
 
 Array = npt.NDArray[np.float64]
 
@@ -91,6 +91,18 @@ class TaskScores:
             accuracy=float(self.hits(scores).mean()),
             corrected=float(self.hits(self.corrected(scores)).mean()) if self.fixed else None,
             margins=self.margins(scores),
+        )
+
+    def followed_by(self, other: TaskScores) -> TaskScores:
+        """Return the task with the documents of ``other`` behind its own."""
+        width = max(self.scores.shape[1], other.scores.shape[1])
+        alike = self.scores.shape[1] == other.scores.shape[1]
+        return TaskScores(
+            self.task,
+            np.concatenate([_widened(one.scores, width, -np.inf) for one in (self, other)]),
+            np.concatenate([self.right, other.right]),
+            self.fixed and other.fixed and alike,
+            self.objective,
         )
 
     @property
@@ -174,6 +186,31 @@ def head_effects(
         p = _tail(effect, stderr, freedom)
         result.append(HeadEffect(*place, effect, stderr, p, accuracy, tuple(rows)))
     return result
+
+
+def both_splits(
+    first: tuple[Sequence[TaskScores], Mapping[tuple[int, int, int], Sequence[Array]]],
+    second: tuple[Sequence[TaskScores], Mapping[tuple[int, int, int], Sequence[Array]]],
+) -> tuple[list[TaskScores], dict[tuple[int, int, int], list[Array]]]:
+    """Return baselines and changes of two sets of documents of the same tasks as one.
+
+    Args:
+        first: baselines, and changes by place as for :func:`head_effects`.
+        second: of other documents, the same tasks and places.
+    """
+    tasks = [one.followed_by(two) for one, two in zip(first[0], second[0], strict=True)]
+    changes = {}
+    for place, parts in first[1].items():
+        changes[place] = [
+            np.concatenate([_widened(part, task.scores.shape[1], 0.0) for part in pair])
+            for task, *pair in zip(tasks, parts, second[1][place], strict=True)
+        ]
+    return tasks, changes
+
+
+def _widened(table: Array, width: int, value: float) -> Array:
+    """Return (n, choices) with columns of ``value`` up to ``width``."""
+    return np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=value)
 
 
 def _error(values: Array) -> float:

@@ -12,7 +12,6 @@ output plus ``(out'_h - out_h) W_o[h]`` and runs on from there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,18 +20,13 @@ from torch import Tensor
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 from act_harness.errors import InternalError
 from act_harness.search.layout import Layout
-from act_harness.search.workbench import LayerRecord, Workbench, columns_before
+from act_harness.search.packs import GROUP_COST, Shared, Variants, packs_of
+from act_harness.search.workbench import Group, LayerRecord, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from act_harness.engines.operation import Engine
-
-_ENOUGH = 0.0625
-"""A pack of this share of ``pack_tokens`` is worth its overhead."""
-
-_WASTE = 0.05
-"""From there on a variant may run this share of its pack's rows in vain."""
 
 __all__ = ["ChunkPass", "Counts", "calibrated_change"]
 
@@ -44,47 +38,6 @@ class Counts(NamedTuple):
     """(sequence, head, strength) triples."""
     computed: int
     """Of them, with a changed row: the ones that were run."""
-
-
-class _Shared(NamedTuple):
-    """What variants with the same changes in the common prefix share: its keys and values."""
-
-    columns: dict[int, tuple[Tensor, Tensor]]
-    """By layer above the calibrated one: (U, G, P, D) each."""
-    member: Tensor  # (V,) long: which of the U a variant has
-
-
-@dataclass(frozen=True)
-class _Variants:
-    """Triples to run, as (V,) tensors, with each one's first row to compute, ascending."""
-
-    strength: Tensor
-    sequence: Tensor
-    head: Tensor  # index among the layer's asked heads
-    first: list[int]
-    shared: _Shared | None = None
-
-    @classmethod
-    def of(cls, triples: Tensor, first: Tensor, shared: _Shared | None = None) -> _Variants:
-        """Sort ``triples`` (V, 3) by ``first`` (V,)."""
-        order = torch.argsort(first, stable=True)
-        chosen = triples[order]
-        if shared is not None:
-            shared = _Shared(shared.columns, shared.member[order])
-        return cls(chosen[:, 0], chosen[:, 1], chosen[:, 2], first[order].tolist(), shared)
-
-    def some(self, chosen: slice) -> _Variants:
-        """Return a part of the variants."""
-        shared = self.shared
-        if shared is not None:
-            shared = _Shared(shared.columns, shared.member[chosen])
-        return _Variants(
-            self.strength[chosen],
-            self.sequence[chosen],
-            self.head[chosen],
-            self.first[chosen],
-            shared,
-        )
 
 
 class ChunkPass:
@@ -115,6 +68,7 @@ class ChunkPass:
         self.bench, self.layout, self.engine = bench, layout, engine
         self.calibration, self.strengths = calibration, tuple(strengths)
         self.pack_tokens = pack_tokens
+        self.group_cost = GROUP_COST.get(bench.device.type, GROUP_COST["cuda"])
         self.masks = bench.masks(layout)
         self._geometries: dict[int, object] = {}
         with torch.no_grad():
@@ -164,13 +118,19 @@ class ChunkPass:
         total = moved.shape[0] * moved.shape[1] * moved.shape[3]
         progress(total - len(triples))
         one = _Layer(self, layer, heads, change)
-        for variants in one.divided(triples, first, sinks):
-            for pack in self._packs(variants):
-                logprobs = one.run(pack)  # (V, N) changes, 0 where not read
-                slots = self._slots(logprobs)  # (V, documents * choices)
-                place = (pack.strength, pack.head)
-                result.view(*size[:2], -1).index_put_(place, slots, accumulate=True)
-                progress(len(pack.first))
+        for pack in packs_of(
+            one.divided(triples, first, sinks),
+            length=layout.length,
+            rows=self.pack_tokens,
+            group_cost=self.group_cost,
+        ):
+            changes = one.run(pack)  # (V, N), 0 where not read
+            place = (
+                torch.cat([group.strength for group in pack]),
+                torch.cat([group.head for group in pack]),
+            )
+            result.view(*size[:2], -1).index_put_(place, self._slots(changes), accumulate=True)
+            progress(len(changes))
         return result, Counts(total, len(triples))
 
     def change(
@@ -185,26 +145,6 @@ class ChunkPass:
             self.masks.visible(layer),
             cache=self._geometries,
         )
-
-    def _packs(self, variants: _Variants) -> list[_Variants]:
-        """Cut the variants, sorted by their first row, into packs of bounded size.
-
-        A pack runs the rows of its longest variant for all; a pack that is worth its overhead is
-        closed where the next variant would run many rows more than it needs.
-        """
-        packs, start, first = [], 0, variants.first
-        enough = self.pack_tokens * _ENOUGH
-        while start < len(first):
-            rows = self.layout.length - first[start]
-            most = min(len(first), start + max(1, self.pack_tokens // rows))
-            stop = start + 1
-            while stop < most and (
-                (stop - start) * rows < enough or first[stop] - first[start] <= _WASTE * rows
-            ):
-                stop += 1
-            packs.append(variants.some(slice(start, stop)))
-            start = stop
-        return packs
 
     def _slots(self, tokens: Tensor) -> Tensor:
         """Sum (V, N) values of answer tokens to (V, documents * choices)."""
@@ -230,7 +170,7 @@ class _Layer:
         self.hidden, self.projected = record.hidden, record.projected
         self.weight = self.bench.output_weight(layer)[list(heads)]  # (h, D, hidden)
 
-    def divided(self, triples: Tensor, first: Tensor, sinks: Tensor) -> Iterator[_Variants]:
+    def divided(self, triples: Tensor, first: Tensor, sinks: Tensor) -> Iterator[Variants]:
         """Yield the variants by what they share in the prefix that all sequences have in common.
 
         Where the sinks among the prefix's columns are the same, so is everything in its rows:
@@ -245,7 +185,7 @@ class _Layer:
         offset = layout.offset[triples[:, 1]]
         inside = first < offset + common
         if self.last or not bool(inside.any()):  # in the last layer only the read rows count
-            yield _Variants.of(triples, first)
+            yield Variants.of(triples, first)
             return
         place = offset[:, None] + torch.arange(common, device=offset.device)
         pattern = sinks[triples[:, 0], triples[:, 1], triples[:, 2]].gather(1, place)
@@ -253,7 +193,7 @@ class _Layer:
         _, group, size = torch.unique(key, dim=0, return_inverse=True, return_counts=True)
         together = inside & (size[group] > 1)
         if bool((~together).any()):
-            yield _Variants.of(triples[~together], first[~together])
+            yield Variants.of(triples[~together], first[~together])
         numbers = group[together].unique()
         step = max(1, self.passing.pack_tokens // common)
         for start in range(0, len(numbers), step):
@@ -261,7 +201,7 @@ class _Layer:
             mine = together & torch.isin(group, some)
             member = torch.searchsorted(some, group[mine])
             columns = self._prefix(triples[mine], (first - offset)[mine], member, len(some))
-            yield _Variants.of(triples[mine], (offset + common)[mine], _Shared(columns, member))
+            yield Variants.of(triples[mine], (offset + common)[mine], Shared(columns, member))
 
     def _prefix(
         self, triples: Tensor, first: Tensor, member: Tensor, count: int
@@ -293,63 +233,49 @@ class _Layer:
         def prefix(later: int) -> tuple[Tensor, Tensor] | None:
             if start == 0:
                 return None
-            record = self.records[later]
             known = slice(zero, zero + start)
-            return (
-                _first(record.key, known).expand(count, -1, -1, -1),
-                _first(record.value, known).expand(count, -1, -1, -1),
-            )
+            key, value = (one[:1, :, known] for one in self.records[later].columns())
+            return key.expand(count, -1, -1, -1), value.expand(count, -1, -1, -1)
 
         self.bench.resume(
             self.layer,
-            hidden=self.hidden[:1, rows].expand(count, -1, -1),
-            projected=projected,
-            positions=row[None].expand(count, -1),
-            mask=lambda later: self.masks.causal(later, row, before).expand(count, -1, -1, -1),
-            prefix=prefix,
-            places=torch.zeros(0, 2, dtype=torch.long, device=member.device),
+            hidden=self.hidden[:1, rows].expand(count, -1, -1).flatten(0, 1),
+            projected=projected.flatten(0, 1),
+            positions=row.repeat(count),
+            groups=[
+                Group(
+                    count,
+                    len(row),
+                    lambda later: self.masks.causal(later, row, before).expand(count, -1, -1, -1),
+                    prefix,
+                )
+            ],
+            places=row[:0],
             record=records,
         )
-        columns = {}
-        for later, record in records.items():
-            if record.key is not None and record.value is not None:
-                columns[later] = (record.key, record.value)
-        return columns
+        return {later: record.columns() for later, record in records.items()}
 
-    def _columns(self, later: int, pack: _Variants) -> tuple[Tensor, Tensor] | None:
-        """Return keys and values before the pack's rows: the baseline's, or the shared ones."""
-        start, record = pack.first[0], self.records[later]
-        stock = columns_before(record, pack.sequence, start)
-        if stock is None or pack.shared is None:
-            return stock
-        common = self.layout.common
-        place = torch.arange(start, device=pack.sequence.device)
-        place = place - self.layout.offset[pack.sequence][:, None]  # (V, start)
-        known = ((place >= 0) & (place < common))[:, None, :, None]
-        place = place.clamp(0, common - 1)
-        index = pack.shared.member[:, None]
-        mixed = []
-        for whole, own in zip(stock, pack.shared.columns[later], strict=True):
-            picked = own.transpose(1, 2)[index, place].transpose(1, 2)  # (V, G, start, D)
-            mixed.append(torch.where(known, picked, whole))
-        return mixed[0], mixed[1]
+    def run(self, pack: Sequence[Variants]) -> Tensor:
+        """Return the change of every read token's log-probability, (V, N), of the groups' variants.
 
-    def run(self, pack: _Variants) -> Tensor:
-        """Return the change of every read token's log-probability, (V, N)."""
-        layout, sequence, start = self.layout, pack.sequence, pack.first[0]
-        rows, places, read = self._rows(sequence, start)
+        Args:
+            pack: groups; the variants of a group run the rows of its first.
+        """
+        layout = self.layout
+        rows, read = self._rows(pack)
         found = torch.zeros(read.shape, dtype=torch.float64, device=read.device)
-        if not len(places):
+        if not len(rows):
             return found
-        own = self.change[:, :, start:].permute(0, 1, 3, 2, 4)[pack.strength, sequence, pack.head]
-        projected = self.projected[:, start:][sequence] + torch.bmm(own, self.weight[pack.head])
-        hidden = self.hidden[:, start:][sequence]
-        positions = layout.position[:, start:][sequence]
+        place = torch.cat([self._places(group).flatten() for group in pack])  # (R,)
+        own = torch.cat([self._own(group) for group in pack])
+        hidden, projected = self.hidden.flatten(0, 1)[place], self.projected.flatten(0, 1)[place]
+        projected = projected.add_(own)
+        positions = layout.position.flatten()[place]
+        groups = [self._group(group) for group in pack]
+        places = rows
         if self.last:  # no attention follows: only the read rows matter
-            hidden, projected = hidden[rows][None], projected[rows][None]
-            positions = positions[rows][None]
-            number = torch.arange(len(places), device=places.device)
-            places = torch.stack([torch.zeros_like(number), number], dim=1)
+            hidden, projected, positions = hidden[rows], projected[rows], positions[rows]
+            places = torch.arange(len(rows), device=rows.device)
         known = read >= 0  # (V, N)
         level = layout.level[layout.read_place] & self.bench.plain_head  # (N,)
         headless = torch.zeros(len(places), dtype=torch.bool, device=places.device)
@@ -359,8 +285,7 @@ class _Layer:
             hidden=hidden,
             projected=projected,
             positions=positions,
-            mask=self._mask(pack),
-            prefix=lambda later: self._columns(later, pack),
+            groups=groups,
             places=places,
             headless=headless,
         )
@@ -375,38 +300,76 @@ class _Layer:
             found[some] = after.double() - before.double().expand_as(read)[some]
         return found
 
-    def _mask(self, pack: _Variants) -> Callable[[int], Tensor]:
-        """Return what gives the pack's mask at a layer; layers of one window share it."""
-        known: dict[int | None, Tensor] = {}
+    def _places(self, group: Variants) -> Tensor:
+        """Return (V, n) long: each variant's rows among all rows of the chunk."""
+        length = self.layout.length
+        row = torch.arange(group.first[0], length, device=group.sequence.device)
+        return group.sequence[:, None] * length + row
+
+    def _own(self, group: Variants) -> Tensor:
+        """Return (V * n, hidden): what calibration adds to the attention module's output."""
+        change = self.change[:, :, group.first[0] :]
+        some = change[group.strength, group.sequence, :, group.head]  # (V, n, D)
+        return torch.bmm(some, self.weight[group.head]).flatten(0, 1)
+
+    def _group(self, group: Variants) -> Group:
+        """Return the mask and the columns before the rows of a group, by layer."""
+        sequence, start, shared = group.sequence, group.first[0], group.shared
+        offset, common = self.layout.offset[sequence], self.layout.common
+        pads, most = int(offset.min()), int(offset.max())  # columns before are pads of them all
+        masks: dict[int | None, Tensor] = {}
 
         def mask(later: int) -> Tensor:
             window = self.bench.windows[later]
-            if window not in known:
-                known[window] = self.masks.of(later)[:, :, pack.first[0] :][pack.sequence]
-            return known[window]
+            if window not in masks:  # layers of one window share it
+                masks[window] = self.masks.of(later)[:, :, start:, pads:][sequence]
+            return masks[window]
 
-        return mask
+        place = torch.arange(pads, start, device=sequence.device) - offset[:, None]
+        known = ((place >= 0) & (place < common))[:, None, :, None]  # (V, 1, start - pads, 1)
+        place = place.clamp(0, max(common - 1, 0))
+        alike = pads == most and start - pads <= common
 
-    def _rows(self, sequence: Tensor, start: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        def prefix(later: int) -> tuple[Tensor, Tensor] | None:
+            if start == pads:
+                return None
+            found = []
+            for number, whole in enumerate(self.records[later].columns()):
+                stock = whole[:, :, pads:start]
+                if shared is None:
+                    found.append(stock[sequence])
+                    continue
+                own = shared.columns[later][number]
+                if alike:
+                    found.append(own[:, :, : start - pads][shared.member])
+                    continue
+                picked = own.transpose(1, 2)[shared.member[:, None], place].transpose(1, 2)
+                found.append(torch.where(known, picked, stock[sequence]))
+            return found[0], found[1]
+
+        return Group(len(group), self.layout.length - start, mask, prefix)
+
+    def _rows(self, pack: Sequence[Variants]) -> tuple[Tensor, Tensor]:
         """Return the rows to read and where each answer token finds its row.
 
         Returns:
-            (variant, row) as an index, the same as (P', 2), and (V, N): index of the row of each
-            answer token among them, -1 where another sequence or an earlier row holds it.
+            (P',) rows of the pack, and (V, N): index of the row of each answer token among them, -1
+            where another sequence or an earlier row holds it.
         """
         layout = self.layout
-        wanted = (layout.places[:, 0] == sequence[:, None]) & (layout.places[:, 1] >= start)
-        pairs = wanted.nonzero()
-        number = torch.full(wanted.shape, -1, dtype=torch.long, device=wanted.device)
-        number[wanted] = torch.arange(len(pairs), device=wanted.device)
-        places = torch.stack([pairs[:, 0], layout.places[pairs[:, 1], 1] - start], dim=1)
-        return (places[:, 0], places[:, 1]), places, number[:, layout.read_place]
-
-
-def _first(value: Tensor | None, columns: slice) -> Tensor:
-    if value is None:
-        raise InternalError("a layer's keys were not recorded")
-    return value[:1, :, columns]
+        owner, place = layout.places.T
+        rows, read, seen, begin = [], [], 0, 0
+        for group in pack:
+            start = group.first[0]
+            wanted = (owner == group.sequence[:, None]) & (place >= start)
+            pairs = wanted.nonzero()
+            number = torch.full(wanted.shape, -1, dtype=torch.long, device=wanted.device)
+            number[wanted] = torch.arange(seen, seen + len(pairs), device=wanted.device)
+            length = layout.length - start
+            rows.append(begin + pairs[:, 0] * length + place[pairs[:, 1]] - start)
+            read.append(number[:, layout.read_place])
+            seen, begin = seen + len(pairs), begin + len(group) * length
+        return torch.cat(rows), torch.cat(read)
 
 
 def calibrated_change(

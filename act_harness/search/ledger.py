@@ -24,7 +24,7 @@ __all__ = ["Ledger"]
 
 Key = tuple[Any, ...]
 
-VERSION = 3
+VERSION = 4
 
 
 class Ledger:

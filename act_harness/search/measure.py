@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -49,13 +49,15 @@ class Work:
 
 @dataclass
 class Measurement:
-    """The search split of all tasks, measured chunk by chunk."""
+    """One split of all tasks, measured chunk by chunk."""
 
     recipe: Recipe
     tasks: dict[str, Sequence[Document]]
     ledger: Ledger
     processes: Processes
     engine: Engine
+    split: Literal["search", "verify"] = "search"
+    """Which documents of the tasks these are: their units have keys of their own."""
     work: Work = field(default_factory=Work)
     chunks: list[Chunk] = field(init=False)
 
@@ -265,13 +267,14 @@ class Measurement:
             measured.append(chunk)
         return measured
 
-    @staticmethod
-    def _base_key(chunk: Chunk) -> tuple[Any, ...]:
-        return ("base", chunk.task, chunk.number)
+    def _base_key(self, chunk: Chunk) -> tuple[Any, ...]:
+        return (self._named("base"), chunk.task, chunk.number)
 
-    @staticmethod
-    def _key(chunk: Chunk, layer: int) -> tuple[Any, ...]:
-        return ("layer", chunk.task, chunk.number, layer)
+    def _key(self, chunk: Chunk, layer: int) -> tuple[Any, ...]:
+        return (self._named("layer"), chunk.task, chunk.number, layer)
+
+    def _named(self, unit: str) -> str:
+        return unit if self.split == "search" else f"{self.split} {unit}"
 
 
 def _rounded(scores: torch.Tensor, counts: Sequence[int]) -> list[list[float]]:

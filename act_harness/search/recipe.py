@@ -48,6 +48,10 @@ class TopRule(BaseModel):
     criterion: Literal["accuracy", "margin"] = "accuracy"
     """What decides between them on ``verify``: mean accuracy over the tasks (label-prior corrected
     where the objective is), or the mean standardised change of the answer margin."""
+    refit: bool = False
+    """Once k is chosen, order the heads anew by their effect on the documents of both splits, and
+    take the k best of that order. It measures every head on ``verify`` too. The controls stay those
+    of the set before, which knew nothing of ``verify``."""
 
     @field_validator("sizes")
     @classmethod

@@ -17,7 +17,7 @@ from act_harness.artifact import Artifact, ModelFacts
 from act_harness.atomic import canonical_json
 from act_harness.attention import model_facts
 from act_harness.engines import select_engine
-from act_harness.search.effects import HeadEffect, as_rows, head_effects
+from act_harness.search.effects import HeadEffect, as_rows, both_splits, head_effects
 from act_harness.search.ledger import VERSION, Ledger
 from act_harness.search.measure import Measurement, Work
 from act_harness.search.processes import Processes
@@ -26,6 +26,7 @@ from act_harness.search.select import (
     best_of_each_head,
     controls,
     random_sets,
+    refitted,
     select_heads,
 )
 from act_harness.search.sets import SetJudge, make_heads
@@ -209,17 +210,22 @@ class _Search:
         self.estimates: dict[tuple[int, int, int], float] = {}
         self.show = show_progress and processes.rank == 0
         device: torch.device = next(model.parameters()).device
+        engine = select_engine(recipe.engine, device=device.type)
         self.measurement = Measurement(
+            recipe, {d.task: d.search for d in documents}, ledger, processes, engine
+        )
+        self.again = Measurement(
             recipe,
-            {d.task: d.search for d in documents},
+            {d.task: d.verify for d in documents},
             ledger,
             processes,
-            select_engine(recipe.engine, device=device.type),
+            engine,
+            split="verify",
+            work=self.measurement.work,
         )
 
     def measure(self, on_best: Callable[[list[HeadEffect]], object] | None) -> None:
         """Measure single heads."""
-        documents = sum(len(chunk.documents) for chunk in self.measurement.share)
 
         def after_chunk(_: object) -> None:
             if on_best is not None and self.processes.count == 1:
@@ -228,11 +234,32 @@ class _Search:
         with Workbench(self.model) as bench:
             if self.recipe.method == "screened":
                 self._screen(bench)
-            count = sum(map(len, self.grid.values())) * len(self.recipe.mass_maps())
-            with tqdm(
-                total=count * documents, desc="heads", unit="pair", disable=not self.show
-            ) as bar:
-                self.measurement.run(bench, self.grid, progress=bar.update, after_chunk=after_chunk)
+            self._run(bench, self.measurement, "heads", after_chunk)
+
+    def _run(
+        self,
+        bench: Workbench,
+        measurement: Measurement,
+        name: str,
+        after_chunk: Callable[[Any], object] = lambda chunk: None,
+    ) -> None:
+        documents = sum(len(chunk.documents) for chunk in measurement.share)
+        count = sum(map(len, self.grid.values())) * len(self.recipe.mass_maps())
+        total = count * documents
+        with tqdm(total=total, desc=name, unit="pair", disable=not self.show) as bar:
+            measurement.run(bench, self.grid, progress=bar.update, after_chunk=after_chunk)
+
+    def refit(self, selection: Selection) -> Selection:
+        """Measure single heads on the verify split too; order the heads by both splits."""
+        with Workbench(self.model) as bench:
+            self._run(bench, self.again, "heads, verify")
+        found = []
+        for measurement in (self.measurement, self.again):
+            stock = measurement.baselines()
+            found.append((stock, measurement.changes(self.grid, stock)))
+        tasks, changes = both_splits(*found)
+        documents = sum(len(task.right) for task in tasks)
+        return refitted(selection, head_effects(tasks, changes), documents)
 
     def _screen(self, bench: Workbench) -> None:
         """Estimate all heads and keep the best share of them in the grid."""
@@ -277,6 +304,8 @@ class _Search:
             drawn = random_sets(selection, self.searched, recipe)
             outcomes = judge.judge([selection.places, *drawn])
             held = controls(selection, outcomes[0], outcomes[1:], judge.baseline(), recipe)
+            if recipe.rule == "top" and recipe.top.refit and selection.places:
+                selection = self.refit(selection)
         content = {
             "recipe": recipe.content(),
             "recipe_sha256": recipe.sha256(),
@@ -366,6 +395,12 @@ def _notes(
             notes.append("on the verify split the set does not beat the untouched model")
         if held["beats_random"] is False:
             notes.append("on the verify split the set does not beat all of its random controls")
+    if "refit" in selection.trace:
+        notes.append(
+            "the controls are those of the set before its heads were ordered anew by the documents "
+            f"of both splits, which kept {selection.trace['refit']['kept']} of its "
+            f"{len(selection.trace['refit']['before'])} heads"
+        )
     loose = [task.task for task in stock if not task.fixed]
     if recipe.objective == "corrected" and loose:
         notes.append(f"no label prior in {', '.join(loose)}: choices differ by document")

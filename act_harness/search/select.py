@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from act_harness.search.recipe import Recipe
     from act_harness.search.sets import Outcome, Place, SetJudge
 
-__all__ = ["Selection", "best_of_each_head", "random_sets", "select_heads"]
+__all__ = ["Selection", "best_of_each_head", "random_sets", "refitted", "select_heads"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,26 @@ def _top(ranked: Sequence[HeadEffect], recipe: Recipe, judge: SetJudge) -> Selec
         {"heads": size, **_short(outcome)} for size, outcome in zip(sizes, outcomes, strict=True)
     ]
     return Selection(tuple(helpful[:chosen]), {"chosen": chosen, "tried": tried})
+
+
+def refitted(selection: Selection, effects: Sequence[HeadEffect], documents: int) -> Selection:
+    """Take as many heads as rule ``top`` chose, in the order of effects on both splits.
+
+    Args:
+        selection: of rule ``top``.
+        effects: of every measured place on the documents of both splits.
+        documents: number of them.
+    """
+    ranked = [e for e in best_of_each_head(effects) if e.effect > 0][: len(selection.places)]
+    places = tuple(e.place for e in ranked)
+    record = {
+        "documents": documents,
+        "before": [list(place) for place in selection.places],
+        "kept": len(set(places) & set(selection.places)),
+        "columns": ["layer", "head", "strength", "effect", "stderr"],
+        "rows": [[*e.place, *(float(f"{v:.6g}") for v in (e.effect, e.stderr))] for e in effects],
+    }
+    return Selection(places, {**selection.trace, "refit": record})
 
 
 def _joint(ranked: Sequence[HeadEffect], recipe: Recipe, judge: SetJudge) -> Selection:

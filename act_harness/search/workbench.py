@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from act_harness.attention.interface import BASES, BINDING, base_of, register
+from act_harness.attention.packed import packed
 from act_harness.attention.probe import Probe
 from act_harness.errors import InternalError, UnsupportedModelError
 from act_harness.search.layout import Layout
@@ -25,12 +26,15 @@ from act_harness.search.linears import MOST_BYTES, laid_out_linear
 from act_harness.search.structure import Masks, decoder_layers, window_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from transformers import PreTrainedModel
 
-__all__ = ["LayerRecord", "Workbench", "columns_before"]
+__all__ = ["Group", "LayerRecord", "Workbench"]
+
+_BLOCK = 64
+"""Rows of a block of attention on the CPU."""
 
 _LOGIT_BYTES = 1 << 28
 """Logits become log-probabilities in pieces of at most this many bytes."""
@@ -49,17 +53,39 @@ class LayerRecord:
     scale: float = 1.0
     softcap: float | None = None
 
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values.
+
+        Raises:
+            InternalError: they were not recorded.
+        """
+        if self.key is None or self.value is None:
+            raise InternalError("a layer's keys were not recorded")
+        return self.key, self.value
+
+
+class Group(NamedTuple):
+    """Rows of a resumed forward that attend together: V sequences of n rows, one after another."""
+
+    sequences: int
+    rows: int
+    mask: Callable[[int], Tensor]
+    """(V, 1, n, T) by layer, T columns being those before the rows and the rows."""
+    prefix: Callable[[int], tuple[Tensor, Tensor] | None]
+    """Keys and values of the columns before the rows by layer, (V, G, T - n, D)."""
+
 
 @dataclass
 class _Run:
     """What the forward under way does differently from the stock model's."""
 
-    mask: Callable[[int], Tensor]
+    mask: Callable[[int], Tensor] | None = None
+    """(S, 1, T, T) by layer; None where ``groups`` have their own."""
+    groups: Sequence[Group] = ()
     start: int = 0
     hidden: Tensor | None = None
     projected: dict[int, Tensor] = field(default_factory=dict)
     """Attention outputs that are known and not computed, by layer."""
-    prefix: Callable[[int], tuple[Tensor, Tensor] | None] = lambda layer: None
     places: Tensor | None = None  # (P, 2)
     headless: Tensor | None = None
     """(P,) bool: places whose rows the output head does not get."""
@@ -84,20 +110,76 @@ class _AttentionDone(Exception):  # noqa: N818 - no error: leaves a layer behind
     """Raised in the layer that ``stops`` names, once its attention output is known."""
 
 
-class _Prefix:
-    """Stands where a layer expects a cache: known columns before the computed ones."""
+@dataclass
+class _Grouped:
+    """Attention over one row of tokens by groups (see ``attention.packed.Attends``)."""
 
-    def __init__(self, columns: tuple[Tensor, Tensor]) -> None:
-        self.columns = columns
+    bench: Workbench
 
-    def update(self, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Return keys and values of all columns."""
-        before = self.columns
-        return torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        binding: Any,  # noqa: ANN401 - the layer's tap
+        run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Return the attention output of all rows, (1, R, H, D)."""
+        now, layer = self.bench.running, binding.layer
+        if now is None:
+            raise InternalError("a grouped forward attends outside of its run")
+        parts, first = [], 0
+        for group in now.groups:
+            last = first + group.sequences * group.rows
+            own = [
+                one[0, :, first:last].unflatten(1, (group.sequences, group.rows)).transpose(0, 1)
+                for one in (query, key, value)
+            ]
+            before = group.prefix(layer)
+            if before is not None:
+                own[1:] = [torch.cat(pair, dim=2) for pair in zip(before, own[1:], strict=True)]
+            parts.append(_by_blocks(run, own, group.mask(layer)).flatten(0, 1))
+            first = last
+            if now.record is not None:
+                now.record[layer] = LayerRecord(key=own[1], value=own[2])
+        return torch.cat(parts)[None]
+
+
+def _by_blocks(
+    run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    projected: list[Tensor],
+    mask: Tensor,
+) -> Tensor:
+    """Return attention of rows over columns, (V, n, H, D), leaving out columns that no row sees.
+
+    Rows are the last columns, so a block of rows sees none behind its own last. Kernels for the
+    CPU that are given a mask compute all columns of all rows.
+
+    Args:
+        run: the model's attention.
+        projected: queries (V, H, n, D), keys and values (V, G, T, D).
+        mask: (V, 1, n, T).
+    """
+    query, key, value = projected
+    rows, columns = query.shape[2], key.shape[2]
+    if rows <= _BLOCK or query.device.type != "cpu":
+        return run(query, key, value, mask)
+    parts = []
+    for first in range(0, rows, _BLOCK):
+        last = min(rows, first + _BLOCK)
+        seen = columns - rows + last
+        block = mask[:, :, first:last, :seen]
+        parts.append(run(query[:, :, first:last], key[:, :, :seen], value[:, :, :seen], block))
+    return torch.cat(parts, dim=1)
 
 
 class _Tap:
     """Bound to an attention module (see ``attention.interface``): sees queries, keys, values."""
+
+    awake = True
 
     def __init__(self, bench: Workbench, layer: int) -> None:
         self.bench, self.layer = bench, layer
@@ -247,17 +329,13 @@ class Workbench:
                 hidden = run.hidden
             if run.record is not None and layer >= run.keep_from:
                 run.record.setdefault(layer, LayerRecord()).hidden = hidden
-            given = layer in run.projected
-            columns = None if given else run.prefix(layer)
-            kwargs["attention_mask"] = None if given else run.mask(layer)
-            kwargs["past_key_values"] = None if columns is None else _Prefix(columns)
-            kwargs["use_cache"] = False
+            mask = None if run.mask is None else run.mask(layer)
+            kwargs.update(attention_mask=mask, past_key_values=None, use_cache=False)
             self.rows_computed += hidden.shape[0] * hidden.shape[1]
             if layer == run.stops:
                 with contextlib.suppress(_AttentionDone):
                     original(hidden, *args, **kwargs)
                 hidden, run.projected[layer] = run.picked(hidden), run.picked(run.stopped)
-                kwargs.update(attention_mask=None, past_key_values=None)
             output = original(hidden, *args, **kwargs)
             return output[0] if isinstance(output, tuple) else output
 
@@ -347,14 +425,22 @@ class Workbench:
                     f"the decoder layers of {kind} cannot be followed; the search does not "
                     "support this model"
                 )
+            group = Group(
+                1,
+                5,
+                lambda layer: masks.of(layer)[:, :, 3:],
+                lambda layer: (
+                    records[layer].columns()[0][:, :, :3],
+                    records[layer].columns()[1][:, :, :3],
+                ),
+            )
             again = self.resume(
                 middle,
-                hidden=known.hidden[:, 3:],
-                projected=known.projected[:, 3:],
-                positions=layout.position[:, 3:],
-                mask=lambda layer: masks.of(layer)[:, :, 3:],
-                prefix=lambda layer: columns_before(records[layer], slice(None), 3),
-                places=torch.tensor([[0, t] for t in range(5)], device=self.device),
+                hidden=known.hidden[0, 3:],
+                projected=known.projected[0, 3:],
+                positions=layout.position[0, 3:],
+                groups=[group],
+                places=torch.arange(5, device=self.device),
             )
             head: Any = self.model.get_output_embeddings()
             self.recorded(layout, masks, keep_from=len(self.layers))
@@ -403,7 +489,7 @@ class Workbench:
             on_attention=on_attention,
             embeds_grad=gradient,
         )
-        logits = self._call(run, layout.ids, layout.position, masks.of(0))
+        logits = self._call(run, layout.ids, layout.position)
         for layer in list(records):
             if layer < keep_from:
                 del records[layer]
@@ -416,8 +502,7 @@ class Workbench:
         hidden: Tensor,
         projected: Tensor,
         positions: Tensor,
-        mask: Callable[[int], Tensor],
-        prefix: Callable[[int], tuple[Tensor, Tensor] | None],
+        groups: Sequence[Group],
         places: Tensor,
         record: dict[int, LayerRecord] | None = None,
         headless: Tensor | None = None,
@@ -429,36 +514,36 @@ class Workbench:
 
         Args:
             layer: where to go in.
-            hidden: (V, n, hidden) input of that layer.
-            projected: (V, n, hidden) output of its attention module.
-            positions: (V, n) positions of the rows.
-            mask: (V, 1, n, T) mask of each later layer.
-            prefix: keys and values of the columns before the rows, (V, G, T - n, D), by layer.
-            places: (P, 2) rows to read, (variant, row).
-            record: filled with keys and values of all columns of the later layers.
+            hidden: (R, hidden) input of that layer, rows of all groups one after another.
+            projected: (R, hidden) output of its attention module.
+            positions: (R,) positions of the rows.
+            groups: which rows attend together.
+            places: (P,) rows to read.
+            record: filled with keys and values of all columns of the later layers; for one group.
             headless: (P,) bool, rows without logits; see :meth:`logits_of`.
         """
         last = len(self.layers) - 1
         run = _Run(
-            mask=mask,
+            groups=groups,
             start=layer,
-            hidden=hidden,
-            projected={layer: projected},
+            hidden=hidden[None],
+            projected={layer: projected[None]},
             stops=last if layer < last else None,
-            prefix=prefix,
-            places=places,
+            places=torch.stack([torch.zeros_like(places), places], dim=1),
             record=record,
             keep_from=len(self.layers),
             headless=headless,
         )
-        ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
-        return self._call(run, ids, positions, mask(layer))
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=self.device)
+        with packed(_Grouped(self)):
+            return self._call(run, ids, positions[None])
 
-    def _call(self, run: _Run, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    def _call(self, run: _Run, ids: Tensor, positions: Tensor) -> Tensor:
         self.running = run
         self.forwards += 1
+        # a mask of four axes is taken as it is, so that none is built; the layers get their own
+        mask = None if run.mask is None else run.mask(0)
         try:
-            # a mask of four axes is taken as it is, so that none is built; the layers get their own
             output = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
             )
@@ -509,12 +594,3 @@ class Workbench:
             here = (rows >= start) & (rows < start + piece)
             found[here] = part[rows[here] - start, tokens[here]]
         return found
-
-
-def columns_before(record: LayerRecord, index: Any, stop: int) -> tuple[Tensor, Tensor] | None:  # noqa: ANN401
-    """Return keys and values of the columns before ``stop`` for the sequences ``index``."""
-    if stop == 0:
-        return None
-    if record.key is None or record.value is None:
-        raise InternalError("a layer's keys were not recorded")
-    return record.key[:, :, :stop][index], record.value[:, :, :stop][index]
