@@ -151,7 +151,9 @@ def random_artifact(like: Artifact, *, seed: int) -> Artifact:
 
 
 def best_heads(artifact: Artifact, size: int) -> Artifact:
-    """Return the ``size`` heads of largest effect in an artifact's table, whatever it selected.
+    """Return the ``size`` heads of largest effect that a search measured, whatever it selected.
+
+    Where the heads were ordered anew by the documents of both splits, that order counts.
 
     Raises:
         InputError: the artifact has no such table, or too few heads in it have a positive effect.
@@ -160,7 +162,8 @@ def best_heads(artifact: Artifact, size: int) -> Artifact:
         raise InputError(f"artifact {artifact.name!r} has no search table to take heads from")
     recipe = make_recipe({k: v for k, v in artifact.search["recipe"].items() if v is not None})
     best: dict[tuple[int, int], tuple[float, int]] = {}
-    for layer, head, strength, effect, *_ in artifact.search["table"]["heads"]["rows"]:
+    table = artifact.search["rule"].get("refit") or artifact.search["table"]["heads"]
+    for layer, head, strength, effect, *_ in table["rows"]:
         if effect > 0 and effect > best.get((layer, head), (0.0, 0))[0]:
             best[layer, head] = (effect, strength)
     ordered = sorted(best, key=lambda place: (-best[place][0], place))[:size]
