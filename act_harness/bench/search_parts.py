@@ -148,8 +148,8 @@ def join_parts(folder: Path) -> tuple[list[Table], Machine, str]:
     note = (
         f"{sum(row['documents'] for row in rows)} documents in {len(rows)} of {first['chunks']} "
         f"chunks, {first['heads']} heads, keep {first['keep']}; seconds added up over "
-        f"{first['slices']} processes that ran side by side on one core each. The loop was "
-        f"measured on {pairs} (head, document) pairs, other heads in every chunk, and scaled. "
+        f"{_processes(first)}. The loop was measured on {pairs} (head, document) pairs, other "
+        f"heads in every chunk, and scaled. "
         f"There the exact pass gives the same prediction in {100 * equal / pairs:.2f} % and "
         f"margins within {worst:.1e} nats."
     )
@@ -166,6 +166,14 @@ def join_parts(folder: Path) -> tuple[list[Table], Machine, str]:
         _parts_table(rows),
     ]
     return tables, Machine(**first["machine"]), first["command"]
+
+
+def _processes(row: dict[str, Any]) -> str:
+    threads = row["machine"]["threads"]
+    each = "1 thread" if threads == 1 else f"{threads} threads"
+    if row["slices"] == 1:
+        return f"one process of {each}"
+    return f"{row['slices']} processes of {each} each, side by side"
 
 
 def _sum(rows: Sequence[dict[str, Any]], way: str) -> dict[str, float]:
