@@ -173,7 +173,7 @@ def _processes(row: dict[str, Any]) -> str:
     each = "1 thread" if threads == 1 else f"{threads} threads"
     if row["slices"] == 1:
         return f"one process of {each}"
-    return f"{row['slices']} processes of {each} each, side by side"
+    return f"{row['slices']} processes of {each} each"
 
 
 def _sum(rows: Sequence[dict[str, Any]], way: str) -> dict[str, float]:
