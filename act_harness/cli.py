@@ -57,6 +57,13 @@ app.add_typer(bench_app, name="bench")
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     try:
+        _run()
+    finally:
+        _leave_other_processes()
+
+
+def _run() -> NoReturn:
+    try:
         app(prog_name="act-harness")
     except ActHarnessError as error:
         print(f"act-harness: {' '.join(str(error).split())}", file=sys.stderr)
@@ -65,6 +72,13 @@ def main() -> NoReturn:
         traceback.print_exc()
         sys.exit(InternalError.exit_code)
     sys.exit(0)
+
+
+def _leave_other_processes() -> None:
+    """End a process group; now and then gloo's threads abort a process that exits beside them."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _version(value: bool) -> None:

@@ -474,6 +474,10 @@ def test_nothing_is_judged_twice_after_a_kill(tmp_path):
         process = subprocess.Popen([*command, server.url], env=dict(os.environ))
         try:
             assert reached.wait(60)
+            kept = tmp_path / "mt_bench_judge" / "judgments.jsonl"
+            until = time.monotonic() + 30  # the sixth is written while the seventh is asked for
+            while kept.read_text().count("\n") < 6 and time.monotonic() < until:
+                time.sleep(0.01)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait(30)
