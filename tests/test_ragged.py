@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 import engine_cases as ec
 from conftest import make_tiny
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from act_harness.attention import calibrated, packed, recorded
@@ -146,6 +146,8 @@ def test_layout():
 QUESTION = st.tuples(st.integers(1, 90), st.lists(st.integers(1, 70), max_size=4))
 
 
+@example([[(4, [])], [(1, [1])]])
+@example([[(4, [])], [(9, [])], [(1, [1])]])
 @given(st.lists(st.lists(QUESTION, min_size=1, max_size=5), min_size=2, max_size=4))
 def test_layouts_in_a_shared_room(batches):
     """Contexts and answers lie as in their own room; the rest is empty, or pads without keys."""

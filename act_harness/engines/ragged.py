@@ -84,7 +84,9 @@ class Room(NamedTuple):
         least = min(room.tokens - max(0, room.pads - 1) for room in (self, other))
         # one context more than needed, as the pads belong to a context without sinks
         spare = max(room.contexts + (not room.pads) for room in (self, other))
-        return larger._replace(contexts=spare, pads=larger.tokens - least + 1)
+        # beside answers, contexts without any are gathered too: as many keys as tokens
+        keys = max(room.keys or room.tokens for room in (self, other)) if larger.keys else 0
+        return larger._replace(contexts=spare, keys=keys, pads=larger.tokens - least + 1)
 
     @property
     def segments(self) -> int:
