@@ -314,9 +314,8 @@ class _Layer:
 
     def _group(self, group: Variants) -> Group:
         """Return the mask and the columns before the rows of a group, by layer."""
-        sequence, start, shared = group.sequence, group.first[0], group.shared
-        offset, common = self.layout.offset[sequence], self.layout.common
-        pads, most = int(offset.min()), int(offset.max())  # columns before are pads of them all
+        sequence, start = group.sequence, group.first[0]
+        pads = int(self.layout.offset[sequence].min())  # columns before are pads of them all
         masks: dict[int | None, Tensor] = {}
 
         def mask(later: int) -> Tensor:
@@ -325,29 +324,48 @@ class _Layer:
                 masks[window] = self.masks.of(later)[:, :, start:, pads:][sequence]
             return masks[window]
 
-        place = torch.arange(pads, start, device=sequence.device) - offset[:, None]
-        known = ((place >= 0) & (place < common))[:, None, :, None]  # (V, 1, start - pads, 1)
-        place = place.clamp(0, max(common - 1, 0))
-        alike = pads == most and start - pads <= common
+        def stock(later: int) -> tuple[Tensor, Tensor]:
+            key, value = self.records[later].columns()
+            return key[:, :, pads:start][sequence], value[:, :, pads:start][sequence]
 
-        def prefix(later: int) -> tuple[Tensor, Tensor] | None:
-            if start == pads:
-                return None
-            found = []
-            for number, whole in enumerate(self.records[later].columns()):
-                stock = whole[:, :, pads:start]
-                if shared is None:
-                    found.append(stock[sequence])
-                    continue
-                own = shared.columns[later][number]
-                if alike:
-                    found.append(own[:, :, : start - pads][shared.member])
-                    continue
-                picked = own.transpose(1, 2)[shared.member[:, None], place].transpose(1, 2)
-                found.append(torch.where(known, picked, stock[sequence]))
-            return found[0], found[1]
-
+        prefix: Callable[[int], tuple[Tensor, Tensor] | None]
+        if start == pads:
+            prefix = _nothing
+        elif group.shared is None:
+            prefix = stock
+        else:
+            prefix = self._mixed(group, group.shared, pads, stock)
         return Group(len(group), self.layout.length - start, mask, prefix)
+
+    def _mixed(
+        self,
+        group: Variants,
+        shared: Shared,
+        pads: int,
+        stock: Callable[[int], tuple[Tensor, Tensor]],
+    ) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """Return what gives the shared columns, and ``stock``'s outside of the common prefix."""
+        start, common, member = group.first[0], self.layout.common, shared.member
+        offset = self.layout.offset[group.sequence]
+        if int(offset.max()) == pads and start - pads <= common:  # no column is outside
+
+            def whole(later: int) -> tuple[Tensor, Tensor]:
+                key, value = shared.columns[later]
+                return key[:, :, : start - pads][member], value[:, :, : start - pads][member]
+
+            return whole
+        place = torch.arange(pads, start, device=offset.device) - offset[:, None]
+        known = ((place >= 0) & (place < common))[:, None, :, None]  # (V, 1, start - pads, 1)
+        place = place.clamp(0, common - 1)
+
+        def mixed(later: int) -> tuple[Tensor, Tensor]:
+            key, value = (
+                torch.where(known, own.transpose(1, 2)[member[:, None], place].transpose(1, 2), one)
+                for own, one in zip(shared.columns[later], stock(later), strict=True)
+            )
+            return key, value
+
+        return mixed
 
     def _rows(self, pack: Sequence[Variants]) -> tuple[Tensor, Tensor]:
         """Return the rows to read and where each answer token finds its row.
@@ -370,6 +388,10 @@ class _Layer:
             read.append(number[:, layout.read_place])
             seen, begin = seen + len(pairs), begin + len(group) * length
         return torch.cat(rows), torch.cat(read)
+
+
+def _nothing(later: int) -> None:
+    """No column lies before the rows, in any layer."""
 
 
 def calibrated_change(

@@ -214,7 +214,7 @@ class _Search:
         self.measurement = Measurement(
             recipe, {d.task: d.search for d in documents}, ledger, processes, engine
         )
-        self.again = Measurement(
+        self.verifying = Measurement(
             recipe,
             {d.task: d.verify for d in documents},
             ledger,
@@ -252,9 +252,9 @@ class _Search:
     def refit(self, selection: Selection) -> Selection:
         """Measure single heads on the verify split too; order the heads by both splits."""
         with Workbench(self.model) as bench:
-            self._run(bench, self.again, "heads, verify")
+            self._run(bench, self.verifying, "heads, verify")
         found = []
-        for measurement in (self.measurement, self.again):
+        for measurement in (self.measurement, self.verifying):
             stock = measurement.baselines()
             found.append((stock, measurement.changes(self.grid, stock)))
         tasks, changes = both_splits(*found)

@@ -89,8 +89,12 @@ def _significant(effects: Sequence[HeadEffect], recipe: Recipe) -> Selection:
     return Selection(places, {"tests": len(effects), "q": recipe.significant.q})
 
 
+def _helpful(ranked: Sequence[HeadEffect]) -> list[Place]:
+    return [e.place for e in ranked if e.effect > 0]
+
+
 def _top(ranked: Sequence[HeadEffect], recipe: Recipe, judge: SetJudge) -> Selection:
-    helpful = [e.place for e in ranked if e.effect > 0]
+    helpful = _helpful(ranked)
     sizes = sorted({min(size, len(helpful)) for size in recipe.top.sizes} - {0})
     outcomes = judge.judge([helpful[:size] for size in sizes])
     best, chosen = judge.baseline().value(recipe), 0
@@ -111,8 +115,7 @@ def refitted(selection: Selection, effects: Sequence[HeadEffect], documents: int
         effects: of every measured place on the documents of both splits.
         documents: number of them.
     """
-    ranked = [e for e in best_of_each_head(effects) if e.effect > 0][: len(selection.places)]
-    places = tuple(e.place for e in ranked)
+    places = tuple(_helpful(best_of_each_head(effects))[: len(selection.places)])
     record = {
         "documents": documents,
         "before": [list(place) for place in selection.places],
@@ -124,7 +127,7 @@ def refitted(selection: Selection, effects: Sequence[HeadEffect], documents: int
 
 
 def _joint(ranked: Sequence[HeadEffect], recipe: Recipe, judge: SetJudge) -> Selection:
-    candidates = [e.place for e in ranked if e.effect > 0][: recipe.joint.candidates]
+    candidates = _helpful(ranked)[: recipe.joint.candidates]
 
     def value(places: Sequence[Place]) -> float:
         return judge.judge([places])[0].value(recipe)

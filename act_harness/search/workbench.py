@@ -425,15 +425,12 @@ class Workbench:
                     f"the decoder layers of {kind} cannot be followed; the search does not "
                     "support this model"
                 )
-            group = Group(
-                1,
-                5,
-                lambda layer: masks.of(layer)[:, :, 3:],
-                lambda layer: (
-                    records[layer].columns()[0][:, :, :3],
-                    records[layer].columns()[1][:, :, :3],
-                ),
-            )
+
+            def prefix(layer: int) -> tuple[Tensor, Tensor]:
+                key, value = records[layer].columns()
+                return key[:, :, :3], value[:, :, :3]
+
+            group = Group(1, 5, lambda layer: masks.of(layer)[:, :, 3:], prefix)
             again = self.resume(
                 middle,
                 hidden=known.hidden[0, 3:],
