@@ -23,6 +23,7 @@ from act_harness.attention.cached import (
 from act_harness.attention.calls import (
     forward_arguments,
     read_shape,
+    refuse_tracing,
     refuse_unsupported_forward,
     wants_maps,
 )
@@ -479,6 +480,7 @@ class Attachment:
     # -- one forward -------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        refuse_tracing()
         packing = active_packing()
         given = forward_arguments(module, args, kwargs)
         refuse_unsupported_forward(module, given, packed=packing is not None)
