@@ -9,7 +9,6 @@ positions, and would need a mask where the packed path has none.
 from __future__ import annotations
 
 import logging
-import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from act_harness.attention.interface import base_of, recording, register
 from act_harness.attention.packed import Packing, Rows, packed
+from act_harness.attention.trials import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ _BASE = "sdpa"
 
 _logger = logging.getLogger(__name__)
 
-_known: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_known: Trials[bool] = Trials()
 
 
 def has_window(model: PreTrainedModel) -> bool:
