@@ -41,7 +41,7 @@ def prepare(
 
     Args:
         requests: (context, continuation) token ids.
-        max_length: most tokens of one forward.
+        max_length: most tokens of one forward, at least one.
         overlength: one of :data:`OVERLENGTH`. A continuation that alone is longer than the model
             cannot be scored; ``truncate`` skips it too.
 
@@ -54,7 +54,8 @@ def prepare(
     marks: list[dict[str, Any] | None] = []
     for given, continuation in requests:
         context, answer = tuple(given), tuple(continuation)
-        surplus = len(context) + len(answer) - (max_length + 1)
+        # an empty answer has no last token that would not be an input
+        surplus = len(context) + max(1, len(answer)) - (max_length + 1)
         if surplus > 0 and overlength == "error":
             raise InputError(
                 f"a request has {len(context)} + {len(answer)} tokens, the model takes "

@@ -337,7 +337,7 @@ def _with_counters(
         context = str(given[0])
         for text in (context.rstrip(), context):
             if text not in contexts:
-                contexts[text] = lm.tok_encode(text) if text else []
+                contexts[text] = lm._prompt_tokens(text)
             key = prompt_key(contexts[text])
             if key in lm.counters.records:
                 found[key] = lm.counters.records[key]
