@@ -10,6 +10,7 @@ same code, so that both arms are scored and timed alike.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -275,7 +276,21 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             scores = scorer.score(items, progress=bar.update, on_prompt=self.counters.record)
         if scorer.token_budget is not None:
             self.token_budget = scorer.token_budget  # what fitted in memory
+        self._count_not_finite(items, scores)
         return scores
+
+    def _count_not_finite(self, items: Sequence[Item], scores: Sequence[Score]) -> None:
+        """Count answers that are no numbers and warn once: metrics take them for wrong or right."""
+        before = len(self.counters.not_finite)
+        for item, score in zip(items, scores, strict=True):
+            if not math.isfinite(score.loglikelihood):
+                self.counters.not_finite.add(prompt_key([*item.context, -1, *item.answer]))
+        if self.counters.not_finite and not before:
+            warnings.warn(
+                f"{len(self.counters.not_finite)} of {len(items)} log-likelihoods are not finite; "
+                "what metrics make of them is no result (check the weights and the dtype)",
+                stacklevel=3,
+            )
 
     def scorer(self) -> Scorer:
         """Return a scorer with this model's settings."""

@@ -46,8 +46,11 @@ def prepare(
             cannot be scored; ``truncate`` skips it too.
 
     Raises:
-        InputError: ``overlength`` is ``error`` and a request is too long.
+        InputError: ``overlength`` is ``error`` and a request is too long; or ``max_length`` is
+            below 1.
     """
+    if max_length < 1:
+        raise InputError(f"max_length={max_length}, expected at least one token")
     items: list[Item | None] = []
     truncated: dict[tuple[int, ...], None] = {}
     skipped: dict[tuple[int, ...], None] = {}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from act_harness.attention.packable import rope_limit
-from act_harness.errors import InfrastructureError, InternalError
+from act_harness.errors import InfrastructureError, InputError, InternalError
 from act_harness.forwards import Forwards, Prefilled, RowScores, Told, Work
 from act_harness.grouping import Group, Item, Load, Score, Tokens, request_tokens
 from act_harness.room import answers_per_sequence, packed_tokens_per_token
@@ -76,7 +76,13 @@ class Scorer:
             softmax_dtype: dtype of log-softmax; float32 when None.
             share: compute each context once; False is the plain path.
             forward_context: entered around every forward (autocast).
+
+        Raises:
+            InputError: ``batch_size`` or ``token_budget`` is below 1.
         """
+        for name, most in (("batch_size", batch_size), ("token_budget", token_budget)):
+            if most is not None and most < 1:
+                raise InputError(f"{name}={most}, expected a number above 0, or None for no limit")
         self.forwards = Forwards(
             model,
             attachment,

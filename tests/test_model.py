@@ -185,6 +185,7 @@ def test_requests_longer_than_the_model(tiny_checkpoint, artifact_file, overleng
     if overlength == "skip":
         assert long == (float("-inf"), False)
         assert (counters["requests_skipped"], counters["prompts_truncated"]) == (1, 0)
+        assert counters["answers_not_finite"] == 0  # it is minus infinity on purpose
     else:
         stock = HFLM(str(tiny_checkpoint), dtype="float32", device="cpu", max_length=16)
         lm.use_artifact(None)

@@ -427,6 +427,14 @@ def test_an_empty_answer_leaves_a_context_that_fits():
     assert item == Item(tuple(range(2, 10)), ())
 
 
+def test_settings_that_cannot_be():
+    with pytest.raises(InputError, match="max_length=0"):
+        prepare([((1,), (2,))], max_length=0, overlength="truncate")
+    for setting in ({"batch_size": 0}, {"batch_size": -4}, {"token_budget": 0}):
+        with pytest.raises(InputError, match="expected a number above 0"):
+            Scorer(None, **setting)
+
+
 def test_overlong_requests_can_be_refused_or_skipped():
     request = (list(range(10)), [90, 91, 92])
     with pytest.raises(InputError, match=r"10 \+ 3 tokens, the model takes 8"):
