@@ -160,7 +160,7 @@ def evaluate(
 
     The model is loaded once. Every task's line has both accuracies, the paired difference with
     its 95 % interval, and the exact McNemar p. Results and samples of both arms are written
-    under --output.
+    under --output. Exit code 3 when answers are not finite: there is no verdict then.
 
     \b
     Example:
@@ -190,6 +190,7 @@ def evaluate(
     if tracking is not None:
         for line in track_eval(outcome, settings, tracking):
             print(line)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
@@ -287,7 +288,8 @@ def compare(
     """Compare two runs document by document: differences, intervals, verdicts.
 
     Takes folders and files of `act-harness eval` and of `lm_eval --log_samples`. Exit code 1
-    when a task or group regressed, 2 when the runs answer other documents or prompts.
+    when a task or group regressed, 2 when the runs answer other documents or prompts, 3 when
+    answers are not finite (their tasks are not tested).
 
     \b
     Example:

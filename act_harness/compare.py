@@ -165,7 +165,7 @@ def _task_rows(
     for key in dict.fromkeys([*a.metrics(task), *b.metrics(task), *found]):
         one = found.get(key, Measured(None, note="not in the samples of both runs; not tested"))
         row = _reported(a, b, task, key)
-        row = replace(row, derived=one.derived, note=one.note)
+        row = replace(row, derived=one.derived, note=one.note, not_finite=one.not_finite)
         if one.part is not None:
             row = _tested(row, [one.part], None, settings)
         if row.result is not None and row.result.clusters is not None:

@@ -62,6 +62,18 @@ class Document:
     choices: tuple[str, ...] = ()
     """Texts of the choices; equal in all documents of a classification task."""
 
+    def __post_init__(self) -> None:
+        """Check that every answer follows something.
+
+        Raises:
+            TaskError: a context has no token.
+        """
+        if not self.requests or not all(context for context, _ in self.requests):
+            raise TaskError(
+                f"document {self.key} of {self.task} has a context without tokens, expected at "
+                "least the model's prefix token; prepare the documents again"
+            )
+
 
 @dataclass(frozen=True)
 class TaskDocuments:
@@ -450,6 +462,8 @@ def facts_of_tokens(facts: ModelFacts, documents: Sequence[TaskDocuments]) -> Mo
 
 
 def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:
+    if not all(answer for row in rows for _, answer in row["requests"]):
+        raise ValueError("an answer has no token")
     return tuple(
         Document(
             row["task"],

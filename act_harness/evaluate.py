@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from act_harness import atomic, paths, provenance
 from act_harness.compare import Comparison, compare
 from act_harness.data_folder import data_directory
-from act_harness.errors import InputError, TaskError, suggestion
+from act_harness.errors import InfrastructureError, InputError, TaskError, suggestion
 from act_harness.report import comparison_files, markdown_table
 from act_harness.tracked_runs import TrackedArms, track_arms
 from act_harness.tracker import TrackingSettings
@@ -98,6 +98,13 @@ class EvalOutcome:
     model: str = ""
     """Short name of the model."""
     artifact: Artifact | None = None
+    not_finite: int = 0
+    """Answers of both arms that are NaN or infinite: no verdict then."""
+
+    @property
+    def exit_code(self) -> int:
+        """3 where answers are not finite, otherwise 0."""
+        return InfrastructureError.exit_code if self.not_finite else 0
 
     def summary(self) -> str:
         """Return what is printed at the end."""
@@ -111,6 +118,8 @@ class EvalOutcome:
             lines.append(markdown_table(header, [(n, m, _shown(v)) for n, m, v in self.scores]))
         if self.counters:
             lines.append("calibration: " + _counters_line(self.counters))
+        if self.not_finite:
+            lines.append(f"no verdict: {self.not_finite} answers are not finite")
         lines += [f"{arm}: {folder}" for arm, folder in self.folders.items()]
         if self.report is not None:
             lines.append(f"report: {self.report}")
@@ -140,6 +149,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     folders = {arm: settings.output / f"{model}__{names[arm]}__{stamp}" for arm in arms}
     comparisons: dict[int, Comparison] = {}
     counters: dict[str, Any] = {}
+    not_finite = 0
     scores: tuple[tuple[str, str, float | None], ...] = ()
     for seed in settings.fewshot_seeds:
         several = len(settings.fewshot_seeds) > 1
@@ -148,6 +158,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
             results = _evaluate(lm, settings, manager, seed)
             if results is None:  # the first process has them all
                 continue
+            not_finite += len(lm.counters.not_finite)
             if arm == "act":
                 counters = lm.counters.summary()
             place = folders[arm] / f"seed-{seed}" if several else folders[arm]
@@ -164,8 +175,9 @@ def _run(settings: EvalSettings) -> EvalOutcome:
         place = settings.output / f"{model}__{names['act']}__comparison__{stamp}"
         report = _write_report(place, comparisons, averages, counters)
     return EvalOutcome(
-        folders, comparisons, report, averages, counters, scores, model=model, artifact=artifact
-    )
+        folders, comparisons, report, averages, counters, scores, model=model, artifact=artifact,
+        not_finite=not_finite,
+    )  # fmt: skip
 
 
 def track_eval(

@@ -223,6 +223,7 @@ class Forwards:
             prompts: how many tokens of each sequence are prompt.
             use_cache: whether answers are to extend it.
         """
+        _check_rows(sequences, rows)
         ids, real = self._pad(sequences, left=self.pads_left)
         lengths = real.sum(dim=1)
         shift = (ids.shape[1] - lengths).tolist() if self.pads_left else [0] * len(sequences)
@@ -286,6 +287,7 @@ class Forwards:
         Returns:
             Logits of the contexts' rows and then of the answers', and what calibration did.
         """
+        _check_rows(contexts, rows)
         lengths = tuple(map(len, contexts))
         sizes = [(owner, len(answer)) for owner, answer in answers]
         tokens = [*chain.from_iterable(contexts), *chain.from_iterable(a for _, a in answers)]
@@ -492,6 +494,17 @@ class Forwards:
         """Return :func:`pad_tokens` of the sequences, on the model's device."""
         ids, real = pad_tokens(sequences, self.pad_token, left=left)
         return ids.to(self.device), real.to(self.device)
+
+
+def _check_rows(sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> None:
+    """Refuse rows outside their sequences: a negative one would be read from another sequence.
+
+    Raises:
+        InternalError: a row is not within its sequence.
+    """
+    for tokens, wanted in zip(sequences, rows, strict=True):
+        if not tokens or (wanted and not 0 <= min(wanted) <= max(wanted) < len(tokens)):
+            raise InternalError(f"rows {wanted} are asked for of a sequence of {len(tokens)}")
 
 
 def _fetch(values: Tensor, *, copy: bool = False) -> Tensor:

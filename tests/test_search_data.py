@@ -136,6 +136,20 @@ def test_prepared_documents_come_back_as_they_were(tmp_path: Path):
         read_documents(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("request_", "message"), [([[], [5]], "context without tokens"), ([[4], []], "no search doc")]
+)
+def test_prepared_documents_have_tokens(tmp_path: Path, request_, message):
+    found = draw(task({"train": rows(30), "test": rows(10, 100)})).documents(5, 4, 1)
+    path = tmp_path / "d.json"
+    write_documents(path, [found])
+    content = json.loads(path.read_text())
+    content[0]["verify"][0]["requests"][0] = request_
+    path.write_text(json.dumps(content))
+    with pytest.raises(TaskError, match=message):
+        read_documents(path)
+
+
 def test_prepared_documents_say_whose_tokens_they_hold(tmp_path: Path):
     """A machine of another transformers release may give the same vocabulary another hash."""
     found = draw(task({"train": rows(30), "test": rows(10, 100)})).documents(5, 4, 1)
