@@ -39,6 +39,8 @@ class ModelFacts(BaseModel):
     num_attention_heads: int = Field(gt=0)
     weights_sha256: str | None = None
     """Fingerprint of the weights, see :func:`act_harness.attention.weights_fingerprint`."""
+    adapter: str | None = None
+    """Names, kinds and hash of active peft adapters; the other facts are the base model's."""
     revision: str | None = None
     tokenizer_sha256: str | None = None
     """Hash of vocabulary and special tokens."""
@@ -148,7 +150,8 @@ class Artifact(BaseModel):
             ArtifactError: another architecture, grid or tokenizer.
 
         Warns:
-            UserWarning: another revision, weights or dtype, or a hash that was never recorded.
+            UserWarning: another revision, weights, dtype or peft adapter, or a hash that was never
+                recorded.
         """
         mine = self.model
         for key in ("architecture", "num_hidden_layers", "num_attention_heads"):
@@ -178,12 +181,22 @@ class Artifact(BaseModel):
                     f"this model has {shown[1]}",
                     stacklevel=3,
                 )
+        if mine.adapter != facts.adapter:
+            warnings.warn(
+                f"artifact {self.name!r} was made {_with_adapter(mine.adapter)}, this model is "
+                f"{_with_adapter(facts.adapter)}, and an adapter changes the weights",
+                stacklevel=3,
+            )
         if mine.weights_sha256 is None and mine.revision is None:
             warnings.warn(
                 f"artifact {self.name!r} records no weights hash; "
                 "only architecture and head grid were checked",
                 stacklevel=3,
             )
+
+
+def _with_adapter(adapter: str | None) -> str:
+    return "without a peft adapter" if adapter is None else f"with the peft adapter {adapter}"
 
 
 def _parse(text: str, source: str) -> Artifact:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from act_harness.attention import Attachment, select_cache
+from act_harness.attention import Attachment, select_cache, stock_model
 from act_harness.attention.packable import (
     alike,
     has_window,
@@ -197,9 +197,13 @@ class Forwards:
         self.pads_left = bool(found)
         return found is not None
 
+    def arm(self) -> AbstractContextManager[None]:
+        """Have this object's arm in force on the model inside the block, and nothing else."""
+        return stock_model(self.model) if self.attachment is None else self.attachment.engaged()
+
     def _quiet(self) -> AbstractContextManager[None]:
         """Calibration suspended: trials are of the stock model."""
-        return nullcontext() if self.attachment is None else self.attachment.suspended()
+        return stock_model(self.model)
 
     def forget_long_sequences(self) -> None:
         """Run one token, upon which dynamic rotary frequencies fall back to the original ones."""

@@ -22,7 +22,8 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from act_harness.artifact import Artifact, resolve_artifact
-from act_harness.attention import Attachment, attach, model_facts
+from act_harness.attention import Attachment, model_facts, stock_model
+from act_harness.attention import prepare as prepare_attachment
 from act_harness.conversation import ConversationMixin
 from act_harness.counters import CalibrationCounters, prompt_key
 from act_harness.engines import select_engine
@@ -61,7 +62,10 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         scoring: str = "shared",
         **kwargs: Any,  # noqa: ANN401 - all arguments of HFLM
     ) -> None:
-        """Load the model and attach the artifact.
+        """Load the model and try the artifact on it.
+
+        Attention is calibrated only while a request is computed, and the baseline's requests are
+        computed without calibration, whatever else is attached to a model that was given loaded.
 
         Args:
             pretrained: as for ``hf``.
@@ -125,10 +129,14 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             UnsupportedModelError: the model cannot be calibrated.
         """
         found = resolve_artifact(artifact, self.facts)
-        if self.attachment is not None:
-            self.attachment.detach()
-        self.attachment = attach(self.model, found, facts=self.facts, engine=self.engine)
+        self.attachment = prepare_attachment(
+            self.model, found, facts=self.facts, engine=self.engine
+        )
         self.counters = CalibrationCounters()
+
+    def _arm(self) -> AbstractContextManager[None]:
+        """Have this arm, and nothing else, in force on the model inside the block."""
+        return stock_model(self.model) if self.attachment is None else self.attachment.engaged()
 
     @property
     def artifact(self) -> Artifact | None:
@@ -267,12 +275,15 @@ class CalibratedHFLM(ConversationMixin, HFLM):
                 len(items),
             )
         scorer = self.scorer()
-        with tqdm(
-            total=len(items),
-            desc=f"Running {what}",
-            unit="request",
-            disable=disable or self.rank != 0,
-        ) as bar:
+        with (
+            self._arm(),
+            tqdm(
+                total=len(items),
+                desc=f"Running {what}",
+                unit="request",
+                disable=disable or self.rank != 0,
+            ) as bar,
+        ):
             scores = scorer.score(items, progress=bar.update, on_prompt=self.counters.record)
         if scorer.token_budget is not None:
             self.token_budget = scorer.token_budget  # what fitted in memory
@@ -372,6 +383,12 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             )
         self.counters.truncated.add(prompt_key(row))
 
+    def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401 - as HFLM
+        """Return the logits that HFLM's own methods ask for, of this arm."""
+        with self._arm():
+            logits: torch.Tensor = super()._model_call(*args, **kwargs)
+        return logits
+
     def _model_generate(
         self,
         context: torch.Tensor,
@@ -382,9 +399,10 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         """Generate a batch, and count what calibration did to its prompts."""
         attachment = self.attachment
         if attachment is None or not attachment.active:
-            stock: torch.Tensor = super()._model_generate(
-                context, max_length, stop, **generation_kwargs
-            )
+            with self._arm():
+                stock: torch.Tensor = super()._model_generate(
+                    context, max_length, stop, **generation_kwargs
+                )
             return stock
         if generation_kwargs.pop("use_cache", True) is False:
             raise UnsupportedCallError(
@@ -394,7 +412,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         mask = generation_kwargs.pop("attention_mask", None)
         if mask is None:  # what generate() takes then, so that both arms see the same tokens
             mask = self._inferred_mask(context)
-        with attachment.watch() as records:
+        with self._arm(), attachment.watch() as records:
             output: torch.Tensor = super()._model_generate(
                 context, max_length, stop, attention_mask=mask, **generation_kwargs
             )

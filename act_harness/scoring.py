@@ -121,6 +121,15 @@ class Scorer:
         Raises:
             InfrastructureError: a single context does not fit in memory.
         """
+        with self.forwards.arm():
+            return self._score(items, progress, on_prompt)
+
+    def _score(
+        self,
+        items: Sequence[Item],
+        progress: Callable[[int], object] | None,
+        on_prompt: Callable[[Tokens, PromptRecord], object] | None,
+    ) -> list[Score]:
         results: list[Score | None] = [None] * len(items)
         if self.batch_size is not None and items:
             longest = max(len(item.context) + len(item.answer) for item in items)

@@ -131,6 +131,7 @@ class ConversationMixin:
         _share_counters: Callable[[], None]
         _whole_batches: Callable[[], Any]
         _autocast: Callable[[], Any]
+        _arm: Callable[[], Any]
         apply_chat_template: Callable[..., str]
         _prompt_tokens: Callable[[str], list[int]]
         facts: Any
@@ -332,7 +333,7 @@ class ConversationMixin:
             "pad_token_id": self.tokenizer.pad_token_id,
         }
         attachment = self.attachment
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._autocast(), self._arm():
             if attachment is None or not attachment.active:
                 return [], self.model.generate(**inputs, **fixed)
             with attachment.watch() as records:
