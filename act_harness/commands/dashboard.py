@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from act_harness.commands.options import WandbEntity, WandbGroup, WandbMode, names
+from act_harness.commands.options import WandbEntity, WandbGroup, WandbMode
+from act_harness.commands.parsing import names
 from act_harness.tracker import TrackingSettings
 
 __all__ = ["dashboard"]
