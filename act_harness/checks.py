@@ -13,6 +13,7 @@ from act_harness.errors import InputError, one_line
 __all__ = [
     "check_batch_size",
     "check_count",
+    "check_kind",
     "check_limit",
     "check_seed",
     "check_share",
@@ -20,6 +21,19 @@ __all__ = [
 
 _LARGEST_SEED = 2**32 - 1  # numpy's
 _LARGEST_COUNT = 10**12
+
+
+def check_kind(value: object, kind: type, name: str) -> None:
+    """Refuse an argument of a function that is of another kind than it takes.
+
+    Raises:
+        InputError: It is.
+    """
+    if not isinstance(value, kind):
+        raise InputError(
+            f"{name} was given as {type(value).__name__}, expected {kind.__name__}; make one of "
+            f"its fields: {kind.__name__}(...)"
+        )
 
 
 def check_limit(limit: float | None, name: str = "--limit") -> None:

@@ -230,7 +230,9 @@ def search(
 def compare(
     a: Annotated[Path, typer.Argument(help="The reference: a result folder or file.")],
     b: Annotated[Path, typer.Argument(help="The run that is compared with it.")],
-    tasks: Annotated[str, typer.Option(help="Tasks and groups; all that both have.")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="Tasks and groups. [default: all that both have]")
+    ] = "",
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
     alpha: Annotated[float, typer.Option(help="Accepted share of false findings.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
@@ -269,33 +271,41 @@ def judge(
         str | None, typer.Option(help="The judge's name, as its server knows it.")
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server, with /v1; OpenAI if not given.")
+        str | None, typer.Option(help="OpenAI-compatible server, with /v1. [default: OpenAI's]")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of settings; options override it.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for judgments and scores [PATH/mt_bench_judge].")
+        Path | None,
+        typer.Option(help="Folder for judgments and scores. [default: PATH/mt_bench_judge]"),
     ] = None,
     judge_prompts: Annotated[
-        Path | None, typer.Option(help="Judge prompts in FastChat's format; else our own.")
+        Path | None, typer.Option(help="Judge prompts in FastChat's format. [default: our own]")
     ] = None,
     references: Annotated[
-        Path | None, typer.Option(help="Reference answers in FastChat's format.")
+        Path | None,
+        typer.Option(help="Reference answers in FastChat's format. [default: the dataset's]"),
     ] = None,
     allow_missing_references: Annotated[
         bool | None, typer.Option(help="Judge without a reference where there is none.")
     ] = None,
-    rejudge: Annotated[int | None, typer.Option(help="Judgments of each answer [1].")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Calls at a time [4].")] = None,
-    retries: Annotated[
-        int | None, typer.Option(help="Further calls after a failure, per judgment [3].")
+    rejudge: Annotated[
+        int | None, typer.Option(help="Judgments of each answer. [default: 1]")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds per call [120].")] = None,
-    temperature: Annotated[float | None, typer.Option(help="The judge's temperature [0].")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a verdict [2048].")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Calls at a time. [default: 4]")] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="Further calls after a failure, per judgment. [default: 3]")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds per call. [default: 120]")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="The judge's temperature. [default: 0]")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a verdict. [default: 2048]")
+    ] = None,
     max_failure_rate: Annotated[
-        float | None, typer.Option(help="Share of missing judgments to accept [0.02].")
+        float | None, typer.Option(help="Share of missing judgments to accept. [default: 0.02]")
     ] = None,
     price_input: Annotated[
         float | None, typer.Option(help="Price of a million input tokens, for the estimate.")
@@ -304,7 +314,14 @@ def judge(
         float | None, typer.Option(help="Price of a million output tokens.")
     ] = None,
     api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable of the key [OPENAI_API_KEY].")
+        str | None,
+        typer.Option(
+            help="Environment variable of the key, or 'none'. [default: OPENAI_API_KEY, if set]"
+        ),
+    ] = None,
+    allow_insecure_key: Annotated[
+        bool | None,
+        typer.Option("--allow-insecure-key", help="Send the key to an http:// address elsewhere."),
     ] = None,
     dry_run: Annotated[
         bool | None, typer.Option("--dry-run", help="Print the estimate and stop.")

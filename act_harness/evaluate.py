@@ -27,6 +27,7 @@ from act_harness import atomic, provenance
 from act_harness.checks import (
     check_batch_size,
     check_count,
+    check_kind,
     check_limit,
     check_seed,
 )
@@ -105,6 +106,9 @@ class EvalSettings:
         Raises:
             InputError: A setting is out of range, or two of them exclude each other.
         """
+        if isinstance(self.tasks, str):  # a name would be taken letter by letter
+            object.__setattr__(self, "tasks", tuple(self.tasks.split(",")))
+        object.__setattr__(self, "output", Path(self.output))
         check_limit(self.limit)
         check_count(self.num_fewshot, "--num-fewshot")
         check_seed(self.seed)
@@ -201,6 +205,7 @@ def run_eval(settings: EvalSettings) -> EvalOutcome:
         InfrastructureError: data or memory is missing, or nothing can be written.
         SystemExit: with status 0, on every process but the first of several.
     """
+    check_kind(settings, EvalSettings, "settings")
     with data_directory(settings.data_dir):
         return _run(settings)
 

@@ -30,6 +30,7 @@ _HARNESS = (
     "transformers.generation",
 )
 """Modules that check settings: a ValueError raised in one of them is about what a user gave."""
+# Not lm_eval.api.metrics or the filters: what fails there is a task's code.
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from act_harness.artifact import ModelFacts
-from act_harness.errors import UnsupportedModelError
+from act_harness.errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,8 +54,14 @@ def model_facts(
     """Collect what identifies a model; the tokenizer's facts are None without one.
 
     Raises:
+        InputError: this is no loaded model.
         UnsupportedModelError: the model has no attention heads.
     """
+    if not hasattr(model, "config"):
+        raise InputError(
+            f"a model was given as {type(model).__name__}; expected a loaded one, as "
+            "transformers' AutoModelForCausalLM.from_pretrained returns it"
+        )
     config = model.config.get_text_config()
     if getattr(config, "num_attention_heads", None) is None:
         raise UnsupportedModelError(

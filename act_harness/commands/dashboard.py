@@ -28,9 +28,11 @@ def dashboard(
     output: Annotated[Path, typer.Option(help="Where the specification is written.")] = Path(
         "dashboard.json"
     ),
-    name: Annotated[str | None, typer.Option(help="Name of the workspace [act-harness].")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the workspace. [default: act-harness]")
+    ] = None,
     wandb_project: Annotated[
-        str | None, typer.Option(help="Project of the runs [act-harness].")
+        str | None, typer.Option(help="Project of the runs. [default: act-harness]")
     ] = None,
     wandb_entity: WandbEntity = None,
     wandb_group: WandbGroup = None,

@@ -47,8 +47,8 @@ def evaluate(
     artifact: Annotated[
         str,
         typer.Option(
-            help="Path, shipped name or hub:REPO/FILE; 'none' for the baseline alone. Not given: "
-            "the one shipped artifact that fits."
+            help="Path, shipped name, hub:OWNER/REPO/FILE@REVISION, or 'none' for the baseline "
+            "alone. [default: the one shipped artifact that fits]"
         ),
     ] = "",
     include_path: IncludePath = None,

@@ -50,7 +50,9 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder filled by `act-harness fetch`; datasets are read from there."),
 ]
-Reference = Annotated[str, typer.Argument(help="Path, shipped name, or hub:REPO/FILE.")]
+Reference = Annotated[
+    str, typer.Argument(help="Path, shipped name, or hub:OWNER/REPO/FILE@REVISION.")
+]
 
 _WANDB = "Weights & Biases"
 Mode = Literal["online", "offline"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from act_harness import provenance
-from act_harness.checks import check_batch_size, check_count
+from act_harness.checks import check_batch_size, check_count, check_kind
 from act_harness.data_folder import data_directory
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError
 from act_harness.regress import gates, goldens, outcome
@@ -69,6 +69,9 @@ class RegressSettings:
         Raises:
             InputError: A setting is out of range.
         """
+        if isinstance(self.tasks, str):  # a name would be taken letter by letter
+            object.__setattr__(self, "tasks", tuple(self.tasks.split(",")))
+        object.__setattr__(self, "output", Path(self.output))
         check_count(self.limit, "--limit", least=1)
         check_batch_size(self.batch_size)
 
@@ -84,6 +87,7 @@ def run_regress(settings: RegressSettings) -> RegressOutcome:
         InfrastructureError: There is no baseline, model, data, memory or GPU, or a passed run
             could not be tracked.
     """
+    check_kind(settings, RegressSettings, "settings")
     outcome.clear_report(settings.output)
     try:
         found, measured = _compared(settings)

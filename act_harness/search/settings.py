@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from act_harness.attention import model_facts
-from act_harness.checks import check_count, check_seed
+from act_harness.checks import check_count, check_kind, check_seed
 from act_harness.data import (
     Prompting,
     TaskDocuments,
@@ -73,6 +73,11 @@ class SearchSettings:
         Raises:
             InputError: A setting is out of range, or would do nothing beside the others.
         """
+        if isinstance(self.tasks, str):  # a name would be taken letter by letter
+            object.__setattr__(self, "tasks", tuple(self.tasks.split(",")))
+        for name in ("output", "documents", "prepare", "ledgers"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
         check_count(self.samples, "--samples", least=2)
         check_count(self.held_out, "--held-out")
         check_seed(self.seed)
@@ -129,6 +134,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         InputError: recipe, model, tasks or ranges are wrong.
         InfrastructureError: data or disk are missing; what was measured is kept.
     """
+    check_kind(settings, SearchSettings, "settings")
     recipe = settings.make_recipe()
     if settings.documents is not None:
         documents = _fitting(read_documents(settings.documents), recipe)
