@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from act_harness import atomic, paths
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan, validation_line
-from act_harness.errors import ArtifactError, CalibrationError, suggestion
+from act_harness.errors import ArtifactError, CalibrationError, one_line, suggestion
 
 __all__ = ["Artifact", "ModelFacts", "load_artifact", "resolve_artifact", "shipped_artifacts"]
 
@@ -209,7 +211,11 @@ def _parse(text: str, source: str) -> Artifact:
         ) from None
     if not isinstance(content, dict):
         raise ArtifactError(f"artifact {source} is not a JSON object; expected schema {SCHEMA}")
-    unknown = [key for key in content if key not in _KEYS]
+    return _validated(content, source)
+
+
+def _validated(content: dict[str, Any], source: str) -> Artifact:
+    unknown = [str(key) for key in content if key not in _KEYS]
     if unknown:
         hint = suggestion(unknown[0], _KEYS)
         raise ArtifactError(f"artifact {source} has the unknown key {unknown[0]!r}{hint}")
@@ -231,12 +237,23 @@ def shipped_artifacts() -> dict[str, Path]:
     }
 
 
-def load_artifact(reference: str | Path) -> Artifact:
-    """Load an artifact from a path, the name of a shipped one, or ``hub:<repo>/<file>``.
+def load_artifact(reference: str | Path | Mapping[str, Any]) -> Artifact:
+    """Load an artifact from a path, the name of a shipped one, the hub, or its document.
+
+    Args:
+        reference: A path, the name of a shipped artifact, ``hub:OWNER/REPO/FILE@REVISION`` (the
+            file may lie in folders; without ``@`` the main branch), or the JSON object itself.
 
     Raises:
         ArtifactError: not found (with the nearest known name), or malformed.
     """
+    if isinstance(reference, Mapping):
+        return _validated(dict(reference), "given as a dict")
+    if not isinstance(reference, (str, os.PathLike)):
+        raise ArtifactError(
+            f"an artifact was given as {type(reference).__name__}; expected an Artifact, a path, "
+            "the name of a shipped one, hub:OWNER/REPO/FILE, or a dict of its content"
+        )
     text = str(reference)
     if text.startswith("hub:"):
         return _load_from_hub(text)
@@ -267,25 +284,30 @@ def _shipped_path(name: str) -> Path:
 
 
 def _load_from_hub(reference: str) -> Artifact:
-    repository, _, name = reference.removeprefix("hub:").rpartition("/")
-    if repository.count("/") != 1 or not name:
+    place, at, revision = reference.removeprefix("hub:").partition("@")
+    parts = place.split("/")
+    if len(parts) < 3 or not all(parts) or bool(at) != bool(revision):
         raise ArtifactError(
-            f"artifact {reference!r} is not of the form hub:<owner>/<repository>/<file>"
+            f"artifact {reference!r} is not of the form hub:OWNER/REPO/FILE, with folders before "
+            "FILE and @REVISION behind it where needed"
         )
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        local = hf_hub_download(repository, name)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        first = str(error).splitlines()[0]
+        local = hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), revision=revision or None)
+        text = Path(local).read_text(encoding="utf-8")
+    except (HfHubHTTPError, OSError, ValueError) as error:  # offline, no such file, no such name
+        reason = one_line(next(iter(str(error).splitlines()), "")).rstrip(".")
         raise ArtifactError(
-            f"artifact {reference!r} cannot be fetched ({first}); download it and give its path"
+            f"artifact {reference!r} cannot be fetched ({reason}); download it and give its path"
         ) from None
-    return _parse(Path(local).read_text(encoding="utf-8"), reference)
+    return _parse(text, reference)
 
 
-def resolve_artifact(reference: str | Path | Artifact | None, facts: ModelFacts) -> Artifact | None:
+def resolve_artifact(
+    reference: str | Path | Mapping[str, Any] | Artifact | None, facts: ModelFacts
+) -> Artifact | None:
     """Turn what a user gave into a verified artifact, or None for the baseline.
 
     ``none`` (or None) is the baseline; an empty string stands for "not given": the one shipped
@@ -294,11 +316,11 @@ def resolve_artifact(reference: str | Path | Artifact | None, facts: ModelFacts)
     Raises:
         ArtifactError: unknown, malformed, for another model, or none shipped for this one.
     """
-    if reference is None or str(reference).lower() == "none":
+    if reference is None or (isinstance(reference, str) and reference.lower() == "none"):
         return None
     if isinstance(reference, Artifact):
         artifact = reference
-    elif str(reference) == "":
+    elif reference == "":
         artifact = _only_match(facts)
     else:
         artifact = load_artifact(reference)

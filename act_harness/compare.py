@@ -19,6 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from act_harness.checks import check_seed, check_share
 from act_harness.comparison import Comparison, Row, RunInfo, Settings
 from act_harness.errors import ResultError, suggestion
 from act_harness.pairing import Key, Measured, measure
@@ -68,10 +69,14 @@ def compare(
         seed: Seed of the draws; equal input and seed give equal output.
 
     Raises:
+        InputError: A level or seed is out of range.
         ResultError: The runs share no task or no samples, a document or prompt differs, or a name
             is unknown.
         InfrastructureError: A file cannot be read.
     """
+    check_share(confidence, "--confidence")
+    check_share(alpha, "--alpha")
+    check_seed(seed)
     one, two = (given if isinstance(given, Run) else load_run(given) for given in (a, b))
     settings = Settings(confidence, alpha, negligible, resamples, seed)
     names, groups, notes = _select(one, two, tasks)

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_harness import atomic
-from act_harness.errors import InfrastructureError, InputError, TaskError, suggestion
+from act_harness.errors import InputError, TaskError
+from act_harness.model_arguments import check_device, check_dtype, check_place, loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from act_harness.artifact import ModelFacts
+    from act_harness.task_lookup import TaskSelection
 
 __all__ = [
     "Document",
@@ -127,7 +129,7 @@ def _part(key: str) -> int:
 
 
 def load_documents(
-    tasks: Sequence[str],
+    tasks: Sequence[str] | TaskSelection,
     *,
     samples: int,
     verify_samples: int,
@@ -142,7 +144,7 @@ def load_documents(
     """Draw and tokenise the documents of several tasks.
 
     Args:
-        tasks: task or group names of lm-eval, stock or our own.
+        tasks: task or group names of lm-eval, stock or our own, or what ``find_tasks`` found.
         samples: documents per task of the search split.
         verify_samples: documents per task of the verify split; fewer where the task has no more.
         seed: of the draw.
@@ -177,31 +179,17 @@ def _datasets_from(data_dir: Path | None) -> Any:  # noqa: ANN401 - a context ma
     return data_directory(data_dir)
 
 
-def _load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    from lm_eval.tasks import TaskManager
+def _load_tasks(tasks: Sequence[str] | TaskSelection) -> dict[str, Any]:
+    """Load tasks, through groups and tags, by the name of each."""
+    from lm_eval.api.group import Group
 
-    from act_harness.paths import task_route, tasks_path
+    from act_harness.task_lookup import TaskSelection, find_tasks, load_tasks
 
-    if not names:
-        raise TaskError("no task was named; name at least one multiple-choice task")
-    # naming a folder that lm-eval finds by itself makes it warn about every file
-    manager = TaskManager(include_path=None if task_route().found else str(tasks_path()))
-    for name in names:
-        if name not in manager.all_tasks:
-            raise TaskError(
-                f"task {name!r} is unknown to lm-eval"
-                + (suggestion(name, manager.all_tasks) or "; see `act-harness run ls tasks`")
-            )
+    selection = tasks if isinstance(tasks, TaskSelection) else find_tasks(tasks)
     found: dict[str, Any] = {}
-    for name in dict.fromkeys(names):
-        try:
-            found.update(manager.load([name])["tasks"])
-        except (ConnectionError, FileNotFoundError, ValueError, OSError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InfrastructureError(
-                f"the data of task {name!r} cannot be had: {first}; give --data-dir, a folder "
-                "filled by `act-harness fetch`"
-            ) from error
+    for one in load_tasks(selection):
+        for task in one.get_all_tasks() if isinstance(one, Group) else [one]:
+            found[task.task_name] = task
     for name, task in found.items():
         _check_kind(name, task)
     return found
@@ -477,18 +465,32 @@ def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:
 
 
 def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:  # noqa: ANN401
-    """Load a causal language model by transformers alone, where lm-eval is not installed."""
+    """Load a causal language model by transformers alone, where lm-eval is not installed.
+
+    Raises:
+        InputError: there is no such dtype or kind of device.
+        InfrastructureError: the model or device is missing.
+    """
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    return model.to(device).eval()
+    check_dtype(dtype)
+    check_device(device)
+    check_place(folder)
+    with loading(folder):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return model.to(device).eval()
 
 
 def load_plain_tokenizer(folder: str) -> Any:  # noqa: ANN401 - any transformers tokenizer
-    """Load the tokenizer of :func:`load_plain_model`."""
+    """Load the tokenizer of :func:`load_plain_model`.
+
+    Raises:
+        InfrastructureError: it cannot be had.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    with loading(folder):
+        return AutoTokenizer.from_pretrained(folder)
 
 
 _SHAPES = {
@@ -523,6 +525,8 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
 
     if shape not in _SHAPES:
         raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
+    check_dtype(dtype)
+    check_device(device)
     sizes: dict[str, Any] = {**_SHAPES[shape], "attn_implementation": "sdpa"}
     config: Any = LlamaConfig(**sizes, attention_bias=True)
     torch.manual_seed(0)

@@ -9,8 +9,10 @@ same code, so that both arms are scored and timed alike.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
+import os
 import sys
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -29,6 +31,7 @@ from act_harness.counters import CalibrationCounters, prompt_key
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
 from act_harness.forwards import pad_tokens
+from act_harness.model_arguments import check_arguments, check_vocabulary, loading
 from act_harness.requests import OVERLENGTH, Prepared, prepare
 from act_harness.scoring import Item, Score, Scorer
 
@@ -55,7 +58,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
 
     def __init__(
         self,
-        pretrained: Any,  # noqa: ANN401 - as HFLM: a name, a path or a loaded model
+        pretrained: Any = None,  # noqa: ANN401 - as HFLM: a name, a path or a loaded model
         artifact: str | Path | Artifact | None = "",
         engine: str = "auto",
         overlength: str = "truncate",
@@ -81,6 +84,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
 
         Raises:
             InputError: an argument is unknown or out of range, or the artifact does not fit.
+            InfrastructureError: the model, its device or memory is missing.
             UnsupportedModelError: the model cannot be calibrated.
         """
         _check_choice("overlength", overlength, OVERLENGTH)
@@ -88,14 +92,20 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         select_engine(engine)  # a misspelt name fails before the model is loaded
         if kwargs.get("backend") == "seq2seq":
             raise InputError("hf-act takes causal models only; use --model hf for seq2seq")
+        if isinstance(pretrained, (str, os.PathLike)):
+            pretrained = os.path.expanduser(pretrained)  # noqa: PTH111 - a hub id is no path
+        check_arguments(pretrained, kwargs)
         if kwargs.get("device") is None:  # HFLM asks for "cuda" even where there is none
             kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__(pretrained, **kwargs)
+        kwargs["device"] = str(kwargs["device"])
+        with loading(pretrained, known=_ARGUMENTS):
+            super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
             raise InputError(
                 f"hf-act takes causal models only, {type(self.model).__name__} is {self.backend}"
             )
         _refuse_virtual_tokens(self.model)
+        check_vocabulary(self.model, self.tokenizer)
         self.overlength = overlength
         self.scoring = scoring
         self.engine = engine
@@ -500,6 +510,13 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         torch.distributed.all_gather_object(gathered, self.counters)
         for other in gathered:
             self.counters.merge(other)
+
+
+_ARGUMENTS = sorted(
+    {*inspect.signature(HFLM).parameters, *inspect.signature(CalibratedHFLM).parameters}
+    - {"args", "kwargs"}
+)
+"""Names of all arguments, for suggestions."""
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

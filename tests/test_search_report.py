@@ -96,7 +96,7 @@ def test_settings_make_a_recipe_or_say_what_is_missing(tmp_path):
     assert (demo.name, demo.samples) == ("demo", 9)
     with pytest.raises(RecipeError, match="neither a recipe nor tasks"):
         SearchSettings().make_recipe()
-    with pytest.raises(RecipeError, match="no model was given"):
+    with pytest.raises(InputError, match="no model was named"):
         search_from_settings(SearchSettings(tasks=["x"]))
     path = tmp_path / "d.json"
     write_documents(path, DRAWN)

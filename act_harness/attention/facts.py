@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from act_harness.artifact import ModelFacts
-from act_harness.errors import UnsupportedModelError
+from act_harness.errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -138,8 +138,14 @@ def model_facts(
     Of a model with peft adapters the facts are the base model's, and ``adapter`` names those.
 
     Raises:
+        InputError: this is no loaded model.
         UnsupportedModelError: the model has no attention heads.
     """
+    if not hasattr(model, "config"):
+        raise InputError(
+            f"a model was given as {type(model).__name__}; expected a loaded one, as "
+            "transformers' AutoModelForCausalLM.from_pretrained returns it"
+        )
     base = base_model(model)
     kind = type(base).__name__
     config = base.config.get_text_config()

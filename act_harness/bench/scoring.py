@@ -346,7 +346,9 @@ def _gib(value: int | None) -> float | None:
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Measure stored requests from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(description="Scoring of stored requests.")
+    parser = argparse.ArgumentParser(
+        prog="python -m act_harness.bench.scoring", description="Scoring of stored requests."
+    )
     parser.add_argument("--requests", type=Path, required=True, help="written with --export")
     parser.add_argument("--only", default="", help="these entries, separated by commas")
     parser.add_argument("--limit", type=int, help="requests of an entry")

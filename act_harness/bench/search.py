@@ -371,7 +371,9 @@ def _parts_table(exact: Pass, screen: Pass) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the benchmark; return the path of the report."""
-    parser = argparse.ArgumentParser(description="Cost of the head search, three ways.")
+    parser = argparse.ArgumentParser(
+        prog="act-harness bench search", description="Cost of the head search, three ways."
+    )
     parser.add_argument("--model", help="folder of a model")
     parser.add_argument("--random", help="7b, 1b or tiny: a random model with planted sinks")
     parser.add_argument("--dtype", default="float32")
