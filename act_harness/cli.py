@@ -148,7 +148,6 @@ def run(context: typer.Context) -> None:
     run_lm_eval(context.args)
 
 
-@app.command()
 @with_tracking
 def search(
     recipe: Annotated[
