@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from importlib import import_module
 
 import pytest
 
@@ -31,12 +32,12 @@ def test_a_part_that_fails_or_hangs_loses_only_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(everything, "parts_of", lambda given: made)
     path = everything.main(["--device", "cpu", "--output", str(tmp_path)])
     stored = json.loads(path.read_text())
-    assert [part["fate"] for part in stored["parts"]] == [
-        "failed with exit code 1", "stopped after 0 s", "done",
-    ]  # fmt: skip
+    assert {name: part["fate"] for name, part in stored.items()} == {
+        "fails": "failed with exit code 1", "hangs": "stopped after 0 s", "works": "done",
+    }  # fmt: skip
     assert "no_such_module" in (tmp_path / "fails.log").read_text()
     report = json.loads((tmp_path / "small.json").read_text())
-    assert report["machine"]["commit"] == stored["machine"]["commit"]
+    assert report["machine"]["commit"] == stored["works"]["machine"]["commit"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "everything.json", "fails.log", "hangs.log", "small.json", "small.md",
     ]  # fmt: skip
@@ -45,8 +46,10 @@ def test_a_part_that_fails_or_hangs_loses_only_itself(tmp_path, monkeypatch):
 def test_parts_do_not_begin_when_the_time_is_over(tmp_path, monkeypatch):
     monkeypatch.setattr(everything, "parts_of", lambda given: [Part("late", "memory", (), 9)])
     path = everything.main(["--device", "cpu", "--seconds", "-1", "--output", str(tmp_path)])
-    (part,) = json.loads(path.read_text())["parts"]
-    assert (part["fate"], part["took"]) == ("not begun", 0.0)
+    assert json.loads(path.read_text())["late"]["fate"] == "not begun"
+    monkeypatch.setattr(everything, "parts_of", lambda given: [Part("later", "memory", (), 9)])
+    everything.main(["--device", "cpu", "--seconds", "-1", "--output", str(tmp_path)])
+    assert list(json.loads(path.read_text())) == ["late", "later"]
 
 
 def given(**changed):
@@ -70,6 +73,27 @@ def test_what_is_measured_where():
     assert [p.name for p in parts_of(given(parts="decode,attention", model=None))] == [
         "decode", "attention",
     ]  # fmt: skip
+
+
+class OptionsReadError(Exception):
+    """The options were read, which is all that is wanted."""
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_every_parts_options_are_known_to_its_benchmark(device, monkeypatch):
+    read = ArgumentParser.parse_args
+
+    def parse(parser, arguments):
+        raise OptionsReadError(read(parser, arguments))
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse)
+    for part in parts_of(given(device=device)):
+        module = import_module(f"act_harness.bench.{part.module}")
+        with pytest.raises(OptionsReadError) as found:
+            module.main([*part.options, "--device", device, "--output", "o"])
+        (options,) = found.value.args
+        assert str(options.output) == "o"
+        assert options.device == device
 
 
 @pytest.mark.parametrize("measure", [measure_prefill, measure_decode])

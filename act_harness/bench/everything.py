@@ -12,6 +12,7 @@ Where the code is a copy without its repository, ``ACT_HARNESS_COMMIT`` names th
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -187,15 +188,14 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     given.output.mkdir(parents=True, exist_ok=True)
     path = Path(given.output) / "everything.json"
     began = time.monotonic()
-    found: list[dict[str, Any]] = []
     for part in parts:
-        if time.monotonic() - began > given.seconds:
-            found.append({**asdict(part), "fate": "not begun", "took": 0.0})
-        else:
-            found.append(run_part(part, given))
-        print(f"{part.name}: {found[-1]['fate']}, {found[-1]['took']} s", flush=True)
-        machine = asdict(describe_machine(given.device))
-        write_json(path, {"machine": machine, "command": command_line(), "parts": found})
+        over = time.monotonic() - began > given.seconds
+        fate = {**asdict(part), "fate": "not begun", "took": 0.0} if over else run_part(part, given)
+        print(f"{part.name}: {fate['fate']}, {fate['took']} s", flush=True)
+        fate |= {"machine": asdict(describe_machine(given.device)), "command": command_line()}
+        # What other calls left in this folder stays, so that parts may be run one by one.
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        write_json(path, {**known, part.name: fate})
     return path
 
 
