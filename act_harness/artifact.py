@@ -118,12 +118,12 @@ class Artifact(BaseModel):
     def judgement(self) -> tuple[str, bool]:
         """Say in a line what the heads are worth, and whether an interval of that excludes zero.
 
-        The figures are those of the search that made the artifact, of documents that neither found
-        nor chose the heads; see ``search.judgement``.
+        The figures are of documents that neither found nor chose the heads: of an evaluation where
+        they were recorded (``search.held_out``), else the search's own (``search.judgement``).
         """
         if self.search is None:
             return "a published list, not judged here", False
-        found = self.search.get("judgement")
+        found = self.search.get("held_out") or self.search.get("judgement")
         if found is None:
             return "not judged on documents of its own (searched before that was done)", False
         parts = []

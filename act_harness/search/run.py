@@ -91,7 +91,7 @@ def stable_content(artifact: Artifact) -> dict[str, Any]:
     content = artifact.document()
     del content["provenance"]
     search = dict(content["search"] or {})
-    for key in ("run", "content_sha256"):
+    for key in ("run", "content_sha256", "held_out"):
         search.pop(key, None)
     return {**content, "search": search}
 

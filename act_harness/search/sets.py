@@ -101,7 +101,7 @@ class Outcome:
         if reading == "margin":
             return [Part(np.zeros_like(change), change) for change in self.changes().values()]
         pairs = [(self.stock[task], self.arms[task]) for task in self.tasks_of(reading)]
-        return [Part(*(_hits(arm, reading) for arm in pair)) for pair in pairs]
+        return [Part(_hits(stock, reading), _hits(arm, reading)) for stock, arm in pairs]
 
     def difference(self, reading: Reading, *, resamples: int = RESAMPLES) -> PairedDifference:
         """Return the set against the untouched model, paired by document; mean over tasks."""
