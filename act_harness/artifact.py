@@ -119,6 +119,27 @@ class Artifact(BaseModel):
         """Return the number of selected heads."""
         return sum(len(heads) for heads in self.heads.values())
 
+    def judgement(self) -> tuple[str, bool]:
+        """Say in a line what the heads are worth, and whether an interval of that excludes zero.
+
+        The figures are of documents that neither found nor chose the heads: of an evaluation where
+        they were recorded (``search.held_out``), else the search's own (``search.judgement``).
+        """
+        if self.search is None:
+            return "a published list, not judged here", False
+        found = self.search.get("held_out") or self.search.get("judgement")
+        if found is None:
+            return "not judged on documents of its own (searched before that was done)", False
+        parts = []
+        for name, one in found["columns"].items():
+            low, high = one["interval"]
+            span = "" if low is None else f", {100 * low:+.1f} to {100 * high:+.1f}"
+            parts.append(f"{name.replace('_', ' ')} {100 * one['difference']:+.1f}{span}")
+        said = f"{found['verdict']}{': ' if parts else ''}{'; '.join(parts)}"
+        if found.get("interval_includes_zero"):
+            return f"{said} (an interval includes 0)", False
+        return said, bool(parts)
+
     def document(self) -> dict[str, Any]:
         """Return the artifact as the JSON document that is stored."""
         content = self.model_dump(mode="json", by_alias=True, exclude={"calibration", "strengths"})

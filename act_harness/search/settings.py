@@ -123,7 +123,7 @@ class Prepared:
 
     def summary(self) -> str:
         """Return a line for the terminal."""
-        count = sum(len(one.search) + len(one.verify) for one in self.documents)
+        count = sum(len(one.search + one.verify + one.judge) for one in self.documents)
         return f"{count} documents of {len(self.documents)} tasks written to {self.path}"
 
 
@@ -193,6 +193,7 @@ def search_documents(
         selection or recipe.tasks,
         samples=recipe.samples,
         verify_samples=recipe.verify_samples,
+        judge_samples=recipe.judge_documents(),
         seed=recipe.seed,
         held_out_samples=held_out,
         encode=encode,
