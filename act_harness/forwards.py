@@ -31,6 +31,8 @@ from act_harness.attention.packable import (
     packed_forward,
     packs,
     packs_segments,
+    rounding,
+    spread_tokens,
 )
 from act_harness.attention.packed import Packing, Rows, positions_of
 from act_harness.attention.recorded import PackedForwards
@@ -519,8 +521,10 @@ def _fetch(values: Tensor, *, copy: bool = False) -> Tensor:
 def _extends_soundly(model: PreTrainedModel, left: bool) -> bool:
     """Try contexts of two lengths and three answers over their cache against whole sequences."""
     vocabulary = model.config.get_text_config().vocab_size
-    contexts = [tuple(n % vocabulary for n in row) for row in ((1, 4, 2, 8, 5, 7, 9, 3), (3, 6))]
-    answers = [(0, (2, 4)), (1, (9, 1, 3)), (1, (5, 5))]
+    given = [(1, 4, 2, 8, 5, 7, 9, 3), (3, 6)]
+    asked = [(0, (2, 4)), (1, (9, 1, 3)), (1, (5, 5))]
+    contexts = [spread_tokens(tokens, vocabulary) for tokens in given]
+    answers = [(b, spread_tokens(answer, vocabulary)) for b, answer in asked]
     forwards = Forwards(model)
     forwards.pads_left = left
     try:
@@ -534,11 +538,12 @@ def _extends_soundly(model: PreTrainedModel, left: bool) -> bool:
             last = range(len(contexts[b]), len(sequence))
             alone = forwards.prefill([sequence], [last], prompts=[len(sequence)], use_cache=False)
             whole.append(alone.logits.all())
+        noise = rounding(model, [given[b] + answer for b, answer in asked])
     except torch.OutOfMemoryError:  # says nothing about the model
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, ActHarnessError):
         return False
-    return alike(found.all(), torch.cat(whole), model.dtype)
+    return alike(found.all(), torch.cat(whole), model.dtype, noise=noise)
 
 
 def pad_tokens(

@@ -435,7 +435,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         pad, end = self.tokenizer.pad_token_id, self.model.generation_config.eos_token_id
         if pad is None or pad in (end if isinstance(end, list) else [end]):
             return torch.ones_like(context)
-        return (context != pad).long()
+        mask: torch.Tensor = (context != pad).long()
+        return mask
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
