@@ -13,7 +13,6 @@ What a forward finds out stays on the device until it is asked for (:class:`RowS
 from __future__ import annotations
 
 import logging
-import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +35,7 @@ from act_harness.attention.packable import (
 )
 from act_harness.attention.packed import Packing, Rows, positions_of
 from act_harness.attention.recorded import PackedForwards
+from act_harness.attention.trials import Trials
 from act_harness.engines.ragged import Room, lay_out, upload
 from act_harness.errors import ActHarnessError, InternalError
 
@@ -65,13 +65,13 @@ _PIECE_BYTES = 1 << 26
 
 _logger = logging.getLogger(__name__)
 
-_extending: weakref.WeakKeyDictionary[PreTrainedModel, bool | None] = weakref.WeakKeyDictionary()
+_extending: Trials[bool | None] = Trials()
 """Whether a model's contexts are padded on the left before a cache is extended; None: it cannot."""
 
-_segmented: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_segmented: Trials[bool] = Trials()
 """Whether a model's packed forwards are over segments."""
 
-_bare_heads: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_bare_heads: Trials[bool] = Trials()
 
 
 @dataclass

@@ -23,6 +23,7 @@ from act_harness.attention.cached import (
 from act_harness.attention.calls import (
     forward_arguments,
     read_shape,
+    refuse_tracing,
     refuse_unsupported_forward,
     wants_maps,
 )
@@ -91,11 +92,10 @@ class _Binding:
         owner, forward = self.attachment, self._forward()
         cache = self.cache if forward.cache is None else forward.cache
         again = forward.again(cache, self.layer, mask=mask, query=query, key=key, owner=owner.token)
+        state: LayerState | None
         if again is not None:
-            noted, geometry = again
-            state = noted.state
+            geometry, state = again[1], again[0].state
         else:
-            noted = None
             seen = seen_tokens(cache, self.layer, query.shape[2])
             state, real = recall(cache, self.layer, seen, owner=owner.token, batch=query.shape[0])
             geometry = forward.geometry(key, mask, seen, real)
@@ -109,8 +109,8 @@ class _Binding:
             query, key, value, geometry=geometry, state=state, stock=stock, scale=scale,
             softcap=softcap,
         )  # fmt: skip
-        if noted is not None:
-            noted.keep(cache, self.layer, state, geometry.real)
+        if again is not None:
+            again[0].keep(cache, self.layer, state, geometry.real)
         else:
             remember(cache, self.layer, state, geometry.real, owner=owner.token)
         return output, maps
@@ -479,6 +479,7 @@ class Attachment:
     # -- one forward -------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        refuse_tracing()
         packing = active_packing()
         given = forward_arguments(module, args, kwargs)
         refuse_unsupported_forward(module, given, packed=packing is not None)

@@ -20,6 +20,7 @@ __all__ = [
     "forward_arguments",
     "named_arguments",
     "read_shape",
+    "refuse_tracing",
     "refuse_unsupported_forward",
     "wants_maps",
 ]
@@ -70,6 +71,22 @@ def wants_maps(module: nn.Module, given: dict[str, Any]) -> bool:
     return bool(given.get("output_attentions", own))
 
 
+def refuse_tracing() -> None:
+    """Refuse a forward that is traced into one graph, as its first statement.
+
+    Where the graph may break (``torch.compile`` without ``fullgraph``), it breaks here, and the
+    calibrated layers run as they are.
+
+    Raises:
+        UnsupportedCallError: it is traced.
+    """
+    if torch.compiler.is_compiling():
+        raise UnsupportedCallError(
+            "calibrated attention cannot be traced (torch.compile with fullgraph=True, "
+            "torch.export): which columns are sinks depends on values; run the model eagerly"
+        )
+
+
 def refuse_unsupported_forward(module: nn.Module, given: dict[str, Any], *, packed: bool) -> None:
     """Check a forward before any layer runs.
 
@@ -79,14 +96,9 @@ def refuse_unsupported_forward(module: nn.Module, given: dict[str, Any], *, pack
         packed: whether the row of tokens is one of this package's own packings.
 
     Raises:
-        UnsupportedCallError: the forward is traced, is checkpointed, holds several prompts in a
+        UnsupportedCallError: the forward is checkpointed, holds several prompts in a
             row, or has a mask that does not say which tokens are pads.
     """
-    if torch.compiler.is_compiling():
-        raise UnsupportedCallError(
-            "calibrated attention cannot be traced (torch.compile with fullgraph=True, "
-            "torch.export): which columns are sinks depends on values; run the model eagerly"
-        )
     if module.training and getattr(module, "is_gradient_checkpointing", False):
         raise UnsupportedCallError(
             "gradient checkpointing runs layers again outside the forward that calibrates them; "

@@ -31,8 +31,8 @@ _OTHER_LOOPS = {
     "custom_generate": "a decoding loop from elsewhere may reorder, crop or do without the cache",
 }
 
-_CACHES = (None, "dynamic", "dynamic_full", "hybrid")
-"""Settings of ``cache_implementation`` that stand for the default dynamic cache."""
+_CACHES = (None, "dynamic", "dynamic_full", "hybrid", "offloaded")
+"""Settings of ``cache_implementation`` that stand for a dynamic cache."""
 
 
 def refuse_unsupported_generation(model: Any, arguments: dict[str, Any]) -> None:  # noqa: ANN401

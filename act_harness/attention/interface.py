@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -162,39 +162,39 @@ def _attend(
         _recorder.append(Seen(module, query.shape[1], kwargs))
     binding: BoundLayer | None = module.__dict__.get(BINDING)  # getattr is slow where it is absent
     packing = active_packing()
-    if packing is None and binding is None:
-        return _stock_function(base, module)(module, query, key, value, attention_mask, **kwargs)
-    given = kwargs.get("scaling")
-    scale = query.shape[-1] ** -0.5 if given is None else float(given)
-    softcap = kwargs.get("softcap")
+    function = _stock_function(base, module)
+    if binding is None and packing is None:
+        return function(module, query, key, value, attention_mask, **kwargs)
     if binding is not None and kwargs.get("dropout"):
         raise UnsupportedCallError(
             f"attention dropout {kwargs['dropout']} (training mode) would fall on stock heads "
             "only; call model.eval(), or set attention_dropout=0 in the model's configuration"
         )
-    function = _stock_function(base, module)
+    given = kwargs.get("scaling")
+    scale = query.shape[-1] ** -0.5 if given is None else float(given)
+    softcap = kwargs.get("softcap")
+
+    def run(*tensors: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return function(module, *tensors, **kwargs)
+
     if packing is not None:
         output = packing.attend(
             query,
             key,
             value,
             binding=binding,
-            run=lambda q, k, v, mask: function(module, q, k, v, mask, **kwargs)[0],
+            run=lambda *tensors: run(*tensors)[0],
             scale=scale,
             softcap=softcap,
         )
         return output, None
-
-    def run(which: int) -> Any:  # noqa: ANN401 - output or maps
-        return function(module, query, key, value, attention_mask, **kwargs)[which]
-
-    return binding.attend(
+    return cast("BoundLayer", binding).attend(
         query,
         key,
         value,
         attention_mask,
-        stock=Stock(lambda: run(0), base),
-        stock_maps=lambda: run(1),
+        stock=Stock(lambda: run(query, key, value, attention_mask)[0], base),
+        stock_maps=lambda: run(query, key, value, attention_mask)[1],
         scale=scale,
         softcap=softcap,
     )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from act_harness.attention.interface import base_of, recording, register
 from act_harness.attention.packed import Packing, Rows, packed
 from act_harness.attention.structure import mixing_part
+from act_harness.attention.trials import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ _BASE = "sdpa"
 
 _logger = logging.getLogger(__name__)
 
-_known: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_known: Trials[bool] = Trials()
 
 
 def has_window(model: PreTrainedModel) -> bool:
