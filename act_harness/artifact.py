@@ -45,10 +45,18 @@ class ModelFacts(BaseModel):
     """Names, kinds and hash of active peft adapters; the other facts are the base model's."""
     revision: str | None = None
     tokenizer_sha256: str | None = None
-    """Hash of vocabulary and special tokens."""
+    """Hash of vocabulary and special tokens; information where the probe is known."""
+    tokenizer_probe_sha256: str | None = None
+    """Hash of the token ids of fixed texts, which is the tokenizer's identity."""
+    chat_probe_sha256: str | None = None
+    """Hash of the token ids of a fixed conversation under the chat template."""
     dtype: str | None = None
     chat_template_sha256: str | None = None
     adds_bos: bool | None = None
+
+    def knows_tokens(self, other: ModelFacts) -> bool:
+        """Say whether both sides know what their tokenizer does, so that files need not agree."""
+        return None not in (self.tokenizer_probe_sha256, other.tokenizer_probe_sha256)
 
 
 class Artifact(BaseModel):
@@ -173,8 +181,8 @@ class Artifact(BaseModel):
             ArtifactError: another architecture, grid or tokenizer.
 
         Warns:
-            UserWarning: another revision, weights, dtype or peft adapter, or a hash that was never
-                recorded.
+            UserWarning: another revision, weights, dtype or peft adapter, a tokenizer with another
+                file and the same token ids, or a hash that was never recorded.
         """
         mine = self.model
         for key in ("architecture", "num_hidden_layers", "num_attention_heads"):
@@ -184,24 +192,40 @@ class Artifact(BaseModel):
                     f"artifact {self.name!r} was made for {mine.id!r} with {key} {want}, "
                     f"this model has {have}; search for heads of this model or use artifact=none"
                 )
-        want, have = mine.tokenizer_sha256, facts.tokenizer_sha256
-        if want is not None and have is not None and want != have:
-            raise ArtifactError(
-                f"artifact {self.name!r} was made with another tokenizer "
-                f"({want[:12]}, this one is {have[:12]}); load the model with the tokenizer of "
-                f"{mine.id!r} or search again"
-            )
+        self._check_tokenizer(facts)
         self._warn(facts)
+
+    def _check_tokenizer(self, facts: ModelFacts) -> None:
+        """Refuse other token ids; another file with the same ids is a warning (:meth:`_warn`)."""
+        mine = self.model
+        keys = {
+            "tokenizer_probe_sha256": "other token ids for the same texts",
+            "chat_probe_sha256": "a chat template that gives other token ids",
+        }
+        if not mine.knows_tokens(facts):  # made before there was a probe
+            keys = {"tokenizer_sha256": "another vocabulary or other special tokens"}
+        for key, found in keys.items():
+            want, have = getattr(mine, key), getattr(facts, key)
+            if want is not None and have is not None and want != have:
+                raise ArtifactError(
+                    f"artifact {self.name!r} was made with another tokenizer: this one has {found} "
+                    f"({key} {have[:12]}, expected {want[:12]}); load the model with the "
+                    f"tokenizer of {mine.id!r} or search again"
+                )
 
     def _warn(self, facts: ModelFacts) -> None:
         mine = self.model
-        for key in ("weights_sha256", "revision", "dtype", "chat_template_sha256", "adds_bos"):
+        keys = ["weights_sha256", "revision", "dtype", "chat_template_sha256", "adds_bos"]
+        if mine.knows_tokens(facts):
+            keys.append("tokenizer_sha256")
+        for key in keys:
             want, have = getattr(mine, key), getattr(facts, key)
             if want is not None and have is not None and want != have:
                 shown = [v[:12] if key.endswith("sha256") else v for v in (str(want), str(have))]
+                same = "; both give the same token ids" if key == "tokenizer_sha256" else ""
                 warnings.warn(
                     f"artifact {self.name!r} was made with {key} {shown[0]}, "
-                    f"this model has {shown[1]}",
+                    f"this model has {shown[1]}{same}",
                     stacklevel=3,
                 )
         if mine.adapter != facts.adapter:

@@ -109,6 +109,8 @@ class TaskDocuments:
     judge: tuple[Document, ...] = ()
     """Documents that neither find nor choose heads, and say what the chosen ones are worth; empty
     where a task has no more."""
+    tokenizer_probe_sha256: str | None = None
+    """What that tokenizer does, see :attr:`ModelFacts.tokenizer_probe_sha256`."""
 
     def of(self, split: Split) -> tuple[Document, ...]:
         """Return the documents of a split."""
@@ -474,19 +476,32 @@ def read_documents(path: Path) -> list[TaskDocuments]:
 def facts_of_tokens(facts: ModelFacts, documents: Sequence[TaskDocuments]) -> ModelFacts:
     """Return a model's facts with the tokenizer that made the documents' tokens.
 
-    Where prepared documents are read, nothing is tokenised; and another release of transformers may
+    Where prepared documents are read, nothing is tokenised. Tokenizers are told apart by the ids
+    they give, and by their files where an older document notes no more: releases of transformers
     read other special tokens off the same files.
 
     Raises:
-        TaskError: the documents were made with several tokenizers.
+        TaskError: the documents were made with several tokenizers, or by another than the model's.
     """
-    made = sorted({one.tokenizer_sha256 for one in documents if one.tokenizer_sha256 is not None})
+    keys = ("tokenizer_probe_sha256", "tokenizer_sha256")
+    noted = [{key: getattr(one, key) for key in keys if getattr(one, key)} for one in documents]
+    noted = [one for one in noted if one]
+    if not noted:
+        return facts
+    key = keys[0] if all(keys[0] in one for one in noted) else keys[1]
+    made = sorted({str(one.get(key)) for one in noted})
     if len(made) > 1:
         raise TaskError(
             f"the prepared documents come from {len(made)} tokenizers "
             f"({', '.join(name[:12] for name in made)}); prepare all of them again with one"
         )
-    return facts.model_copy(update={"tokenizer_sha256": made[0]}) if made else facts
+    probe = facts.tokenizer_probe_sha256
+    if key == keys[0] and probe is not None and probe != made[0]:
+        raise TaskError(
+            f"the prepared documents hold token ids of another tokenizer ({made[0][:12]}, the "
+            f"model's is {probe[:12]}); prepare them with the tokenizer of {facts.id!r}"
+        )
+    return facts.model_copy(update=dict.fromkeys(keys) | noted[0])
 
 
 def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:

@@ -328,7 +328,7 @@ def test_bad_arguments_are_one_line(tiny_checkpoint, artifact_file, tmp_path):
     with pytest.raises(ArtifactError, match="artifact=none for the baseline"):
         make(tiny_checkpoint, "")
     content = json.loads(artifact_file.read_text())
-    content["model"]["tokenizer_sha256"] = "0" * 64
+    content["model"]["tokenizer_probe_sha256"] = "0" * 64
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
     with pytest.raises(ArtifactError, match="another tokenizer"):

@@ -164,6 +164,24 @@ def test_prepared_documents_say_whose_tokens_they_hold(tmp_path: Path):
         facts_of_tokens(facts, [one, other])
 
 
+def test_prepared_documents_are_of_the_model_whose_tokenizer_does_the_same(tmp_path):
+    found = draw(task({"train": rows(30), "test": rows(10, 100)})).documents(5, 4, 1)
+    known = {"tokenizer_sha256": "b", "tokenizer_probe_sha256": "same"}
+    facts = ModelFacts(
+        id="m", architecture="A", num_hidden_layers=1, num_attention_heads=1, **known
+    )
+    one = replace(found, tokenizer_sha256="a", tokenizer_probe_sha256="same")
+    other = replace(one, tokenizer_sha256="c")  # the same ids, read by another release
+    write_documents(tmp_path / "d.json", [one, other])
+    read = facts_of_tokens(facts, read_documents(tmp_path / "d.json"))
+    assert (read.tokenizer_sha256, read.tokenizer_probe_sha256) == ("a", "same")
+    with pytest.raises(TaskError, match="token ids of another tokenizer"):
+        facts_of_tokens(facts, [replace(one, tokenizer_probe_sha256="else")])
+    # Documents of before there was a probe say nothing of ids, so neither does the artifact.
+    old = facts_of_tokens(facts, [replace(found, tokenizer_sha256="a")])
+    assert (old.tokenizer_sha256, old.tokenizer_probe_sha256) == ("a", None)
+
+
 def test_unknown_and_unfit_tasks_are_refused():
     settings = {
         "samples": 2,

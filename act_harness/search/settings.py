@@ -152,8 +152,8 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         )
         model, facts = lm.model, _public(lm.facts)
     if settings.prepare is not None:
-        made = facts.tokenizer_sha256
-        documents = [replace(one, tokenizer_sha256=made) for one in documents]
+        made = {key: getattr(facts, key) for key in ("tokenizer_sha256", "tokenizer_probe_sha256")}
+        documents = [replace(one, **made) for one in documents]
         write_documents(settings.prepare, documents)
         return Prepared(settings.prepare, documents)
     result = run_search(
