@@ -253,7 +253,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
             scores = scores or _scores(results)
         if artifact is not None and lm.rank == 0 and not settings.predict_only:
             pair = [folders[arm] / f"seed-{seed}" if several else folders[arm] for arm in arms]
-            comparisons[seed] = compare(pair[0], pair[1], seed=settings.seed)
+            comparisons[seed] = compare(pair[0], pair[1])
     if lm.rank != 0:  # nothing to report here, and nothing went wrong
         raise SystemExit(0)
     report = None
