@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from act_harness import atomic, paths
+from act_harness import atomic, paths, reading
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan, validation_line
 from act_harness.errors import ArtifactError, CalibrationError, suggestion
 
@@ -187,25 +189,42 @@ class Artifact(BaseModel):
 
 
 def _parse(text: str, source: str) -> Artifact:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ArtifactError(
-            f"artifact {source} is not JSON (line {error.lineno}: {error.msg}); "
-            "expected a file written by 'act-harness search'"
-        ) from None
+    content = reading.parse_json(
+        text, source=f"artifact {source}", error=ArtifactError, advice=_EXPECTED
+    )
     if not isinstance(content, dict):
         raise ArtifactError(f"artifact {source} is not a JSON object; expected schema {SCHEMA}")
     unknown = [key for key in content if key not in _KEYS]
     if unknown:
         hint = suggestion(unknown[0], _KEYS)
         raise ArtifactError(f"artifact {source} has the unknown key {unknown[0]!r}{hint}")
+    if "schema" not in content:
+        raise ArtifactError(f"artifact {source} has no 'schema'; expected {SCHEMA!r}")
+    for name, numbered in _numbered(content):
+        wrong = [key for key in numbered if not _NUMBER.fullmatch(key)]
+        if wrong:
+            raise ArtifactError(
+                f"artifact {source}: {name} has the key {wrong[0][:40]!r}, expected the number of "
+                "a layer or head as JSON's keys write it: 0, 1, 2, ..."
+            )
     try:
-        return Artifact.model_validate(content)
+        return reading.validated(Artifact, content)
     except ValidationError as error:
         raise ArtifactError(f"artifact {source}: {validation_line(error)}") from None
 
 
+def _numbered(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects whose keys are numbers: one spelling each, so that none is named twice."""
+    for name in ("heads", "strengths"):
+        given = content.get(name)
+        if isinstance(given, dict):
+            yield name, given
+            inner = [own for own in given.values() if isinstance(own, dict)]
+            yield from ((name, own) for own in inner)
+
+
+_EXPECTED = "expected a file written by 'act-harness search'"
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _KEYS = {field.alias or name for name, field in Artifact.model_fields.items()}
 
 
@@ -227,13 +246,8 @@ def load_artifact(reference: str | Path) -> Artifact:
     text = str(reference)
     if text.startswith("hub:"):
         return _load_from_hub(text)
-    path = Path(text)
-    if not path.is_file():
-        path = _shipped_path(text)
-    try:
-        return _parse(path.read_text(encoding="utf-8"), text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"artifact {text} cannot be read: {error}") from None
+    path = Path(text) if reading.is_file(text) else _shipped_path(text)
+    return _parse(reading.read_text(path, error=ArtifactError, advice=_EXPECTED), text)
 
 
 def _shipped_path(name: str) -> Path:
@@ -269,7 +283,7 @@ def _load_from_hub(reference: str) -> Artifact:
         raise ArtifactError(
             f"artifact {reference!r} cannot be fetched ({first}); download it and give its path"
         ) from None
-    return _parse(Path(local).read_text(encoding="utf-8"), reference)
+    return _parse(reading.read_text(local, error=ArtifactError, advice=_EXPECTED), reference)
 
 
 def resolve_artifact(reference: str | Path | Artifact | None, facts: ModelFacts) -> Artifact | None:
