@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from act_harness import reading
 from act_harness.errors import RecipeError, suggestion
 
 __all__ = ["NO_KEY", "JudgeSettings", "load_judge_settings"]
@@ -170,11 +170,7 @@ def load_judge_settings(path: Path | None = None, **overrides: Any) -> JudgeSett
     """
     given: dict[str, Any] = {}
     if path is not None:
-        try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise RecipeError(f"judge settings {path} cannot be read: {reason}") from None
+        given = reading.read_yaml(path, error=RecipeError, advice="check --config") or {}
         if not isinstance(given, dict):
             raise RecipeError(f"judge settings {path} must be a mapping of settings to values")
     given.update({name: value for name, value in overrides.items() if value is not None})
@@ -183,7 +179,7 @@ def load_judge_settings(path: Path | None = None, **overrides: Any) -> JudgeSett
             near = suggestion(str(name), JudgeSettings.model_fields)
             raise RecipeError(f"judge setting {name!r} is unknown{near}")
     try:
-        return JudgeSettings(**given)
+        return reading.validated(JudgeSettings, given)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
