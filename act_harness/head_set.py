@@ -72,7 +72,7 @@ def head_set(
             name=name,
             model=model_facts(model, tokenizer),
             calibration=calibration,
-            heads=chosen, # validated here
+            heads=chosen,  # validated here
             strengths=strengths,
             provenance={"made": "by hand, act_harness.head_set"},
         )
