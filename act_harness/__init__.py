@@ -21,6 +21,7 @@ _EXPORTS = {
     "calibrated": "act_harness.attention",
     "attach": "act_harness.attention",
     "detach": "act_harness.attention",
+    "head_set": "act_harness.head_set",
     "load_artifact": "act_harness.artifact",
     "preset": "act_harness.calibration",
 }
@@ -33,6 +34,7 @@ __all__ = [
     "calibrate_weights",
     "calibrated",
     "detach",
+    "head_set",
     "load_artifact",
     "preset",
 ]
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from act_harness.attention import attach, calibrated, detach
     from act_harness.calibration import Calibration, preset
     from act_harness.engines.reference import calibrate_weights
+    from act_harness.head_set import head_set
 
 
 def lazy_attributes(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from act_harness.artifact import ModelFacts
-from act_harness.errors import UnsupportedModelError
+from act_harness.attention.tokenizer_probe import chat_probe, tokenizer_probe
+from act_harness.errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,7 +122,11 @@ def _fingerprint(weights: dict[str, nn.Parameter]) -> str | None:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:  # noqa: ANN401 - any transformers tokenizer
-    """Return a hash of the vocabulary with its ids and of the special tokens."""
+    """Return a hash of the vocabulary with its ids and of the special tokens.
+
+    Information, not identity: releases of transformers differ in which special tokens they read
+    off the same file. What a tokenizer does is :func:`tokenizer_probe`.
+    """
     content = [sorted(tokenizer.get_vocab().items()), sorted(set(tokenizer.all_special_ids))]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -138,8 +143,14 @@ def model_facts(
     Of a model with peft adapters the facts are the base model's, and ``adapter`` names those.
 
     Raises:
+        InputError: this is no loaded model.
         UnsupportedModelError: the model has no attention heads.
     """
+    if not hasattr(model, "config"):
+        raise InputError(
+            f"a model was given as {type(model).__name__}; expected a loaded one, as "
+            "transformers' AutoModelForCausalLM.from_pretrained returns it"
+        )
     base = base_model(model)
     kind = type(base).__name__
     config = base.config.get_text_config()
@@ -158,6 +169,8 @@ def model_facts(
         adapter=adapter_fingerprint(model),
         revision=revision,
         tokenizer_sha256=None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        tokenizer_probe_sha256=None if tokenizer is None else tokenizer_probe(tokenizer),
+        chat_probe_sha256=None if tokenizer is None else chat_probe(tokenizer),
         dtype=str(base.dtype).removeprefix("torch."),
         chat_template_sha256=(
             hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None

@@ -133,7 +133,7 @@ class ConversationMixin:
         _autocast: Callable[[], Any]
         _arm: Callable[[], Any]
         apply_chat_template: Callable[..., str]
-        tok_encode: Callable[..., list[int]]
+        _prompt_tokens: Callable[[str], list[int]]
         facts: Any
         counters: Any
         attachment: Any
@@ -220,7 +220,7 @@ class ConversationMixin:
 
     def _prompt(self, talk: _Talk) -> _Prompt:
         """Build the prompt of a conversation's next turn; its limit is 0 if it does not fit."""
-        tokens = self.tok_encode(self.apply_chat_template(talk.messages()))
+        tokens = self._prompt_tokens(self.apply_chat_template(talk.messages()))
         wanted = talk.settings.max_gen_toks
         room = self.max_length - len(tokens)
         if room < 1 and self.overlength == "skip":
