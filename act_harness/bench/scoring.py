@@ -14,7 +14,6 @@ stock computes over tokens that must be computed), peak memory, and the largest 
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
@@ -28,6 +27,12 @@ from torch import Tensor
 
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach, model_facts
+from act_harness.bench.arguments import (
+    Arguments,
+    read_count,
+    read_device,
+    read_dtype,
+)
 from act_harness.bench.common import (
     Report,
     Table,
@@ -346,21 +351,25 @@ def _gib(value: int | None) -> float | None:
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Measure stored requests from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m act_harness.bench.scoring", description="Scoring of stored requests."
     )
     parser.add_argument("--requests", type=Path, required=True, help="written with --export")
     parser.add_argument("--only", default="", help="these entries, separated by commas")
-    parser.add_argument("--limit", type=int, help="requests of an entry")
+    parser.add_argument("--limit", type=read_count, help="requests of an entry")
     parser.add_argument("--model", help="folder of a model")
     parser.add_argument("--random", default="tiny", help="shape of a random Llama instead")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", type=read_dtype, default="bfloat16")
+    parser.add_argument(
+        "--device", type=read_device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--batch-size", type=int, help="contexts of a forward; no limit if missing")
-    parser.add_argument("--stock-batch-size", type=int, help="sequences of a stock forward")
-    parser.add_argument("--token-budget", type=int, help="most tokens of a forward of ours")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--batch-size", type=read_count, help="contexts of a forward; no limit if missing"
+    )
+    parser.add_argument("--stock-batch-size", type=read_count, help="sequences of a stock forward")
+    parser.add_argument("--token-budget", type=read_count, help="most tokens of a forward of ours")
+    parser.add_argument("--rounds", type=read_count, default=3)
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--name", default="scoring")
     given = parser.parse_args(arguments)
