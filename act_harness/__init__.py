@@ -20,6 +20,7 @@ _EXPORTS = {
     "calibrate_weights": "act_harness.engines.reference",
     "calibrated": "act_harness.attention",
     "attach": "act_harness.attention",
+    "detach": "act_harness.attention",
     "head_set": "act_harness.head_set",
     "load_artifact": "act_harness.artifact",
     "preset": "act_harness.calibration",
@@ -32,6 +33,7 @@ __all__ = [
     "attach",
     "calibrate_weights",
     "calibrated",
+    "detach",
     "head_set",
     "load_artifact",
     "preset",
@@ -39,7 +41,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact, load_artifact
-    from act_harness.attention import attach, calibrated
+    from act_harness.attention import attach, calibrated, detach
     from act_harness.calibration import Calibration, preset
     from act_harness.engines.reference import calibrate_weights
     from act_harness.head_set import head_set

@@ -41,12 +41,22 @@ class ModelFacts(BaseModel):
     num_attention_heads: int = Field(gt=0)
     weights_sha256: str | None = None
     """Fingerprint of the weights, see :func:`act_harness.attention.weights_fingerprint`."""
+    adapter: str | None = None
+    """Names, kinds and hash of active peft adapters; the other facts are the base model's."""
     revision: str | None = None
     tokenizer_sha256: str | None = None
-    """Hash of vocabulary and special tokens."""
+    """Hash of vocabulary and special tokens; information where the probe is known."""
+    tokenizer_probe_sha256: str | None = None
+    """Hash of the token ids of fixed texts, which is the tokenizer's identity."""
+    chat_probe_sha256: str | None = None
+    """Hash of the token ids of a fixed conversation under the chat template."""
     dtype: str | None = None
     chat_template_sha256: str | None = None
     adds_bos: bool | None = None
+
+    def knows_tokens(self, other: ModelFacts) -> bool:
+        """Say whether both sides know what their tokenizer does, so that files need not agree."""
+        return None not in (self.tokenizer_probe_sha256, other.tokenizer_probe_sha256)
 
 
 class Artifact(BaseModel):
@@ -117,6 +127,27 @@ class Artifact(BaseModel):
         """Return the number of selected heads."""
         return sum(len(heads) for heads in self.heads.values())
 
+    def judgement(self) -> tuple[str, bool]:
+        """Say in a line what the heads are worth, and whether an interval of that excludes zero.
+
+        The figures are of documents that neither found nor chose the heads: of an evaluation where
+        they were recorded (``search.held_out``), else the search's own (``search.judgement``).
+        """
+        if self.search is None:
+            return "a published list, not judged here", False
+        found = self.search.get("held_out") or self.search.get("judgement")
+        if found is None:
+            return "not judged on documents of its own (searched before that was done)", False
+        parts = []
+        for name, one in found["columns"].items():
+            low, high = one["interval"]
+            span = "" if low is None else f", {100 * low:+.1f} to {100 * high:+.1f}"
+            parts.append(f"{name.replace('_', ' ')} {100 * one['difference']:+.1f}{span}")
+        said = f"{found['verdict']}{': ' if parts else ''}{'; '.join(parts)}"
+        if found.get("interval_includes_zero"):
+            return f"{said} (an interval includes 0)", False
+        return said, bool(parts)
+
     def document(self) -> dict[str, Any]:
         """Return the artifact as the JSON document that is stored."""
         content = self.model_dump(mode="json", by_alias=True, exclude={"calibration", "strengths"})
@@ -150,7 +181,8 @@ class Artifact(BaseModel):
             ArtifactError: another architecture, grid or tokenizer.
 
         Warns:
-            UserWarning: another revision, weights or dtype, or a hash that was never recorded.
+            UserWarning: another revision, weights, dtype or peft adapter, a tokenizer with another
+                file and the same token ids, or a hash that was never recorded.
         """
         mine = self.model
         for key in ("architecture", "num_hidden_layers", "num_attention_heads"):
@@ -160,32 +192,58 @@ class Artifact(BaseModel):
                     f"artifact {self.name!r} was made for {mine.id!r} with {key} {want}, "
                     f"this model has {have}; search for heads of this model or use artifact=none"
                 )
-        want, have = mine.tokenizer_sha256, facts.tokenizer_sha256
-        if want is not None and have is not None and want != have:
-            raise ArtifactError(
-                f"artifact {self.name!r} was made with another tokenizer "
-                f"({want[:12]}, this one is {have[:12]}); load the model with the tokenizer of "
-                f"{mine.id!r} or search again"
-            )
+        self._check_tokenizer(facts)
         self._warn(facts)
+
+    def _check_tokenizer(self, facts: ModelFacts) -> None:
+        """Refuse other token ids; another file with the same ids is a warning (:meth:`_warn`)."""
+        mine = self.model
+        keys = {
+            "tokenizer_probe_sha256": "other token ids for the same texts",
+            "chat_probe_sha256": "a chat template that gives other token ids",
+        }
+        if not mine.knows_tokens(facts):  # made before there was a probe
+            keys = {"tokenizer_sha256": "another vocabulary or other special tokens"}
+        for key, found in keys.items():
+            want, have = getattr(mine, key), getattr(facts, key)
+            if want is not None and have is not None and want != have:
+                raise ArtifactError(
+                    f"artifact {self.name!r} was made with another tokenizer: this one has {found} "
+                    f"({key} {have[:12]}, expected {want[:12]}); load the model with the "
+                    f"tokenizer of {mine.id!r} or search again"
+                )
 
     def _warn(self, facts: ModelFacts) -> None:
         mine = self.model
-        for key in ("weights_sha256", "revision", "dtype", "chat_template_sha256", "adds_bos"):
+        keys = ["weights_sha256", "revision", "dtype", "chat_template_sha256", "adds_bos"]
+        if mine.knows_tokens(facts):
+            keys.append("tokenizer_sha256")
+        for key in keys:
             want, have = getattr(mine, key), getattr(facts, key)
             if want is not None and have is not None and want != have:
                 shown = [v[:12] if key.endswith("sha256") else v for v in (str(want), str(have))]
+                same = "; both give the same token ids" if key == "tokenizer_sha256" else ""
                 warnings.warn(
                     f"artifact {self.name!r} was made with {key} {shown[0]}, "
-                    f"this model has {shown[1]}",
+                    f"this model has {shown[1]}{same}",
                     stacklevel=3,
                 )
+        if mine.adapter != facts.adapter:
+            warnings.warn(
+                f"artifact {self.name!r} was made {_with_adapter(mine.adapter)}, this model is "
+                f"{_with_adapter(facts.adapter)}, and an adapter changes the weights",
+                stacklevel=3,
+            )
         if mine.weights_sha256 is None and mine.revision is None:
             warnings.warn(
                 f"artifact {self.name!r} records no weights hash; "
                 "only architecture and head grid were checked",
                 stacklevel=3,
             )
+
+
+def _with_adapter(adapter: str | None) -> str:
+    return "without a peft adapter" if adapter is None else f"with the peft adapter {adapter}"
 
 
 def _parse(text: str, source: str) -> Artifact:

@@ -46,7 +46,7 @@ def validation_line(error: ValidationError) -> str:
         message = "unknown key"
     elif first["type"] == "missing":
         message = "is missing; expected it beside the others"
-    elif message.startswith("expected"):
+    elif message.startswith("expected") and first["type"] != "value_error":  # those are ours
         message = f"found {_found(first['input'])}, {message}"
     return f"{place}: {message}" if place else message
 

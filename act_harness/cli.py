@@ -235,7 +235,9 @@ def compare(
     ] = "",
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
     alpha: Annotated[float, typer.Option(help="Accepted share of false findings.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the resampling; that of `eval` if not given.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for comparison.json, comparison.md, forest.png.")
     ] = None,
@@ -243,7 +245,8 @@ def compare(
     """Compare two runs document by document: differences, intervals, verdicts.
 
     Takes folders and files of `act-harness eval` and of `lm_eval --log_samples`. Exit code 1
-    when a task or group regressed, 2 when the runs answer other documents or prompts.
+    when a task or group regressed, 2 when the runs answer other documents or prompts, 3 when
+    answers are not finite (their tasks are not tested).
 
     \b
     Example:
@@ -251,9 +254,15 @@ def compare(
     """
     from act_harness.compare import compare as compare_runs
     from act_harness.report import comparison_files
+    from act_harness.stats import SEED
 
     found = compare_runs(
-        a, b, tasks=names(tasks) or None, confidence=confidence, alpha=alpha, seed=seed
+        a,
+        b,
+        tasks=names(tasks) or None,
+        confidence=confidence,
+        alpha=alpha,
+        seed=SEED if seed is None else seed,
     )
     print(found.to_terminal(colour=sys.stdout.isatty()))
     if output is not None:

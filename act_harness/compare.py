@@ -27,7 +27,9 @@ from act_harness.results import Run, load_run
 from act_harness.stats import (
     NEGLIGIBLE,
     RESAMPLES,
+    SEED,
     Part,
+    at_level,
     benjamini_hochberg,
     combined_difference,
     verdict,
@@ -51,7 +53,7 @@ def compare(
     alpha: float = 0.05,
     negligible: float = NEGLIGIBLE,
     resamples: int = RESAMPLES,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> Comparison:
     """Compare run B with run A, the reference.
 
@@ -170,7 +172,7 @@ def _task_rows(
     for key in dict.fromkeys([*a.metrics(task), *b.metrics(task), *found]):
         one = found.get(key, Measured(None, note="not in the samples of both runs; not tested"))
         row = _reported(a, b, task, key)
-        row = replace(row, derived=one.derived, note=one.note)
+        row = replace(row, derived=one.derived, note=one.note, not_finite=one.not_finite)
         if one.part is not None:
             row = _tested(row, [one.part], None, settings)
         if row.result is not None and row.result.clusters is not None:
@@ -319,5 +321,9 @@ def _decide(rows: Sequence[Row], settings: Settings) -> tuple[Row, ...]:
                     alpha=settings.alpha,
                     negligible=settings.negligible,
                 )
-                decided[index] = replace(rows[index], p_adjusted=p_value, verdict=said)
+                # What can be found is said at the level that the verdict was given at.
+                level = min(settings.alpha / len(members), 1 - settings.confidence)
+                decided[index] = replace(
+                    rows[index], result=at_level(result, level), p_adjusted=p_value, verdict=said
+                )
     return tuple(decided)

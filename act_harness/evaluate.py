@@ -33,7 +33,7 @@ from act_harness.checks import (
 )
 from act_harness.compare import Comparison, compare
 from act_harness.data_folder import data_directory
-from act_harness.errors import InputError, TaskError, suggestion
+from act_harness.errors import InfrastructureError, InputError, TaskError, suggestion
 from act_harness.failures import running
 from act_harness.model_arguments import model_arguments
 from act_harness.report import comparison_files, markdown_table
@@ -178,6 +178,13 @@ class EvalOutcome:
     model: str = ""
     """Short name of the model."""
     artifact: Artifact | None = None
+    not_finite: int = 0
+    """Answers of both arms that are NaN or infinite: no verdict then."""
+
+    @property
+    def exit_code(self) -> int:
+        """3 where answers are not finite, otherwise 0."""
+        return InfrastructureError.exit_code if self.not_finite else 0
 
     def summary(self) -> str:
         """Return what is printed at the end."""
@@ -191,6 +198,8 @@ class EvalOutcome:
             lines.append(markdown_table(header, [(n, m, _shown(v)) for n, m, v in self.scores]))
         if self.counters:
             lines.append("calibration: " + _counters_line(self.counters))
+        if self.not_finite:
+            lines.append(f"no verdict: {self.not_finite} answers are not finite")
         lines += [f"{arm}: {folder}" for arm, folder in self.folders.items()]
         if self.report is not None:
             lines.append(f"report: {self.report}")
@@ -224,6 +233,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     folders = {arm: settings.output / f"{model}__{names[arm]}__{stamp}" for arm in arms}
     comparisons: dict[int, Comparison] = {}
     counters: dict[str, Any] = {}
+    not_finite = 0
     scores: tuple[tuple[str, str, float | None], ...] = ()
     for seed in settings.fewshot_seeds:
         several = len(settings.fewshot_seeds) > 1
@@ -235,6 +245,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
             tasks = None  # they hold this arm's requests; the next one builds its own
             if results is None:  # the first process has them all
                 continue
+            not_finite += len(lm.counters.not_finite)
             if arm == "act":
                 counters = lm.counters.summary()
             place = folders[arm] / f"seed-{seed}" if several else folders[arm]
@@ -242,7 +253,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
             scores = scores or _scores(results)
         if artifact is not None and lm.rank == 0 and not settings.predict_only:
             pair = [folders[arm] / f"seed-{seed}" if several else folders[arm] for arm in arms]
-            comparisons[seed] = compare(pair[0], pair[1], seed=settings.seed)
+            comparisons[seed] = compare(pair[0], pair[1])
     if lm.rank != 0:  # nothing to report here, and nothing went wrong
         raise SystemExit(0)
     report = None
@@ -251,8 +262,9 @@ def _run(settings: EvalSettings) -> EvalOutcome:
         place = settings.output / f"{model}__{names['act']}__comparison__{stamp}"
         report = _write_report(place, comparisons, averages, counters)
     return EvalOutcome(
-        folders, comparisons, report, averages, counters, scores, model=model, artifact=artifact
-    )
+        folders, comparisons, report, averages, counters, scores, model=model, artifact=artifact,
+        not_finite=not_finite,
+    )  # fmt: skip
 
 
 def track_eval(

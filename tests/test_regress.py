@@ -123,6 +123,23 @@ def test_an_unchanged_model_passes(shipped, call, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_answers_that_are_no_numbers_have_no_verdict(shipped, call, tmp_path, monkeypatch):
+    load = measure._load
+
+    def broken(suite, place):
+        lm = load(suite, place)
+        with torch.no_grad():
+            lm.model.get_input_embeddings().weight[lm.tok_encode("e")] = float("nan")
+        return lm
+
+    monkeypatch.setattr(measure, "_load", broken)
+    with pytest.warns(UserWarning, match="log-likelihoods are not finite"):
+        code, _, errors = call("--suite", str(shipped))
+    assert code == 3
+    assert "answers of arm 'baseline' are not finite" in errors
+    assert report(tmp_path)["status"] == "infrastructure"
+
+
 def test_two_processes_pass(shipped, tmp_path):
     """The second process stays for all arms; the first one has the verdict."""
     done = subprocess.run(

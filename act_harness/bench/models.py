@@ -20,7 +20,7 @@ from act_harness.bench.arguments import (
     read_shapes,
     read_share,
 )
-from act_harness.bench.common import Report, Table, command_line, describe_machine
+from act_harness.bench.common import Report, Table, Timing, command_line, describe_machine
 from act_harness.calibration import Calibration
 from act_harness.data import load_plain_model
 
@@ -127,7 +127,9 @@ def common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="llama-7b", help="llama-7b, llama-7b-gqa, or a folder")
     parser.add_argument("--layers", type=read_count, default=32, help="layers of llama-7b")
     parser.add_argument(
-        "--device", type=read_device, default="cuda" if torch.cuda.is_available() else "cpu"
+        "--device",
+        type=read_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
     )
     parser.add_argument("--dtype", type=read_dtype, default="bfloat16")
     parser.add_argument("--engine", default="auto")
@@ -138,7 +140,7 @@ def common_options(parser: argparse.ArgumentParser) -> None:
 
 def bench_model(
     arguments: list[str] | None,
-    measure: Callable[..., list[dict[str, Any]]],
+    measure: Callable[..., tuple[list[dict[str, Any]], dict[str, Timing]]],
     *,
     name: str,
     title: str,
@@ -150,7 +152,8 @@ def bench_model(
 
     Args:
         arguments: the command line; that of the process when None.
-        measure: takes both arms, batch and tokens, and returns the rows of the table.
+        measure: takes both arms, batch and tokens, and returns the rows of the table and both
+            arms' timings.
         name: the command's name.
         title: heading of the report.
         description: for ``--help``.
@@ -160,12 +163,9 @@ def bench_model(
     parser = Arguments(prog=f"act-harness bench {name}", description=description)
     common_options(parser)
     parser.add_argument("--shapes", type=read_shapes, default=shapes[0], help=shapes[1])
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
     pair = arms_of(given)
-    records = []
-    for batch, tokens in given.shapes:
-        records += measure(pair, batch, tokens, device=given.device, rounds=given.rounds)
     kind = torch.device(given.device).type
     heading = f"{Path(given.model).name}, {given.dtype}, {given.share:.0%} of the heads"
     report = Report(
@@ -173,9 +173,16 @@ def bench_model(
         title=f"{title} ({kind})",
         machine=describe_machine(given.device),
         command=command_line(),
-        tables=[table_of(heading, records, columns)],
+        remarks=[f"{given.rounds} rounds, arms in turns, order reversed every other round"],
     )
-    return report.write(given.out)
+    records: list[dict[str, Any]] = []
+    for batch, tokens in given.shapes:
+        found, timings = measure(pair, batch, tokens, device=given.device, rounds=given.rounds)
+        records += found
+        report.add_rounds(text, timings)
+        report.tables = [table_of(heading, records, columns)]
+        report.write(given.output)  # a run that is stopped keeps what it measured
+    return Path(given.output) / f"{report.name}.md"
 
 
 def table_of(title: str, records: list[dict[str, Any]], columns: tuple[str, ...]) -> Table:

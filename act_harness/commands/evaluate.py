@@ -160,6 +160,7 @@ def evaluate(
     The model is loaded once. Every task's line has both accuracies, the paired difference with
     its 95 % interval, and the exact McNemar p. Results and samples of both arms are written
     under --output. Options that lm-eval has too have its names (--num_fewshot or --num-fewshot).
+    Exit code 3 when answers are not finite: there is no verdict then.
 
     \b
     Example:
@@ -202,3 +203,4 @@ def evaluate(
     if tracking is not None:
         for line in track_eval(outcome, settings, tracking):
             print(line)
+    raise typer.Exit(outcome.exit_code)

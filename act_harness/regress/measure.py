@@ -75,7 +75,7 @@ class Session:
         """Score all arms and tasks; of several processes the first alone has them.
 
         Raises:
-            InfrastructureError: Data or memory ran out.
+            InfrastructureError: Data or memory ran out, or answers are not finite.
         """
         varied = variation or Variation()
         self.lm.batch_size_per_gpu = _batch_size(varied.batch_size or self.suite.batch_size)
@@ -91,6 +91,7 @@ class Session:
                 bar.set_postfix_str(arm)
                 self.lm.use_artifact(self.artifacts[arm])  # also resets the counters
                 results = self._evaluate()
+                _refuse_not_finite(arm, len(self.lm.counters.not_finite))
                 if results is None:  # the first process has them all; it needs us in every arm
                     continue
                 for task in self.tasks:
@@ -126,6 +127,15 @@ class Session:
             task_manager=self.selection.manager,
         )
         return None if results is None else dict(results)
+
+
+def _refuse_not_finite(arm: str, answers: int) -> None:
+    """Refuse a run whose answers are no numbers: it has no verdict and makes no baseline."""
+    if answers:
+        raise InfrastructureError(
+            f"not tested: {answers} answers of arm {arm!r} are not finite; check the model's "
+            "weights and the dtype"
+        )
 
 
 def digest(value: object) -> str:
@@ -305,7 +315,7 @@ def _with_counters(
         context = str(given[0])
         for text in (context.rstrip(), context):
             if text not in contexts:
-                contexts[text] = lm.tok_encode(text) if text else []
+                contexts[text] = lm._prompt_tokens(text)
             key = prompt_key(contexts[text])
             if key in lm.counters.records:
                 found[key] = lm.counters.records[key]

@@ -123,7 +123,7 @@ class Prepared:
 
     def summary(self) -> str:
         """Return a line for the terminal."""
-        count = sum(len(one.search) + len(one.verify) for one in self.documents)
+        count = sum(len(one.search + one.verify + one.judge) for one in self.documents)
         return f"{count} documents of {len(self.documents)} tasks written to {self.path}"
 
 
@@ -152,8 +152,8 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         )
         model, facts = lm.model, _public(lm.facts)
     if settings.prepare is not None:
-        made = facts.tokenizer_sha256
-        documents = [replace(one, tokenizer_sha256=made) for one in documents]
+        made = {key: getattr(facts, key) for key in ("tokenizer_sha256", "tokenizer_probe_sha256")}
+        documents = [replace(one, **made) for one in documents]
         write_documents(settings.prepare, documents)
         return Prepared(settings.prepare, documents)
     result = run_search(
@@ -193,6 +193,7 @@ def search_documents(
         selection or recipe.tasks,
         samples=recipe.samples,
         verify_samples=recipe.verify_samples,
+        judge_samples=recipe.judge_documents(),
         seed=recipe.seed,
         held_out_samples=held_out,
         encode=encode,
