@@ -324,7 +324,9 @@ def main(arguments: list[str] | None = None) -> Path:
                 limits=limits,
             )
             records += found
-            rounds |= {f"{text}, {selected} heads, {how}": t for how, t in timings.items() if t}
+            rounds |= {
+                f"{batch}x{tokens}, {selected} heads, {how}": t for how, t in timings.items() if t
+            }
     return _write(records, rounds, given, limits)
 
 

@@ -179,7 +179,7 @@ def bench_model(
     for batch, tokens in given.shapes:
         found, timings = measure(pair, batch, tokens, device=given.device, rounds=given.rounds)
         records += found
-        report.add_rounds(text, timings)
+        report.add_rounds(f"{batch}x{tokens}", timings)
         report.tables = [table_of(heading, records, columns)]
         report.write(given.output)  # a run that is stopped keeps what it measured
     return Path(given.output) / f"{report.name}.md"

@@ -182,6 +182,7 @@ def load_judge_settings(path: Path | None = None, **overrides: Any) -> JudgeSett
     for name in given:
         if name not in JudgeSettings.model_fields:
             near = suggestion(str(name), JudgeSettings.model_fields)
+            near = near or "; see `act-harness judge --help` for those there are"
             raise RecipeError(f"judge setting {name!r} is unknown{near}")
     try:
         return JudgeSettings(**given)
