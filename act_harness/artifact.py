@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from act_harness import atomic, paths
+from act_harness import atomic, paths, reading
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan, validation_line
 from act_harness.errors import ArtifactError, CalibrationError, one_line, suggestion
 
@@ -247,13 +248,9 @@ def _with_adapter(adapter: str | None) -> str:
 
 
 def _parse(text: str, source: str) -> Artifact:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ArtifactError(
-            f"artifact {source} is not JSON (line {error.lineno}: {error.msg}); "
-            "expected a file written by 'act-harness search'"
-        ) from None
+    content = reading.parse_json(
+        text, source=f"artifact {source}", error=ArtifactError, advice=_EXPECTED
+    )
     if not isinstance(content, dict):
         raise ArtifactError(f"artifact {source} is not a JSON object; expected schema {SCHEMA}")
     return _validated(content, source)
@@ -264,12 +261,33 @@ def _validated(content: dict[str, Any], source: str) -> Artifact:
     if unknown:
         hint = suggestion(unknown[0], _KEYS)
         raise ArtifactError(f"artifact {source} has the unknown key {unknown[0]!r}{hint}")
+    if "schema" not in content:
+        raise ArtifactError(f"artifact {source} has no 'schema'; expected {SCHEMA!r}")
+    for name, numbered in _numbered(content):
+        wrong = [key for key in numbered if not _NUMBER.fullmatch(key)]
+        if wrong:
+            raise ArtifactError(
+                f"artifact {source}: {name} has the key {wrong[0][:40]!r}, expected the number of "
+                "a layer or head as JSON's keys write it: 0, 1, 2, ..."
+            )
     try:
-        return Artifact.model_validate(content)
+        return reading.validated(Artifact, content)
     except ValidationError as error:
         raise ArtifactError(f"artifact {source}: {validation_line(error)}") from None
 
 
+def _numbered(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects whose keys are numbers: one spelling each, so that none is named twice."""
+    for name in ("heads", "strengths"):
+        given = content.get(name)
+        if isinstance(given, dict):
+            yield name, given
+            inner = [own for own in given.values() if isinstance(own, dict)]
+            yield from ((name, own) for own in inner)
+
+
+_EXPECTED = "expected a file written by 'act-harness search'"
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _KEYS = {field.alias or name for name, field in Artifact.model_fields.items()}
 
 
@@ -302,13 +320,8 @@ def load_artifact(reference: str | Path | Mapping[str, Any]) -> Artifact:
     text = str(reference)
     if text.startswith("hub:"):
         return _load_from_hub(text)
-    path = Path(text)
-    if not path.is_file():
-        path = _shipped_path(text)
-    try:
-        return _parse(path.read_text(encoding="utf-8"), text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"artifact {text} cannot be read: {error}") from None
+    path = Path(text) if reading.is_file(text) else _shipped_path(text)
+    return _parse(reading.read_text(path, error=ArtifactError, advice=_EXPECTED), text)
 
 
 def _shipped_path(name: str) -> Path:
@@ -341,13 +354,12 @@ def _load_from_hub(reference: str) -> Artifact:
 
     try:
         local = hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), revision=revision or None)
-        text = Path(local).read_text(encoding="utf-8")
     except (HfHubHTTPError, OSError, ValueError) as error:  # offline, no such file, no such name
         reason = one_line(next(iter(str(error).splitlines()), "")).rstrip(".")
         raise ArtifactError(
             f"artifact {reference!r} cannot be fetched ({reason}); download it and give its path"
         ) from None
-    return _parse(text, reference)
+    return _parse(reading.read_text(local, error=ArtifactError, advice=_EXPECTED), reference)
 
 
 def resolve_artifact(

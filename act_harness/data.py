@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from act_harness import atomic
+from act_harness import atomic, reading
 from act_harness.errors import InputError, TaskError
 from act_harness.model_arguments import check_device, check_dtype, check_place, loading
 
@@ -453,8 +453,9 @@ def read_documents(path: Path) -> list[TaskDocuments]:
     Raises:
         TaskError: there is no such file, or it is no such file.
     """
+    advice = "write it with `act-harness search --prepare`"
+    content = reading.read_json(path, error=TaskError, advice=advice)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         return [
             TaskDocuments(
                 **{
@@ -465,12 +466,10 @@ def read_documents(path: Path) -> list[TaskDocuments]:
             )
             for one in content
         ]
-    except FileNotFoundError:
+    except (AttributeError, ValueError, TypeError, KeyError) as error:
         raise TaskError(
-            f"{path}: no such file; write it with `act-harness search --prepare`"
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise TaskError(f"{path} holds no search documents ({type(error).__name__})") from error
+            f"{path} holds no search documents ({type(error).__name__}); {advice}"
+        ) from error
 
 
 def facts_of_tokens(facts: ModelFacts, documents: Sequence[TaskDocuments]) -> ModelFacts:

@@ -72,8 +72,8 @@ def head_set(
             name=name,
             model=model_facts(model, tokenizer),
             calibration=calibration,
-            heads=chosen,  # type: ignore[arg-type] # validated here
-            strengths=strengths,  # type: ignore[arg-type]
+            heads=chosen,  # validated here
+            strengths=strengths,
             provenance={"made": "by hand, act_harness.head_set"},
         )
     except ValidationError as error:

@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from act_harness import plugin
+from act_harness import plugin, reading
 from act_harness.checks import check_limit
 from act_harness.errors import ActHarnessError, InputError, TaskError, suggestion
 from act_harness.failures import complaint_of_harness
@@ -103,11 +101,7 @@ def _config_file(namespace: Namespace) -> dict[str, Any]:
     path = getattr(namespace, "config", None)
     if not path:
         return {}
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"--config {path} cannot be read as YAML: {reason}") from error
+    content = reading.read_yaml(path, error=InputError, advice="check --config")
     if not isinstance(content, dict):
         raise InputError(f"--config {path} holds {type(content).__name__}, expected a mapping")
     return content

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from act_harness import reading
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach, model_facts
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype
@@ -182,14 +183,13 @@ def read_requests(path: Path) -> list[Requests]:
     Raises:
         InputError: the file is missing or something else.
     """
+    content = reading.read_json(path, error=InputError, advice="write it with --export")
     try:
-        stored = path.read_bytes()
-        content = json.loads(gzip.decompress(stored) if path.suffix == ".gz" else stored)
         return [
             Requests(name, [(tuple(context), tuple(answer)) for context, answer in pairs])
             for name, pairs in content
         ]
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path} holds no requests ({error}); write it with --export") from None
 
 

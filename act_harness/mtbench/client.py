@@ -16,7 +16,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from act_harness.errors import InfrastructureError, InputError
+from act_harness import reading
+from act_harness.errors import InfrastructureError, InputError, ResultError
 from act_harness.mtbench.settings import NO_KEY, JudgeSettings
 from act_harness.mtbench.verdict import rating_of
 
@@ -154,7 +155,7 @@ class Client:
 
     def _attempt(self, messages: list[dict[str, str]], state: _State) -> None:
         state.calls += 1
-        body = self._completion(self._call(messages))
+        body = parse_reply(self._call(messages))
         usage = body.get("usage")
         if isinstance(usage, dict):
             state.prompt_tokens += _count(usage.get("prompt_tokens"))
@@ -202,15 +203,6 @@ class Client:
             return _TryAgainError(said, _retry_after(error.response.headers))
         return _GiveUpError(said)
 
-    def _completion(self, text: str) -> dict[str, Any]:
-        try:
-            body = json.loads(text)
-        except ValueError:
-            raise _TryAgainError("the reply is not JSON") from None
-        if not isinstance(body, dict):
-            raise _TryAgainError("the reply is no chat completion")
-        return body
-
     def _short(self, error: object) -> str:
         text = " ".join(self.redact(str(error)).split()) or type(error).__name__
         return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
@@ -230,6 +222,17 @@ class _State:
         return Reply(
             rating, self.verdict, reason, self.calls, self.prompt_tokens, self.completion_tokens
         )
+
+
+def parse_reply(text: str) -> dict[str, Any]:
+    """Read a reply's body; whatever else a server sends is one more try, never the run's end."""
+    try:
+        body = reading.parse_json(text, source="the reply", lenient=True)
+    except ResultError:
+        raise _TryAgainError("the reply is not JSON") from None
+    if not isinstance(body, dict):
+        raise _TryAgainError("the reply is no chat completion")
+    return body
 
 
 def _content(body: dict[str, Any]) -> tuple[str, str | None]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from act_harness import reading
 from act_harness.calibration import validation_line
 from act_harness.errors import RecipeError, suggestion
 
@@ -171,11 +171,7 @@ def load_judge_settings(path: Path | None = None, **overrides: Any) -> JudgeSett
     """
     given: dict[str, Any] = {}
     if path is not None:
-        try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise RecipeError(f"judge settings {path} cannot be read: {reason}") from None
+        given = reading.read_yaml(path, error=RecipeError, advice="check --config") or {}
         if not isinstance(given, dict):
             raise RecipeError(f"judge settings {path} must be a mapping of settings to values")
     given.update({name: value for name, value in overrides.items() if value is not None})
@@ -185,7 +181,7 @@ def load_judge_settings(path: Path | None = None, **overrides: Any) -> JudgeSett
             near = near or "; see `act-harness judge --help` for those there are"
             raise RecipeError(f"judge setting {name!r} is unknown{near}")
     try:
-        return JudgeSettings(**given)
+        return reading.validated(JudgeSettings, given)
     except ValidationError as error:
         # Of an address the value is left out: a password would be printed.
         raise RecipeError(f"judge setting {validation_line(error)}") from None
