@@ -365,7 +365,7 @@ def _check_samples(tasks: Sequence[Any], samples: Mapping[str, Sequence[int]] | 
             if wanted and max(wanted) >= have:
                 raise TaskError(
                     f"--samples asks for document {max(wanted)} of {task.task_name!r}, which has "
-                    f"{have}, counted from 0"
+                    f"{have}; expected numbers from 0 to {have - 1}"
                 )
 
 
