@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from act_harness import atomic, paths, provenance
 from act_harness.compare import Comparison, compare
 from act_harness.data_folder import data_directory
-from act_harness.errors import InputError, TaskError, suggestion
+from act_harness.errors import InputError, TaskError, install_command, suggestion
 from act_harness.report import comparison_files, markdown_table
 from act_harness.tracked_runs import TrackedArms, track_arms
 from act_harness.tracker import TrackingSettings
@@ -388,7 +388,7 @@ def _comparison_files(comparison: Comparison, folder: Path) -> Path:
     """Write table, JSON and, where matplotlib (extra ``report``) is there, the plot."""
     if find_spec("matplotlib") is not None:
         return comparison_files(comparison, folder)["comparison.md"]
-    _logger.warning("no plots: matplotlib is not installed; pip install 'act-harness[report]'")
+    _logger.warning("no plots: matplotlib is not installed; run: %s", install_command("report"))
     atomic.write_json(folder / "comparison.json", comparison.to_json())
     return atomic.write_text(folder / "comparison.md", comparison.to_markdown())
 

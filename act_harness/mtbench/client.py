@@ -16,7 +16,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from act_harness.errors import InfrastructureError, InputError
+from act_harness.errors import InfrastructureError, InputError, install_command
 from act_harness.mtbench.settings import JudgeSettings
 from act_harness.mtbench.verdict import rating_of
 
@@ -86,7 +86,7 @@ class Client:
         except ModuleNotFoundError as error:
             raise InputError(
                 f"judging needs {error.name}, which is not installed; run: "
-                "pip install 'act-harness[mtbench]'"
+                f"{install_command('mtbench')}"
             ) from None
         self._openai, self._tenacity = openai, tenacity
         self._settings = settings
