@@ -33,7 +33,13 @@ from act_harness.checks import (
 )
 from act_harness.compare import Comparison, compare
 from act_harness.data_folder import data_directory
-from act_harness.errors import InfrastructureError, InputError, TaskError, suggestion
+from act_harness.errors import (
+    InfrastructureError,
+    InputError,
+    TaskError,
+    install_command,
+    suggestion,
+)
 from act_harness.failures import running
 from act_harness.model_arguments import model_arguments
 from act_harness.report import comparison_files, markdown_table
@@ -563,7 +569,7 @@ def _comparison_files(comparison: Comparison, folder: Path) -> Path:
     """Write table, JSON and, where matplotlib (extra ``report``) is there, the plot."""
     if find_spec("matplotlib") is not None:
         return comparison_files(comparison, folder)["comparison.md"]
-    _logger.warning("no plots: matplotlib is not installed; pip install 'act-harness[report]'")
+    _logger.warning("no plots: matplotlib is not installed; run: %s", install_command("report"))
     atomic.write_json(folder / "comparison.json", comparison.to_json())
     return atomic.write_text(folder / "comparison.md", comparison.to_markdown())
 
