@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -101,6 +102,24 @@ def test_answers_that_are_no_numbers_get_no_verdict(
     with pytest.raises(SystemExit) as left:
         cli.app(["compare", *folders], prog_name="act-harness")
     assert left.value.code == 3
+
+
+def test_compare_gives_evals_own_figures(tiny_checkpoint, artifact_file, tmp_path, monkeypatch):
+    """One seed for both: they gave other p-values and intervals for the same folders."""
+    from act_harness import cli
+
+    given = settings(tiny_checkpoint, tmp_path, artifact_file, seed=7, limit=16)
+    outcome = run_eval(given)
+    stored = json.loads((outcome.report.parent / "comparison.json").read_text())
+    folders = [str(outcome.folders[arm]) for arm in ("baseline", "act")]
+    line = ["act-harness", "compare", *folders, "--output", str(tmp_path / "again")]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit):
+        cli.main()
+    again = json.loads((tmp_path / "again" / "comparison.json").read_text())
+    assert any(row["result"]["test"] == "sign-flip" for row in stored["rows"])
+    assert again["rows"] == stored["rows"]
+    assert again["settings"] == stored["settings"]
 
 
 def test_a_baseline_alone(tiny_checkpoint, tmp_path):
