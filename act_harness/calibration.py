@@ -50,7 +50,7 @@ def validation_line(error: ValidationError) -> str:
 class HeadStrength(BaseModel):
     """Mass map of one head: how the total attention on its sinks changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     mass: Literal["damp", "reweight"] = "damp"
     """``damp``: m' = beta m (paper, equation of section 4). ``reweight``: scale and renormalise."""
@@ -94,7 +94,7 @@ class HeadStrength(BaseModel):
 class Calibration(BaseModel):
     """All settings of the operation. Unknown keys and settings that do not apply are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     target: Literal["sinks", "initial"] = "sinks"
     """``sinks``: the detected set. ``initial``: the first real token, without any detection."""

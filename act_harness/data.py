@@ -21,13 +21,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from act_harness import atomic
-from act_harness.errors import InfrastructureError, InputError, TaskError, suggestion
+from act_harness import atomic, reading
+from act_harness.errors import InputError, TaskError
+from act_harness.model_arguments import check_device, check_dtype, check_place, loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from act_harness.artifact import ModelFacts
+    from act_harness.task_lookup import TaskSelection
 
 __all__ = [
     "Document",
@@ -67,6 +69,18 @@ class Document:
     choices: tuple[str, ...] = ()
     """Texts of the choices; equal in all documents of a classification task."""
 
+    def __post_init__(self) -> None:
+        """Check that every answer follows something.
+
+        Raises:
+            TaskError: a context has no token.
+        """
+        if not self.requests or not all(context for context, _ in self.requests):
+            raise TaskError(
+                f"document {self.key} of {self.task} has a context without tokens, expected at "
+                "least the model's prefix token; prepare the documents again"
+            )
+
 
 def digest_of(documents: Sequence[Document]) -> str:
     """Return one hash over documents as they were tokenised."""
@@ -95,6 +109,8 @@ class TaskDocuments:
     judge: tuple[Document, ...] = ()
     """Documents that neither find nor choose heads, and say what the chosen ones are worth; empty
     where a task has no more."""
+    tokenizer_probe_sha256: str | None = None
+    """What that tokenizer does, see :attr:`ModelFacts.tokenizer_probe_sha256`."""
 
     def of(self, split: Split) -> tuple[Document, ...]:
         """Return the documents of a split."""
@@ -131,7 +147,7 @@ def _part(key: str) -> int:
 
 
 def load_documents(
-    tasks: Sequence[str],
+    tasks: Sequence[str] | TaskSelection,
     *,
     samples: int,
     verify_samples: int,
@@ -147,7 +163,7 @@ def load_documents(
     """Draw and tokenise the documents of several tasks.
 
     Args:
-        tasks: task or group names of lm-eval, stock or our own.
+        tasks: task or group names of lm-eval, stock or our own, or what ``find_tasks`` found.
         samples: documents per task of the search split.
         verify_samples: documents per task of the verify split; fewer where the task has no more.
         judge_samples: documents per task of the judge split. A task with too few for both shares
@@ -184,31 +200,17 @@ def _datasets_from(data_dir: Path | None) -> Any:  # noqa: ANN401 - a context ma
     return data_directory(data_dir)
 
 
-def _load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    from lm_eval.tasks import TaskManager
+def _load_tasks(tasks: Sequence[str] | TaskSelection) -> dict[str, Any]:
+    """Load tasks, through groups and tags, by the name of each."""
+    from lm_eval.api.group import Group
 
-    from act_harness.paths import task_route, tasks_path
+    from act_harness.task_lookup import TaskSelection, find_tasks, load_tasks
 
-    if not names:
-        raise TaskError("no task was named; name at least one multiple-choice task")
-    # naming a folder that lm-eval finds by itself makes it warn about every file
-    manager = TaskManager(include_path=None if task_route().found else str(tasks_path()))
-    for name in names:
-        if name not in manager.all_tasks:
-            raise TaskError(
-                f"task {name!r} is unknown to lm-eval"
-                + (suggestion(name, manager.all_tasks) or "; see `act-harness run ls tasks`")
-            )
+    selection = tasks if isinstance(tasks, TaskSelection) else find_tasks(tasks)
     found: dict[str, Any] = {}
-    for name in dict.fromkeys(names):
-        try:
-            found.update(manager.load([name])["tasks"])
-        except (ConnectionError, FileNotFoundError, ValueError, OSError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InfrastructureError(
-                f"the data of task {name!r} cannot be had: {first}; give --data-dir, a folder "
-                "filled by `act-harness fetch`"
-            ) from error
+    for one in load_tasks(selection):
+        for task in one.get_all_tasks() if isinstance(one, Group) else [one]:
+            found[task.task_name] = task
     for name, task in found.items():
         _check_kind(name, task)
     return found
@@ -451,8 +453,9 @@ def read_documents(path: Path) -> list[TaskDocuments]:
     Raises:
         TaskError: there is no such file, or it is no such file.
     """
+    advice = "write it with `act-harness search --prepare`"
+    content = reading.read_json(path, error=TaskError, advice=advice)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         return [
             TaskDocuments(
                 **{
@@ -463,33 +466,46 @@ def read_documents(path: Path) -> list[TaskDocuments]:
             )
             for one in content
         ]
-    except FileNotFoundError:
+    except (AttributeError, ValueError, TypeError, KeyError) as error:
         raise TaskError(
-            f"{path}: no such file; write it with `act-harness search --prepare`"
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise TaskError(f"{path} holds no search documents ({type(error).__name__})") from error
+            f"{path} holds no search documents ({type(error).__name__}); {advice}"
+        ) from error
 
 
 def facts_of_tokens(facts: ModelFacts, documents: Sequence[TaskDocuments]) -> ModelFacts:
     """Return a model's facts with the tokenizer that made the documents' tokens.
 
-    Where prepared documents are read, nothing is tokenised; and another release of transformers may
+    Where prepared documents are read, nothing is tokenised. Tokenizers are told apart by the ids
+    they give, and by their files where an older document notes no more: releases of transformers
     read other special tokens off the same files.
 
     Raises:
-        TaskError: the documents were made with several tokenizers.
+        TaskError: the documents were made with several tokenizers, or by another than the model's.
     """
-    made = sorted({one.tokenizer_sha256 for one in documents if one.tokenizer_sha256 is not None})
+    keys = ("tokenizer_probe_sha256", "tokenizer_sha256")
+    noted = [{key: getattr(one, key) for key in keys if getattr(one, key)} for one in documents]
+    noted = [one for one in noted if one]
+    if not noted:
+        return facts
+    key = keys[0] if all(keys[0] in one for one in noted) else keys[1]
+    made = sorted({str(one.get(key)) for one in noted})
     if len(made) > 1:
         raise TaskError(
             f"the prepared documents come from {len(made)} tokenizers "
             f"({', '.join(name[:12] for name in made)}); prepare all of them again with one"
         )
-    return facts.model_copy(update={"tokenizer_sha256": made[0]}) if made else facts
+    probe = facts.tokenizer_probe_sha256
+    if key == keys[0] and probe is not None and probe != made[0]:
+        raise TaskError(
+            f"the prepared documents hold token ids of another tokenizer ({made[0][:12]}, the "
+            f"model's is {probe[:12]}); prepare them with the tokenizer of {facts.id!r}"
+        )
+    return facts.model_copy(update=dict.fromkeys(keys) | noted[0])
 
 
 def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:
+    if not all(answer for row in rows for _, answer in row["requests"]):
+        raise ValueError("an answer has no token")
     return tuple(
         Document(
             row["task"],
@@ -503,18 +519,32 @@ def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:
 
 
 def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:  # noqa: ANN401
-    """Load a causal language model by transformers alone, where lm-eval is not installed."""
+    """Load a causal language model by transformers alone, where lm-eval is not installed.
+
+    Raises:
+        InputError: there is no such dtype or kind of device.
+        InfrastructureError: the model or device is missing.
+    """
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    return model.to(device).eval()
+    check_dtype(dtype)
+    check_device(device)
+    check_place(folder)
+    with loading(folder):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return model.to(device).eval()
 
 
 def load_plain_tokenizer(folder: str) -> Any:  # noqa: ANN401 - any transformers tokenizer
-    """Load the tokenizer of :func:`load_plain_model`."""
+    """Load the tokenizer of :func:`load_plain_model`.
+
+    Raises:
+        InfrastructureError: it cannot be had.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    with loading(folder):
+        return AutoTokenizer.from_pretrained(folder)
 
 
 _SHAPES = {
@@ -549,6 +579,8 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
 
     if shape not in _SHAPES:
         raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
+    check_dtype(dtype)
+    check_device(device)
     sizes: dict[str, Any] = {**_SHAPES[shape], "attn_implementation": "sdpa"}
     config: Any = LlamaConfig(**sizes, attention_bias=True)
     torch.manual_seed(0)

@@ -100,7 +100,7 @@ def test_what_is_not_an_artifact(tmp_path):
         with pytest.raises(ArtifactError, match=message):
             load_artifact(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="not UTF-8"):
         load_artifact(path)
 
 

@@ -182,6 +182,20 @@ def test_prepared_documents_come_back_as_they_were(tmp_path: Path):
         read_documents(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("request_", "message"), [([[], [5]], "context without tokens"), ([[4], []], "no search doc")]
+)
+def test_prepared_documents_have_tokens(tmp_path: Path, request_, message):
+    found = draw(task({"train": rows(30), "test": rows(10, 100)})).documents(5, 4, 1)
+    path = tmp_path / "d.json"
+    write_documents(path, [found])
+    content = json.loads(path.read_text())
+    content[0]["verify"][0]["requests"][0] = request_
+    path.write_text(json.dumps(content))
+    with pytest.raises(TaskError, match=message):
+        read_documents(path)
+
+
 def test_prepared_documents_say_whose_tokens_they_hold(tmp_path: Path):
     """A machine of another transformers release may give the same vocabulary another hash."""
     found = draw(task({"train": rows(30), "test": rows(10, 100)})).documents(5, 4, 1)
@@ -196,6 +210,24 @@ def test_prepared_documents_say_whose_tokens_they_hold(tmp_path: Path):
         facts_of_tokens(facts, [one, other])
 
 
+def test_prepared_documents_are_of_the_model_whose_tokenizer_does_the_same(tmp_path):
+    found = draw(task({"train": rows(30), "test": rows(10, 100)})).documents(5, 4, 1)
+    known = {"tokenizer_sha256": "b", "tokenizer_probe_sha256": "same"}
+    facts = ModelFacts(
+        id="m", architecture="A", num_hidden_layers=1, num_attention_heads=1, **known
+    )
+    one = replace(found, tokenizer_sha256="a", tokenizer_probe_sha256="same")
+    other = replace(one, tokenizer_sha256="c")  # the same ids, read by another release
+    write_documents(tmp_path / "d.json", [one, other])
+    read = facts_of_tokens(facts, read_documents(tmp_path / "d.json"))
+    assert (read.tokenizer_sha256, read.tokenizer_probe_sha256) == ("a", "same")
+    with pytest.raises(TaskError, match="token ids of another tokenizer"):
+        facts_of_tokens(facts, [replace(one, tokenizer_probe_sha256="else")])
+    # Documents of before there was a probe say nothing of ids, so neither does the artifact.
+    old = facts_of_tokens(facts, [replace(found, tokenizer_sha256="a")])
+    assert (old.tokenizer_sha256, old.tokenizer_probe_sha256) == ("a", None)
+
+
 def test_unknown_and_unfit_tasks_are_refused():
     settings = {
         "samples": 2,
@@ -204,7 +236,7 @@ def test_unknown_and_unfit_tasks_are_refused():
         "encode": encode,
         "max_length": 99,
     }
-    with pytest.raises(TaskError, match=r"'act_sst22' is unknown.*did you mean 'act_sst2'"):
+    with pytest.raises(TaskError, match="unknown task 'act_sst22'; did you mean 'act_sst2'"):
         load_documents(["act_sst22"], **settings)
     with pytest.raises(TaskError, match="no task was named"):
         load_documents([], **settings)

@@ -23,7 +23,7 @@ from wandb_files import (
     run_files,
 )
 
-from act_harness import cli, evaluate
+from act_harness import cli, task_lookup
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.calibration import Calibration
 from act_harness.results import load_run
@@ -72,7 +72,7 @@ def evaluation(monkeypatch, tiny_checkpoint, artifact_file, tmp_path, call):
 
     folder = write_tasks(tmp_path / "tasks")
     manager = TaskManager(include_path=str(folder), include_defaults=False)  # seconds faster
-    monkeypatch.setattr(evaluate, "task_manager", lambda tasks: manager)
+    monkeypatch.setattr(task_lookup, "_manager", lambda *given: manager)
 
     def run(*more, tasks="org/choice,talk", output=tmp_path / "out"):
         return call(

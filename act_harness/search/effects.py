@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.special  # type: ignore[import-untyped]
 
-from act_harness.errors import InternalError
+from act_harness.errors import InfrastructureError, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,6 +74,11 @@ class TaskScores:
         for row, (document, found) in enumerate(zip(documents, scores, strict=True)):
             if len(found) != len(document.requests):
                 raise InternalError("a document has another number of scores than choices")
+            if not np.isfinite(found).all():
+                raise InfrastructureError(
+                    f"document {document.key} of {document.task} has scores that are not finite; "
+                    "check the model's weights and the dtype"
+                )
             table[row, : len(found)] = found
         kinds = {document.choices for document in documents}
         right = np.array([document.right for document in documents], dtype=np.int64)

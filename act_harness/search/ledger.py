@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from act_harness import atomic
+from act_harness import atomic, reading
 from act_harness.errors import InputError, ResultError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Ledger:
     def reload(self) -> None:
         """Read the lines of all processes."""
         for path in sorted(self.folder.glob("part-*.jsonl")):
-            for line in atomic.read_lines(path):
+            for line in reading.read_lines(path):
                 if not isinstance(line, dict) or not isinstance(line.get("key"), list):
                     raise ResultError(
                         f"{path}: a line is no unit of a ledger; delete the folder to start over"

@@ -12,9 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from act_harness import reading
 from act_harness.artifact import ModelFacts
 from act_harness.atomic import canonical_json
 from act_harness.calibration import Calibration, HeadStrength, preset, validation_line
@@ -190,7 +190,9 @@ class Recipe(BaseModel):
     @field_validator("tasks", mode="before")
     @classmethod
     def _one_task(cls, value: Any) -> Any:  # noqa: ANN401 - raw input
-        return (value,) if isinstance(value, str) else value
+        # A tuple: behind a validator like this one strict types take no list for it.
+        given = [value] if isinstance(value, str) else value
+        return tuple(given) if isinstance(given, list) else given
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -301,20 +303,15 @@ def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN40
         RecipeError: not found, not YAML, or a field is unknown or out of range.
     """
     path = Path(reference)
-    if not path.is_file():
+    if not reading.is_file(path):
         shipped = {p.relative_to(recipes_path()).with_suffix("").as_posix(): p
                    for p in sorted(recipes_path().rglob("*.yaml"))}  # fmt: skip
         if str(reference) not in shipped:
             hint = suggestion(str(reference), shipped) or f"; shipped are {', '.join(shipped)}"
             raise RecipeError(f"recipe {str(reference)!r} is neither a file nor shipped{hint}")
         path = shipped[str(reference)]
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        first = " ".join(str(error).split())
-        raise RecipeError(f"recipe {path} is not YAML: {first}") from None
+    advice = "expected a recipe as those in search/recipes"
+    content = reading.read_yaml(path, error=RecipeError, advice=advice)
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {path} holds no settings; expected 'tasks: [...]' and others")
     return make_recipe({**content, **changes}, source=f"recipe {path}")
@@ -331,6 +328,6 @@ def make_recipe(content: dict[str, Any], *, source: str = "recipe") -> Recipe:
         hint = suggestion(str(unknown[0]), Recipe.model_fields)
         raise RecipeError(f"{source} has the unknown key {unknown[0]!r}{hint}")
     try:
-        return Recipe.model_validate(content)
+        return reading.validated(Recipe, content)
     except ValidationError as error:
         raise RecipeError(f"{source}: {validation_line(error)}") from None
