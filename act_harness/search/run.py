@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchResult", "content_sha256", "ledger_folder", "run_search", "stable_content"]
 
+_SET_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Tokens of a forward where whole sets are measured: what fills the device."""
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -111,7 +114,7 @@ def run_search(
     facts: ModelFacts | None = None,
     ledgers: str | Path = "search/ledgers",
     output: str | Path | None = None,
-    token_budget: int = 4096,
+    token_budget: int | None = None,
     show_progress: bool = True,
     on_best: Callable[[list[HeadEffect]], object] | None = None,
 ) -> SearchResult:
@@ -127,7 +130,7 @@ def run_search(
         facts: what identifies the model; read off it when None.
         ledgers: folder of the ledgers.
         output: the artifact's file; None: not written.
-        token_budget: tokens of a forward on the verify and judge splits.
+        token_budget: tokens of a forward on the verify and judge splits; None: by the device.
         show_progress: draw progress bars.
         on_best: called after each chunk with the heads measured so far, the best first.
 
@@ -156,7 +159,8 @@ def run_search(
         search = _Search(recipe, model, known, documents, grid, ledger, processes, progress)
         search.measure(on_best)
         effects = search.effects()
-        selection, content = search.select(effects, token_budget)
+        budget = token_budget or _SET_TOKENS.get(device.type, _SET_TOKENS["cpu"])
+        selection, content = search.select(effects, budget)
     seconds = time.monotonic() - started
     heads, strengths = make_heads(selection.places, recipe)
     content["run"] = {
