@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from act_harness import places
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach
 from act_harness.bench.common import Report, Table, command_line, describe_machine
@@ -160,6 +161,7 @@ def bench_model(
     parser.add_argument("--shapes", default=shapes[0], help=shapes[1])
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
+    places.prepare_folder(given.out)
     pair = arms_of(given)
     records = []
     for text in given.shapes.split(","):

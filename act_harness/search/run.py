@@ -17,6 +17,7 @@ from act_harness.artifact import Artifact, ModelFacts
 from act_harness.atomic import canonical_json
 from act_harness.attention import model_facts
 from act_harness.engines import select_engine
+from act_harness.interruption import saved
 from act_harness.search.effects import HeadEffect, as_rows, both_splits, head_effects
 from act_harness.search.ledger import VERSION, Ledger
 from act_harness.search.measure import Measurement, Work
@@ -157,7 +158,7 @@ def run_search(
     recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     ledger = Ledger(folder, identity=identity, rank=processes.rank)
-    with ledger.locked():
+    with ledger.locked(), saved(lambda: f"what was measured is in {ledger.folder}"):
         search = _Search(recipe, model, known, documents, grid, ledger, processes, show_progress)
         search.measure(on_best)
         effects = search.effects()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from act_harness import places
 from act_harness.attention import model_facts
 from act_harness.data import (
     Prompting,
@@ -108,6 +109,12 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         InfrastructureError: data or disk are missing; what was measured is kept.
     """
     recipe = settings.make_recipe()
+    ledgers = settings.ledgers or _ledgers(settings.output)
+    if settings.prepare is None:
+        places.prepare_file(settings.output)
+        places.prepare_folder(ledgers)
+    else:
+        places.prepare_file(settings.prepare)
     if settings.documents is not None:
         documents = _fitting(read_documents(settings.documents), recipe)
         model, facts = _plain_model(settings)
@@ -128,7 +135,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         model=model,
         documents=documents,
         facts=facts,
-        ledgers=settings.ledgers or _ledgers(settings.output),
+        ledgers=ledgers,
         output=settings.output,
         on_best=_print_best if settings.show_best else None,
     )
