@@ -16,6 +16,7 @@ from act_harness.artifact import Artifact, ModelFacts
 from act_harness.atomic import canonical_json
 from act_harness.attention import model_facts
 from act_harness.engines import select_engine
+from act_harness.interruption import saved
 from act_harness.search.effects import HeadEffect, as_rows, both_splits, head_effects
 from act_harness.search.judgement import conclude, describe
 from act_harness.search.ledger import VERSION, Ledger
@@ -152,6 +153,7 @@ def run_search(
     )
     with (
         ledger.locked(),
+        saved(lambda: f"what was measured is in {ledger.folder}"),
         Progress(phases, show=show_progress and processes.rank == 0) as progress,
     ):
         if ledger.found:

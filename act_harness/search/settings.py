@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from act_harness import places
 from act_harness.attention import model_facts
 from act_harness.checks import check_count, check_kind, check_seed
 from act_harness.data import (
@@ -136,6 +137,12 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
     """
     check_kind(settings, SearchSettings, "settings")
     recipe = settings.make_recipe()
+    ledgers = settings.ledgers or _ledgers(settings.output)
+    if settings.prepare is None:
+        places.prepare_file(settings.output)
+        places.prepare_folder(ledgers)
+    else:
+        places.prepare_file(settings.prepare)
     if settings.documents is not None:
         documents = _fitting(read_documents(settings.documents), recipe)
         model, facts = _plain_model(settings)
@@ -161,7 +168,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         model=model,
         documents=documents,
         facts=facts,
-        ledgers=settings.ledgers or _ledgers(settings.output),
+        ledgers=ledgers,
         output=settings.output,
         on_best=_print_best if settings.show_best else None,
     )
