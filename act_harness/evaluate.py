@@ -235,7 +235,10 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     _warn_of_other_prompts(artifact, settings)
     model = places.file_name(Path(str(lm.pretrained)).name)
     stamp = datetime.now().isoformat(timespec="seconds").replace(":", "-")
-    folders = {} if lm.rank != 0 else _new_folders(settings, model, artifact, stamp)
+    folders = {}
+    if lm.rank == 0:
+        compared = not settings.predict_only
+        folders = _new_folders(settings.output, model, artifact, stamp, compared=compared)
     try:
         with saved(lambda: _what_is_saved(folders)):
             return _run_arms(settings, lm, artifact, selection, tasks, folders, model, stamp)
@@ -245,16 +248,16 @@ def _run(settings: EvalSettings) -> EvalOutcome:
 
 
 def _new_folders(
-    settings: EvalSettings, model: str, artifact: Artifact | None, stamp: str
+    output: Path, model: str, artifact: Artifact | None, stamp: str, *, compared: bool = True
 ) -> dict[str, Path]:
     """Make this run's own folders: of the arms, and of their comparison."""
     names = {"baseline": f"{model}__baseline__{stamp}"}
     if artifact is not None:
         act = f"act-{places.file_name(artifact.name)}"
         names["act"] = f"{model}__{act}__{stamp}"
-        if not settings.predict_only:
+        if compared:
             names["comparison"] = f"{model}__{act}__comparison__{stamp}"
-    return places.new_folders(settings.output, names)
+    return places.new_folders(output, names)
 
 
 def _what_is_saved(folders: Mapping[str, Path]) -> str:

@@ -189,7 +189,7 @@ def test_a_bad_output_is_found_before_the_model_is_loaded(tmp_path, case):
 
 
 def test_a_run_that_fails_leaves_no_empty_folders(tiny_checkpoint, tmp_path, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "_evaluate", fails)
