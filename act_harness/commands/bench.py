@@ -69,7 +69,8 @@ def _bench(name: str) -> None:
         if {"-h", "--help"} & set(context.args):
             example = f"act-harness bench {name} {_BENCH_EXAMPLES[name]}"
             print(f"{_BENCHES[name]}\n\nExample:\n  {example}\n")
-        importlib.import_module(f"act_harness.bench.{name}").main(context.args)
+        module = name.replace("-", "_")
+        importlib.import_module(f"act_harness.bench.{module}").main(context.args)
 
     command.__doc__ = _BENCHES[name]
     bench_app.command(name, context_settings=_OWN_OPTIONS, add_help_option=False)(command)
@@ -82,6 +83,7 @@ _BENCHES = {
     "accuracy": "Errors of an engine against the float64 reference, by sink mass.",
     "search": "The head search three ways: one head at a time, exhaustive, screened.",
     "memory": "Peak memory of scoring with a large vocabulary.",
+    "random-scoring": "Random cases on tiny models: shared, plain and reference must agree.",
 }
 _BENCH_EXAMPLES = {
     "attention": "--device cpu --dtype float32 --shapes 1x256 --rounds 3",
@@ -90,6 +92,7 @@ _BENCH_EXAMPLES = {
     "accuracy": "--device cpu --dtypes float32 --tokens 31,127",
     "search": "--random tiny --samples 4",
     "memory": "--shape tiny --contexts 4 --tokens 64",
+    "random-scoring": "--cases 5000 --seed 0",
 }
 for _name in _BENCHES:
     _bench(_name)
