@@ -97,8 +97,10 @@ class ScoringSettings:
 class StockPath:
     """lm-eval's scoring of causal models, for machines without lm-eval; see the module."""
 
-    def __init__(self, model: PreTrainedModel, batch_size: int) -> None:
-        self.model, self.batch_size = model, batch_size
+    def __init__(
+        self, model: PreTrainedModel, batch_size: int, *, softmax_dtype: torch.dtype | None = None
+    ) -> None:
+        self.model, self.batch_size, self.softmax_dtype = model, batch_size, softmax_dtype
         self.tokens = 0
         self.forwards = 0
 
@@ -131,7 +133,7 @@ class StockPath:
         self.forwards += 1
         with torch.no_grad():
             logits = self.model(torch.tensor(ids, device=self.model.device)).logits
-            return torch.log_softmax(logits, dim=-1)
+            return torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
 
 
 def token_ceiling(pairs: Sequence[Pair]) -> float:

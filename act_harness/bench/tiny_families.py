@@ -1,8 +1,8 @@
 """Random decoders of two layers with a tokenizer of bytes, of the families that scoring must hold.
 
 They differ in what scoring has to get right: windows (Mistral, Gemma 3), learned positions (GPT-2,
-OPT), norms of queries and keys (Qwen3, Gemma 3), grouped keys, and a tokenizer that puts a BOS first
-or does not. Queries and keys are peaky, so that attention has sinks.
+OPT), norms of queries and keys (Qwen3, Gemma 3), grouped keys, and a tokenizer that puts a first
+token before every text or does not. Queries and keys are peaky, so that attention has sinks.
 """
 
 from __future__ import annotations
@@ -78,6 +78,5 @@ def make_tokenizer(*, first: bool) -> Any:  # noqa: ANN401 - a tokenizer
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", 1)]
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
+    names = dict(zip(("pad_token", "bos_token", "eos_token"), _SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)

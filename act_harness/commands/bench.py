@@ -83,6 +83,7 @@ _BENCHES = {
     "accuracy": "Errors of an engine against the float64 reference, by sink mass.",
     "search": "The head search three ways: one head at a time, exhaustive, screened.",
     "memory": "Peak memory of scoring with a large vocabulary.",
+    "equality": "hf-act without an artifact against hf, and hf against itself, in any dtype.",
     "random-scoring": "Random cases on tiny models: shared, plain and reference must agree.",
 }
 _BENCH_EXAMPLES = {
@@ -92,6 +93,7 @@ _BENCH_EXAMPLES = {
     "accuracy": "--device cpu --dtypes float32 --tokens 31,127",
     "search": "--random tiny --samples 4",
     "memory": "--shape tiny --contexts 4 --tokens 64",
+    "equality": "--model .demo/model --tasks act_demo_word --dtype bfloat16 --limit 8",
     "random-scoring": "--cases 5000 --seed 0",
 }
 for _name in _BENCHES:
