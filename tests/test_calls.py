@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -399,8 +400,10 @@ def test_gradient_checkpointing_and_dropout_are_refused(tiny, make_artifact):
             layer.self_attn.attention_dropout = 0.0
         assert torch.equal(logits(model), calm)
         model.gradient_checkpointing_enable()
-        with refused("gradient_checkpointing_disable"):
-            logits(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with refused("gradient_checkpointing_disable"):
+                logits(model)
         model.eval()
         assert torch.equal(logits(model), calm)
 
