@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, StaticCache
 
 from act_harness.attention import calibrated, select_cache
 from act_harness.attention.cached import Forward
@@ -63,6 +63,10 @@ def test_a_setting_is_refused_wherever_it_stands(model, artifact, settings, mess
         assert "\n" not in str(caught.value)
         with refused(message):
             model.generate(PROMPT, generation_config=given)
+        with refused(message):
+            GenerationMixin.generate(model, PROMPT, given)
+        with refused(message):
+            type(model).generate(model, PROMPT, max_new_tokens=2, **settings)
         with refused(message):
             model.generate(PROMPT, plain, **settings)
         model.generation_config.update(**settings)
