@@ -41,10 +41,25 @@ def validation_line(error: ValidationError) -> str:
     """Return the first problem of a pydantic error as one line, with its place."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if first["type"] == "extra_forbidden":
         message = "unknown key"
+    elif first["type"] == "missing":
+        message = "is missing; expected it beside the others"
+    elif message.startswith("expected") and first["type"] != "value_error":  # those are ours
+        message = f"found {_found(first['input'])}, {message}"
     return f"{place}: {message}" if place else message
+
+
+def _found(value: object) -> str:
+    """Return what was given, for a message: numbers and short words; of the rest, the kind."""
+    if value is None or isinstance(value, (bool, float)):
+        return str(value)
+    if isinstance(value, int) and abs(value) < 10**18:
+        return str(value)
+    if isinstance(value, str) and len(value) <= 40:
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 class HeadStrength(BaseModel):

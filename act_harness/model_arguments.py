@@ -37,6 +37,7 @@ __all__ = [
     "loading",
     "model_arguments",
     "parse_arguments",
+    "usable_device",
 ]
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -94,8 +95,10 @@ def model_arguments(
 
     Raises:
         InputError: No model is named, or an argument has two values.
+        InfrastructureError: This machine has no such device.
     """
     given = parse_arguments(model_args) if isinstance(model_args, str) else dict(model_args)
+    check_device(device)
     options = {"pretrained": pretrained, "device": device, "batch_size": batch_size}
     for key, value in options.items():
         if value is None:
@@ -131,7 +134,8 @@ def check_arguments(pretrained: Any, given: Mapping[str, Any]) -> None:  # noqa:
         raise InputError(f"no model was named{near}; give pretrained=DIR or a hub id")
     for name in ("dtype", "softmax_dtype", "mixed_precision_dtype"):
         check_dtype(given.get(name), name)
-    check_device(given.get("device"))
+    if not _is_harness_default(given.get("device")):
+        check_device(given.get("device"))
     check_batch_size(given.get("batch_size"), "batch_size")
     check_count(given.get("max_length"), "max_length", least=1)
     check_count(given.get("prefix_token_id"), "prefix_token_id")
@@ -145,6 +149,18 @@ def check_arguments(pretrained: Any, given: Mapping[str, Any]) -> None:  # noqa:
             warnings.warn(f"{name} does nothing with hf-act: {instead}", stacklevel=3)
     if isinstance(pretrained, str):
         check_place(pretrained, given)
+
+
+def usable_device(device: Any) -> str:  # noqa: ANN401 - what a user or lm-eval gave
+    """Return the device to load on, for one that :func:`check_arguments` has let pass."""
+    if device is None or _is_harness_default(device):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(device)
+
+
+def _is_harness_default(device: Any) -> bool:  # noqa: ANN401
+    """Whether this is what lm-eval's command line says where ``--device`` was left out."""
+    return str(device) == "cuda:0" and not torch.cuda.is_available()
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> None:  # noqa: ANN401 - what a user gave
