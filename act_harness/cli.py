@@ -20,7 +20,7 @@ import act_harness
 from act_harness.commands.artifact import artifact_app
 from act_harness.commands.bench import bench_app
 from act_harness.commands.dashboard import dashboard
-from act_harness.commands.evaluate import EvalCommand, evaluate
+from act_harness.commands.evaluate import LEFT_OUT, EvalCommand, evaluate
 from act_harness.commands.options import (
     DataDir,
     Device,
@@ -97,6 +97,9 @@ def _wrong_call(error: Exception) -> NoReturn:
         sys.exit(2)
     path = context.command_path if context is not None else "act-harness"
     text = one_line(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+    left_out = LEFT_OUT.get(str(getattr(error, "option_name", "")).replace("_", "-"))
+    if left_out is not None and path.endswith(" eval"):
+        text = f"eval has no option {error.option_name} of lm-eval's: {left_out}"  # type: ignore[attr-defined]
     found = _given(getattr(error, "param", None))
     if found is not None and found not in text:
         text = f"{text} (found {one_line(repr(found))})"
