@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from act_harness.atomic import write_bytes, write_json, write_text
 from act_harness.comparison import Comparison, Row
-from act_harness.errors import InputError, ResultError
+from act_harness.errors import InputError, ResultError, install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -395,7 +395,7 @@ def _figure(
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise InputError(
-            "plots need matplotlib, which is not installed; run: pip install 'act-harness[report]'"
+            f"plots need matplotlib, which is not installed; run: {install_command('report')}"
         ) from error
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)

@@ -6,6 +6,7 @@ import logging
 import uuid
 import weakref
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,7 @@ from act_harness.attention.calls import (
     refuse_unsupported_forward,
     wants_maps,
 )
-from act_harness.attention.computing import full_precision, refuse_backward
+from act_harness.attention.computing import in_full_precision, refuse_backward
 from act_harness.attention.facts import base_model, model_facts
 from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
@@ -153,18 +154,16 @@ class _Binding:
         owner = self.attachment
         forward = self._forward()
         owner.calls.add(owner.engine.name)
-        with full_precision(query.device.type, stock) as own:
-            result = owner.engine(
-                query,
-                key,
-                value,
-                geometry=geometry,
-                plan=self.plan,
-                state=state,
-                stock=own,
-                scale=scale,
-                softcap=softcap,
-            )
+        compute = partial(
+            owner.engine, query, key, value, geometry=geometry, plan=self.plan, state=state,
+            scale=scale, softcap=softcap,
+        )  # fmt: skip
+        device = query.device.type
+        result = (
+            in_full_precision(compute, device, stock)
+            if torch.is_autocast_enabled(device)
+            else compute(stock=stock)
+        )
         if result.report is not None:
             owner.note_report(self.layer, result.report, geometry.prompt)
         forward.reached.add(self.layer)

@@ -67,8 +67,8 @@ def read_shape(given: dict[str, Any]) -> tuple[int, int]:
 
 def wants_maps(module: nn.Module, given: dict[str, Any]) -> bool:
     """Whether attention maps are to be returned, as transformers' own forward decides it."""
-    own = getattr(module.config, "output_attentions", False)
-    return bool(given.get("output_attentions", own))
+    asked = given.get("output_attentions")
+    return bool(getattr(module.config, "output_attentions", False) if asked is None else asked)
 
 
 def refuse_tracing() -> None:

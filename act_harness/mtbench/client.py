@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from act_harness import reading
-from act_harness.errors import InfrastructureError, InputError, ResultError
+from act_harness.errors import InfrastructureError, InputError, ResultError, install_command
 from act_harness.mtbench.settings import NO_KEY, JudgeSettings
 from act_harness.mtbench.verdict import rating_of
 
@@ -88,7 +88,7 @@ class Client:
         except ModuleNotFoundError as error:
             raise InputError(
                 f"judging needs {error.name}, which is not installed; run: "
-                "pip install 'act-harness[mtbench]'"
+                f"{install_command('mtbench')}"
             ) from None
         self._openai, self._tenacity = openai, tenacity
         self._settings = settings
@@ -170,7 +170,12 @@ class Client:
     def _call(self, messages: list[dict[str, str]]) -> str:
         """Return the body of a reply with status 200."""
         openai, settings = self._openai, self._settings
-        fields: dict[str, Any] = {"model": settings.model, "messages": messages}
+        # Half a surrogate pair, which an answer can hold, cannot be sent: the request is UTF-8.
+        sent = [
+            {role: text.encode("utf-8", "replace").decode("utf-8") for role, text in one.items()}
+            for one in messages
+        ]
+        fields: dict[str, Any] = {"model": settings.model, "messages": sent}
         if settings.temperature is not None:
             fields["temperature"] = settings.temperature
         if settings.max_tokens is not None:
