@@ -38,7 +38,7 @@ from act_harness.commands.parsing import SPELLING, Command, names
 from act_harness.commands.regress import regress
 from act_harness.errors import ActHarnessError, InternalError, one_line
 from act_harness.interruption import end_like_ctrl_c
-from act_harness.places import prepare_folder
+from act_harness.places import prepare_folder, remove_unused
 from act_harness.tracker import TrackingSettings
 
 __all__ = ["app", "main"]
@@ -112,6 +112,7 @@ def _run() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_NOBODY_READS)
     except (ActHarnessError, _StoppedError) as error:
+        remove_unused()
         print(f"act-harness: {one_line(error, limit=2000)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - exit code 1 is a verdict; a crash must not look so

@@ -188,6 +188,24 @@ INPUTS: tuple[tuple[str, int, str], ...] = (
     ("fetch --tasks '' --dest {out}", 2, "no task was named"),
     ("fetch --tasks own_task --include-path {gone} --dest {out}", 2, "no such folder"),
     ("fetch --tasks {own}/own_task.yaml --dest {out}", 2, "dataset_kwargs data_files"),
+    # places to write to
+    ("eval --tasks act_demo_word --pretrained {model} --output {file}", 3, "file"),
+    ("eval --tasks act_demo_word --pretrained {model} --output {file}/below", 3, "file"),
+    ("eval --tasks act_demo_word --pretrained {model} --output {long}", 3, "xxx"),
+    ("search --tasks act_demo_word --pretrained {model} --output {own}", 2, "is a folder"),
+    ("search --tasks act_demo_word --pretrained {model} --output {file}/a.json", 3, "file"),
+    ("search --tasks act_demo_word --pretrained {model} --prepare {own}", 2, "is a folder"),
+    ("fetch --tasks act_demo_word --dest {file}", 3, "file"),
+    ("fetch --tasks act_demo_word --dest {long}", 3, "xxx"),
+    ("compare {empty} {empty} --output {file}", 3, "file"),
+    ("regress --suite smollm2-goldens --output {file}", 3, "file"),
+    ("bench memory --shape tiny --output {file}", 3, "file"),
+    (
+        "run --tasks act_demo_word --model hf-act --model_args pretrained={model},artifact=none"
+        " --output_path {file}",
+        3,
+        "file",
+    ),
     # the model
     (f"{EVAL} --pretrained {{gone}}", 3, "no model at .*gone: no such folder"),
     (f"{EVAL} --pretrained {{empty}}", 3, "holds no config.json"),
