@@ -385,6 +385,12 @@ def _arguments(settings: EvalSettings) -> dict[str, Any]:
         batch_size=settings.batch_size,
     )
     if settings.artifact:
+        other = arguments.get("artifact")
+        if other is not None and str(other) != str(settings.artifact):
+            raise InputError(
+                f"--artifact is {str(settings.artifact)!r} and --model_args says artifact={other}; "
+                "give one of them"
+            )
         arguments["artifact"] = settings.artifact
     if settings.trust_remote_code:
         arguments["trust_remote_code"] = True
