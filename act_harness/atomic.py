@@ -15,17 +15,16 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from act_harness.errors import InfrastructureError, InternalError, ResultError
+from act_harness.errors import InfrastructureError, InternalError
 
 __all__ = [
     "append_line",
     "append_lines",
     "canonical_json",
-    "read_lines",
     "write_bytes",
     "write_json",
     "write_lines",
@@ -164,42 +163,6 @@ def append_lines(
         raise _cannot_write(target, error, "earlier lines are untouched") from error
 
 
-def read_lines(
-    path: str | os.PathLike[str], *, drop_half_line: bool = True, missing_ok: bool = False
-) -> Iterator[Any]:
-    """Yield the JSON values of the file at ``path``, a line each; empty lines are skipped.
-
-    Args:
-        path: The JSON-lines file.
-        drop_half_line: A last line without a newline was being written when its process ended:
-            leave it out (True), or refuse the file (False; for files that are written whole).
-        missing_ok: A file that does not exist has no lines, instead of being an error.
-
-    Raises:
-        ResultError: The file does not exist, or a line is not JSON (the line is named).
-        InfrastructureError: The file cannot be read.
-    """
-    target = Path(path)
-    try:
-        with target.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.endswith(b"\n"):
-                    if drop_half_line:
-                        return
-                    raise ResultError(
-                        f"{target}: line {number} is cut off (no newline at the end of the file); "
-                        "copy the file again or repeat the run that wrote it"
-                    )
-                if line.strip():
-                    yield _parse(line, target, number)
-    except FileNotFoundError as error:
-        if not missing_ok:
-            raise ResultError(f"{target}: no such file; check the path") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InfrastructureError(f"cannot read {target}: {reason}; check the disk") from error
-
-
 def canonical_json(value: object, *, default: Default | None = None) -> str:
     """Return the one JSON text that equal values share: sorted keys, no spaces, ASCII, no NaN.
 
@@ -221,16 +184,6 @@ def _line(record: object, default: Default | None) -> bytes:
     # JSON escapes newlines in strings, so a record is one line whatever it holds; and as ASCII
     # (json's default) no odd line separator or half surrogate of a model's output reaches the file.
     return (_dumps(record, default=default) + "\n").encode("ascii")
-
-
-def _parse(line: bytes, path: Path, number: int) -> Any:  # noqa: ANN401 - any JSON value
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ResultError(
-            f"{path}: line {number} is not JSON ({error}); remove that line or repeat the run "
-            "that wrote it"
-        ) from error
 
 
 def _replace(path: str | os.PathLike[str], chunks: Iterable[bytes]) -> Path:

@@ -20,6 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from act_harness.bench.arguments import (
+    Arguments,
+    read_count,
+    read_counts,
+    read_device,
+    read_dtype,
+    read_shapes,
+)
 from act_harness.bench.common import (
     Report,
     Table,
@@ -211,8 +219,8 @@ def measure(
     engines: dict[str, Engine],
     rounds: int,
     limits: dict[str, float],
-) -> list[dict[str, Any]]:
-    """Time all variants on one shape; one record for each."""
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Timing]]]:
+    """Time all variants on one shape; return a record for each, and timings of calls and graphs."""
     sets = [planted(seed, **shape, dtype=dtype, device=device) for seed in range(3)]
     step = shape["heads"] / selected
     heads = tuple(int(step * n) for n in range(selected))
@@ -256,7 +264,7 @@ def measure(
             }
         )
         _logger.info("%s", records[-1])
-    return records
+    return records, {"calls": timings, "graphs": device_only}
 
 
 _COLUMNS = (
@@ -267,23 +275,37 @@ _COLUMNS = (
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run the benchmark from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(prog="act-harness bench attention", description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--shapes", default="4x2048,1x8192,1x32768", help="batch x tokens")
-    parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--groups", type=int, default=8, help="key heads")
-    parser.add_argument("--size", type=int, default=128, help="values of a head")
-    parser.add_argument("--selected", default="7,32", help="numbers of calibrated heads")
+    parser = Arguments(prog="act-harness bench attention", description=__doc__)
+    parser.add_argument(
+        "--device",
+        type=read_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    parser.add_argument("--dtype", type=read_dtype, default="bfloat16")
+    parser.add_argument(
+        "--shapes",
+        type=read_shapes,
+        default="4x2048,1x8192,1x32768",
+        help="batch x tokens",
+    )
+    parser.add_argument("--heads", type=read_count, default=32)
+    parser.add_argument("--groups", type=read_count, default=8, help="key heads")
+    parser.add_argument("--size", type=read_count, default=128, help="values of a head")
+    parser.add_argument(
+        "--selected",
+        type=read_counts,
+        default="7,32",
+        help="numbers of calibrated heads",
+    )
     parser.add_argument("--engines", default="triton" if torch.cuda.is_available() else "torch")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--rounds", type=read_count, default=20)
+    parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
     engines = {name: select_engine(name, device=given.device) for name in given.engines.split(",")}
     limits = ceilings(given.device)
-    records = []
-    for text in given.shapes.split(","):
-        batch, tokens = map(int, text.split("x"))
+    records: list[dict[str, Any]] = []
+    rounds: dict[str, dict[str, Timing]] = {}
+    for batch, tokens in given.shapes:
         shape = {
             "batch": batch,
             "heads": given.heads,
@@ -291,8 +313,8 @@ def main(arguments: list[str] | None = None) -> Path:
             "tokens": tokens,
             "size": given.size,
         }
-        for selected in map(int, given.selected.split(",")):
-            records += measure(
+        for selected in given.selected:
+            found, timings = measure(
                 shape,
                 selected,
                 device=given.device,
@@ -301,11 +323,18 @@ def main(arguments: list[str] | None = None) -> Path:
                 rounds=given.rounds,
                 limits=limits,
             )
-    return _write(records, given, limits)
+            records += found
+            rounds |= {
+                f"{batch}x{tokens}, {selected} heads, {how}": t for how, t in timings.items() if t
+            }
+    return _write(records, rounds, given, limits)
 
 
 def _write(
-    records: list[dict[str, Any]], given: argparse.Namespace, limits: dict[str, float]
+    records: list[dict[str, Any]],
+    rounds: dict[str, dict[str, Timing]],
+    given: argparse.Namespace,
+    limits: dict[str, float],
 ) -> Path:
     kind = torch.device(given.device).type
     report = Report(
@@ -313,7 +342,10 @@ def _write(
         title=f"Calibrated attention, the operation alone ({kind})",
         machine=describe_machine(given.device),
         command=command_line(),
+        remarks=[f"{given.rounds} rounds, variants in turns, order reversed every other round"],
     )
+    for what, timings in rounds.items():
+        report.add_rounds(what, timings)
     report.tables.append(
         Table(
             f"{given.heads} query and {given.groups} key heads of {given.size}, {given.dtype}",
@@ -340,7 +372,7 @@ def _write(
             y.append(record["ms"])
     try:
         path = write_plot(
-            given.out / f"{report.name}.png",
+            given.output / f"{report.name}.png",
             lines,
             title=report.title,
             x_label="tokens in the batch",
@@ -349,7 +381,7 @@ def _write(
         report.figure = path.name
     except InfrastructureError as error:
         _logger.warning("%s", error)
-    return report.write(given.out)
+    return report.write(given.output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from act_harness import atomic
+from act_harness import atomic, reading
 from act_harness.errors import ResultError
 from act_harness.provenance import sha256_json
 
@@ -86,7 +86,7 @@ class AnswerStore:
         self.folder = folder / f"{name}-{sha256_json(settings)[:16]}"
         self._file = self.folder / f"rank-{rank}.jsonl"
         for path in sorted(self.folder.glob("rank-*.jsonl")):
-            for record in atomic.read_lines(path, missing_ok=True):
+            for record in reading.read_lines(path, missing_ok=True):
                 answer = _answer(record, path)
                 place = (answer.question, answer.turn, answer.prompt_sha256)
                 self._known.setdefault(place, answer)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from act_harness import atomic
+from act_harness import atomic, reading
 from act_harness.errors import ResultError
 from act_harness.provenance import sha256_json
 
@@ -68,7 +68,7 @@ class Ledger:
         """
         self.path = folder / _FILE
         self._known: dict[str, Judgment] = {}
-        for number, record in enumerate(atomic.read_lines(self.path, missing_ok=True), start=1):
+        for number, record in enumerate(reading.read_lines(self.path, missing_ok=True), start=1):
             try:
                 self._keep(Judgment.model_validate(record))
             except ValidationError as error:

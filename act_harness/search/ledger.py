@@ -12,17 +12,33 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from act_harness import atomic
+from act_harness import atomic, reading
 from act_harness.errors import InputError, ResultError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "Units"]
 
 Key = tuple[Any, ...]
+
+
+class Units(Protocol):
+    """Measured units by key: a :class:`Ledger`, or one that is kept in memory alone."""
+
+    def __contains__(self, key: Key) -> bool: ...
+
+    def get(self, key: Key) -> dict[str, Any]:
+        """Return a unit that is there."""
+
+    def add(self, key: Key, value: dict[str, Any]) -> None:
+        """Keep a unit."""
+
+    def reload(self) -> None:
+        """Read what other processes have added."""
+
 
 VERSION = 4
 
@@ -57,7 +73,7 @@ class Ledger:
     def reload(self) -> None:
         """Read the lines of all processes."""
         for path in sorted(self.folder.glob("part-*.jsonl")):
-            for line in atomic.read_lines(path):
+            for line in reading.read_lines(path):
                 if not isinstance(line, dict) or not isinstance(line.get("key"), list):
                     raise ResultError(
                         f"{path}: a line is no unit of a ledger; delete the folder to start over"
