@@ -13,7 +13,7 @@ import torch
 from act_harness import cli, evaluate
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
-from act_harness.errors import ArtifactError, InputError, TaskError
+from act_harness.errors import ArtifactError, InputError, TaskError, UnsupportedModelError
 from act_harness.evaluate import EvalSettings, run_eval
 from act_harness.results import load_run
 
@@ -144,6 +144,25 @@ def test_bad_input_is_found_before_the_model_is_loaded(tiny_checkpoint, tmp_path
     with pytest.raises(InputError, match="no model was named"):
         run_eval(EvalSettings(tasks=("act_demo_sentiment",), output=tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_cannot_be_calibrated_is_found_before_it_is_scored(
+    tiny, tiny_checkpoint, make_artifact, tmp_path, monkeypatch
+):
+    """GPT-J does not pass through the attention interface; its baseline took hours first."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = tiny("gptj", dtype=torch.float32, vocab_size=len(tokenizer), n_embd=32, n_layer=3,
+                 n_head=4, rotary_dim=4)  # fmt: skip
+    model.save_pretrained(tmp_path / "model")
+    artifact = make_artifact(model).save(tmp_path / "heads.json")
+    scored = []
+    monkeypatch.setattr(evaluate, "_evaluate", lambda *given, **more: scored.append(given))
+    with pytest.raises(UnsupportedModelError):
+        run_eval(settings(tmp_path / "model", tmp_path / "out", artifact))
+    assert scored == []
 
 
 def test_real_rows_through_the_real_model(smollm, hub_dir, tmp_path):
