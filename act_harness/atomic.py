@@ -24,6 +24,7 @@ from act_harness.errors import InfrastructureError, InternalError
 __all__ = [
     "append_line",
     "append_lines",
+    "cannot_write",
     "canonical_json",
     "write_bytes",
     "write_json",
@@ -37,6 +38,7 @@ _HINTS = {
     errno.EACCES: "choose a folder you may write to",
     errno.EPERM: "choose a folder you may write to",
     errno.EROFS: "choose a folder on a writable file system",
+    errno.EEXIST: "a file is there; choose another folder",
     errno.ENOTDIR: "a part of that path is a file; choose another folder",
     errno.EISDIR: "that is a folder; name a file",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -68,7 +70,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     Raises:
         InfrastructureError: As for :func:`write_bytes`.
     """
-    return _replace(path, [text.encode("utf-8")])
+    # Half a surrogate pair, which a model's output can hold, is no UTF-8; its escape is.
+    return _replace(path, [text.encode("utf-8", errors="backslashreplace")])
 
 
 def write_json(
@@ -160,7 +163,7 @@ def append_lines(
                 os.ftruncate(stream.fileno(), start)
                 raise
     except OSError as error:
-        raise _cannot_write(target, error, "earlier lines are untouched") from error
+        raise cannot_write(target, error, "earlier lines are untouched") from error
 
 
 def canonical_json(value: object, *, default: Default | None = None) -> str:
@@ -189,8 +192,10 @@ def _line(record: object, default: Default | None) -> bytes:
 def _replace(path: str | os.PathLike[str], chunks: Iterable[bytes]) -> Path:
     target = Path(path)
     final = target.resolve()
-    # The random part keeps two processes apart; the dot and the suffix keep globs and git away.
-    temporary = final.with_name(f".{final.name[:100]}.{secrets.token_hex(4)}.tmp")
+    # The random part keeps two processes apart; the dot and the suffix keep globs and git away. The
+    # name is cut by bytes: 100 letters may be 400 of them, and a name holds 255.
+    start = os.fsencode(final.name)[:100].decode("ascii", errors="ignore")
+    temporary = final.with_name(f".{start}.{secrets.token_hex(4)}.tmp")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         # Not tempfile: it creates files that only their owner can read, and a rename keeps that.
@@ -208,7 +213,7 @@ def _replace(path: str | os.PathLike[str], chunks: Iterable[bytes]) -> Path:
             temporary.unlink()
         if isinstance(error, OSError):
             kept = "the file that was there is untouched" if final.exists() else "nothing was left"
-            raise _cannot_write(target, error, kept) from error
+            raise cannot_write(target, error, kept) from error
         raise
     _sync_folder(final.parent)
     return target
@@ -249,7 +254,14 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _cannot_write(path: Path, error: OSError, kept: str) -> InfrastructureError:
+def cannot_write(path: Path, error: OSError, kept: str) -> InfrastructureError:
+    """Return the error of a place that cannot be written, in one line with what to do.
+
+    Args:
+        path: The file or folder.
+        error: What the system said.
+        kept: What is left on the disk.
+    """
     reason = error.strerror or str(error)
     hint = _HINTS.get(error.errno or 0, "check the disk and repeat the command")
     return InfrastructureError(f"cannot write {path}: {reason} ({kept}); {hint}")

@@ -7,14 +7,18 @@ the exit code of their branch. What is no user error keeps its traceback and end
 
 from __future__ import annotations
 
+import io
 import os
+import shlex
+import signal
 import sys
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 import act_harness
 from act_harness.commands.artifact import artifact_app
@@ -33,16 +37,49 @@ from act_harness.commands.options import (
 from act_harness.commands.parsing import SPELLING, Command, names
 from act_harness.commands.regress import regress
 from act_harness.errors import ActHarnessError, InternalError, one_line
+from act_harness.interruption import end_like_ctrl_c
+from act_harness.places import prepare_folder
 from act_harness.tracker import TrackingSettings
 
 __all__ = ["app", "main"]
 
 _EXIT_CODES = """Exit codes: 0 done; 1 a verdict against the run (regressed); 2 bad input;
 3 no data, model, memory or server, so no score; 70 an error inside the program, with its
-traceback; 130 interrupted."""
+traceback; 130 interrupted, 143 terminated, 141 nobody reads the output."""
+
+
+_NOBODY_READS = 141  # what shells give for a process that SIGPIPE ended
+
+
+class _Commands(typer.core.TyperGroup):
+    """All commands; typer itself would answer an interrupt with "Aborted!" and a verdict's code."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's context; typer brings its own click
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _StoppedError(error) from error
+        except BrokenPipeError as error:
+            raise _NobodyReadsError from error
+
+
+class _StoppedError(Exception):
+    """Ctrl-C or SIGTERM, with what was saved and how to go on."""
+
+    def __init__(self, cause: KeyboardInterrupt) -> None:
+        kept = str(cause) or "nothing was saved"
+        command = shlex.join(["act-harness", *sys.argv[1:]])
+        super().__init__(f"interrupted; {kept}; go on with: {command}")
+        self.exit_code = 128 + int(getattr(cause, "signal", signal.SIGINT))
+
+
+class _NobodyReadsError(Exception):
+    """Standard output was closed by its reader, as `head` does."""
+
 
 app = typer.Typer(
     name="act-harness",
+    cls=_Commands,
     context_settings=SPELLING,
     help=f"Calibrated attention (ACT) inside lm-evaluation-harness.\n\n{_EXIT_CODES}",
     add_completion=False,
@@ -63,9 +100,18 @@ def main() -> NoReturn:
 
 
 def _run() -> NoReturn:
+    _open_streams()
+    end_like_ctrl_c()
     try:
-        code = app(prog_name="act-harness", standalone_mode=False)
-    except ActHarnessError as error:
+        try:
+            code = app(prog_name="act-harness", standalone_mode=False)
+        finally:
+            sys.stdout.flush()
+    except (_NobodyReadsError, BrokenPipeError):
+        # What nobody reads is no failure of the run; Python must not try to flush it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_NOBODY_READS)
+    except (ActHarnessError, _StoppedError) as error:
         print(f"act-harness: {one_line(error, limit=2000)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - exit code 1 is a verdict; a crash must not look so
@@ -74,6 +120,16 @@ def _run() -> NoReturn:
         traceback.print_exc()
         sys.exit(InternalError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_streams() -> None:
+    """Make printing safe: a closed stream swallows, a character it lacks is shown as its escape."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave_other_processes() -> None:
@@ -256,6 +312,8 @@ def compare(
     from act_harness.report import comparison_files
     from act_harness.stats import SEED
 
+    if output is not None:
+        prepare_folder(output)
     found = compare_runs(
         a,
         b,

@@ -9,10 +9,8 @@ averages and their spread are reported beside the pairs.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from act_harness import atomic, provenance
+from act_harness import atomic, places, provenance
 from act_harness.checks import (
     check_batch_size,
     check_count,
@@ -41,8 +39,10 @@ from act_harness.errors import (
     suggestion,
 )
 from act_harness.failures import running
+from act_harness.interruption import saved
 from act_harness.model_arguments import model_arguments
 from act_harness.report import comparison_files, markdown_table
+from act_harness.results import task_file_name
 from act_harness.task_lookup import TaskSelection, find_tasks, leaf_tasks, load_tasks
 from act_harness.tracked_runs import TrackedArms, track_arms
 from act_harness.tracker import TrackingSettings
@@ -227,16 +227,52 @@ def run_eval(settings: EvalSettings) -> EvalOutcome:
 
 def _run(settings: EvalSettings) -> EvalOutcome:
     selection = _selection(settings)
-    tasks: list[Any] | None = load_tasks(selection)  # missing data is found before the model loads
+    tasks = load_tasks(selection)  # missing data is found before the model loads
     _check_samples(tasks or [], settings.samples)
+    places.prepare_folder(settings.output)
     lm, artifact = load_model(settings)
     _check_template(lm, settings)
     _warn_of_other_prompts(artifact, settings)
-    arms = ["baseline"] if artifact is None else ["baseline", "act"]
+    model = places.file_name(Path(str(lm.pretrained)).name)
     stamp = datetime.now().isoformat(timespec="seconds").replace(":", "-")
-    model = _safe(Path(str(lm.pretrained)).name or "model")
-    names = {"baseline": "baseline", "act": f"act-{_safe(artifact.name)}" if artifact else "act"}
-    folders = {arm: settings.output / f"{model}__{names[arm]}__{stamp}" for arm in arms}
+    folders = {} if lm.rank != 0 else _new_folders(settings, model, artifact, stamp)
+    try:
+        with saved(lambda: _what_is_saved(folders)):
+            return _run_arms(settings, lm, artifact, selection, tasks, folders, model, stamp)
+    except BaseException:
+        places.remove_empty(folders)
+        raise
+
+
+def _new_folders(
+    settings: EvalSettings, model: str, artifact: Artifact | None, stamp: str
+) -> dict[str, Path]:
+    """Make this run's own folders: of the arms, and of their comparison."""
+    names = {"baseline": f"{model}__baseline__{stamp}"}
+    if artifact is not None:
+        act = f"act-{places.file_name(artifact.name)}"
+        names["act"] = f"{model}__{act}__{stamp}"
+        if not settings.predict_only:
+            names["comparison"] = f"{model}__{act}__comparison__{stamp}"
+    return places.new_folders(settings.output, names)
+
+
+def _what_is_saved(folders: Mapping[str, Path]) -> str:
+    done = [str(place) for place in folders.values() if any(place.rglob("results_*.json"))]
+    return f"complete results are in {', '.join(done)}" if done else "no arm was complete"
+
+
+def _run_arms(
+    settings: EvalSettings,
+    lm: CalibratedHFLM,
+    artifact: Artifact | None,
+    selection: TaskSelection,
+    tasks: list[Any] | None,
+    folders: dict[str, Path],
+    model: str,
+    stamp: str,
+) -> EvalOutcome:
+    arms = ["baseline"] if artifact is None else ["baseline", "act"]
     comparisons: dict[int, Comparison] = {}
     counters: dict[str, Any] = {}
     not_finite = 0
@@ -255,6 +291,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
             if arm == "act":
                 counters = lm.counters.summary()
             place = folders[arm] / f"seed-{seed}" if several else folders[arm]
+            place.mkdir(exist_ok=True)
             _write_run(results, place, stamp)
             scores = scores or _scores(results)
         if artifact is not None and lm.rank == 0 and not settings.predict_only:
@@ -265,12 +302,18 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     report = None
     averages = _averages(comparisons) if len(comparisons) > 1 else ()
     if comparisons:
-        place = settings.output / f"{model}__{names['act']}__comparison__{stamp}"
-        report = _write_report(place, comparisons, averages, counters)
+        report = _write_report(folders["comparison"], comparisons, averages, counters)
     return EvalOutcome(
-        folders, comparisons, report, averages, counters, scores, model=model, artifact=artifact,
+        {arm: folders[arm] for arm in arms},
+        comparisons,
+        report,
+        averages,
+        counters,
+        scores,
+        model=model,
+        artifact=artifact,
         not_finite=not_finite,
-    )  # fmt: skip
+    )
 
 
 def track_eval(
@@ -302,7 +345,8 @@ def track_eval(
 
 def _warn_of_other_prompts(artifact: Artifact | None, settings: EvalSettings) -> None:
     """Say so where prompts differ from those the heads were found on: sinks sit on both."""
-    recipe = ((artifact.search if artifact else None) or {}).get("recipe", {})
+    recipe = ((artifact.search if artifact else None) or {}).get("recipe")
+    recipe = recipe if isinstance(recipe, dict) else {}
     for name, given in (
         ("num_fewshot", settings.num_fewshot or 0),
         ("apply_chat_template", settings.apply_chat_template),
@@ -467,7 +511,6 @@ def _write_run(results: dict[str, Any], folder: Path, stamp: str) -> None:
     """Write one arm as lm-eval's tracker lays it out, whole files only."""
     from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
-    folder.mkdir(parents=True, exist_ok=True)
     samples = results.pop("samples", {})
     results["task_hashes"] = {
         task: hash_string(
@@ -489,11 +532,10 @@ def _write_run(results: dict[str, Any], folder: Path, stamp: str) -> None:
                 "filtered_resps": sanitize_list(row["filtered_resps"]),
                 "target": str(row["target"]),
             }
-            lines.append(json.dumps(line, default=handle_non_serializable, ensure_ascii=False))
-        name = f"samples_{task.replace('/', '__')}_{stamp}.jsonl"
-        atomic.write_text(folder / name, "\n".join(lines) + "\n")
-    text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    atomic.write_text(folder / f"results_{stamp}.json", text + "\n")
+            lines.append(line)
+        path = folder / f"samples_{task_file_name(task)}_{stamp}.jsonl"
+        atomic.write_lines(path, lines, default=handle_non_serializable)
+    atomic.write_json(folder / f"results_{stamp}.json", results, default=handle_non_serializable)
 
 
 def _scores(results: dict[str, Any]) -> tuple[tuple[str, str, float | None], ...]:
@@ -553,7 +595,6 @@ def _write_report(
     counters: dict[str, Any],
 ) -> Path:
     """Write the comparison (one for each seed) and what calibration did; return the main file."""
-    folder.mkdir(parents=True, exist_ok=True)
     atomic.write_json(folder / "counters.json", counters)
     if len(comparisons) == 1:
         (only,) = comparisons.values()
@@ -591,7 +632,3 @@ def _counters_line(counters: dict[str, Any]) -> str:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "model"

@@ -20,7 +20,7 @@ import huggingface_hub
 import yaml
 from tqdm import tqdm
 
-from act_harness import atomic
+from act_harness import atomic, places
 from act_harness.data_folder import (
     DATA_DIRECTORY_VARIABLE,
     MANIFEST,
@@ -40,6 +40,7 @@ from act_harness.data_folder import (
     write_manifest,
 )
 from act_harness.errors import InfrastructureError, TaskError
+from act_harness.interruption import saved
 from act_harness.task_lookup import TaskSelection, find_tasks, leaf_tasks
 
 if TYPE_CHECKING:
@@ -158,17 +159,19 @@ def fetch_tasks(
         InfrastructureError: A dataset cannot be downloaded or written; earlier ones are kept.
     """
     folder = Path(dest).expanduser()
+    places.prepare_folder(folder)
     sources = datasets_of(tasks, task_manager=task_manager, include_path=include_path)
     manifest = read_manifest(folder)
     bar = tqdm(sources, unit="dataset", disable=not progress)
-    for source in bar:
-        bar.set_description(source.label)
-        known = _record_of(source, manifest)
-        if known is not None and not damage(known, folder):
-            continue
-        commit = (commit_of or _commit_on_hub)(source.id, source.revision)
-        rows = _download(source, commit, load or datasets.load_dataset)
-        manifest = save_dataset(rows, folder, source=source, commit=commit)
+    with saved(lambda: f"{len(manifest.datasets)} datasets are complete in {folder}"):
+        for source in bar:
+            bar.set_description(source.label)
+            known = _record_of(source, manifest)
+            if known is not None and not damage(known, folder):
+                continue
+            commit = (commit_of or _commit_on_hub)(source.id, source.revision)
+            rows = _download(source, commit, load or datasets.load_dataset)
+            manifest = save_dataset(rows, folder, source=source, commit=commit)
     if not (folder / MANIFEST).exists():
         write_manifest(manifest, folder)
     return manifest

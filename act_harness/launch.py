@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act_harness import plugin, reading
+from act_harness import places, plugin, reading
 from act_harness.checks import check_limit
 from act_harness.errors import ActHarnessError, InputError, TaskError, suggestion
 from act_harness.failures import complaint_of_harness
@@ -82,7 +82,7 @@ def arm_name(model_args: Mapping[str, Any]) -> str:
         return "act"
     from act_harness.artifact import load_artifact
 
-    return load_artifact(str(reference)).name.replace("/", "_")
+    return places.file_name(load_artifact(str(reference)).name)
 
 
 @contextmanager
@@ -131,7 +131,12 @@ def _name_output(namespace: Namespace, config: Mapping[str, Any]) -> None:
     """Put the arm's name at the end of ``--output_path``, if that is a folder."""
     model = getattr(namespace, "model", None) or config.get("model")
     output = getattr(namespace, "output_path", None) or config.get("output_path")
-    if model != plugin.MODEL_NAME or not output or Path(output).suffix == ".json":
+    if not output:
+        return
+    # lm-eval looks at it after all is scored, and loses the scores with a warning.
+    is_file = Path(output).suffix == ".json"
+    places.prepare_folder(Path(output).parent if is_file else output)
+    if model != plugin.MODEL_NAME or is_file:
         return
     model_args = config.get("model_args") or {}
     if isinstance(model_args, str):

@@ -22,10 +22,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from act_harness import reading
+from act_harness import places, reading
 from act_harness.errors import ResultError, suggestion
 
-__all__ = ["ChoiceScores", "Run", "Sample", "choice_scores", "load_run", "run_from_memory"]
+__all__ = [
+    "ChoiceScores",
+    "Run",
+    "Sample",
+    "choice_scores",
+    "load_run",
+    "run_from_memory",
+    "task_file_name",
+]
 
 Value = float | tuple[float, float] | None
 
@@ -266,6 +274,7 @@ def _load_file(path: Path, notes: tuple[str, ...]) -> Run:
     date = _date(path)
     files = {}
     names = {_flat(task): task for task in data.get("configs", {})}
+    names |= {_flat(task_file_name(task)): task for task in data.get("configs", {})}
     for file in sorted(path.parent.glob(f"samples_*_{date}.jsonl")):
         task = file.name.removeprefix("samples_").removesuffix(f"_{date}.jsonl")
         files[task if task in names.values() else names.get(_flat(task), task)] = file
@@ -296,6 +305,13 @@ def _check_form(data: Mapping[str, Any], where: str) -> None:
 def _date(path: Path) -> str:
     found = _DATE.search(path.name)
     return found.group(1) if found else path.stem.rpartition("_")[2]
+
+
+def task_file_name(task: str) -> str:
+    """Return what stands for a task in the name of its samples file."""
+    # As lm-eval writes it wherever that can be a file's name.
+    plain = task.replace("/", "__")
+    return plain if re.fullmatch(r"[\w .-]{1,40}", plain) else places.file_name(task)
 
 
 def _flat(task: str) -> str:

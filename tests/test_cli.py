@@ -256,7 +256,7 @@ def test_run_names_the_results_folder_by_arm(harness, tmp_path, arguments, expec
 def test_run_names_the_results_folder_by_the_artifacts_own_name(monkeypatch):
     named = argparse.Namespace(name="demo/best")
     monkeypatch.setattr(artifact, "load_artifact", lambda reference: named)
-    assert launch.arm_name({"artifact": "some/where.json"}) == "demo_best"
+    assert launch.arm_name({"artifact": "some/where.json"}) == "demo-best"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -458,13 +461,52 @@ def test_answers_of_all_ranks_are_read(tmp_path):
         return Answer(name, 1, "p", 3, "text", 1, "stop")
 
     for rank in (0, 1):
-        AnswerStore(tmp_path, arm="a b", settings={"x": 1}, rank=rank).add([answer(str(rank))])
-    store = AnswerStore(tmp_path, arm="a b", settings={"x": 1}, rank=0)
+        with closing(AnswerStore(tmp_path, arm="a b", settings={"x": 1}, rank=rank)) as store:
+            store.add([answer(str(rank))])
+    with closing(AnswerStore(tmp_path, arm="a b", settings={"x": 1}, rank=0)) as store:
+        pass
     assert [store.find(name, 1, "p") is not None for name in ("0", "1", "2")] == [True, True, False]
     assert store.find("0", 1, "another prompt") is None
     next(tmp_path.glob("*/rank-1.jsonl")).write_text('{"question": "0"}\n')
     with pytest.raises(ResultError, match="does not hold answers"):
         AnswerStore(tmp_path, arm="a b", settings={"x": 1})
+
+
+def test_a_folder_of_answers_has_one_writer(tmp_path):
+    def opened(rank=0, **settings):
+        return AnswerStore(tmp_path, arm="a", settings=settings, rank=rank)
+
+    with closing(opened()):
+        with pytest.raises(InputError, match=r"another run is writing .*answers=DIR"):
+            opened()
+        # Other settings and the other processes of the same run have files of their own.
+        opened(x=1).close()
+        opened(rank=1).close()
+    opened().close()
+
+
+def test_a_run_beside_another_is_refused_and_loses_nothing(tmp_path):
+    program = (
+        "import sys, pathlib\n"
+        "from act_harness.conversation.store import Answer, AnswerStore\n"
+        "from act_harness.errors import InputError\n"
+        "try:\n"
+        "    store = AnswerStore(pathlib.Path(sys.argv[1]), arm='a', settings={})\n"
+        "except InputError:\n"
+        "    sys.exit(2)\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "for number in range(200):\n"
+        "    store.add([Answer(str(number), 1, 'p', 3, 'text', 1, 'stop')])\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "open\n"
+    others = [subprocess.run(command, input="go\n", text=True).returncode for _ in range(2)]
+    first.communicate("go\n")
+    assert (first.returncode, others) == (0, [2, 2])
+    with closing(AnswerStore(tmp_path, arm="a", settings={})) as store:
+        assert all(store.find(str(number), 1, "p") for number in range(200))
 
 
 def test_where_answers_are_kept(monkeypatch, tmp_path):

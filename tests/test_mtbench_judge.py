@@ -569,6 +569,81 @@ def test_an_interrupt_keeps_what_is_under_way(tmp_path, monkeypatch):
     assert outcome.failure_rate == 0
 
 
+def test_an_interrupt_while_calls_are_handed_out_keeps_their_replies(tmp_path, monkeypatch):
+    write_run(tmp_path, [(doc(81 + n), graded(5, 6)) for n in range(4)])
+    from act_harness.mtbench import judging
+
+    class Interrupted(judging.ThreadPoolExecutor):
+        handed = 0
+
+        def submit(self, *given):
+            self.handed += 1
+            if self.handed == 4:
+                until(lambda: server.calls == 3)
+                raise KeyboardInterrupt
+            return super().submit(*given)
+
+    with serving() as server:
+        monkeypatch.setattr(judging, "ThreadPoolExecutor", Interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"judgments so far are in .*judgments\.jsonl"):
+            ask(server, tmp_path)
+        monkeypatch.undo()
+        assert server.calls == 3
+        assert ask(server, tmp_path).failure_rate == 0
+        assert set(server.prompts.values()) == {1}
+
+
+def until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_what_was_saved_and_how_to_go_on(tmp_path, number, code):
+    write_run(tmp_path / "o", [(doc(81 + n), graded(5, 6)) for n in range(3)])
+    go_on = threading.Event()
+
+    def behave(prompt, times):
+        go_on.wait(60)
+        return Say()
+
+    with serving(behave) as server:
+        command = ["judge", str(tmp_path / "o"), "--model", "m", "--base-url", server.url]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "act_harness", *command, "--concurrency", "2"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        until(lambda: server.calls == 2)
+        process.send_signal(number)
+        time.sleep(0.2)  # the main thread waits for the calls by then, or will
+        go_on.set()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == code, said
+        kept = (tmp_path / "o" / "mt_bench_judge" / "judgments.jsonl").read_text().splitlines()
+        assert len(kept) == server.calls
+    line = said.strip().splitlines()[-1]
+    assert line.startswith("act-harness: interrupted; judgments so far are in ")
+    assert f"go on with: act-harness judge {tmp_path / 'o'} --model m" in line
+    assert "Traceback" not in said
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_first_call(tmp_path):
+    (tmp_path / "file").write_text("")
+    with serving() as server:
+        for place in (tmp_path / "file", tmp_path / "file" / "in", tmp_path / ("x" * 300)):
+            with pytest.raises((InfrastructureError, ResultError), match="choose"):
+                ask(server, one_question(tmp_path / "run"), output=place)
+        assert server.calls == 0
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_judged(tmp_path):
+    write_run(tmp_path, [(doc(81), ["half \ud835 of one", "QUALITY=6."])])
+    with serving() as server:
+        assert ask(server, tmp_path).failure_rate == 0
+
+
 def test_two_judges_do_not_write_to_one_folder(tmp_path):
     pytest.importorskip("fcntl")
     from act_harness.mtbench.ledger import Ledger
@@ -577,7 +652,7 @@ def test_two_judges_do_not_write_to_one_folder(tmp_path):
     with (
         serving() as server,
         Ledger(folder).sole_writer(),
-        pytest.raises(ResultError, match="another judge"),
+        pytest.raises(InputError, match="another judge"),
     ):
         ask(server, tmp_path)
     assert server.calls == 0

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from act_harness import places
 from act_harness.artifact import Artifact
 from act_harness.attention import attach, model_facts
 from act_harness.bench.arguments import (
@@ -168,6 +169,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--layers", type=read_counts, default="0,2,8,15,22,29", help="of the model")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
+    places.prepare_folder(given.out)
     tables = []
     real: dict[int, Inputs] = {}
     if given.model is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from act_harness import places
 from act_harness.bench.arguments import (
     Arguments,
     read_count,
@@ -301,6 +302,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--rounds", type=read_count, default=20)
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
+    places.prepare_folder(given.output)
     engines = {name: select_engine(name, device=given.device) for name in given.engines.split(",")}
     limits = ceilings(given.device)
     records: list[dict[str, Any]] = []

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from act_harness import places
 from act_harness.attention import attach, model_facts
 from act_harness.bench.arguments import (
     Arguments,
@@ -123,6 +124,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--name", default="scoring-memory")
     given = parser.parse_args(arguments)
+    places.prepare_folder(given.output)
     model = random_llama(given.shape, dtype=given.dtype, device=given.device)
     items = draw_items(given.contexts, given.tokens, vocabulary=model.config.vocab_size)
     table = measure(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from act_harness import reading
+from act_harness import atomic, places, reading
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach, model_facts
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype
@@ -148,6 +148,10 @@ def bench_tasks(
     """Load a model, make the requests of some tasks and measure; return what is printed."""
     from act_harness.model import CalibratedHFLM
 
+    if export is not None:
+        places.prepare_file(export)
+    else:
+        places.prepare_folder(settings.output)
     lm = CalibratedHFLM(
         pretrained,
         artifact="none",
@@ -174,7 +178,7 @@ def bench_tasks(
 def write_requests(requests: Sequence[Requests], path: Path) -> None:
     """Store requests as JSON (compressed where the name ends so), for a machine without lm-eval."""
     text = json.dumps([[name, pairs] for name, pairs in requests]).encode()
-    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+    atomic.write_bytes(path, gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 def read_requests(path: Path) -> list[Requests]:
@@ -339,6 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--name", default="scoring")
     given = parser.parse_args(arguments)
+    places.prepare_folder(given.output)
     if given.model:
         model = load_plain_model(given.model, dtype=given.dtype, device=given.device)
     else:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from act_harness import places
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach, model_facts
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype, read_share
@@ -407,6 +408,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--name", default="search")
     given = parser.parse_args(arguments)
+    places.prepare_folder(given.output)
     if given.join:
         from act_harness.bench.search_parts import join_parts
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from act_harness import places
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import alternate, replayed
 from act_harness.calibration import Calibration, LayerPlan
@@ -432,6 +433,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--candidates", type=int, default=99, help="of every stage")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
     given = parser.parse_args(arguments)
+    places.prepare_folder(given.out)
     setting = Setting(given.heads, given.groups, given.size, given.dtype, given.device)
     wanted = [stage for stage in STAGES if stage.name in given.stages.split(",")]
     changes = [c for stage in wanted for c in stage.candidates[: given.candidates]]

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,16 @@ if TYPE_CHECKING:
 __all__ = ["Conversation", "ConversationMixin"]
 
 _logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _closing(stores: Mapping[str, AnswerStore]) -> Iterator[None]:
+    """Close the stores that were opened meanwhile, so that the next run may write there."""
+    try:
+        yield
+    finally:
+        for store in stores.values():
+            store.close()
 
 
 class Conversation(list[str]):
@@ -177,6 +188,7 @@ class ConversationMixin:
         talks = [_Talk.of(request) for request in requests]
         stores: dict[str, AnswerStore] = {}
         with (
+            _closing(stores),
             self._whole_batches(),
             tqdm(
                 total=sum(len(talk.turns) for talk in talks),

@@ -170,7 +170,12 @@ class Client:
     def _call(self, messages: list[dict[str, str]]) -> str:
         """Return the body of a reply with status 200."""
         openai, settings = self._openai, self._settings
-        fields: dict[str, Any] = {"model": settings.model, "messages": messages}
+        # Half a surrogate pair, which an answer can hold, cannot be sent: the request is UTF-8.
+        sent = [
+            {role: text.encode("utf-8", "replace").decode("utf-8") for role, text in one.items()}
+            for one in messages
+        ]
+        fields: dict[str, Any] = {"model": settings.model, "messages": sent}
         if settings.temperature is not None:
             fields["temperature"] = settings.temperature
         if settings.max_tokens is not None:

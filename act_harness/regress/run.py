@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from act_harness import provenance
+from act_harness import places, provenance
 from act_harness.checks import check_batch_size, check_count, check_kind
 from act_harness.data_folder import data_directory
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError
@@ -88,6 +88,7 @@ def run_regress(settings: RegressSettings) -> RegressOutcome:
             could not be tracked.
     """
     check_kind(settings, RegressSettings, "settings")
+    places.prepare_folder(settings.output)
     outcome.clear_report(settings.output)
     try:
         found, measured = _compared(settings)
@@ -212,6 +213,7 @@ def update_baseline(
     """
     suite, folder = _suite(settings)
     _check_update(settings, reason)
+    places.prepare_file(folder / FILE)
     with data_directory(settings.data_dir):
         session = _session(suite, settings)
         origin = _machine(str(session.lm.device))  # now: the clone may change while this runs

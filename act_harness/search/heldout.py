@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from act_harness import atomic, provenance
+from act_harness import atomic, places, provenance
 from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import attach, model_facts
 from act_harness.data import (
@@ -268,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "--record", action="store_true", help="also write the figures into the artifacts"
     )
     given = parser.parse_args(arguments)
+    places.prepare_folder(given.output)
     model = load_plain_model(given.model, dtype=given.dtype, device=given.device)
     documents = read_documents(given.documents)
     facts = model_facts(model, load_plain_tokenizer(given.model), name=Path(given.model).name)

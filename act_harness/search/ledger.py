@@ -10,12 +10,11 @@ is cut off by the next append. Two searches with one ledger at a time are refuse
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from act_harness import atomic, reading
-from act_harness.errors import InputError, ResultError
+from act_harness import atomic, places, reading
+from act_harness.errors import ResultError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,20 +102,6 @@ class Ledger:
         Raises:
             InputError: another process is appending to it.
         """
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system: nothing to keep others out with
+        refusal = f"another search is writing to {self.folder}; wait for it or end it"
+        with places.sole_writer(self.folder / f"lock-{self.rank:03d}", refusal):
             yield
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder / f"lock-{self.rank:03d}", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"another search is writing to {self.folder}; wait for it or end it"
-                ) from None
-            yield
-        finally:
-            os.close(handle)

@@ -197,7 +197,7 @@ class SetMeasurement:
     processes: Processes
     split: Literal["verify", "judge"] = "verify"
     progress: Callable[[int], object] = lambda documents: None
-    """Called with the number of documents scored, or found to be scored already."""
+    """Called with the number of documents just scored."""
     _stock: dict[str, tuple[TaskScores, Arm]] = field(default_factory=dict, init=False)
     _digests: dict[str, str] = field(init=False)
 

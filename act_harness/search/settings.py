@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from act_harness import places
 from act_harness.attention import model_facts
 from act_harness.checks import check_count, check_kind, check_seed
 from act_harness.data import (
@@ -136,6 +137,12 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
     """
     check_kind(settings, SearchSettings, "settings")
     recipe = settings.make_recipe()
+    ledgers = settings.ledgers or _ledgers(settings.output)
+    if settings.prepare is None:
+        places.prepare_file(settings.output)
+        places.prepare_folder(ledgers)
+    else:
+        places.prepare_file(settings.prepare)
     if settings.documents is not None:
         documents = _fitting(read_documents(settings.documents), recipe)
         model, facts = _plain_model(settings)
@@ -161,7 +168,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         model=model,
         documents=documents,
         facts=facts,
-        ledgers=settings.ledgers or _ledgers(settings.output),
+        ledgers=ledgers,
         output=settings.output,
         on_best=_print_best if settings.show_best else None,
     )
@@ -249,7 +256,10 @@ def _public(facts: ModelFacts) -> ModelFacts:
 
 
 def _fitting(documents: list[TaskDocuments], recipe: Recipe) -> list[TaskDocuments]:
-    """Check that prepared documents are those the recipe asks for."""
+    """Take the recipe's tasks, where it names them one by one, and check what it asks of them."""
+    held = {one.task: one for one in documents}
+    if set(recipe.tasks) <= set(held):
+        documents = [held[name] for name in recipe.tasks]
     for one in documents:
         if len(one.search) != recipe.samples:
             raise RecipeError(
