@@ -373,7 +373,9 @@ def load_model(settings: EvalSettings) -> tuple[CalibratedHFLM, Any]:
     if reference and not isinstance(reference, Artifact) and str(reference).lower() != "none":
         reference = load_artifact(reference)  # a misspelt name fails before the model is loaded
     lm = CalibratedHFLM(artifact=None, **arguments)
-    return lm, resolve_artifact(reference, lm.facts)
+    artifact = resolve_artifact(reference, lm.facts)
+    lm.try_artifacts([artifact])  # a model that cannot be calibrated fails before it is scored
+    return lm, artifact
 
 
 def _arguments(settings: EvalSettings) -> dict[str, Any]:

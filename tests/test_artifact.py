@@ -179,6 +179,16 @@ def test_the_releases_lists_are_shipped():
     }
 
 
+def test_searched_artifacts_hold_the_hash_of_their_content():
+    from act_harness.search.run import content_sha256
+
+    found = [load_artifact(path) for path in shipped_artifacts().values()]
+    searched = [one for one in found if one.search is not None]
+    assert len(searched) >= 8
+    for one in searched:
+        assert content_sha256(one) == one.search["content_sha256"], one.name
+
+
 def test_the_releases_lists_are_the_published_ones(golden_dir):
     published = json.loads((golden_dir / "release_heads.json").read_text())
     shipped = {
