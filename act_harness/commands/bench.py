@@ -83,6 +83,7 @@ _BENCHES = {
     "search": "The head search three ways: one head at a time, exhaustive, screened.",
     "memory": "Peak memory of scoring with a large vocabulary.",
     "equality": "Log-likelihoods against stock scoring and against one forward a request.",
+    "coverage": "How often 95 % intervals hold the true difference, simulated.",
     "everything": "All that README's table of speed names, in one run; a part at a time.",
 }
 _BENCH_EXAMPLES = {
@@ -93,6 +94,7 @@ _BENCH_EXAMPLES = {
     "search": "--random tiny --samples 4",
     "memory": "--shape tiny --contexts 4 --tokens 64",
     "equality": "--model .demo/model --requests requests.json.gz --limit 8",
+    "coverage": "--cases normal --units 5 --repetitions 50",
     "everything": "--model .demo/model --parts prefill --device cpu --rounds 1",
 }
 for _name in _BENCHES:
