@@ -15,17 +15,17 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from act_harness.errors import InfrastructureError, InternalError, ResultError
+from act_harness.errors import InfrastructureError, InternalError
 
 __all__ = [
     "append_line",
     "append_lines",
+    "cannot_write",
     "canonical_json",
-    "read_lines",
     "write_bytes",
     "write_json",
     "write_lines",
@@ -38,6 +38,7 @@ _HINTS = {
     errno.EACCES: "choose a folder you may write to",
     errno.EPERM: "choose a folder you may write to",
     errno.EROFS: "choose a folder on a writable file system",
+    errno.EEXIST: "a file is there; choose another folder",
     errno.ENOTDIR: "a part of that path is a file; choose another folder",
     errno.EISDIR: "that is a folder; name a file",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -69,7 +70,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     Raises:
         InfrastructureError: As for :func:`write_bytes`.
     """
-    return _replace(path, [text.encode("utf-8")])
+    # Half a surrogate pair, which a model's output can hold, is no UTF-8; its escape is.
+    return _replace(path, [text.encode("utf-8", errors="backslashreplace")])
 
 
 def write_json(
@@ -161,43 +163,7 @@ def append_lines(
                 os.ftruncate(stream.fileno(), start)
                 raise
     except OSError as error:
-        raise _cannot_write(target, error, "earlier lines are untouched") from error
-
-
-def read_lines(
-    path: str | os.PathLike[str], *, drop_half_line: bool = True, missing_ok: bool = False
-) -> Iterator[Any]:
-    """Yield the JSON values of the file at ``path``, a line each; empty lines are skipped.
-
-    Args:
-        path: The JSON-lines file.
-        drop_half_line: A last line without a newline was being written when its process ended:
-            leave it out (True), or refuse the file (False; for files that are written whole).
-        missing_ok: A file that does not exist has no lines, instead of being an error.
-
-    Raises:
-        ResultError: The file does not exist, or a line is not JSON (the line is named).
-        InfrastructureError: The file cannot be read.
-    """
-    target = Path(path)
-    try:
-        with target.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.endswith(b"\n"):
-                    if drop_half_line:
-                        return
-                    raise ResultError(
-                        f"{target}: line {number} is cut off (no newline at the end of the file); "
-                        "copy the file again or repeat the run that wrote it"
-                    )
-                if line.strip():
-                    yield _parse(line, target, number)
-    except FileNotFoundError as error:
-        if not missing_ok:
-            raise ResultError(f"{target}: no such file; check the path") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InfrastructureError(f"cannot read {target}: {reason}; check the disk") from error
+        raise cannot_write(target, error, "earlier lines are untouched") from error
 
 
 def canonical_json(value: object, *, default: Default | None = None) -> str:
@@ -223,21 +189,13 @@ def _line(record: object, default: Default | None) -> bytes:
     return (_dumps(record, default=default) + "\n").encode("ascii")
 
 
-def _parse(line: bytes, path: Path, number: int) -> Any:  # noqa: ANN401 - any JSON value
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ResultError(
-            f"{path}: line {number} is not JSON ({error}); remove that line or repeat the run "
-            "that wrote it"
-        ) from error
-
-
 def _replace(path: str | os.PathLike[str], chunks: Iterable[bytes]) -> Path:
     target = Path(path)
     final = target.resolve()
-    # The random part keeps two processes apart; the dot and the suffix keep globs and git away.
-    temporary = final.with_name(f".{final.name[:100]}.{secrets.token_hex(4)}.tmp")
+    # The random part keeps two processes apart; the dot and the suffix keep globs and git away. The
+    # name is cut by bytes: 100 letters may be 400 of them, and a name holds 255.
+    start = os.fsencode(final.name)[:100].decode("ascii", errors="ignore")
+    temporary = final.with_name(f".{start}.{secrets.token_hex(4)}.tmp")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         # Not tempfile: it creates files that only their owner can read, and a rename keeps that.
@@ -255,7 +213,7 @@ def _replace(path: str | os.PathLike[str], chunks: Iterable[bytes]) -> Path:
             temporary.unlink()
         if isinstance(error, OSError):
             kept = "the file that was there is untouched" if final.exists() else "nothing was left"
-            raise _cannot_write(target, error, kept) from error
+            raise cannot_write(target, error, kept) from error
         raise
     _sync_folder(final.parent)
     return target
@@ -296,7 +254,14 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _cannot_write(path: Path, error: OSError, kept: str) -> InfrastructureError:
+def cannot_write(path: Path, error: OSError, kept: str) -> InfrastructureError:
+    """Return the error of a place that cannot be written, in one line with what to do.
+
+    Args:
+        path: The file or folder.
+        error: What the system said.
+        kept: What is left on the disk.
+    """
     reason = error.strerror or str(error)
     hint = _HINTS.get(error.errno or 0, "check the disk and repeat the command")
     return InfrastructureError(f"cannot write {path}: {reason} ({kept}); {hint}")

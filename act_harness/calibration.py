@@ -41,16 +41,31 @@ def validation_line(error: ValidationError) -> str:
     """Return the first problem of a pydantic error as one line, with its place."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if first["type"] == "extra_forbidden":
         message = "unknown key"
+    elif first["type"] == "missing":
+        message = "is missing; expected it beside the others"
+    elif message.startswith("expected") and first["type"] != "value_error":  # those are ours
+        message = f"found {_found(first['input'])}, {message}"
     return f"{place}: {message}" if place else message
+
+
+def _found(value: object) -> str:
+    """Return what was given, for a message: numbers and short words; of the rest, the kind."""
+    if value is None or isinstance(value, (bool, float)):
+        return str(value)
+    if isinstance(value, int) and abs(value) < 10**18:
+        return str(value)
+    if isinstance(value, str) and len(value) <= 40:
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 class HeadStrength(BaseModel):
     """Mass map of one head: how the total attention on its sinks changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     mass: Literal["damp", "reweight"] = "damp"
     """``damp``: m' = beta m (paper, equation of section 4). ``reweight``: scale and renormalise."""
@@ -94,7 +109,7 @@ class HeadStrength(BaseModel):
 class Calibration(BaseModel):
     """All settings of the operation. Unknown keys and settings that do not apply are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     target: Literal["sinks", "initial"] = "sinks"
     """``sinks``: the detected set. ``initial``: the first real token, without any detection."""

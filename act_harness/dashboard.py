@@ -7,13 +7,13 @@ so the dashboard can be made before the first run.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from act_harness import reading
 from act_harness.atomic import write_json
 from act_harness.errors import InfrastructureError, InputError, ResultError
 from act_harness.results import load_run
@@ -112,10 +112,8 @@ def load_spec(path: str | os.PathLike[str], **changes: str | None) -> dict[str, 
     Raises:
         InputError: The file is missing or no specification.
     """
-    try:
-        spec = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a dashboard's specification: {error}") from None
+    advice = "write a dashboard's specification by act-harness dashboard"
+    spec = reading.read_json(path, error=InputError, advice=advice)
     if not isinstance(spec, dict) or spec.get("schema") != SCHEMA:
         raise InputError(f"{path} is no dashboard's specification (schema {SCHEMA}); write one by "
                          "act-harness dashboard")  # fmt: skip

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ import datasets
 import huggingface_hub
 import pydantic
 
-from act_harness import atomic
+from act_harness import atomic, reading
 from act_harness.errors import InfrastructureError, TaskError
 
 __all__ = [
@@ -206,11 +205,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         TaskError: The file is not a manifest.
     """
     path = Path(folder) / MANIFEST
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return Manifest()
-    except ValueError as error:
+    advice = "move it away, or choose another folder"
+    content = reading.read_json(path, error=TaskError, advice=advice)
+    try:
+        return reading.validated(Manifest, content)
+    except pydantic.ValidationError as error:
         raise TaskError(
             f"{path} is not a manifest of act-harness ({first_line(error)}); move it away, or "
             "choose another folder"
@@ -241,7 +242,7 @@ def damage(record: DatasetRecord, folder: Path) -> list[str]:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write the manifest of a data directory."""
-    atomic.write_json(folder / MANIFEST, json.loads(manifest.model_dump_json(by_alias=True)))
+    atomic.write_json(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True))
 
 
 def record_split(folder: Path, file: str, rows: int) -> SplitRecord:

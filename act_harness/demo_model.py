@@ -60,22 +60,40 @@ def convert(folder: Path, *, source: Path | None = None) -> bool:
         InfrastructureError: There is no model file, or it cannot be read.
         InputError: ``folder`` exists and is something else.
     """
-    if (folder / "config.json").is_file():
+    if _is_checkpoint(folder):
         return False
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):  # noqa: PTH110 - as below
         raise InputError(f"{folder} exists and is no checkpoint; name another folder or remove it")
     source = source or find_gguf()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    scratch = _scratch(folder)
     try:
         _write(source, scratch)
         scratch.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        scratch.rename(folder)
+        scratch.rename(folder)  # in the place of an empty folder too
+    except OSError as error:
+        if _is_checkpoint(folder):  # another process was faster, and its copy is whole
+            return False
+        raise InfrastructureError(
+            f"{folder} cannot be written: {error.strerror or error}; name another folder"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return True
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return os.path.isfile(folder / "config.json")  # noqa: PTH113 - raises for no name, however long
+
+
+def _scratch(folder: Path) -> Path:
+    """Make the folder to write in, beside the one that is wanted."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
+    except OSError as error:
+        raise InfrastructureError(
+            f"{folder} cannot be written: {error.strerror or error}; name another folder"
+        ) from error
 
 
 def _write(source: Path, target: Path) -> None:

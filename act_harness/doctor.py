@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from act_harness import paths, plugin
-from act_harness.errors import ActHarnessError
+from act_harness.errors import EXTRAS, ActHarnessError, install_command
 
 __all__ = ["Diagnosis", "Finding", "examine", "render"]
 
@@ -25,13 +25,6 @@ State = Literal["ok", "off", "fail"]
 
 _DISTRIBUTION = "act-harness"
 _REQUIRED = ("lm_eval", "torch", "transformers", "accelerate", "datasets", "pydantic", "scipy")
-_EXTRAS = {
-    "wandb": ("wandb",),
-    "mtbench": ("openai", "tenacity"),
-    "report": ("matplotlib", "jinja2"),
-    "triton": ("triton",),
-    "demo": ("gguf", "vaderSentiment"),
-}
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
@@ -59,7 +52,7 @@ def examine() -> Diagnosis:
     findings = [_installation(), *_versions(), harness]
     model, reachable = _model()
     reachable = reachable and harness.state == "ok"
-    findings += [*_routes(), model, _tasks(), _artifacts(), _device(), *_extras()]
+    findings += [*_routes(), model, _tasks(), *_artifacts(), _device(), *_extras()]
     return Diagnosis(tuple(findings), reachable)
 
 
@@ -91,7 +84,7 @@ def _versions() -> list[Finding]:
     findings = [Finding("python", "ok", f"{version}, {sys.executable}")]
     for name in _REQUIRED:
         found = _version(name)
-        text = found or "not installed; run `pip install act-harness` once more"
+        text = found or f"not installed; run `pip install {name}`"
         findings.append(Finding(name, "ok" if found else "fail", text))
     return findings
 
@@ -161,15 +154,25 @@ def _tasks() -> Finding:
     return Finding("tasks", "ok" if route.found else "fail", route.text)
 
 
-def _artifacts() -> Finding:
+def _artifacts() -> list[Finding]:
+    """Name what is shipped, and say of every set that a search found what it is worth."""
     try:
+        from act_harness.artifact import load_artifact  # a missing pydantic is a finding too
+
         folder = paths.artifacts_path()
-    except ActHarnessError as error:
-        return Finding("artifacts", "fail", str(error))
-    names = sorted(
-        p.relative_to(folder).with_suffix("").as_posix() for p in folder.glob("*/*.json")
-    )
-    return Finding("artifacts", "ok", f"{len(names)} shipped: {', '.join(names) or '-'}")
+        found = {
+            path.relative_to(folder).with_suffix("").as_posix(): load_artifact(path)
+            for path in sorted(folder.glob("*/*.json"))
+        }
+    except (ActHarnessError, ImportError) as error:
+        return [Finding("artifacts", "fail", str(error))]
+    text = f"{len(found)} shipped: {', '.join(found) or '-'}"
+    judged = [
+        Finding(f"  {name.rpartition('/')[2]}", "ok", artifact.judgement()[0])
+        for name, artifact in found.items()
+        if artifact.search is not None
+    ]
+    return [Finding("artifacts", "ok", text), *judged]
 
 
 def _device() -> Finding:
@@ -184,9 +187,10 @@ def _device() -> Finding:
 
 def _extras() -> list[Finding]:
     findings = []
-    for extra, packages in _EXTRAS.items():
-        missing = [name for name in packages if _version(name) is None]
-        text = f"not installed: {', '.join(missing)}; `pip install 'act-harness[{extra}]'`"
+    for extra, requirements in EXTRAS.items():
+        names = [requirement.partition(">=")[0] for requirement in requirements]
+        missing = [name for name in names if _version(name) is None]
+        text = f"not installed: {', '.join(missing)}; run `{install_command(extra)}`"
         findings.append(
             Finding(f"extra {extra}", "off" if missing else "ok", text if missing else "installed")
         )

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from act_harness import plugin
+from act_harness import places, plugin, reading
+from act_harness.checks import check_limit
 from act_harness.errors import ActHarnessError, InputError, TaskError, suggestion
+from act_harness.failures import complaint_of_harness
 from act_harness.paths import task_route, tasks_path
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
 
     Raises:
         TaskError: A task name is unknown.
-        InputError: The model name is unknown, or the configuration file cannot be read.
+        InputError: The model name is unknown, an option cannot be used, or the configuration file
+            cannot be read.
         ActHarnessError: Whatever the model or a task of ours raises.
     """
     plugin.register()
@@ -50,12 +51,14 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
         harness = HarnessCLI()
         namespace = harness.parse_args()
     config = _config_file(namespace)
+    _check_run(namespace, config)
     _add_tasks(namespace, config)
     _name_output(namespace, config)
     try:
         harness.execute(namespace)
-    except ValueError as error:
-        known = _explained(error, include_path=getattr(namespace, "include_path", None))
+    except (ValueError, TypeError, AssertionError, KeyError) as error:
+        include_path = getattr(namespace, "include_path", None)
+        known = _explained(error, include_path=include_path) or complaint_of_harness(error)
         if known is None:
             raise
         raise known from error
@@ -79,7 +82,7 @@ def arm_name(model_args: Mapping[str, Any]) -> str:
         return "act"
     from act_harness.artifact import load_artifact
 
-    return load_artifact(str(reference)).name.replace("/", "_")
+    return places.file_name(load_artifact(str(reference)).name)
 
 
 @contextmanager
@@ -98,14 +101,21 @@ def _config_file(namespace: Namespace) -> dict[str, Any]:
     path = getattr(namespace, "config", None)
     if not path:
         return {}
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"--config {path} cannot be read as YAML: {reason}") from error
+    content = reading.read_yaml(path, error=InputError, advice="check --config")
     if not isinstance(content, dict):
         raise InputError(f"--config {path} holds {type(content).__name__}, expected a mapping")
     return content
+
+
+def _check_run(namespace: Namespace, config: Mapping[str, Any]) -> None:
+    """Refuse what lm-eval would load a model for, only to fail or to score nothing."""
+    if not hasattr(namespace, "model_args"):  # ls, validate
+        return
+    if not (namespace.tasks or config.get("tasks")):
+        raise TaskError("no task was named; give --tasks, `act-harness run ls tasks` lists them")
+    limit = config.get("limit") if namespace.limit is None else namespace.limit
+    if limit is None or isinstance(limit, (int, float)):
+        check_limit(limit)
 
 
 def _add_tasks(namespace: Namespace, config: Mapping[str, Any]) -> None:
@@ -121,7 +131,12 @@ def _name_output(namespace: Namespace, config: Mapping[str, Any]) -> None:
     """Put the arm's name at the end of ``--output_path``, if that is a folder."""
     model = getattr(namespace, "model", None) or config.get("model")
     output = getattr(namespace, "output_path", None) or config.get("output_path")
-    if model != plugin.MODEL_NAME or not output or Path(output).suffix == ".json":
+    if not output:
+        return
+    # lm-eval looks at it after all is scored, and loses the scores with a warning.
+    is_file = Path(output).suffix == ".json"
+    places.prepare_folder(Path(output).parent if is_file else output)
+    if model != plugin.MODEL_NAME or is_file:
         return
     model_args = config.get("model_args") or {}
     if isinstance(model_args, str):
@@ -130,7 +145,7 @@ def _name_output(namespace: Namespace, config: Mapping[str, Any]) -> None:
     namespace.output_path = str(Path(output) / arm_name(model_args))
 
 
-def _explained(error: ValueError, *, include_path: Any) -> ActHarnessError | None:  # noqa: ANN401
+def _explained(error: Exception, *, include_path: Any) -> ActHarnessError | None:  # noqa: ANN401
     """Turn lm-eval's complaint about an unknown name into ours, with a suggestion."""
     text = str(error)
     if text.startswith(_NO_TASKS):

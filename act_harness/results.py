@@ -11,7 +11,6 @@ Not here: comparing two runs (:mod:`act_harness.compare`) and writing results.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -23,10 +22,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from act_harness.atomic import read_lines
-from act_harness.errors import InfrastructureError, ResultError, suggestion
+from act_harness import places, reading
+from act_harness.errors import ResultError, suggestion
 
-__all__ = ["ChoiceScores", "Run", "Sample", "choice_scores", "load_run", "run_from_memory"]
+__all__ = [
+    "ChoiceScores",
+    "Run",
+    "Sample",
+    "choice_scores",
+    "load_run",
+    "run_from_memory",
+    "task_file_name",
+]
 
 Value = float | tuple[float, float] | None
 
@@ -54,6 +61,8 @@ class Sample(NamedTuple):
     """Log-likelihood of each choice, in nats."""
     target: str = ""
     """The right answer as lm-eval writes it: an index or a text."""
+    not_finite: int = 0
+    """Log-likelihoods that are NaN or infinite; requests skipped on purpose do not count."""
 
 
 class ChoiceScores(NamedTuple):
@@ -153,7 +162,7 @@ class Run:
         kept = (*fields, *_SHARED_FIELDS)
         if task in self.sample_files:
             path = self.sample_files[task]
-            rows: Iterable[Any] = read_lines(path, drop_half_line=False)
+            rows: Iterable[Any] = reading.read_lines(path, half_line="refuse")
             where = str(path)
         elif task in self.data.get("samples", {}):
             rows, where = self.data["samples"][task], f"{self.label}, task {task}"
@@ -182,9 +191,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         InfrastructureError: It cannot be read.
     """
     given = Path(path)
-    if given.is_dir():
+    if reading.is_folder(given):
         return _load_folder(given)
-    if not given.is_file():
+    if not reading.is_file(given):
         raise ResultError(f"{given}: no such file or folder; check the path")
     if given.name.startswith("samples_") or given.suffix == ".jsonl":
         task = _DATE.sub("", given.name).removeprefix("samples_").removesuffix(".jsonl")
@@ -256,29 +265,53 @@ def _load_folder(folder: Path) -> Run:
 
 
 def _load_file(path: Path, notes: tuple[str, ...]) -> Run:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InfrastructureError(f"cannot read {path}: {reason}; check the disk") from error
-    except ValueError as error:
-        raise ResultError(f"{path}: not JSON ({error}); repeat the run that wrote it") from error
+    data = reading.read_json(path, advice="repeat the run that wrote it", lenient=True)
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         raise ResultError(
             f"{path}: no 'results' in it, so it is not a result of lm-eval; give a results_*.json"
         )
+    _check_form(data, str(path))
     date = _date(path)
     files = {}
     names = {_flat(task): task for task in data.get("configs", {})}
+    names |= {_flat(task_file_name(task)): task for task in data.get("configs", {})}
     for file in sorted(path.parent.glob(f"samples_*_{date}.jsonl")):
         task = file.name.removeprefix("samples_").removesuffix(f"_{date}.jsonl")
         files[task if task in names.values() else names.get(_flat(task), task)] = file
     return Run(label=path.parent.name, path=path, data=data, sample_files=files, notes=notes)
 
 
+_OBJECTS_OF_OBJECTS = ("results", "groups", "higher_is_better")
+_OBJECTS_OF_LISTS = ("group_subtasks", "samples")
+
+
+def _check_form(data: Mapping[str, Any], where: str) -> None:
+    """Refuse a result whose parts are not of the kinds that :class:`Run` walks through."""
+    for name in (*_OBJECTS_OF_OBJECTS, *_OBJECTS_OF_LISTS, "configs", "config"):
+        part = data.get(name, {})
+        inner = dict if name in _OBJECTS_OF_OBJECTS else list if name in _OBJECTS_OF_LISTS else None
+        fits = isinstance(part, Mapping) and (
+            inner is None or all(isinstance(one, inner) for one in part.values())
+        )
+        if not fits:
+            raise ResultError(
+                f"{where}: {name!r} is not as lm-eval writes it; give a results_*.json of lm-eval"
+            )
+    tree = data.get("group_subtasks", {})
+    if not all(isinstance(name, str) for names in tree.values() for name in names):
+        raise ResultError(f"{where}: 'group_subtasks' names no tasks; give a results_*.json")
+
+
 def _date(path: Path) -> str:
     found = _DATE.search(path.name)
     return found.group(1) if found else path.stem.rpartition("_")[2]
+
+
+def task_file_name(task: str) -> str:
+    """Return what stands for a task in the name of its samples file."""
+    # As lm-eval writes it wherever that can be a file's name.
+    plain = task.replace("/", "__")
+    return plain if re.fullmatch(r"[\w .-]{1,40}", plain) else places.file_name(task)
 
 
 def _flat(task: str) -> str:
@@ -299,19 +332,25 @@ def _sample(row: Any, kept: Sequence[str], where: str) -> Sample:  # noqa: ANN40
         )
     given = row.get("doc")
     doc: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-    names = row.get("metrics", [])
+    names, number = row.get("metrics", []), row["doc_id"]
+    if not isinstance(names, list) or isinstance(number, bool) or not isinstance(number, int):
+        raise ResultError(
+            f"{where}: 'metrics' is no list, or 'doc_id' no number; this is no samples file of "
+            "lm-eval"
+        )
     choices, scores = _choices(row)
     return Sample(
-        doc_id=int(row["doc_id"]),
+        doc_id=number,
         doc_hash=str(row["doc_hash"]),
         prompt_hash=str(row["prompt_hash"]),
         target_hash=str(row.get("target_hash", "")),
         filter=str(row.get("filter", "none")),
-        values={str(name): _value(row.get(name)) for name in names},
+        values={str(name): _value(row.get(str(name))) for name in names},
         fields={name: str(doc[name]) for name in kept if name in doc},
         choices=choices,
         scores=scores,
         target=str(row.get("target", "")),
+        not_finite=_not_finite(row),
     )
 
 
@@ -333,7 +372,9 @@ def _choices(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]
     """Continuations and their log-likelihoods, or nothing where a row is not multiple choice."""
     responses, arguments = row.get("filtered_resps"), row.get("arguments")
     if isinstance(arguments, Mapping):  # as written: {"gen_args_0": {"arg_0": ..., "arg_1": ...}}
-        arguments = [list(one.values()) for one in arguments.values()]
+        arguments = [
+            list(one.values()) if isinstance(one, Mapping) else () for one in arguments.values()
+        ]
     if not isinstance(responses, list) or not isinstance(arguments, list):
         return (), ()
     scores = []
@@ -346,12 +387,41 @@ def _choices(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]
             scores.append(float(response[0]))
         except (TypeError, ValueError):
             return (), ()
-    texts = [(str(one[0]), str(one[1])) for one in arguments if len(one) >= 2]
+    pairs = [one for one in arguments if isinstance(one, (list, tuple)) and len(one) >= 2]
+    texts = [(str(one[0]), str(one[1])) for one in pairs]
     # Choices scored without their context as well (mutual information) are another measure.
     bare = sum(context == "" for context, _ in texts)
     if len(scores) < 2 or len(texts) != len(scores) or 0 < bare < len(texts):
         return (), ()
     return tuple(choice for _, choice in texts), tuple(scores)
+
+
+def _not_finite(row: Mapping[str, Any]) -> int:
+    """Count a sample's log-likelihoods that are no numbers."""
+    responses, arguments = row.get("resps"), row.get("arguments")
+    if isinstance(arguments, Mapping):
+        arguments = [list(one.values()) for one in arguments.values()]
+    if not isinstance(responses, list) or not isinstance(arguments, list):
+        return 0
+    found = 0
+    for repeats, asked in zip(responses, arguments, strict=False):
+        marks = [one for one in asked if isinstance(one, Mapping)]
+        if any(mark.get("overlength") == "skipped" for mark in marks):
+            continue
+        for value in repeats if isinstance(repeats, (list, tuple)) else ():
+            pair = isinstance(value, (list, tuple)) and len(value) == 2
+            if pair and str(value[1]) in ("True", "False"):
+                found += _no_number(value[0])
+            elif len(asked) == 1:  # a rolling request; one that generates has settings too
+                found += _no_number(value)
+    return found
+
+
+def _no_number(value: Any) -> bool:  # noqa: ANN401 - a number, or its text in a file
+    try:
+        return not math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _label_as_index(sample: Sample) -> int | None:

@@ -16,7 +16,6 @@ wandb, and only when a run is opened.
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 import re
@@ -27,8 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from act_harness import reading
 from act_harness.atomic import canonical_json, write_json
-from act_harness.errors import InfrastructureError, InputError, ResultError
+from act_harness.errors import InfrastructureError, InputError, ResultError, install_command
 from act_harness.provenance import sha256_text
 from act_harness.tracked import plain, uniform
 from act_harness.tracker import Files, JobType, NullTracker, Tracker, TrackingSettings
@@ -310,8 +310,7 @@ def optional_module(name: str, purpose: str) -> Any:  # noqa: ANN401 - a module
     except ModuleNotFoundError as error:
         package = name.partition(".")[0].replace("_", "-")
         raise InputError(
-            f"{purpose} needs {package}, which is not installed; "
-            "run: pip install 'act-harness[wandb]'"
+            f"{purpose} needs {package}, which is not installed; run: {install_command('wandb')}"
         ) from error
 
 
@@ -352,12 +351,10 @@ def _run_id(
     key = "/".join([*parts, *([identity_hash(identity)] if identity else [])])
     known: dict[str, str] = {}
     if path.exists():
-        try:
-            known = dict(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
-            raise ResultError(
-                f"{path}: not a list of W&B runs ({error}); delete it to start new runs"
-            ) from error
+        advice = "delete it to start new runs"
+        known = reading.read_json(path, advice=advice)
+        if not isinstance(known, dict) or not all(isinstance(one, str) for one in known.values()):
+            raise ResultError(f"{path}: not a list of W&B runs; {advice}")
     if key not in known:
         known[key] = secrets.token_hex(4)
         write_json(path, known, canonical=True)

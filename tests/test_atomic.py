@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act_harness import atomic
+from act_harness import atomic, reading
 from act_harness.errors import InfrastructureError, InternalError, ResultError
 
 JSON = st.recursive(
@@ -132,10 +132,10 @@ def test_an_interrupt_leaves_no_temporary_file(tmp_path):
 def test_lines_round_trip_whatever_they_hold(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     atomic.write_lines(path, records)
-    assert list(atomic.read_lines(path, drop_half_line=False)) == records
+    assert list(reading.read_lines(path, half_line="refuse")) == records
     for record in records:
         atomic.append_line(path, record, sync=False)
-    assert list(atomic.read_lines(path)) == records * 2
+    assert list(reading.read_lines(path)) == records * 2
 
 
 @given(cut=st.integers(min_value=0, max_value=200), size=st.integers(min_value=1, max_value=80))
@@ -147,9 +147,9 @@ def test_a_file_cut_anywhere_loses_only_its_last_line(tmp_path_factory, cut, siz
     kept = whole[: max(0, len(whole) - cut)]
     path.write_bytes(kept)
     complete = kept.count(b"\n")
-    assert list(atomic.read_lines(path)) == records[:complete]
+    assert list(reading.read_lines(path)) == records[:complete]
     atomic.append_line(path, "next", sync=False)
-    assert list(atomic.read_lines(path, drop_half_line=False)) == [*records[:complete], "next"]
+    assert list(reading.read_lines(path, half_line="refuse")) == [*records[:complete], "next"]
 
 
 def test_half_a_line_longer_than_a_block_is_cut(tmp_path):
@@ -162,22 +162,22 @@ def test_half_a_line_longer_than_a_block_is_cut(tmp_path):
 def test_half_a_line_can_be_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('1\n{"a": ')
-    assert list(atomic.read_lines(path)) == [1]
+    assert list(reading.read_lines(path)) == [1]
     with pytest.raises(ResultError, match="line 2 is cut off"):
-        list(atomic.read_lines(path, drop_half_line=False))
+        list(reading.read_lines(path, half_line="refuse"))
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("1\n\n{oops\n3\n")
     with pytest.raises(ResultError, match="line 3 is not JSON"):
-        list(atomic.read_lines(path))
+        list(reading.read_lines(path))
 
 
 def test_a_missing_file(tmp_path):
-    assert list(atomic.read_lines(tmp_path / "no", missing_ok=True)) == []
+    assert list(reading.read_lines(tmp_path / "no", missing_ok=True)) == []
     with pytest.raises(ResultError, match="no such file"):
-        list(atomic.read_lines(tmp_path / "no"))
+        list(reading.read_lines(tmp_path / "no"))
 
 
 def test_an_append_that_fails_half_way_is_taken_back(tmp_path, monkeypatch):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from act_harness import cli, evaluate
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
-from act_harness.errors import ArtifactError, InputError, TaskError
-from act_harness.evaluate import EvalSettings, run_eval
+from act_harness.errors import ArtifactError, InfrastructureError, InputError, TaskError
+from act_harness.evaluate import EvalSettings, _new_folders, _write_run, run_eval
 from act_harness.results import load_run
 
 if find_spec("vaderSentiment") is None:  # importing it would hide the lexicon of other tests
@@ -68,6 +73,37 @@ def test_both_arms_are_written_and_compared(tiny_checkpoint, artifact_file, tmp_
     assert "of (head, prompt) pairs with a sink" in report
     assert (outcome.report.parent / "forest.png").stat().st_size > 1000
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_answers_that_are_no_numbers_get_no_verdict(
+    tiny_checkpoint, artifact_file, tmp_path, monkeypatch
+):
+    """NaN weights made acc 0.5 and exit code 0."""
+    load = evaluate.load_model
+
+    def broken(given):
+        lm, artifact = load(given)
+        with torch.no_grad():
+            lm.model.get_input_embeddings().weight[lm.tok_encode("e")] = math.nan
+        return lm, artifact
+
+    monkeypatch.setattr(evaluate, "load_model", broken)
+    given = settings(tiny_checkpoint, tmp_path, artifact_file)
+    with pytest.warns(UserWarning, match="24 of 24 log-likelihoods are not finite"):
+        outcome = run_eval(given)
+    assert outcome.exit_code == 3
+    assert "no verdict: 48 answers are not finite" in outcome.summary()
+    (comparison,) = outcome.comparisons.values()
+    assert all(row.result is None for row in comparison.rows)
+    assert comparison.exit_code == 3
+    assert comparison.summary().endswith("not tested: 48 non-finite answers.")
+    assert "not tested: 24 answers of A and 24 of B are not finite" in outcome.summary()
+    run_ = load_run(outcome.folders["act"])
+    assert run_.data["config"]["act_harness"]["counters"]["answers_not_finite"] == 24
+    folders = [str(outcome.folders[arm]) for arm in ("baseline", "act")]
+    with pytest.raises(SystemExit) as left:
+        cli.app(["compare", *folders], prog_name="act-harness")
+    assert left.value.code == 3
 
 
 def test_compare_gives_evals_own_figures(tiny_checkpoint, artifact_file, tmp_path, monkeypatch):
@@ -129,6 +165,56 @@ def test_bad_input_is_found_before_the_model_is_loaded(tiny_checkpoint, tmp_path
     with pytest.raises(InputError, match="no model was named"):
         run_eval(EvalSettings(tasks=("act_demo_sentiment",), output=tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path):
+    artifact = SimpleNamespace(name="n" * 5000)
+    stamp = "2026-01-01T00-00-00"
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: _new_folders(tmp_path, "m", artifact, stamp), range(8)))
+    assert len({place for folders in made for place in folders.values()}) == 24
+    for folders in made:
+        ends = {place.name.partition(stamp)[2] for place in folders.values()}
+        assert len(ends) == 1, "the folders of one run are told by their names"
+
+
+@pytest.mark.parametrize("case", ["file", "below a file", "too long"])
+def test_a_bad_output_is_found_before_the_model_is_loaded(tmp_path, case):
+    (tmp_path / "file").write_text("kept")
+    place = {"file": "file", "below a file": "file/in/it", "too long": "x" * 300}[case]
+    with pytest.raises(InfrastructureError, match="choose a") as caught:
+        run_eval(settings(Path("/nonexistent"), tmp_path / place, "none"))
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_run_that_fails_leaves_no_empty_folders(tiny_checkpoint, tmp_path, monkeypatch):
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "_evaluate", fails)
+    with pytest.raises(KeyboardInterrupt, match="no arm was complete"):
+        run_eval(settings(tiny_checkpoint, tmp_path, "none"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_surrogate_pair_loses_nothing(tmp_path):
+    texts = ["half \ud835 sign", "line\u2028break", "\U0001d54f"]
+    rows = [
+        {
+            "doc_id": i, "doc": {"q": text}, "arguments": [(text, "b")], "metrics": ["acc"],
+            "resps": [[("1.0", "True")]], "filtered_resps": [("1.0", "True")], "target": text,
+            "doc_hash": "1", "prompt_hash": "2", "target_hash": "3", "filter": "none", "acc": 1.0,
+        }
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+    long = "t/" + "x" * 400
+    given = {"samples": {long: rows}, "results": {long: {"acc,none": 1.0}}, "configs": {long: {}}}
+    _write_run({**given, "note": texts[0]}, tmp_path, "2026-01-01T00-00-00")
+    run = load_run(tmp_path)
+    assert run.data["note"] == texts[0]
+    assert [sample.target for sample in run.samples(long)] == texts
+    assert all(path.read_bytes().decode("utf-8") for path in tmp_path.iterdir())
 
 
 def test_real_rows_through_the_real_model(smollm, hub_dir, tmp_path):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -458,13 +461,52 @@ def test_answers_of_all_ranks_are_read(tmp_path):
         return Answer(name, 1, "p", 3, "text", 1, "stop")
 
     for rank in (0, 1):
-        AnswerStore(tmp_path, arm="a b", settings={"x": 1}, rank=rank).add([answer(str(rank))])
-    store = AnswerStore(tmp_path, arm="a b", settings={"x": 1}, rank=0)
+        with closing(AnswerStore(tmp_path, arm="a b", settings={"x": 1}, rank=rank)) as store:
+            store.add([answer(str(rank))])
+    with closing(AnswerStore(tmp_path, arm="a b", settings={"x": 1}, rank=0)) as store:
+        pass
     assert [store.find(name, 1, "p") is not None for name in ("0", "1", "2")] == [True, True, False]
     assert store.find("0", 1, "another prompt") is None
     next(tmp_path.glob("*/rank-1.jsonl")).write_text('{"question": "0"}\n')
     with pytest.raises(ResultError, match="does not hold answers"):
         AnswerStore(tmp_path, arm="a b", settings={"x": 1})
+
+
+def test_a_folder_of_answers_has_one_writer(tmp_path):
+    def opened(rank=0, **settings):
+        return AnswerStore(tmp_path, arm="a", settings=settings, rank=rank)
+
+    with closing(opened()):
+        with pytest.raises(InputError, match=r"another run is writing .*answers=DIR"):
+            opened()
+        # Other settings and the other processes of the same run have files of their own.
+        opened(x=1).close()
+        opened(rank=1).close()
+    opened().close()
+
+
+def test_a_run_beside_another_is_refused_and_loses_nothing(tmp_path):
+    program = (
+        "import sys, pathlib\n"
+        "from act_harness.conversation.store import Answer, AnswerStore\n"
+        "from act_harness.errors import InputError\n"
+        "try:\n"
+        "    store = AnswerStore(pathlib.Path(sys.argv[1]), arm='a', settings={})\n"
+        "except InputError:\n"
+        "    sys.exit(2)\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "for number in range(200):\n"
+        "    store.add([Answer(str(number), 1, 'p', 3, 'text', 1, 'stop')])\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "open\n"
+    others = [subprocess.run(command, input="go\n", text=True).returncode for _ in range(2)]
+    first.communicate("go\n")
+    assert (first.returncode, others) == (0, [2, 2])
+    with closing(AnswerStore(tmp_path, arm="a", settings={})) as store:
+        assert all(store.find(str(number), 1, "p") for number in range(200))
 
 
 def test_where_answers_are_kept(monkeypatch, tmp_path):
@@ -560,3 +602,22 @@ def test_other_models_are_refused_in_one_line_that_names_hf_act(
     assert "\n" not in str(caught.value)
     with pytest.raises(UnsupportedCallError, match="HFLM"):  # where no template tells the model
         getattr(lm, REQUEST_TYPE)([])
+
+
+def test_single_requests_through_lm_evals_generic_calls(questions):
+    """lm-eval's own tools ask a task for a prompt and a request without a model at hand."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(TASKS / "mt_bench"), include_defaults=False)
+    task = manager.load(["mt_bench"])["tasks"]["mt_bench"]
+    doc = task.eval_docs[0]
+    request = task.construct_requests(doc=doc, ctx="prompt")
+    assert (request.request_type, request.args[0]) == (REQUEST_TYPE, "prompt")
+    assert request.args[1]["turns"] == doc["prompt"]
+    assert request.metadata == (None, None, None)
+    named = task.construct_requests(doc, "prompt", metadata=("mt_bench", 3, 1))
+    assert (named.task_name, named.doc_id) == ("mt_bench", 3)
+    shown = task.fewshot_context(doc, 0, chat_template=lambda turns: turns[0]["content"])
+    assert shown == doc["prompt"][0]
+    with pytest.raises(TaskError, match="--apply_chat_template"):
+        task.fewshot_context(doc, num_fewshot=0)

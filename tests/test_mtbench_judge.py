@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from mtbench_runs import doc, graded, write_run
@@ -392,6 +393,66 @@ def test_without_a_key_openai_itself_is_not_asked(tmp_path):
         judge(settings, announce=lambda text: None, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("variables", "fields", "message"),
+    [
+        ({}, {"api_key_env": "JUDGE_KEY"}, "JUDGE_KEY, which --api-key-env names, is not set"),
+        ({"JUDGE_KEY": "  "}, {"api_key_env": "JUDGE_KEY"}, "is not set"),
+        ({"JUDGE_KEY": f"{KEY}\n"}, {"api_key_env": "JUDGE_KEY"}, "JUDGE_KEY holds a blank"),
+        ({"OPENAI_API_KEY": f"{KEY} {KEY}"}, {}, "OPENAI_API_KEY holds a blank"),
+        ({"OPENAI_API_KEY": f"{KEY}\u2013"}, {}, "a letter that no key has"),
+        ({"OPENAI_API_KEY": KEY}, {"base_url": "http://judge.example/v1"}, "unencrypted to http:"),
+        ({"OPENAI_API_KEY": KEY}, {"base_url": "http://10.0.0.7:8000/v1"}, "unencrypted to http:"),
+        ({"OPENAI_API_KEY": KEY}, {"base_url": "http://localhost.example/v1"}, "--allow-insecure"),
+    ],
+)  # fmt: skip
+def test_a_key_that_cannot_be_sent_stops_the_run_before_anything_is_written(
+    tmp_path, monkeypatch, variables, fields, message
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with serving(by_quality) as server:
+        one_question(tmp_path)
+        before = sorted(tmp_path.rglob("*"))
+        settings = JudgeSettings(
+            paths=(tmp_path,), model="judge", **{"base_url": server.url, **fields}
+        )
+        with pytest.raises(RecipeError, match=message) as caught:
+            judge(settings, announce=lambda text: None, progress=False)
+        assert server.calls == 0
+    assert KEY not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_where_a_key_may_go():
+    def key(**fields):
+        return JudgeSettings(paths=(Path("x"),), model="m", **fields).api_key()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", KEY)
+        for address in (None, "https://judge.example/v1", "http://localhost:1/v1",
+                        "http://127.0.0.9:1/v1", "http://[::1]:1/v1"):  # fmt: skip
+            assert key(base_url=address) == KEY
+        assert key(base_url="http://judge.example/v1", allow_insecure_key=True) == KEY
+        assert key(base_url="http://judge.example/v1", api_key_env="none") == "none"
+        patch.delenv("OPENAI_API_KEY")
+        assert key(base_url="http://judge.example/v1") == "none"
+
+
+def test_a_key_is_scrubbed_in_every_form():
+    odd = 'sk"quote\\back'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", odd)
+        client = Client(JudgeSettings(paths=(Path("x"),), model="m"))
+    for text in (f"a {odd} b", f"a {json.dumps(odd)} b", f"a {odd!r} b", f"Authorization: {odd}"):
+        shown = client.redact(text)
+        assert "quote" not in shown
+        assert "[key]" in shown
+    assert client.redact("header 'Bearer another-secret-of-a-proxy'") == "header 'Bearer [key]'"
+    assert client.redact("the bearer of news") == "the bearer of news"
+    client.close()
+
+
 def test_a_tracker_gets_scores_conversations_and_pictures(tmp_path):
     tracker = RecordingTracker()
     with serving(by_quality) as server:
@@ -508,6 +569,81 @@ def test_an_interrupt_keeps_what_is_under_way(tmp_path, monkeypatch):
     assert outcome.failure_rate == 0
 
 
+def test_an_interrupt_while_calls_are_handed_out_keeps_their_replies(tmp_path, monkeypatch):
+    write_run(tmp_path, [(doc(81 + n), graded(5, 6)) for n in range(4)])
+    from act_harness.mtbench import judging
+
+    class Interrupted(judging.ThreadPoolExecutor):
+        handed = 0
+
+        def submit(self, *given):
+            self.handed += 1
+            if self.handed == 4:
+                until(lambda: server.calls == 3)
+                raise KeyboardInterrupt
+            return super().submit(*given)
+
+    with serving() as server:
+        monkeypatch.setattr(judging, "ThreadPoolExecutor", Interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"judgments so far are in .*judgments\.jsonl"):
+            ask(server, tmp_path)
+        monkeypatch.undo()
+        assert server.calls == 3
+        assert ask(server, tmp_path).failure_rate == 0
+        assert set(server.prompts.values()) == {1}
+
+
+def until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_what_was_saved_and_how_to_go_on(tmp_path, number, code):
+    write_run(tmp_path / "o", [(doc(81 + n), graded(5, 6)) for n in range(3)])
+    go_on = threading.Event()
+
+    def behave(prompt, times):
+        go_on.wait(60)
+        return Say()
+
+    with serving(behave) as server:
+        command = ["judge", str(tmp_path / "o"), "--model", "m", "--base-url", server.url]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "act_harness", *command, "--concurrency", "2"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        until(lambda: server.calls == 2)
+        process.send_signal(number)
+        time.sleep(0.2)  # the main thread waits for the calls by then, or will
+        go_on.set()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == code, said
+        kept = (tmp_path / "o" / "mt_bench_judge" / "judgments.jsonl").read_text().splitlines()
+        assert len(kept) == server.calls
+    line = said.strip().splitlines()[-1]
+    assert line.startswith("act-harness: interrupted; judgments so far are in ")
+    assert f"go on with: act-harness judge {tmp_path / 'o'} --model m" in line
+    assert "Traceback" not in said
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_first_call(tmp_path):
+    (tmp_path / "file").write_text("")
+    with serving() as server:
+        for place in (tmp_path / "file", tmp_path / "file" / "in", tmp_path / ("x" * 300)):
+            with pytest.raises((InfrastructureError, ResultError), match="choose"):
+                ask(server, one_question(tmp_path / "run"), output=place)
+        assert server.calls == 0
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_judged(tmp_path):
+    write_run(tmp_path, [(doc(81), ["half \ud835 of one", "QUALITY=6."])])
+    with serving() as server:
+        assert ask(server, tmp_path).failure_rate == 0
+
+
 def test_two_judges_do_not_write_to_one_folder(tmp_path):
     pytest.importorskip("fcntl")
     from act_harness.mtbench.ledger import Ledger
@@ -516,7 +652,7 @@ def test_two_judges_do_not_write_to_one_folder(tmp_path):
     with (
         serving() as server,
         Ledger(folder).sole_writer(),
-        pytest.raises(ResultError, match="another judge"),
+        pytest.raises(InputError, match="another judge"),
     ):
         ask(server, tmp_path)
     assert server.calls == 0

@@ -138,7 +138,7 @@ def prompt_line(**changes):
     [
         ([], "holds no judge prompt"),
         (["not json"], "line 1 is not JSON"),
-        (["{}"], "line 1 is no judge prompt"),
+        (["{}"], "prompt 1 is no judge prompt"),
         ([prompt_line(type="triple")], "type 'triple'"),
         ([prompt_line(output_format="[[rating_a,rating_b]]")], "output_format"),
         ([prompt_line(prompt_template="{question} {awnser}")], "did you mean 'answer'"),

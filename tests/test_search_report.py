@@ -38,9 +38,9 @@ def test_held_out_figures_are_paired_with_the_untouched_model(tmp_path):
         model, {"set": artifact, "empty": empty, "random": drawn}, tasks, facts=model_facts(model)
     )
     assert [arm.heads for arm in found] == [3, 0, 3]
-    assert found[1].raw.difference == 0
-    assert found[0].raw.score_a == found[2].raw.score_a
-    assert found[0].raw.documents == 24
+    assert found[1].columns["raw"].difference == 0
+    assert found[0].columns["raw"].score_a == found[2].columns["raw"].score_a
+    assert found[0].columns["raw"].documents == 24
     assert drawn.heads == random_artifact(artifact, seed=1).heads
     assert drawn.heads != random_artifact(artifact, seed=2).heads
 
@@ -101,7 +101,7 @@ def test_settings_make_a_recipe_or_say_what_is_missing(tmp_path):
     assert (demo.name, demo.samples) == ("demo", 9)
     with pytest.raises(RecipeError, match="neither a recipe nor tasks"):
         SearchSettings().make_recipe()
-    with pytest.raises(RecipeError, match="no model was given"):
+    with pytest.raises(InputError, match="no model was named"):
         search_from_settings(SearchSettings(tasks=["x"]))
     path = tmp_path / "d.json"
     write_documents(path, DRAWN)

@@ -13,7 +13,6 @@ and the largest score difference. The JSON file has the seconds of every round a
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
@@ -24,8 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from act_harness import atomic, places, reading
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach, model_facts
+from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype
 from act_harness.bench.common import (
     Report,
     Table,
@@ -147,6 +148,10 @@ def bench_tasks(
     """Load a model, make the requests of some tasks and measure; return what is printed."""
     from act_harness.model import CalibratedHFLM
 
+    if export is not None:
+        places.prepare_file(export)
+    else:
+        places.prepare_folder(settings.output)
     lm = CalibratedHFLM(
         pretrained,
         artifact="none",
@@ -173,7 +178,7 @@ def bench_tasks(
 def write_requests(requests: Sequence[Requests], path: Path) -> None:
     """Store requests as JSON (compressed where the name ends so), for a machine without lm-eval."""
     text = json.dumps([[name, pairs] for name, pairs in requests]).encode()
-    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+    atomic.write_bytes(path, gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 def read_requests(path: Path) -> list[Requests]:
@@ -182,14 +187,13 @@ def read_requests(path: Path) -> list[Requests]:
     Raises:
         InputError: the file is missing or something else.
     """
+    content = reading.read_json(path, error=InputError, advice="write it with --export")
     try:
-        stored = path.read_bytes()
-        content = json.loads(gzip.decompress(stored) if path.suffix == ".gz" else stored)
         return [
             Requests(name, [(tuple(context), tuple(answer)) for context, answer in pairs])
             for name, pairs in content
         ]
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path} holds no requests ({error}); write it with --export") from None
 
 
@@ -310,24 +314,36 @@ def _gib(value: int | None) -> float | None:
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Measure stored requests from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(description="Scoring of stored requests.")
+    parser = Arguments(
+        prog="python -m act_harness.bench.scoring", description="Scoring of stored requests."
+    )
     parser.add_argument("--requests", type=Path, required=True, help="written with --export")
     parser.add_argument("--only", default="", help="these entries, separated by commas")
-    parser.add_argument("--limit", type=int, help="requests of an entry")
+    parser.add_argument("--limit", type=read_count, help="requests of an entry")
     parser.add_argument("--model", help="folder of a model")
     parser.add_argument("--random", default="tiny", help="shape of a random Llama instead")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", type=read_dtype, default="bfloat16")
+    parser.add_argument(
+        "--device",
+        type=read_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+    )
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--batch-size", default="auto", help="by commas; auto: a token budget")
-    parser.add_argument("--stock-batch-size", type=int, default=64, help="of stock beside auto")
+    parser.add_argument(
+        "--stock-batch-size",
+        type=read_count,
+        default=64,
+        help="of stock beside auto",
+    )
     parser.add_argument("--stock", default="auto", help="hf, stand-in, or auto: hf where it is")
     parser.add_argument("--tokenizer", help="folder, for hf; else the model's")
-    parser.add_argument("--token-budget", type=int, help="most tokens of a forward of ours")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--token-budget", type=read_count, help="most tokens of a forward of ours")
+    parser.add_argument("--rounds", type=read_count, default=3)
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--name", default="scoring")
     given = parser.parse_args(arguments)
+    places.prepare_folder(given.output)
     if given.model:
         model = load_plain_model(given.model, dtype=given.dtype, device=given.device)
     else:

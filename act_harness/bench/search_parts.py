@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act_harness import atomic
+from act_harness import atomic, reading
 from act_harness.attention import model_facts
 from act_harness.bench.common import Machine, Table, command_line, describe_machine
 from act_harness.bench.search import measure_loop, measure_way
@@ -71,7 +71,7 @@ def measure_parts(
     facts = model_facts(model)
     base = (recipe or make_recipe({"tasks": ["bench"]})).on(device)
     path = folder / f"slice-{share[0]:03d}-of-{share[1]:03d}.jsonl"
-    known = {(row["task"], row["chunk"]) for row in atomic.read_lines(path, missing_ok=True)}
+    known = {(row["task"], row["chunk"]) for row in reading.read_lines(path, missing_ok=True)}
     every = [c for d in documents for c in chunks_of(d.search, base.size("chunk_tokens"))]
     every.sort(key=lambda c: (-_weight(c), c.task, c.number))  # like sizes to every slice
     for number, chunk in enumerate(every):
@@ -125,9 +125,11 @@ def join_parts(folder: Path) -> tuple[list[Table], Machine, str]:
     Raises:
         InputError: there are no results in the folder.
     """
-    rows = [row for p in sorted(folder.glob("slice-*.jsonl")) for row in atomic.read_lines(p)]
+    rows = [row for p in sorted(folder.glob("slice-*.jsonl")) for row in reading.read_lines(p)]
     if not rows:
-        raise InputError(f"{folder} holds no results of --slice")
+        raise InputError(
+            f"{folder} holds no results of --slice; run the slices first, with --parts"
+        )
     total = {way: _sum(rows, way) for way in _WAYS}
     cost: list[Sequence[Any]] = [
         [

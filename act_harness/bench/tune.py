@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from act_harness import places
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import alternate, replayed
 from act_harness.calibration import Calibration, LayerPlan
@@ -416,7 +417,7 @@ def main(arguments: list[str] | None = None) -> Path:
     """Tune from a command line; return the path of the numbers."""
     began = time.monotonic()
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="act_harness.bench.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m act_harness.bench.tune", description=__doc__)
     parser.add_argument("--seconds", type=float, default=150.0, help="stop at about that time")
     parser.add_argument("--shapes", default="1x8192,4x2048,1x32768", help="batch x tokens")
     parser.add_argument("--selected", default="7,32", help="numbers of calibrated heads")
@@ -432,6 +433,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--candidates", type=int, default=99, help="of every stage")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
     given = parser.parse_args(arguments)
+    places.prepare_folder(given.out)
     setting = Setting(given.heads, given.groups, given.size, given.dtype, given.device)
     wanted = [stage for stage in STAGES if stage.name in given.stages.split(",")]
     changes = [c for stage in wanted for c in stage.candidates[: given.candidates]]

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from act_harness.commands.options import DataDir, Tasks, names
+from act_harness.commands.options import DataDir, Tasks
+from act_harness.commands.parsing import names, numbers
 
 __all__ = ["bench_app"]
 
@@ -48,7 +49,7 @@ def bench_scoring(
         bench_tasks(
             pretrained,
             names(tasks),
-            [int(number) for number in names(num_fewshot)],
+            list(numbers(num_fewshot, "--num-fewshot")),
             ScoringSettings(batch_sizes=(batch_size,), rounds=rounds, device=device, output=output),
             limit=limit,
             dtype=dtype,

@@ -9,12 +9,12 @@ No torch here.
 from __future__ import annotations
 
 import os
-import re
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from act_harness import atomic
+from act_harness import atomic, places, reading
 from act_harness.errors import ResultError
 from act_harness.provenance import sha256_json
 
@@ -43,6 +43,7 @@ class Answer:
     """What calibration did to the prompt (a ``PromptRecord``); None in the baseline."""
 
 
+_KEY_TYPES = {"question": str, "turn": int, "prompt_sha256": str, "text": str}
 _FIELDS = {field.name for field in fields(Answer)}
 
 
@@ -61,12 +62,17 @@ def answers_folder(setting: str | os.PathLike[str] | None) -> Path | None:
 
 
 class AnswerStore:
-    """The answers of one arm under one set of settings."""
+    """The answers of one arm under one set of settings, open for one run at a time.
+
+    Two runs of one arm under the same settings write to the same files, and one would cut the
+    other's line while it is being written. Every process of a run holds the lock of its own file;
+    all runs have a first process, so no two get past each other.
+    """
 
     def __init__(
         self, folder: Path | None, *, arm: str, settings: dict[str, Any], rank: int = 0
     ) -> None:
-        """Read what is there.
+        """Lock the place and read what is there.
 
         Args:
             folder: where the folders of all arms are; None: nothing is kept.
@@ -75,23 +81,39 @@ class AnswerStore:
             rank: number of this process; it appends to a file of its own.
 
         Raises:
+            InputError: another run is writing there.
             ResultError: a file there is not one of answers.
             InfrastructureError: a file cannot be read or written.
         """
         self._known: dict[tuple[str, int, str], Answer] = {}
+        self._held = ExitStack()
         self.folder: Path | None = None
         if folder is None:
             return
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", arm)[:40]
+        name = places.file_name(arm, longest=40)
         self.folder = folder / f"{name}-{sha256_json(settings)[:16]}"
         self._file = self.folder / f"rank-{rank}.jsonl"
-        for path in sorted(self.folder.glob("rank-*.jsonl")):
-            for record in atomic.read_lines(path, missing_ok=True):
+        refusal = (
+            f"another run is writing its answers to {self.folder}; wait for it, or give another "
+            "folder as answers=DIR in the model's arguments"
+        )
+        with ExitStack() as held:
+            held.enter_context(places.sole_writer(self.folder / f"lock-{rank}", refusal))
+            self._read()
+            if not (self.folder / "settings.json").is_file():
+                atomic.write_json(self.folder / "settings.json", settings)
+            self._held = held.pop_all()
+
+    def _read(self) -> None:
+        for path in sorted(self.folder.glob("rank-*.jsonl") if self.folder else ()):
+            for record in reading.read_lines(path, missing_ok=True):
                 answer = _answer(record, path)
                 place = (answer.question, answer.turn, answer.prompt_sha256)
                 self._known.setdefault(place, answer)
-        if not (self.folder / "settings.json").is_file():
-            atomic.write_json(self.folder / "settings.json", settings)
+
+    def close(self) -> None:
+        """Let other runs write here."""
+        self._held.close()
 
     def find(self, question: str, turn: int, prompt_sha256: str) -> Answer | None:
         """Return the kept answer to exactly this prompt, or None."""
@@ -108,7 +130,8 @@ class AnswerStore:
 
 
 def _answer(record: Any, path: Path) -> Answer:  # noqa: ANN401 - any JSON value
-    if not isinstance(record, dict) or set(record) != _FIELDS:
+    fits = isinstance(record, dict) and set(record) == _FIELDS
+    if not fits or not all(isinstance(record[name], kind) for name, kind in _KEY_TYPES.items()):
         raise ResultError(
             f"{path} does not hold answers of this version; move it away, or give another folder "
             "as answers=DIR in the model's arguments"

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,16 @@ if TYPE_CHECKING:
 __all__ = ["Conversation", "ConversationMixin"]
 
 _logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _closing(stores: Mapping[str, AnswerStore]) -> Iterator[None]:
+    """Close the stores that were opened meanwhile, so that the next run may write there."""
+    try:
+        yield
+    finally:
+        for store in stores.values():
+            store.close()
 
 
 class Conversation(list[str]):
@@ -131,8 +142,9 @@ class ConversationMixin:
         _share_counters: Callable[[], None]
         _whole_batches: Callable[[], Any]
         _autocast: Callable[[], Any]
+        _arm: Callable[[], Any]
         apply_chat_template: Callable[..., str]
-        tok_encode: Callable[..., list[int]]
+        _prompt_tokens: Callable[[str], list[int]]
         facts: Any
         counters: Any
         attachment: Any
@@ -176,6 +188,7 @@ class ConversationMixin:
         talks = [_Talk.of(request) for request in requests]
         stores: dict[str, AnswerStore] = {}
         with (
+            _closing(stores),
             self._whole_batches(),
             tqdm(
                 total=sum(len(talk.turns) for talk in talks),
@@ -219,7 +232,7 @@ class ConversationMixin:
 
     def _prompt(self, talk: _Talk) -> _Prompt:
         """Build the prompt of a conversation's next turn; its limit is 0 if it does not fit."""
-        tokens = self.tok_encode(self.apply_chat_template(talk.messages()))
+        tokens = self._prompt_tokens(self.apply_chat_template(talk.messages()))
         wanted = talk.settings.max_gen_toks
         room = self.max_length - len(tokens)
         if room < 1 and self.overlength == "skip":
@@ -332,7 +345,7 @@ class ConversationMixin:
             "pad_token_id": self.tokenizer.pad_token_id,
         }
         attachment = self.attachment
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._autocast(), self._arm():
             if attachment is None or not attachment.active:
                 return [], self.model.generate(**inputs, **fixed)
             with attachment.watch() as records:

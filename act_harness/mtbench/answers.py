@@ -7,14 +7,13 @@ runs of one arm the newest counts.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_harness import atomic
+from act_harness import reading
 from act_harness.errors import ResultError
 
 __all__ = ["Arm", "Question", "Talk", "find_arms"]
@@ -98,14 +97,15 @@ def find_arms(paths: Sequence[Path]) -> list[Arm]:
 
 
 def _samples_files(path: Path) -> list[Path]:
-    if path.is_file():
+    if reading.is_file(path):
         return [path]
+    if not reading.is_folder(path):
+        raise ResultError(f"{str(path)[:200]} does not exist; give an output folder of mt_bench")
     found = sorted(p for p in path.rglob(f"samples_{_TASK}_*.jsonl") if _DATE.match(p.name))
     if not found:
-        what = "holds no samples of mt_bench" if path.is_dir() else "does not exist"
         raise ResultError(
-            f"{path} {what}; run lm_eval --model hf-act --tasks mt_bench --apply_chat_template "
-            f"--log_samples --output_path {path} first"
+            f"{path} holds no samples of mt_bench; run lm_eval --model hf-act --tasks mt_bench "
+            f"--apply_chat_template --log_samples --output_path {path} first"
         )
     return found
 
@@ -117,11 +117,14 @@ def _describe(file: Path) -> _Run:
     results = file.with_name(f"results_{date}.json")
     if not results.is_file():  # a samples file that was moved
         return _Run(date, file, "", file.stem, file.stem)
+    content = reading.read_json(results, advice="repeat the run that wrote it", lenient=True)
     try:
-        config = json.loads(results.read_text(encoding="utf-8"))["config"]
-        facts = config["act_harness"]
-        return _Run(date, file, str(facts["model"]["id"]), facts["arm"], facts["artifact_sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = content["config"]["act_harness"]
+        sha256 = facts["artifact_sha256"]
+        return _Run(
+            date, file, str(facts["model"]["id"]), str(facts["arm"]), sha256 and str(sha256)
+        )
+    except (KeyError, TypeError) as error:
         raise ResultError(
             f"{results} does not say which arm it holds; expected a result of --model hf-act"
         ) from error
@@ -129,7 +132,7 @@ def _describe(file: Path) -> _Run:
 
 def _talks(file: Path) -> tuple[Talk, ...]:
     talks: dict[str, Talk] = {}
-    for number, record in enumerate(atomic.read_lines(file, drop_half_line=False), start=1):
+    for number, record in enumerate(reading.read_lines(file, half_line="refuse"), start=1):
         talk = _talk(record)
         if talk is None:
             raise ResultError(
@@ -148,8 +151,8 @@ def _talk(record: Any) -> Talk | None:  # noqa: ANN401 - any JSON value
         question = Question(
             id=str(doc["prompt_id"]),
             category=str(doc["category"]),
-            turns=tuple(doc["prompt"]),
-            references=tuple(doc.get("reference") or ()),
+            turns=tuple(map(str, doc["prompt"])),
+            references=tuple(map(str, doc.get("reference") or ())),
         )
     except (KeyError, TypeError, IndexError, AttributeError):
         return None

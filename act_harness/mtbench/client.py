@@ -16,8 +16,9 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from act_harness.errors import InfrastructureError, InputError
-from act_harness.mtbench.settings import JudgeSettings
+from act_harness import reading
+from act_harness.errors import InfrastructureError, InputError, ResultError, install_command
+from act_harness.mtbench.settings import NO_KEY, JudgeSettings
 from act_harness.mtbench.verdict import rating_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = ["Client", "Reply"]
 _FATAL = {401: "refused the key", 403: "forbids the call", 404: "knows no such model or address"}
 _REDACTED = "[key]"
 _LOOKS_LIKE_A_KEY = re.compile(r"\bsk-[\w*-]{6,}")
+_BEARER = re.compile(r"(?i)\b(bearer\s+)(?!\[key\])[\w.~+/=-]{6,}")
 _LONGEST_REASON = 200
 _UNREACHABLE = "connection failed"
 
@@ -86,7 +88,7 @@ class Client:
         except ModuleNotFoundError as error:
             raise InputError(
                 f"judging needs {error.name}, which is not installed; run: "
-                "pip install 'act-harness[mtbench]'"
+                f"{install_command('mtbench')}"
             ) from None
         self._openai, self._tenacity = openai, tenacity
         self._settings = settings
@@ -94,7 +96,7 @@ class Client:
         self._refused: InfrastructureError | None = None
         self._key = settings.api_key()
         # A placeholder such as "none" is a word that verdicts may well hold.
-        self._secret = self._key if self._key != "none" else ""
+        self._secret = self._key if self._key != NO_KEY else ""
         self._client = openai.OpenAI(
             api_key=self._key,
             base_url=settings.base_url,
@@ -108,8 +110,10 @@ class Client:
 
     def redact(self, text: str) -> str:
         """Return a text without the key, or parts of one that a server shows."""
-        if self._secret:
-            text = text.replace(self._secret, _REDACTED)
+        if self._secret:  # as it is, and as a server's JSON or a library's repr shows it
+            for shown in (self._secret, json.dumps(self._secret)[1:-1], repr(self._secret)[1:-1]):
+                text = text.replace(shown, _REDACTED)
+        text = _BEARER.sub(rf"\1{_REDACTED}", text)
         return _LOOKS_LIKE_A_KEY.sub(_REDACTED, text)
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
@@ -151,7 +155,7 @@ class Client:
 
     def _attempt(self, messages: list[dict[str, str]], state: _State) -> None:
         state.calls += 1
-        body = self._completion(self._call(messages))
+        body = parse_reply(self._call(messages))
         usage = body.get("usage")
         if isinstance(usage, dict):
             state.prompt_tokens += _count(usage.get("prompt_tokens"))
@@ -166,7 +170,12 @@ class Client:
     def _call(self, messages: list[dict[str, str]]) -> str:
         """Return the body of a reply with status 200."""
         openai, settings = self._openai, self._settings
-        fields: dict[str, Any] = {"model": settings.model, "messages": messages}
+        # Half a surrogate pair, which an answer can hold, cannot be sent: the request is UTF-8.
+        sent = [
+            {role: text.encode("utf-8", "replace").decode("utf-8") for role, text in one.items()}
+            for one in messages
+        ]
+        fields: dict[str, Any] = {"model": settings.model, "messages": sent}
         if settings.temperature is not None:
             fields["temperature"] = settings.temperature
         if settings.max_tokens is not None:
@@ -193,20 +202,11 @@ class Client:
             what = _FATAL.get(status, "has no quota left")
             return InfrastructureError(
                 f"the judge's server {what} ({said}); check --model, --base-url and the key in "
-                f"{self._settings.api_key_env}; judgments so far are kept"
+                f"{self._settings.key_variable}; judgments so far are kept"
             )
         if status in (408, 409, 425, 429) or status >= 500:
             return _TryAgainError(said, _retry_after(error.response.headers))
         return _GiveUpError(said)
-
-    def _completion(self, text: str) -> dict[str, Any]:
-        try:
-            body = json.loads(text)
-        except ValueError:
-            raise _TryAgainError("the reply is not JSON") from None
-        if not isinstance(body, dict):
-            raise _TryAgainError("the reply is no chat completion")
-        return body
 
     def _short(self, error: object) -> str:
         text = " ".join(self.redact(str(error)).split()) or type(error).__name__
@@ -227,6 +227,17 @@ class _State:
         return Reply(
             rating, self.verdict, reason, self.calls, self.prompt_tokens, self.completion_tokens
         )
+
+
+def parse_reply(text: str) -> dict[str, Any]:
+    """Read a reply's body; whatever else a server sends is one more try, never the run's end."""
+    try:
+        body = reading.parse_json(text, source="the reply", lenient=True)
+    except ResultError:
+        raise _TryAgainError("the reply is not JSON") from None
+    if not isinstance(body, dict):
+        raise _TryAgainError("the reply is no chat completion")
+    return body
 
 
 def _content(body: dict[str, Any]) -> tuple[str, str | None]:

@@ -7,14 +7,17 @@ estimate has been printed. A killed run is continued by the same command; nothin
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from act_harness import places
 from act_harness.errors import InfrastructureError
+from act_harness.interruption import saved
 from act_harness.mtbench.answers import Arm, find_arms
 from act_harness.mtbench.client import Client, Reply
 from act_harness.mtbench.ledger import Judgment, Ledger
@@ -93,6 +96,8 @@ def judge(
     references = None if settings.references is None else load_references(settings.references)
     prompts = load_prompts(settings.judge_prompts)
     requests = plan(arms, settings, prompts=prompts, references=references)
+    if not settings.dry_run:
+        places.prepare_folder(settings.output_folder)
     ledger = Ledger(settings.output_folder)
     costs = estimate(requests, ledger, settings)
     announce(costs.text())
@@ -101,7 +106,8 @@ def judge(
     calls = 0
     waiting = [request for request in requests if not ledger.rated(request.key)]
     if waiting:
-        with ledger.sole_writer():
+        settings.api_key()  # one that cannot be sent is refused before anything is written
+        with ledger.sole_writer(), saved(lambda: f"judgments so far are in {ledger.path}"):
             calls = _ask_all(waiting, ledger, settings, progress=progress)
     ratings = _ratings(requests, ledger)
     outcome = _score(arms, ratings, settings, costs, calls)
@@ -118,29 +124,38 @@ def _ask_all(
     stop = threading.Event()
     client = Client(settings, stop=stop)
     pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
+    # A reply is put here by its own thread: an interrupt of this one, at whatever moment, finds
+    # all that was paid for.
+    answered: deque[tuple[Request, Reply]] = deque()
     calls = silent = 0
+
+    def ask(request: Request) -> None:
+        answered.append((request, client.ask(request.messages)))
+
     try:
-        pending = {pool.submit(client.ask, request.messages): request for request in requests}
         with tqdm(
             total=len(requests), desc="Judging", unit="judgment", disable=not progress
         ) as bar:
-            while pending:
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    reply = future.result()
+            pending = {pool.submit(ask, request) for request in requests}
+            while pending or answered:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                while answered:
+                    request, reply = answered[0]
+                    ledger.add(_judgment(request, reply, settings))
+                    answered.popleft()  # only now: it is on the disk
                     calls += reply.calls
-                    ledger.add(_judgment(pending[future], reply, settings))
-                    del pending[future]  # only now: an interrupt must not lose what was paid for
                     bar.update()
                     silent = silent + 1 if reply.unreachable else 0
                     if silent >= _SILENT + settings.concurrency:
                         raise _nothing_answers(silent, reply, settings)
+                for future in done:
+                    future.result()  # raises where the server refuses every call
     except BaseException:
         # Interrupted, refused or out of disk: what is under way is waited for and kept, because
         # it has been paid for.
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
-        _keep_finished(pending, ledger, settings)
+        _keep_finished(answered, ledger, settings)
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -157,13 +172,11 @@ def _nothing_answers(silent: int, reply: Reply, settings: JudgeSettings) -> Infr
 
 
 def _keep_finished(
-    pending: dict[Future[Reply], Request], ledger: Ledger, settings: JudgeSettings
+    answered: Iterable[tuple[Request, Reply]], ledger: Ledger, settings: JudgeSettings
 ) -> None:
-    for future, request in pending.items():
-        if future.done() and not future.cancelled() and future.exception() is None:
-            reply = future.result()
-            if reply.rating is not None and not ledger.rated(request.key):
-                ledger.add(_judgment(request, reply, settings))
+    for request, reply in answered:
+        if reply.rating is not None and not ledger.rated(request.key):
+            ledger.add(_judgment(request, reply, settings))
 
 
 def _judgment(request: Request, reply: Reply, settings: JudgeSettings) -> Judgment:

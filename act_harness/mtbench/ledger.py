@@ -8,7 +8,6 @@ asked for again by the next run.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from act_harness import atomic
+from act_harness import atomic, places, reading
 from act_harness.errors import ResultError
 from act_harness.provenance import sha256_json
 
@@ -68,7 +67,7 @@ class Ledger:
         """
         self.path = folder / _FILE
         self._known: dict[str, Judgment] = {}
-        for number, record in enumerate(atomic.read_lines(self.path, missing_ok=True), start=1):
+        for number, record in enumerate(reading.read_lines(self.path, missing_ok=True), start=1):
             try:
                 self._keep(Judgment.model_validate(record))
             except ValidationError as error:
@@ -104,26 +103,10 @@ class Ledger:
     def sole_writer(self) -> Iterator[None]:
         """Keep a second judge away from this folder while the block runs.
 
-        The lock belongs to the process and ends with it, also by a kill.
-
         Raises:
-            ResultError: another process judges into this folder.
+            InputError: another process judges into this folder.
         """
-        try:
-            import fcntl
-        except ModuleNotFoundError:  # Windows: two judges at a time are the user's own business
+        folder = self.path.parent
+        refusal = f"another judge is writing to {folder}; wait for it, or give another --output"
+        with places.sole_writer(folder / ".judging", refusal):
             yield
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path.parent / ".judging", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ResultError(
-                    f"another judge is writing to {self.path.parent}; wait for it, or give another "
-                    "--output"
-                ) from None
-            yield
-        finally:
-            os.close(handle)

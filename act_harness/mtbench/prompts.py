@@ -10,13 +10,13 @@ Templates are filled in one pass, so a brace or a placeholder inside an answer s
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from act_harness import reading
 from act_harness.errors import RecipeError, suggestion
 
 __all__ = ["REFERENCE_CATEGORIES", "JudgePrompt", "PromptSet", "load_prompts", "own_prompts"]
@@ -186,15 +186,12 @@ def load_prompts(path: Path | None) -> PromptSet:
     """
     if path is None:
         return own_prompts()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"--judge-prompts {path} cannot be read: {error}") from None
+    records = reading.read_lines(
+        path, half_line="keep", error=RecipeError, advice="check --judge-prompts", lenient=False
+    )
     prompts: dict[tuple[Kind, int, bool], JudgePrompt] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        prompt = _parse(line, f"{path}: line {number}")
+    for number, record in enumerate(records, start=1):
+        prompt = _parse(record, f"{path}: prompt {number}")
         place = (prompt.kind, prompt.turn, prompt.references)
         if place in prompts:
             raise RecipeError(
@@ -207,11 +204,7 @@ def load_prompts(path: Path | None) -> PromptSet:
     return PromptSet(str(path), prompts)
 
 
-def _parse(line: str, where: str) -> JudgePrompt:
-    try:
-        given: Any = json.loads(line)
-    except ValueError as error:
-        raise RecipeError(f"{where} is not JSON: {error}") from None
+def _parse(given: Any, where: str) -> JudgePrompt:  # noqa: ANN401 - any JSON value
     if not isinstance(given, dict) or not all(isinstance(given.get(key), str) for key in _KEYS):
         raise RecipeError(f"{where} is no judge prompt, expected the texts {', '.join(_KEYS)}")
     kind = given["type"]

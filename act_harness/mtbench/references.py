@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from act_harness import reading
 from act_harness.errors import RecipeError
 from act_harness.mtbench.answers import Arm, Question
 from act_harness.mtbench.prompts import REFERENCE_CATEGORIES
@@ -27,7 +26,11 @@ def load_references(path: Path) -> dict[str, tuple[str, ...]]:
         RecipeError: the file has another form.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for number, record in enumerate(_records(path), start=1):
+    advice = "check --references"
+    records = reading.read_lines(
+        path, half_line="keep", error=RecipeError, advice=advice, lenient=False
+    )
+    for number, record in enumerate(records, start=1):
         try:
             turns = record["choices"][0]["turns"]
             found[str(record["question_id"])] = tuple(str(text) for text in turns)
@@ -37,16 +40,6 @@ def load_references(path: Path) -> dict[str, tuple[str, ...]]:
                 "choices[0].turns"
             ) from None
     return found
-
-
-def _records(path: Path) -> list[Any]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
-    except OSError as error:
-        raise RecipeError(f"--references {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise RecipeError(f"--references {path} is not JSON lines: {error}") from None
 
 
 def references_of(question: Question, given: References | None) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from act_harness import atomic
+from act_harness import atomic, reading
 from act_harness.artifact import ModelFacts
 from act_harness.calibration import validation_line
 from act_harness.errors import InfrastructureError, ResultError
@@ -169,17 +169,14 @@ def load_baseline(folder: Path, *, suite: str) -> Baseline:
         ResultError: It is malformed.
     """
     path = folder / FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise InfrastructureError(
             f"suite {suite!r} has no baseline at {path}, so there is nothing to hold a run "
             f"against; make one with: act-harness regress --suite {suite} --update --reason TEXT"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InfrastructureError(f"cannot read {path}: {error}; restore it") from error
+        )
+    content = reading.read_json(path, advice="restore it from version control")
     try:
-        return Baseline.model_validate_json(text)
+        return reading.validated(Baseline, content)
     except ValidationError as error:
         raise ResultError(f"baseline {path}: {validation_line(error)}") from None
 

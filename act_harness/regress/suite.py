@@ -11,10 +11,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from act_harness import paths
+from act_harness import paths, reading
 from act_harness.calibration import validation_line
 from act_harness.errors import InfrastructureError, RecipeError, suggestion
 
@@ -87,7 +86,7 @@ class Variation(BaseModel):
     @field_validator("batch_size", mode="before")
     @classmethod
     def _text(cls, value: object) -> object:
-        return str(value) if isinstance(value, int) else value
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     def describe(self) -> str:
         """Return the variation in words."""
@@ -128,7 +127,7 @@ class Suite(BaseModel):
     @field_validator("batch_size", mode="before")
     @classmethod
     def _text(cls, value: object) -> object:
-        return str(value) if isinstance(value, int) else value
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _check(self) -> Suite:
@@ -177,14 +176,11 @@ def load_suite(reference: str, *, root: Path | None = None) -> tuple[Suite, Path
     """
     known = shipped_suites(root)
     path = known.get(reference, Path(reference))
-    path = path / SUITE_FILE if path.is_dir() else path
-    if not path.is_file():
+    path = path / SUITE_FILE if reading.is_folder(path) else path
+    if not reading.is_file(path):
         hint = suggestion(reference, known) or f"; there are {', '.join(known) or 'none'}"
         raise RecipeError(f"no suite {reference!r}{hint}")
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"suite {path} cannot be read: {' '.join(str(error).split())}") from None
+    given = reading.read_yaml(path, error=RecipeError, advice="expected a suite's settings")
     if not isinstance(given, dict):
         raise RecipeError(f"suite {path} must be a mapping of settings to values")
     unknown = [str(name) for name in given if name not in Suite.model_fields]
@@ -192,6 +188,6 @@ def load_suite(reference: str, *, root: Path | None = None) -> tuple[Suite, Path
         hint = suggestion(unknown[0], Suite.model_fields)
         raise RecipeError(f"suite {path}: unknown key {unknown[0]!r}{hint}")
     try:
-        return Suite.model_validate(given), path.parent
+        return reading.validated(Suite, given), path.parent
     except ValidationError as error:
         raise RecipeError(f"suite {path}: {validation_line(error)}") from None

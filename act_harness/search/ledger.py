@@ -10,19 +10,34 @@ is cut off by the next append. Two searches with one ledger at a time are refuse
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from act_harness import atomic
-from act_harness.errors import InputError, ResultError
+from act_harness import atomic, places, reading
+from act_harness.errors import ResultError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "Units"]
 
 Key = tuple[Any, ...]
+
+
+class Units(Protocol):
+    """Measured units by key: a :class:`Ledger`, or one that is kept in memory alone."""
+
+    def __contains__(self, key: Key) -> bool: ...
+
+    def get(self, key: Key) -> dict[str, Any]:
+        """Return a unit that is there."""
+
+    def add(self, key: Key, value: dict[str, Any]) -> None:
+        """Keep a unit."""
+
+    def reload(self) -> None:
+        """Read what other processes have added."""
+
 
 VERSION = 4
 
@@ -57,7 +72,7 @@ class Ledger:
     def reload(self) -> None:
         """Read the lines of all processes."""
         for path in sorted(self.folder.glob("part-*.jsonl")):
-            for line in atomic.read_lines(path):
+            for line in reading.read_lines(path):
                 if not isinstance(line, dict) or not isinstance(line.get("key"), list):
                     raise ResultError(
                         f"{path}: a line is no unit of a ledger; delete the folder to start over"
@@ -87,20 +102,6 @@ class Ledger:
         Raises:
             InputError: another process is appending to it.
         """
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system: nothing to keep others out with
+        refusal = f"another search is writing to {self.folder}; wait for it or end it"
+        with places.sole_writer(self.folder / f"lock-{self.rank:03d}", refusal):
             yield
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder / f"lock-{self.rank:03d}", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"another search is writing to {self.folder}; wait for it or end it"
-                ) from None
-            yield
-        finally:
-            os.close(handle)

@@ -7,29 +7,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from tqdm import tqdm
 
 from act_harness import provenance
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.atomic import canonical_json
 from act_harness.attention import model_facts
 from act_harness.engines import select_engine
+from act_harness.interruption import saved
 from act_harness.search.effects import HeadEffect, as_rows, both_splits, head_effects
+from act_harness.search.judgement import conclude, describe
 from act_harness.search.ledger import VERSION, Ledger
 from act_harness.search.measure import Measurement, Work
 from act_harness.search.processes import Processes
-from act_harness.search.select import (
-    Selection,
-    best_of_each_head,
-    controls,
-    random_sets,
-    refitted,
-    select_heads,
-)
-from act_harness.search.sets import SetJudge, make_heads
+from act_harness.search.progress import Progress, phases_of
+from act_harness.search.select import Selection, best_of_each_head, refitted
+from act_harness.search.sets import ModelSets, SetMeasurement, make_heads
 from act_harness.search.workbench import Workbench
 from act_harness.stats import spearman
 
@@ -37,9 +32,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from act_harness.data import Document, TaskDocuments
+    from act_harness.search.effects import TaskScores
     from act_harness.search.recipe import Recipe
 
 __all__ = ["SearchResult", "content_sha256", "ledger_folder", "run_search", "stable_content"]
+
+_SET_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Tokens of a forward where whole sets are measured: what fills the device."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,11 @@ class SearchResult:
             f"{self.artifact.head_count()} of {search['measured_heads']} measured heads selected "
             f"(rule {search['rule']['name']}, {self.seconds:.0f} s)"
         ]
-        held = search.get("controls")
-        if held:
-            for name, figures in (("no heads", held["untouched"]), ("selected", held["selected"])):
-                lines.append(
-                    f"  verify split, {name}: accuracy {100 * figures['accuracy']:.1f} %, "
-                    f"label-prior corrected {100 * figures['corrected_accuracy']:.1f} %"
-                )
-            drawn = held["random_sets"]
-            if drawn:
-                mean = math.fsum(one["accuracy"] for one in drawn) / len(drawn)
-                lines.append(
-                    f"  {len(drawn)} random sets of that size: mean accuracy {100 * mean:.1f} %"
-                )
+        if search["run"]["units_from_ledger"]:
+            lines.append(f"  continued: {search['run']['units_from_ledger']} units were there")
+        reason = search["rule"].get("reason")
+        lines += [f"  {reason}"] if reason else []
+        lines += describe(search["judgement"])
         lines += [f"  note: {note}" for note in search.get("notes", [])]
         if self.path is not None:
             lines.append(f"written to {self.path}")
@@ -106,7 +97,7 @@ def stable_content(artifact: Artifact) -> dict[str, Any]:
     content = artifact.document()
     del content["provenance"]
     search = dict(content["search"] or {})
-    for key in ("run", "content_sha256"):
+    for key in ("run", "content_sha256", "held_out"):
         search.pop(key, None)
     return {**content, "search": search}
 
@@ -124,7 +115,7 @@ def run_search(
     facts: ModelFacts | None = None,
     ledgers: str | Path = "search/ledgers",
     output: str | Path | None = None,
-    token_budget: int = 4096,
+    token_budget: int | None = None,
     show_progress: bool = True,
     on_best: Callable[[list[HeadEffect]], object] | None = None,
 ) -> SearchResult:
@@ -140,7 +131,7 @@ def run_search(
         facts: what identifies the model; read off it when None.
         ledgers: folder of the ledgers.
         output: the artifact's file; None: not written.
-        token_budget: tokens of a forward on the verify split.
+        token_budget: tokens of a forward on the verify and judge splits; None: by the device.
         show_progress: draw progress bars.
         on_best: called after each chunk with the heads measured so far, the best first.
 
@@ -157,12 +148,21 @@ def run_search(
     recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     ledger = Ledger(folder, identity=identity, rank=processes.rank)
-    with ledger.locked():
-        search = _Search(recipe, model, known, documents, grid, ledger, processes, show_progress)
+    phases = phases_of(
+        recipe, list(documents), sum(map(len, grid.values())), processes=processes.count
+    )
+    with (
+        ledger.locked(),
+        saved(lambda: f"what was measured is in {ledger.folder}"),
+        Progress(phases, show=show_progress and processes.rank == 0) as progress,
+    ):
+        if ledger.found:
+            progress.say(f"continuing {folder}: {ledger.found} units are there already")
+        search = _Search(recipe, model, known, documents, grid, ledger, processes, progress)
         search.measure(on_best)
         effects = search.effects()
-        judge = search.judge(token_budget)
-        selection, content = search.select(effects, judge)
+        budget = token_budget or _SET_TOKENS.get(device.type, _SET_TOKENS["cpu"])
+        selection, content = search.select(effects, budget)
     seconds = time.monotonic() - started
     heads, strengths = make_heads(selection.places, recipe)
     content["run"] = {
@@ -201,14 +201,14 @@ class _Search:
         grid: dict[int, tuple[int, ...]],
         ledger: Ledger,
         processes: Processes,
-        show_progress: bool,
+        progress: Progress,
     ) -> None:
         self.recipe, self.model, self.facts, self.documents = recipe, model, facts, documents
         self.grid, self.ledger, self.processes = grid, ledger, processes
         self.searched = grid
         """Heads the recipe asks for; ``grid`` shrinks to those that are measured exactly."""
         self.estimates: dict[tuple[int, int, int], float] = {}
-        self.show = show_progress and processes.rank == 0
+        self.progress = progress
         device: torch.device = next(model.parameters()).device
         engine = select_engine(recipe.engine, device=device.type)
         self.measurement = Measurement(
@@ -243,16 +243,18 @@ class _Search:
         name: str,
         after_chunk: Callable[[Any], object] = lambda chunk: None,
     ) -> None:
-        documents = sum(len(chunk.documents) for chunk in measurement.share)
-        count = sum(map(len, self.grid.values())) * len(self.recipe.mass_maps())
-        total = count * documents
-        with tqdm(total=total, desc=name, unit="pair", disable=not self.show) as bar:
-            measurement.run(bench, self.grid, progress=bar.update, after_chunk=after_chunk)
+        measurement.run(
+            bench,
+            self.grid,
+            progress=self.progress.done(name),
+            known=self.progress.known(name),
+            after_chunk=after_chunk,
+        )
 
     def refit(self, selection: Selection) -> Selection:
         """Measure single heads on the verify split too; order the heads by both splits."""
         with Workbench(self.model) as bench:
-            self._run(bench, self.verifying, "heads, verify")
+            self._run(bench, self.verifying, "refit")
         found = []
         for measurement in (self.measurement, self.verifying):
             stock = measurement.baselines()
@@ -263,9 +265,8 @@ class _Search:
 
     def _screen(self, bench: Workbench) -> None:
         """Estimate all heads and keep the best share of them in the grid."""
-        documents = sum(len(chunk.documents) for chunk in self.measurement.share)
-        with tqdm(total=documents, desc="screen", unit="doc", disable=not self.show) as bar:
-            self.measurement.screen(bench, self.grid, progress=bar.update)
+        progress, known = self.progress.done("screen"), self.progress.known("screen")
+        self.measurement.screen(bench, self.grid, progress=progress, known=known)
         self.estimates = self.measurement.estimates(self.grid)
         self.grid = kept_heads(self.estimates, self.recipe.keep)
 
@@ -274,38 +275,33 @@ class _Search:
         stock = self.measurement.baselines(complete=complete)
         return head_effects(stock, self.measurement.changes(self.grid, stock, complete=complete))
 
-    def judge(self, token_budget: int) -> SetJudge | None:
-        """Return what measures sets on the verify split, None where there is none."""
-        verify: dict[str, Sequence[Document]] = {d.task: d.verify for d in self.documents}
-        if not all(verify.values()):
+    def sets(self, split: Literal["verify", "judge"], token_budget: int) -> SetMeasurement | None:
+        """Return what measures sets on a split; None where no task has documents in it."""
+        tasks: dict[str, Sequence[Document]] = {
+            d.task: found for d in self.documents if (found := d.of(split))
+        }
+        if not tasks or (split == "verify" and len(tasks) < len(self.documents)):
             return None
-        return SetJudge(
-            self.model,
-            self.facts,
-            self.recipe,
-            verify,
-            self.ledger,
-            self.processes,
-            token_budget,
-            self.show,
-        )
+        score = ModelSets(self.model, self.facts, self.recipe, token_budget)
+        done = self.progress.done("choose" if split == "verify" else "judge")
+        return SetMeasurement(score, self.recipe, tasks, self.ledger, self.processes, split, done)
 
     def select(
-        self, effects: list[HeadEffect], judge: SetJudge | None
+        self, effects: list[HeadEffect], token_budget: int
     ) -> tuple[Selection, dict[str, Any]]:
-        """Apply the rule, measure the controls; return the selection and the artifact's record."""
+        """Apply the rule, judge what it chose; return the selection and the artifact's record."""
         recipe = self.recipe
         stock = self.measurement.baselines()
         arms = [task.arm(task.scores) for task in stock]
-        accuracy = math.fsum(arm.accuracy for arm in arms) / len(arms)
-        selection = select_heads(effects, recipe, baseline_accuracy=accuracy, judge=judge)
-        held = None
-        if judge is not None:
-            drawn = random_sets(selection, self.searched, recipe)
-            outcomes = judge.judge([selection.places, *drawn])
-            held = controls(selection, outcomes[0], outcomes[1:], judge.baseline(), recipe)
-            if recipe.rule == "top" and recipe.top.refit and selection.places:
-                selection = self.refit(selection)
+        selection, judged = conclude(
+            effects,
+            recipe,
+            baseline_accuracy=math.fsum(arm.accuracy for arm in arms) / len(arms),
+            grid=self.searched,
+            verify=self.sets("verify", token_budget),
+            judge=self.sets("judge", token_budget),
+            refit=self.refit,
+        )
         content = {
             "recipe": recipe.content(),
             "recipe_sha256": recipe.sha256(),
@@ -332,8 +328,8 @@ class _Search:
                 "order": [list(place) for place in selection.places],
                 **selection.trace,
             },
-            "controls": held,
-            "notes": _notes(selection, held, stock, recipe),
+            "judgement": judged,
+            "notes": _notes(selection, self.documents, stock, recipe),
         }
         return selection, content
 
@@ -377,30 +373,42 @@ def _split(documents: TaskDocuments) -> dict[str, Any]:
         "num_fewshot": documents.num_fewshot,
         "search": {"n": len(documents.search), "sha256": documents.digest("search")},
         "verify": {"n": len(documents.verify), "sha256": documents.digest("verify")},
+        "judge": {"n": len(documents.judge), "sha256": documents.digest("judge")},
         "too_long": documents.too_long,
     }
 
 
 def _notes(
-    selection: Selection, held: dict[str, Any] | None, stock: Sequence[Any], recipe: Recipe
+    selection: Selection,
+    documents: Sequence[TaskDocuments],
+    stock: Sequence[TaskScores],
+    recipe: Recipe,
 ) -> list[str]:
     """Say what a reader of the head list must know."""
     notes = []
     if not selection.places:
         notes.append("no head set improved on the untouched model; the artifact is empty")
-    elif held is None:
-        notes.append("no verify split: the set as a whole was not checked")
-    else:
-        if not held["beats_untouched"]:
-            notes.append("on the verify split the set does not beat the untouched model")
-        if held["beats_random"] is False:
-            notes.append("on the verify split the set does not beat all of its random controls")
     if "refit" in selection.trace:
+        record = selection.trace["refit"]
         notes.append(
-            "the controls are those of the set before its heads were ordered anew by the documents "
-            f"of both splits, which kept {selection.trace['refit']['kept']} of its "
-            f"{len(selection.trace['refit']['before'])} heads"
+            f"once their number was chosen, heads were ordered anew by search and verify together, "
+            f"which kept {record['kept']} of {len(record['before'])}"
         )
+    wanted = recipe.judge_documents()
+    none = [one.task for one in documents if not one.judge]
+    if none:
+        notes.append(
+            f"not judged on {', '.join(none)}: "
+            + (
+                "no documents were left for the judge split; lower samples, or prepare the "
+                "documents again"
+                if wanted
+                else "the recipe sets no documents aside for that (judge_samples 0)"
+            )
+        )
+    few = [f"{one.task} {len(one.judge)}" for one in documents if 0 < len(one.judge) < wanted]
+    if few:
+        notes.append(f"fewer than {wanted} documents judge: {', '.join(few)}")
     loose = [task.task for task in stock if not task.fixed]
     if recipe.objective == "corrected" and loose:
         notes.append(f"no label prior in {', '.join(loose)}: choices differ by document")

@@ -1,0 +1,162 @@
+"""Where a command writes: found out before the work, named so that two runs never share it.
+
+A command that scores for an hour and then finds a file where its folder should be has lost the
+hour. So each one makes and probes its place first. Names that become files come from models, tasks
+and artifacts, which may be called anything: :func:`file_name` is the one way from such a name to a
+file's. A folder of answers, measurements or judgments has one writer at a time.
+
+Not here: writing itself (:mod:`act_harness.atomic`). A full disk cannot be foreseen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import filelock
+
+from act_harness import atomic
+from act_harness.errors import InfrastructureError, InputError
+
+__all__ = [
+    "file_name",
+    "new_folders",
+    "prepare_file",
+    "prepare_folder",
+    "remove_empty",
+    "sole_writer",
+]
+
+_LONGEST = 80
+"""Bytes of a part of a name: two of them and a date stay below the 255 of file systems."""
+
+
+def file_name(text: str, *, longest: int = _LONGEST) -> str:
+    """Turn any text into a part of a file's name: letters, digits, ``.``, ``_`` and ``-`` of ASCII.
+
+    A text that was cut ends in a part of its hash, so that two long names stay two.
+
+    Args:
+        text: A name that a user, a model or a task brought.
+        longest: Most bytes of the result.
+    """
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
+    if len(cleaned) <= longest:
+        return cleaned
+    mark = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{cleaned[: longest - 9].rstrip('-.')}-{mark}"
+
+
+def prepare_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder and see that files can be written into it.
+
+    Raises:
+        InfrastructureError: It cannot be made or written to.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        probe = place / f".{secrets.token_hex(4)}.tmp"
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        raise _refused(place, error) from error
+    return place
+
+
+def prepare_file(path: str | os.PathLike[str]) -> Path:
+    """See that a file can be written or replaced, and make its folder.
+
+    Raises:
+        InputError: A folder is there.
+        InfrastructureError: The folder cannot be written to, or the name cannot be a file's.
+    """
+    target = Path(path)
+    prepare_folder(target.parent)
+    try:
+        if target.is_dir():
+            raise InputError(f"{target} is a folder; name a file in it")
+        with contextlib.suppress(FileNotFoundError):
+            target.lstat()  # a name that is too long shows here
+    except (OSError, ValueError) as error:
+        raise _refused(target, error) from error
+    return target
+
+
+def new_folders(parent: Path, names: Mapping[str, str]) -> dict[str, Path]:
+    """Make folders that were not there, all of them or none.
+
+    Where one exists already (another run started in the same second), all names get the same
+    number at their ends, so that folders of one run are told by their names.
+
+    Args:
+        parent: The folder they are made in.
+        names: Key to name.
+
+    Raises:
+        InfrastructureError: One cannot be made.
+    """
+    number = 1
+    while True:
+        end = "" if number == 1 else f"-{number}"
+        made: dict[str, Path] = {}
+        try:
+            for key, name in names.items():
+                place = parent / f"{name}{end}"
+                place.mkdir(parents=True)
+                made[key] = place
+        except OSError as error:
+            remove_empty(made)
+            if not isinstance(error, FileExistsError):
+                raise _refused(parent, error) from error
+            number += 1
+        else:
+            return made
+
+
+def remove_empty(folders: Mapping[str, Path]) -> None:
+    """Remove the folders in which nothing was written."""
+    for place in folders.values():
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
+@contextlib.contextmanager
+def sole_writer(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock at a file while the block runs; it ends with the process, also by a kill.
+
+    Args:
+        path: The lock's file, in the folder it guards.
+        refusal: What to say where another process holds it: who, and what to do.
+
+    Raises:
+        InputError: Another process, or another object of this one, holds it.
+        InfrastructureError: The lock's file cannot be made.
+    """
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise InputError(refusal) from None
+    except NotImplementedError:
+        yield  # a file system without locks: nothing to keep others out with
+        return
+    except OSError as error:
+        raise atomic.cannot_write(path, error, "nothing was changed") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refused(path: Path, error: OSError | ValueError) -> InfrastructureError:
+    if isinstance(error, OSError):
+        shown = path if len(str(path)) < 200 else Path(f"{str(path)[:200]}...")
+        return atomic.cannot_write(shown, error, "nothing was computed yet")
+    return InfrastructureError(f"cannot write {str(path)!a}: {error}; choose another name")
