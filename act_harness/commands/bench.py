@@ -87,6 +87,7 @@ _BENCHES = {
     "equality": "Log-likelihoods against stock scoring and against one forward a request.",
     "rounding": "hf-act without an artifact against hf, and hf against itself, in any dtype.",
     "random-scoring": "Random cases on tiny models: shared, plain and reference must agree.",
+    "coverage": "How often 95 % intervals hold the true difference, simulated.",
     "everything": "All that README's table of speed names, in one run; a part at a time.",
 }
 _BENCH_EXAMPLES = {
@@ -99,6 +100,7 @@ _BENCH_EXAMPLES = {
     "equality": "--model .demo/model --requests requests.json.gz --limit 8",
     "rounding": "--model .demo/model --tasks act_demo_word --dtype bfloat16 --limit 8",
     "random-scoring": "--cases 5000 --seed 0",
+    "coverage": "--cases normal --units 5 --repetitions 50",
     "everything": "--model .demo/model --parts prefill --device cpu --rounds 1",
 }
 for _name in _BENCHES:
