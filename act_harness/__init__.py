@@ -20,6 +20,8 @@ _EXPORTS = {
     "calibrate_weights": "act_harness.engines.reference",
     "calibrated": "act_harness.attention",
     "attach": "act_harness.attention",
+    "detach": "act_harness.attention",
+    "head_set": "act_harness.head_set",
     "load_artifact": "act_harness.artifact",
     "preset": "act_harness.calibration",
 }
@@ -31,15 +33,18 @@ __all__ = [
     "attach",
     "calibrate_weights",
     "calibrated",
+    "detach",
+    "head_set",
     "load_artifact",
     "preset",
 ]
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact, load_artifact
-    from act_harness.attention import attach, calibrated
+    from act_harness.attention import attach, calibrated, detach
     from act_harness.calibration import Calibration, preset
     from act_harness.engines.reference import calibrate_weights
+    from act_harness.head_set import head_set
 
 
 def lazy_attributes(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

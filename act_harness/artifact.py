@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from act_harness import atomic, paths, reading
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan, validation_line
-from act_harness.errors import ArtifactError, CalibrationError, suggestion
+from act_harness.errors import ArtifactError, CalibrationError, one_line, suggestion
 
 __all__ = ["Artifact", "ModelFacts", "load_artifact", "resolve_artifact", "shipped_artifacts"]
 
@@ -41,12 +42,22 @@ class ModelFacts(BaseModel):
     num_attention_heads: int = Field(gt=0)
     weights_sha256: str | None = None
     """Fingerprint of the weights, see :func:`act_harness.attention.weights_fingerprint`."""
+    adapter: str | None = None
+    """Names, kinds and hash of active peft adapters; the other facts are the base model's."""
     revision: str | None = None
     tokenizer_sha256: str | None = None
-    """Hash of vocabulary and special tokens."""
+    """Hash of vocabulary and special tokens; information where the probe is known."""
+    tokenizer_probe_sha256: str | None = None
+    """Hash of the token ids of fixed texts, which is the tokenizer's identity."""
+    chat_probe_sha256: str | None = None
+    """Hash of the token ids of a fixed conversation under the chat template."""
     dtype: str | None = None
     chat_template_sha256: str | None = None
     adds_bos: bool | None = None
+
+    def knows_tokens(self, other: ModelFacts) -> bool:
+        """Say whether both sides know what their tokenizer does, so that files need not agree."""
+        return None not in (self.tokenizer_probe_sha256, other.tokenizer_probe_sha256)
 
 
 class Artifact(BaseModel):
@@ -117,6 +128,27 @@ class Artifact(BaseModel):
         """Return the number of selected heads."""
         return sum(len(heads) for heads in self.heads.values())
 
+    def judgement(self) -> tuple[str, bool]:
+        """Say in a line what the heads are worth, and whether an interval of that excludes zero.
+
+        The figures are of documents that neither found nor chose the heads: of an evaluation where
+        they were recorded (``search.held_out``), else the search's own (``search.judgement``).
+        """
+        if self.search is None:
+            return "a published list, not judged here", False
+        found = self.search.get("held_out") or self.search.get("judgement")
+        if found is None:
+            return "not judged on documents of its own (searched before that was done)", False
+        parts = []
+        for name, one in found["columns"].items():
+            low, high = one["interval"]
+            span = "" if low is None else f", {100 * low:+.1f} to {100 * high:+.1f}"
+            parts.append(f"{name.replace('_', ' ')} {100 * one['difference']:+.1f}{span}")
+        said = f"{found['verdict']}{': ' if parts else ''}{'; '.join(parts)}"
+        if found.get("interval_includes_zero"):
+            return f"{said} (an interval includes 0)", False
+        return said, bool(parts)
+
     def document(self) -> dict[str, Any]:
         """Return the artifact as the JSON document that is stored."""
         content = self.model_dump(mode="json", by_alias=True, exclude={"calibration", "strengths"})
@@ -150,7 +182,8 @@ class Artifact(BaseModel):
             ArtifactError: another architecture, grid or tokenizer.
 
         Warns:
-            UserWarning: another revision, weights or dtype, or a hash that was never recorded.
+            UserWarning: another revision, weights, dtype or peft adapter, a tokenizer with another
+                file and the same token ids, or a hash that was never recorded.
         """
         mine = self.model
         for key in ("architecture", "num_hidden_layers", "num_attention_heads"):
@@ -160,26 +193,48 @@ class Artifact(BaseModel):
                     f"artifact {self.name!r} was made for {mine.id!r} with {key} {want}, "
                     f"this model has {have}; search for heads of this model or use artifact=none"
                 )
-        want, have = mine.tokenizer_sha256, facts.tokenizer_sha256
-        if want is not None and have is not None and want != have:
-            raise ArtifactError(
-                f"artifact {self.name!r} was made with another tokenizer "
-                f"({want[:12]}, this one is {have[:12]}); load the model with the tokenizer of "
-                f"{mine.id!r} or search again"
-            )
+        self._check_tokenizer(facts)
         self._warn(facts)
+
+    def _check_tokenizer(self, facts: ModelFacts) -> None:
+        """Refuse other token ids; another file with the same ids is a warning (:meth:`_warn`)."""
+        mine = self.model
+        keys = {
+            "tokenizer_probe_sha256": "other token ids for the same texts",
+            "chat_probe_sha256": "a chat template that gives other token ids",
+        }
+        if not mine.knows_tokens(facts):  # made before there was a probe
+            keys = {"tokenizer_sha256": "another vocabulary or other special tokens"}
+        for key, found in keys.items():
+            want, have = getattr(mine, key), getattr(facts, key)
+            if want is not None and have is not None and want != have:
+                raise ArtifactError(
+                    f"artifact {self.name!r} was made with another tokenizer: this one has {found} "
+                    f"({key} {have[:12]}, expected {want[:12]}); load the model with the "
+                    f"tokenizer of {mine.id!r} or search again"
+                )
 
     def _warn(self, facts: ModelFacts) -> None:
         mine = self.model
-        for key in ("weights_sha256", "revision", "dtype", "chat_template_sha256", "adds_bos"):
+        keys = ["weights_sha256", "revision", "dtype", "chat_template_sha256", "adds_bos"]
+        if mine.knows_tokens(facts):
+            keys.append("tokenizer_sha256")
+        for key in keys:
             want, have = getattr(mine, key), getattr(facts, key)
             if want is not None and have is not None and want != have:
                 shown = [v[:12] if key.endswith("sha256") else v for v in (str(want), str(have))]
+                same = "; both give the same token ids" if key == "tokenizer_sha256" else ""
                 warnings.warn(
                     f"artifact {self.name!r} was made with {key} {shown[0]}, "
-                    f"this model has {shown[1]}",
+                    f"this model has {shown[1]}{same}",
                     stacklevel=3,
                 )
+        if mine.adapter != facts.adapter:
+            warnings.warn(
+                f"artifact {self.name!r} was made {_with_adapter(mine.adapter)}, this model is "
+                f"{_with_adapter(facts.adapter)}, and an adapter changes the weights",
+                stacklevel=3,
+            )
         if mine.weights_sha256 is None and mine.revision is None:
             warnings.warn(
                 f"artifact {self.name!r} records no weights hash; "
@@ -188,13 +243,21 @@ class Artifact(BaseModel):
             )
 
 
+def _with_adapter(adapter: str | None) -> str:
+    return "without a peft adapter" if adapter is None else f"with the peft adapter {adapter}"
+
+
 def _parse(text: str, source: str) -> Artifact:
     content = reading.parse_json(
         text, source=f"artifact {source}", error=ArtifactError, advice=_EXPECTED
     )
     if not isinstance(content, dict):
         raise ArtifactError(f"artifact {source} is not a JSON object; expected schema {SCHEMA}")
-    unknown = [key for key in content if key not in _KEYS]
+    return _validated(content, source)
+
+
+def _validated(content: dict[str, Any], source: str) -> Artifact:
+    unknown = [str(key) for key in content if key not in _KEYS]
     if unknown:
         hint = suggestion(unknown[0], _KEYS)
         raise ArtifactError(f"artifact {source} has the unknown key {unknown[0]!r}{hint}")
@@ -237,12 +300,23 @@ def shipped_artifacts() -> dict[str, Path]:
     }
 
 
-def load_artifact(reference: str | Path) -> Artifact:
-    """Load an artifact from a path, the name of a shipped one, or ``hub:<repo>/<file>``.
+def load_artifact(reference: str | Path | Mapping[str, Any]) -> Artifact:
+    """Load an artifact from a path, the name of a shipped one, the hub, or its document.
+
+    Args:
+        reference: A path, the name of a shipped artifact, ``hub:OWNER/REPO/FILE@REVISION`` (the
+            file may lie in folders; without ``@`` the main branch), or the JSON object itself.
 
     Raises:
         ArtifactError: not found (with the nearest known name), or malformed.
     """
+    if isinstance(reference, Mapping):
+        return _validated(dict(reference), "given as a dict")
+    if not isinstance(reference, (str, os.PathLike)):
+        raise ArtifactError(
+            f"an artifact was given as {type(reference).__name__}; expected an Artifact, a path, "
+            "the name of a shipped one, hub:OWNER/REPO/FILE, or a dict of its content"
+        )
     text = str(reference)
     if text.startswith("hub:"):
         return _load_from_hub(text)
@@ -268,25 +342,29 @@ def _shipped_path(name: str) -> Path:
 
 
 def _load_from_hub(reference: str) -> Artifact:
-    repository, _, name = reference.removeprefix("hub:").rpartition("/")
-    if repository.count("/") != 1 or not name:
+    place, at, revision = reference.removeprefix("hub:").partition("@")
+    parts = place.split("/")
+    if len(parts) < 3 or not all(parts) or bool(at) != bool(revision):
         raise ArtifactError(
-            f"artifact {reference!r} is not of the form hub:<owner>/<repository>/<file>"
+            f"artifact {reference!r} is not of the form hub:OWNER/REPO/FILE, with folders before "
+            "FILE and @REVISION behind it where needed"
         )
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        local = hf_hub_download(repository, name)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        first = str(error).splitlines()[0]
+        local = hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), revision=revision or None)
+    except (HfHubHTTPError, OSError, ValueError) as error:  # offline, no such file, no such name
+        reason = one_line(next(iter(str(error).splitlines()), "")).rstrip(".")
         raise ArtifactError(
-            f"artifact {reference!r} cannot be fetched ({first}); download it and give its path"
+            f"artifact {reference!r} cannot be fetched ({reason}); download it and give its path"
         ) from None
     return _parse(reading.read_text(local, error=ArtifactError, advice=_EXPECTED), reference)
 
 
-def resolve_artifact(reference: str | Path | Artifact | None, facts: ModelFacts) -> Artifact | None:
+def resolve_artifact(
+    reference: str | Path | Mapping[str, Any] | Artifact | None, facts: ModelFacts
+) -> Artifact | None:
     """Turn what a user gave into a verified artifact, or None for the baseline.
 
     ``none`` (or None) is the baseline; an empty string stands for "not given": the one shipped
@@ -295,11 +373,11 @@ def resolve_artifact(reference: str | Path | Artifact | None, facts: ModelFacts)
     Raises:
         ArtifactError: unknown, malformed, for another model, or none shipped for this one.
     """
-    if reference is None or str(reference).lower() == "none":
+    if reference is None or (isinstance(reference, str) and reference.lower() == "none"):
         return None
     if isinstance(reference, Artifact):
         artifact = reference
-    elif str(reference) == "":
+    elif reference == "":
         artifact = _only_match(facts)
     else:
         artifact = load_artifact(reference)

@@ -24,20 +24,19 @@ import act_harness
 from act_harness.commands.artifact import artifact_app
 from act_harness.commands.bench import bench_app
 from act_harness.commands.dashboard import dashboard
+from act_harness.commands.evaluate import EvalCommand, evaluate
 from act_harness.commands.options import (
-    BatchSize,
     DataDir,
     Device,
+    IncludePath,
     ModelArgs,
-    Output,
     Pretrained,
-    Seed,
     Tasks,
-    names,
     with_tracking,
 )
+from act_harness.commands.parsing import SPELLING, Command, names
 from act_harness.commands.regress import regress
-from act_harness.errors import ActHarnessError, InternalError
+from act_harness.errors import ActHarnessError, InternalError, one_line
 from act_harness.interruption import end_like_ctrl_c
 from act_harness.places import prepare_folder
 from act_harness.tracker import TrackingSettings
@@ -81,6 +80,7 @@ class _NobodyReadsError(Exception):
 app = typer.Typer(
     name="act-harness",
     cls=_Commands,
+    context_settings=SPELLING,
     help=f"Calibrated attention (ACT) inside lm-evaluation-harness.\n\n{_EXIT_CODES}",
     add_completion=False,
     no_args_is_help=True,
@@ -104,7 +104,7 @@ def _run() -> NoReturn:
     end_like_ctrl_c()
     try:
         try:
-            app(prog_name="act-harness")
+            code = app(prog_name="act-harness", standalone_mode=False)
         finally:
             sys.stdout.flush()
     except (_NobodyReadsError, BrokenPipeError):
@@ -112,12 +112,14 @@ def _run() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_NOBODY_READS)
     except (ActHarnessError, _StoppedError) as error:
-        print(f"act-harness: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"act-harness: {one_line(error, limit=2000)}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 - exit code 1 is a verdict; a crash must not look like one
+    except Exception as error:  # noqa: BLE001 - exit code 1 is a verdict; a crash must not look so
+        if hasattr(error, "format_message"):  # typer's own: click's, or its copy of click
+            _wrong_call(error)
         traceback.print_exc()
         sys.exit(InternalError.exit_code)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _open_streams() -> None:
@@ -141,6 +143,31 @@ def _version(value: bool) -> None:
     if value:
         print(act_harness.__version__)
         raise typer.Exit
+
+
+def _wrong_call(error: Exception) -> NoReturn:
+    """Say in one line what of a command line cannot be used, and where to look."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
+        sys.exit(2)
+    path = context.command_path if context is not None else "act-harness"
+    text = one_line(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+    found = _given(getattr(error, "param", None))
+    if found is not None and found not in text:
+        text = f"{text} (found {one_line(repr(found))})"
+    print(f"act-harness: {text}; see `{path} --help`", file=sys.stderr)
+    sys.exit(2)
+
+
+def _given(parameter: object) -> str | None:
+    """Return what stands behind an option on the command line; None where that is not clear."""
+    options = set(getattr(parameter, "opts", ()))
+    for position, word in enumerate(sys.argv):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in options:
+            return value if equals else next(iter(sys.argv[position + 1 : position + 2]), None)
+    return None
 
 
 @app.callback()
@@ -177,78 +204,6 @@ def run(context: typer.Context) -> None:
     run_lm_eval(context.args)
 
 
-@app.command("eval")
-@with_tracking
-def evaluate(
-    tasks: Tasks,
-    pretrained: Pretrained = None,
-    model_args: ModelArgs = "",
-    artifact: Annotated[
-        str,
-        typer.Option(help="Path, shipped name or hub:REPO/FILE; 'none' for the baseline alone."),
-    ] = "",
-    limit: Annotated[
-        float | None,
-        typer.Option(help="Documents per task: a number, or a share below 1."),
-    ] = None,
-    num_fewshot: Annotated[
-        int | None,
-        typer.Option(min=0, help="Examples in the prompt; the task's own number if not given."),
-    ] = None,
-    fewshot_seeds: Annotated[
-        str, typer.Option(help="Seeds of the choice of examples, separated by commas.")
-    ] = "1234",
-    batch_size: BatchSize = "1",
-    device: Device = None,
-    apply_chat_template: Annotated[
-        bool, typer.Option(help="Put the prompt through the tokenizer's chat template.")
-    ] = False,
-    system_instruction: Annotated[
-        str | None,
-        typer.Option(help="Text of the system message."),
-    ] = None,
-    output: Output = Path("outputs"),
-    seed: Seed = 1234,
-    data_dir: DataDir = None,
-    tracking: TrackingSettings | None = None,
-) -> None:
-    """Score a model with and without calibration on the same requests, and compare.
-
-    The model is loaded once. Every task's line has both accuracies, the paired difference with
-    its 95 % interval, and the exact McNemar p. Results and samples of both arms are written
-    under --output.
-
-    \b
-    Example:
-      act-harness eval --pretrained .demo/model --artifact .demo/artifact.json \\
-          --tasks act_demo --output .demo/eval
-    """
-    from act_harness.evaluate import EvalSettings, run_eval, track_eval
-
-    settings = EvalSettings(
-        pretrained=pretrained,
-        model_args=model_args,
-        artifact=artifact,
-        tasks=names(tasks),
-        limit=limit,
-        num_fewshot=num_fewshot,
-        fewshot_seeds=tuple(int(number) for number in names(fewshot_seeds)),
-        batch_size=batch_size,
-        device=device,
-        apply_chat_template=apply_chat_template,
-        system_instruction=system_instruction,
-        output=output,
-        seed=seed,
-        data_dir=data_dir,
-    )
-    outcome = run_eval(settings)
-    print(outcome.summary())
-    if tracking is not None:
-        for line in track_eval(outcome, settings, tracking):
-            print(line)
-
-
-@app.command()
 @with_tracking
 def search(
     recipe: Annotated[
@@ -258,14 +213,13 @@ def search(
     pretrained: Pretrained = None,
     model_args: ModelArgs = "",
     tasks: Annotated[str, typer.Option(help="Task names, separated by commas.")] = "",
+    include_path: IncludePath = None,
     samples: Annotated[
-        int | None,
-        typer.Option(min=1, help="Documents per task; the recipe's number if not given."),
+        int | None, typer.Option(help="Documents per task. [default: the recipe's number]")
     ] = None,
-    batch_size: BatchSize = "auto",
     device: Device = None,
     output: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("artifact.json"),
-    seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed. [default: the recipe's]")] = None,
     data_dir: DataDir = None,
     best: Annotated[
         bool, typer.Option("--best", help="Print the best heads so far now and then.")
@@ -284,7 +238,7 @@ def search(
         Path | None, typer.Option(help="Use the documents of --prepare; no lm-eval is needed.")
     ] = None,
     held_out: Annotated[
-        int, typer.Option(min=0, help="With --prepare: evaluation documents per task to add.")
+        int, typer.Option(help="With --prepare: evaluation documents per task to add.")
     ] = 0,
     tracking: TrackingSettings | None = None,
 ) -> None:
@@ -305,8 +259,8 @@ def search(
         pretrained=pretrained,
         model_args=model_args,
         tasks=names(tasks),
+        include_path=tuple(include_path or ()),
         samples=samples,
-        batch_size=batch_size,
         device=device,
         output=output,
         seed=seed,
@@ -332,10 +286,14 @@ def search(
 def compare(
     a: Annotated[Path, typer.Argument(help="The reference: a result folder or file.")],
     b: Annotated[Path, typer.Argument(help="The run that is compared with it.")],
-    tasks: Annotated[str, typer.Option(help="Tasks and groups; all that both have.")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="Tasks and groups. [default: all that both have]")
+    ] = "",
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
     alpha: Annotated[float, typer.Option(help="Accepted share of false findings.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the resampling; that of `eval` if not given.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for comparison.json, comparison.md, forest.png.")
     ] = None,
@@ -343,7 +301,8 @@ def compare(
     """Compare two runs document by document: differences, intervals, verdicts.
 
     Takes folders and files of `act-harness eval` and of `lm_eval --log_samples`. Exit code 1
-    when a task or group regressed, 2 when the runs answer other documents or prompts.
+    when a task or group regressed, 2 when the runs answer other documents or prompts, 3 when
+    answers are not finite (their tasks are not tested).
 
     \b
     Example:
@@ -351,11 +310,17 @@ def compare(
     """
     from act_harness.compare import compare as compare_runs
     from act_harness.report import comparison_files
+    from act_harness.stats import SEED
 
     if output is not None:
         prepare_folder(output)
     found = compare_runs(
-        a, b, tasks=names(tasks) or None, confidence=confidence, alpha=alpha, seed=seed
+        a,
+        b,
+        tasks=names(tasks) or None,
+        confidence=confidence,
+        alpha=alpha,
+        seed=SEED if seed is None else seed,
     )
     print(found.to_terminal(colour=sys.stdout.isatty()))
     if output is not None:
@@ -364,7 +329,6 @@ def compare(
     raise typer.Exit(found.exit_code)
 
 
-@app.command()
 @with_tracking
 def judge(
     paths: Annotated[
@@ -374,33 +338,41 @@ def judge(
         str | None, typer.Option(help="The judge's name, as its server knows it.")
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server, with /v1; OpenAI if not given.")
+        str | None, typer.Option(help="OpenAI-compatible server, with /v1. [default: OpenAI's]")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of settings; options override it.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for judgments and scores [PATH/mt_bench_judge].")
+        Path | None,
+        typer.Option(help="Folder for judgments and scores. [default: PATH/mt_bench_judge]"),
     ] = None,
     judge_prompts: Annotated[
-        Path | None, typer.Option(help="Judge prompts in FastChat's format; else our own.")
+        Path | None, typer.Option(help="Judge prompts in FastChat's format. [default: our own]")
     ] = None,
     references: Annotated[
-        Path | None, typer.Option(help="Reference answers in FastChat's format.")
+        Path | None,
+        typer.Option(help="Reference answers in FastChat's format. [default: the dataset's]"),
     ] = None,
     allow_missing_references: Annotated[
         bool | None, typer.Option(help="Judge without a reference where there is none.")
     ] = None,
-    rejudge: Annotated[int | None, typer.Option(help="Judgments of each answer [1].")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Calls at a time [4].")] = None,
-    retries: Annotated[
-        int | None, typer.Option(help="Further calls after a failure, per judgment [3].")
+    rejudge: Annotated[
+        int | None, typer.Option(help="Judgments of each answer. [default: 1]")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds per call [120].")] = None,
-    temperature: Annotated[float | None, typer.Option(help="The judge's temperature [0].")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a verdict [2048].")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Calls at a time. [default: 4]")] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="Further calls after a failure, per judgment. [default: 3]")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds per call. [default: 120]")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="The judge's temperature. [default: 0]")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a verdict. [default: 2048]")
+    ] = None,
     max_failure_rate: Annotated[
-        float | None, typer.Option(help="Share of missing judgments to accept [0.02].")
+        float | None, typer.Option(help="Share of missing judgments to accept. [default: 0.02]")
     ] = None,
     price_input: Annotated[
         float | None, typer.Option(help="Price of a million input tokens, for the estimate.")
@@ -409,7 +381,14 @@ def judge(
         float | None, typer.Option(help="Price of a million output tokens.")
     ] = None,
     api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable of the key [OPENAI_API_KEY].")
+        str | None,
+        typer.Option(
+            help="Environment variable of the key, or 'none'. [default: OPENAI_API_KEY, if set]"
+        ),
+    ] = None,
+    allow_insecure_key: Annotated[
+        bool | None,
+        typer.Option("--allow-insecure-key", help="Send the key to an http:// address elsewhere."),
     ] = None,
     dry_run: Annotated[
         bool | None, typer.Option("--dry-run", help="Print the estimate and stop.")
@@ -442,14 +421,18 @@ def judge(
     raise typer.Exit(outcome.exit_code)
 
 
-app.command()(dashboard)
-app.command()(regress)
+app.command("eval", cls=EvalCommand)(evaluate)
+app.command(cls=Command)(search)
+app.command(cls=Command)(judge)
+app.command(cls=Command)(dashboard)
+app.command(cls=Command)(regress)
 
 
 @app.command()
 def fetch(
     tasks: Tasks,
     dest: Annotated[Path, typer.Option(help="Folder to fill.")],
+    include_path: IncludePath = None,
 ) -> None:
     """Store the datasets of some tasks in a folder, for machines without a network.
 
@@ -460,7 +443,7 @@ def fetch(
     """
     from act_harness.fetch import fetch_tasks
 
-    fetch_tasks(names(tasks), dest)
+    fetch_tasks(names(tasks), dest, include_path=tuple(include_path or ()))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from act_harness.checks import check_seed, check_share
 from act_harness.comparison import Comparison, Row, RunInfo, Settings
 from act_harness.errors import ResultError, suggestion
 from act_harness.pairing import Key, Measured, measure
@@ -26,7 +27,9 @@ from act_harness.results import Run, load_run
 from act_harness.stats import (
     NEGLIGIBLE,
     RESAMPLES,
+    SEED,
     Part,
+    at_level,
     benjamini_hochberg,
     combined_difference,
     verdict,
@@ -50,7 +53,7 @@ def compare(
     alpha: float = 0.05,
     negligible: float = NEGLIGIBLE,
     resamples: int = RESAMPLES,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> Comparison:
     """Compare run B with run A, the reference.
 
@@ -68,10 +71,14 @@ def compare(
         seed: Seed of the draws; equal input and seed give equal output.
 
     Raises:
+        InputError: A level or seed is out of range.
         ResultError: The runs share no task or no samples, a document or prompt differs, or a name
             is unknown.
         InfrastructureError: A file cannot be read.
     """
+    check_share(confidence, "--confidence")
+    check_share(alpha, "--alpha")
+    check_seed(seed)
     one, two = (given if isinstance(given, Run) else load_run(given) for given in (a, b))
     settings = Settings(confidence, alpha, negligible, resamples, seed)
     names, groups, notes = _select(one, two, tasks)
@@ -165,7 +172,7 @@ def _task_rows(
     for key in dict.fromkeys([*a.metrics(task), *b.metrics(task), *found]):
         one = found.get(key, Measured(None, note="not in the samples of both runs; not tested"))
         row = _reported(a, b, task, key)
-        row = replace(row, derived=one.derived, note=one.note)
+        row = replace(row, derived=one.derived, note=one.note, not_finite=one.not_finite)
         if one.part is not None:
             row = _tested(row, [one.part], None, settings)
         if row.result is not None and row.result.clusters is not None:
@@ -314,5 +321,9 @@ def _decide(rows: Sequence[Row], settings: Settings) -> tuple[Row, ...]:
                     alpha=settings.alpha,
                     negligible=settings.negligible,
                 )
-                decided[index] = replace(rows[index], p_adjusted=p_value, verdict=said)
+                # What can be found is said at the level that the verdict was given at.
+                level = min(settings.alpha / len(members), 1 - settings.confidence)
+                decided[index] = replace(
+                    rows[index], result=at_level(result, level), p_adjusted=p_value, verdict=said
+                )
     return tuple(decided)

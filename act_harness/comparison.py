@@ -1,7 +1,8 @@
 """What a comparison of two runs says, and how it is shown: terminal, Markdown, JSON, exit code.
 
 Exit codes of ``act-harness compare``: 0, nothing regressed; 1, a task or group regressed; 2, the
-results cannot be compared (another document, another prompt, no samples); 3, a file cannot be read.
+results cannot be compared (another document, another prompt, no samples); 3, a file cannot be read,
+or nothing regressed where numbers are numbers but there are answers that are not finite.
 
 Not here: the computation (:mod:`act_harness.compare`) and the plots (:mod:`act_harness.report`).
 """
@@ -76,6 +77,8 @@ class Row:
     clustered_by: str | None
     """What documents share, where they were resampled together."""
     note: str = ""
+    not_finite: int = 0
+    """Answers of both runs that are NaN or infinite, for which nothing is tested."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,18 @@ class Comparison:
         return tuple(row for row in self.rows if row.headline and row.verdict == "regressed")
 
     @property
+    def not_finite(self) -> int:
+        """Answers of both runs that are NaN or infinite."""
+        most: dict[tuple[str, str], int] = {}
+        for row in self.rows:  # a task's metrics rest on the same answers
+            key = (row.name, row.filter)
+            most[key] = max(most.get(key, 0), row.not_finite)
+        return sum(most.values())
+
+    @property
     def exit_code(self) -> int:
-        """1 when a headline row regressed, otherwise 0."""
-        return 1 if self.regressed else 0
+        """1 when a headline row regressed; 3 when answers are not finite; otherwise 0."""
+        return 1 if self.regressed else 3 if self.not_finite else 0
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as a JSON object; numbers that are not finite become null."""
@@ -160,7 +172,8 @@ class Comparison:
         counts = {said: sum(row.verdict == said for row in rows) for said in _VERDICTS}
         text = ", ".join(f"{number} {said}" for said, number in counts.items())
         what = "task or group" if len(rows) == 1 else "tasks and groups"
-        return f"{len(rows)} {what}: {text}."
+        lost = f"; not tested: {self.not_finite} non-finite answers" if self.not_finite else ""
+        return f"{len(rows)} {what}: {text}{lost}."
 
     def _shown(self, headline_only: bool) -> Sequence[Row]:
         return [row for row in self.rows if row.headline or not headline_only]

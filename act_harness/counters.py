@@ -57,6 +57,8 @@ class CalibrationCounters:
     truncated: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
     empty_continuation: set[str] = field(default_factory=set)
+    not_finite: set[str] = field(default_factory=set)
+    """Requests whose log-likelihood is NaN or infinite, those that were skipped excepted."""
 
     def record(self, prompt: Sequence[int], found: PromptRecord) -> None:
         """Keep what calibration did to a prompt; a prompt that comes twice counts once."""
@@ -65,7 +67,7 @@ class CalibrationCounters:
     def merge(self, other: CalibrationCounters) -> None:
         """Add what another process counted; prompts that both saw count once."""
         self.records.update(other.records)
-        for name in ("truncated", "skipped", "empty_continuation"):
+        for name in ("truncated", "skipped", "empty_continuation", "not_finite"):
             getattr(self, name).update(getattr(other, name))
 
     def summary(self) -> dict[str, Any]:
@@ -91,6 +93,7 @@ class CalibrationCounters:
             "prompts_without_first_token": len(self.truncated),  # cut from the left
             "requests_skipped": len(self.skipped),
             "requests_with_empty_continuation": len(self.empty_continuation),
+            "answers_not_finite": len(self.not_finite),
         }
 
 

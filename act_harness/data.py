@@ -2,10 +2,11 @@
 
 A search document is one multiple-choice question with the very prompt that an evaluation of the
 same task would build: the requests come from lm-eval's task objects, never from templates of our
-own. Two splits are drawn, ``search`` (to find heads) and ``verify`` (to check sets of them), both
-disjoint from the documents that an evaluation uses: they come from the train split where the task
-has one, else from a validation split beside a test split, else from the evaluation split itself,
-divided by a hash of the document (see :func:`held_out`).
+own. Three splits are drawn, ``search`` (to find heads), ``verify`` (to choose among sets of them)
+and ``judge`` (to say what the chosen set is worth), disjoint from each other and from the documents
+that an evaluation uses: they come from the train split where the task has one, else from a
+validation split beside a test split, else from the evaluation split itself, divided by a hash of
+the document (see :func:`held_out`).
 
 lm-eval is imported on first use, so that :class:`Document` serves machines without it.
 """
@@ -18,20 +19,23 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from act_harness import atomic, reading
-from act_harness.errors import InfrastructureError, InputError, TaskError, suggestion
+from act_harness.errors import InputError, TaskError
+from act_harness.model_arguments import check_device, check_dtype, check_place, loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from act_harness.artifact import ModelFacts
+    from act_harness.task_lookup import TaskSelection
 
 __all__ = [
     "Document",
     "Prompting",
     "TaskDocuments",
+    "digest_of",
     "facts_of_tokens",
     "held_out",
     "load_documents",
@@ -46,7 +50,10 @@ Tokens = tuple[int, ...]
 Encode = Callable[[str, str], tuple[Sequence[int], Sequence[int]]]
 
 _PARTS = 4
-"""A task without a second split gives its documents of hash 0 to search, 1 to verify, of 4."""
+"""A task without a second split gives its documents of hash 0, of 4, to search, and those of hash 1
+to verify and judge."""
+
+Split = Literal["search", "verify", "judge"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,24 @@ class Document:
     """Index of the right choice."""
     choices: tuple[str, ...] = ()
     """Texts of the choices; equal in all documents of a classification task."""
+
+    def __post_init__(self) -> None:
+        """Check that every answer follows something.
+
+        Raises:
+            TaskError: a context has no token.
+        """
+        if not self.requests or not all(context for context, _ in self.requests):
+            raise TaskError(
+                f"document {self.key} of {self.task} has a context without tokens, expected at "
+                "least the model's prefix token; prepare the documents again"
+            )
+
+
+def digest_of(documents: Sequence[Document]) -> str:
+    """Return one hash over documents as they were tokenised."""
+    content = [[d.key, d.requests, d.right] for d in documents]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -81,12 +106,19 @@ class TaskDocuments:
     """Documents of the evaluation split, where they were asked for."""
     tokenizer_sha256: str | None = None
     """Hash of the tokenizer that made the tokens; None: not noted."""
+    judge: tuple[Document, ...] = ()
+    """Documents that neither find nor choose heads, and say what the chosen ones are worth; empty
+    where a task has no more."""
+    tokenizer_probe_sha256: str | None = None
+    """What that tokenizer does, see :attr:`ModelFacts.tokenizer_probe_sha256`."""
 
-    def digest(self, split: str) -> str:
-        """Return one hash over the documents of ``search`` or ``verify`` as they were tokenised."""
-        drawn = self.search if split == "search" else self.verify
-        content = [[d.key, d.requests, d.right] for d in drawn]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    def of(self, split: Split) -> tuple[Document, ...]:
+        """Return the documents of a split."""
+        return {"search": self.search, "verify": self.verify, "judge": self.judge}[split]
+
+    def digest(self, split: Split) -> str:
+        """Return one hash over the documents of a split as they were tokenised."""
+        return digest_of(self.of(split))
 
 
 @dataclass(frozen=True)
@@ -115,10 +147,11 @@ def _part(key: str) -> int:
 
 
 def load_documents(
-    tasks: Sequence[str],
+    tasks: Sequence[str] | TaskSelection,
     *,
     samples: int,
     verify_samples: int,
+    judge_samples: int = 0,
     seed: int,
     held_out_samples: int = 0,
     encode: Encode,
@@ -130,9 +163,11 @@ def load_documents(
     """Draw and tokenise the documents of several tasks.
 
     Args:
-        tasks: task or group names of lm-eval, stock or our own.
+        tasks: task or group names of lm-eval, stock or our own, or what ``find_tasks`` found.
         samples: documents per task of the search split.
         verify_samples: documents per task of the verify split; fewer where the task has no more.
+        judge_samples: documents per task of the judge split. A task with too few for both shares
+            what is left between the two, and has no judge split where that is less than four.
         seed: of the draw.
         held_out_samples: documents per task of the evaluation split, for a report of the search.
         encode: turns (context, continuation) texts into token sequences, as the model's scorer
@@ -152,7 +187,7 @@ def load_documents(
         result = []
         for name, task in loaded.items():
             draw = _Draw(name, task, options, encode, max_length, chat_template)
-            found = draw.documents(samples, verify_samples, seed)
+            found = draw.documents(samples, verify_samples, seed, judge_samples=judge_samples)
             result.append(replace(found, held_out=draw.held_out(held_out_samples, seed)))
     return result
 
@@ -165,31 +200,17 @@ def _datasets_from(data_dir: Path | None) -> Any:  # noqa: ANN401 - a context ma
     return data_directory(data_dir)
 
 
-def _load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    from lm_eval.tasks import TaskManager
+def _load_tasks(tasks: Sequence[str] | TaskSelection) -> dict[str, Any]:
+    """Load tasks, through groups and tags, by the name of each."""
+    from lm_eval.api.group import Group
 
-    from act_harness.paths import task_route, tasks_path
+    from act_harness.task_lookup import TaskSelection, find_tasks, load_tasks
 
-    if not names:
-        raise TaskError("no task was named; name at least one multiple-choice task")
-    # naming a folder that lm-eval finds by itself makes it warn about every file
-    manager = TaskManager(include_path=None if task_route().found else str(tasks_path()))
-    for name in names:
-        if name not in manager.all_tasks:
-            raise TaskError(
-                f"task {name!r} is unknown to lm-eval"
-                + (suggestion(name, manager.all_tasks) or "; see `act-harness run ls tasks`")
-            )
+    selection = tasks if isinstance(tasks, TaskSelection) else find_tasks(tasks)
     found: dict[str, Any] = {}
-    for name in dict.fromkeys(names):
-        try:
-            found.update(manager.load([name])["tasks"])
-        except (ConnectionError, FileNotFoundError, ValueError, OSError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InfrastructureError(
-                f"the data of task {name!r} cannot be had: {first}; give --data-dir, a folder "
-                "filled by `act-harness fetch`"
-            ) from error
+    for one in load_tasks(selection):
+        for task in one.get_all_tasks() if isinstance(one, Group) else [one]:
+            found[task.task_name] = task
     for name, task in found.items():
         _check_kind(name, task)
     return found
@@ -226,8 +247,10 @@ class _Draw:
         task.set_fewshot_seed(seed=prompting.fewshot_seed)
         self.too_long = 0
 
-    def documents(self, samples: int, verify_samples: int, seed: int) -> TaskDocuments:
-        """Draw both splits; see :func:`load_documents`."""
+    def documents(
+        self, samples: int, verify_samples: int, seed: int, *, judge_samples: int = 0
+    ) -> TaskDocuments:
+        """Draw the splits; see :func:`load_documents`."""
         source, evaluation, search, verify = self._pools(seed)
         if isinstance(source, str) and not search:
             raise TaskError(f"task {self.name!r} has no documents outside its evaluation split")
@@ -238,7 +261,8 @@ class _Draw:
                 f"the recipe asks for {samples}; lower samples"
             )
         rest = iter(search[self._used :]) if verify is None else iter(verify)
-        checked = self._take(rest, verify_samples)
+        left = self._take(rest, verify_samples + judge_samples)
+        checked, judged = _shared_out(left, verify_samples, judge_samples)
         if verify_samples and len(checked) < 2:
             raise TaskError(
                 f"the verify split of task {self.name!r} is empty: {len(drawn)} documents go to "
@@ -248,6 +272,7 @@ class _Draw:
             task=self.name,
             search=tuple(drawn),
             verify=tuple(checked),
+            judge=tuple(judged),
             source=source,
             evaluation=evaluation,
             too_long=self.too_long,
@@ -352,6 +377,22 @@ class _Draw:
         return target
 
 
+def _shared_out(
+    left: list[Document], verify: int, judge: int
+) -> tuple[list[Document], list[Document]]:
+    """Divide what the search left; half each where it is too little, and no split of one document.
+
+    Args:
+        left: documents in the order of the draw, at most ``verify + judge``.
+        verify: how many the verify split wants.
+        judge: how many the judge split wants.
+    """
+    count = max(len(left) - judge, min(verify, max(2, (len(left) + 1) // 2)))
+    if len(left) - count < 2:
+        return left[:verify], []
+    return left[:count], left[count:]
+
+
 def _document_hash(doc: Any) -> str:  # noqa: ANN401 - a row of any dataset
     from lm_eval.utils import handle_non_serializable, hash_string
 
@@ -420,6 +461,7 @@ def read_documents(path: Path) -> list[TaskDocuments]:
                 **{
                     **one,
                     **{split: _documents(one[split]) for split in ("search", "verify", "held_out")},
+                    "judge": _documents(one.get("judge", [])),  # older files have none
                 }
             )
             for one in content
@@ -433,22 +475,37 @@ def read_documents(path: Path) -> list[TaskDocuments]:
 def facts_of_tokens(facts: ModelFacts, documents: Sequence[TaskDocuments]) -> ModelFacts:
     """Return a model's facts with the tokenizer that made the documents' tokens.
 
-    Where prepared documents are read, nothing is tokenised; and another release of transformers may
+    Where prepared documents are read, nothing is tokenised. Tokenizers are told apart by the ids
+    they give, and by their files where an older document notes no more: releases of transformers
     read other special tokens off the same files.
 
     Raises:
-        TaskError: the documents were made with several tokenizers.
+        TaskError: the documents were made with several tokenizers, or by another than the model's.
     """
-    made = sorted({one.tokenizer_sha256 for one in documents if one.tokenizer_sha256 is not None})
+    keys = ("tokenizer_probe_sha256", "tokenizer_sha256")
+    noted = [{key: getattr(one, key) for key in keys if getattr(one, key)} for one in documents]
+    noted = [one for one in noted if one]
+    if not noted:
+        return facts
+    key = keys[0] if all(keys[0] in one for one in noted) else keys[1]
+    made = sorted({str(one.get(key)) for one in noted})
     if len(made) > 1:
         raise TaskError(
             f"the prepared documents come from {len(made)} tokenizers "
             f"({', '.join(name[:12] for name in made)}); prepare all of them again with one"
         )
-    return facts.model_copy(update={"tokenizer_sha256": made[0]}) if made else facts
+    probe = facts.tokenizer_probe_sha256
+    if key == keys[0] and probe is not None and probe != made[0]:
+        raise TaskError(
+            f"the prepared documents hold token ids of another tokenizer ({made[0][:12]}, the "
+            f"model's is {probe[:12]}); prepare them with the tokenizer of {facts.id!r}"
+        )
+    return facts.model_copy(update=dict.fromkeys(keys) | noted[0])
 
 
 def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:
+    if not all(answer for row in rows for _, answer in row["requests"]):
+        raise ValueError("an answer has no token")
     return tuple(
         Document(
             row["task"],
@@ -462,18 +519,32 @@ def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:
 
 
 def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:  # noqa: ANN401
-    """Load a causal language model by transformers alone, where lm-eval is not installed."""
+    """Load a causal language model by transformers alone, where lm-eval is not installed.
+
+    Raises:
+        InputError: there is no such dtype or kind of device.
+        InfrastructureError: the model or device is missing.
+    """
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    return model.to(device).eval()
+    check_dtype(dtype)
+    check_device(device)
+    check_place(folder)
+    with loading(folder):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return model.to(device).eval()
 
 
 def load_plain_tokenizer(folder: str) -> Any:  # noqa: ANN401 - any transformers tokenizer
-    """Load the tokenizer of :func:`load_plain_model`."""
+    """Load the tokenizer of :func:`load_plain_model`.
+
+    Raises:
+        InfrastructureError: it cannot be had.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    with loading(folder):
+        return AutoTokenizer.from_pretrained(folder)
 
 
 _SHAPES = {
@@ -508,6 +579,8 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
 
     if shape not in _SHAPES:
         raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
+    check_dtype(dtype)
+    check_device(device)
     sizes: dict[str, Any] = {**_SHAPES[shape], "attn_implementation": "sdpa"}
     config: Any = LlamaConfig(**sizes, attention_bias=True)
     torch.manual_seed(0)

@@ -65,17 +65,31 @@ def convert(folder: Path, *, source: Path | None = None) -> bool:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is no checkpoint; name another folder or remove it")
     source = source or find_gguf()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    scratch = _scratch(folder)
     try:
         _write(source, scratch)
         scratch.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        scratch.rename(folder)
+        scratch.rename(folder)  # in the place of an empty folder too
+    except OSError as error:
+        if (folder / "config.json").is_file():  # another process was faster, and its copy is whole
+            return False
+        raise InfrastructureError(
+            f"{folder} cannot be written: {error.strerror or error}; name another folder"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return True
+
+
+def _scratch(folder: Path) -> Path:
+    """Make the folder to write in, beside the one that is wanted."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
+    except OSError as error:
+        raise InfrastructureError(
+            f"{folder} cannot be written: {error.strerror or error}; name another folder"
+        ) from error
 
 
 def _write(source: Path, target: Path) -> None:

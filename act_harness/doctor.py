@@ -59,7 +59,7 @@ def examine() -> Diagnosis:
     findings = [_installation(), *_versions(), harness]
     model, reachable = _model()
     reachable = reachable and harness.state == "ok"
-    findings += [*_routes(), model, _tasks(), _artifacts(), _device(), *_extras()]
+    findings += [*_routes(), model, _tasks(), *_artifacts(), _device(), *_extras()]
     return Diagnosis(tuple(findings), reachable)
 
 
@@ -161,15 +161,25 @@ def _tasks() -> Finding:
     return Finding("tasks", "ok" if route.found else "fail", route.text)
 
 
-def _artifacts() -> Finding:
+def _artifacts() -> list[Finding]:
+    """Name what is shipped, and say of every set that a search found what it is worth."""
     try:
+        from act_harness.artifact import load_artifact  # a missing pydantic is a finding too
+
         folder = paths.artifacts_path()
-    except ActHarnessError as error:
-        return Finding("artifacts", "fail", str(error))
-    names = sorted(
-        p.relative_to(folder).with_suffix("").as_posix() for p in folder.glob("*/*.json")
-    )
-    return Finding("artifacts", "ok", f"{len(names)} shipped: {', '.join(names) or '-'}")
+        found = {
+            path.relative_to(folder).with_suffix("").as_posix(): load_artifact(path)
+            for path in sorted(folder.glob("*/*.json"))
+        }
+    except (ActHarnessError, ImportError) as error:
+        return [Finding("artifacts", "fail", str(error))]
+    text = f"{len(found)} shipped: {', '.join(found) or '-'}"
+    judged = [
+        Finding(f"  {name.rpartition('/')[2]}", "ok", artifact.judgement()[0])
+        for name, artifact in found.items()
+        if artifact.search is not None
+    ]
+    return [Finding("artifacts", "ok", text), *judged]
 
 
 def _device() -> Finding:

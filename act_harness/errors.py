@@ -38,8 +38,11 @@ __all__ = [
     "TaskError",
     "UnsupportedCallError",
     "UnsupportedModelError",
+    "one_line",
     "suggestion",
 ]
+
+_LONGEST_WORD = 120
 
 
 class ActHarnessError(Exception):
@@ -98,3 +101,18 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of ``known``, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def one_line(error: BaseException | str, *, limit: int = 600) -> str:
+    """Return what an error says as one line that fits a terminal.
+
+    Args:
+        error: An error, or its text.
+        limit: Most characters; what was found may be a number of 5,000 digits.
+    """
+    words = [
+        word if len(word) <= _LONGEST_WORD else f"{word[: _LONGEST_WORD // 2]}...{word[-20:]}"
+        for word in str(error).split()
+    ]
+    text = " ".join(words) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."

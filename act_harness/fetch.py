@@ -11,16 +11,16 @@ from __future__ import annotations
 import datetime
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import datasets
 import huggingface_hub
 import yaml
 from tqdm import tqdm
 
-from act_harness import atomic, paths, places
+from act_harness import atomic, places
 from act_harness.data_folder import (
     DATA_DIRECTORY_VARIABLE,
     MANIFEST,
@@ -39,8 +39,9 @@ from act_harness.data_folder import (
     verify_directory,
     write_manifest,
 )
-from act_harness.errors import InfrastructureError, TaskError, suggestion
+from act_harness.errors import InfrastructureError, TaskError
 from act_harness.interruption import saved
+from act_harness.task_lookup import TaskSelection, find_tasks, leaf_tasks
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -78,52 +79,29 @@ class Source(NamedTuple):
 
 
 def datasets_of(
-    tasks: Sequence[str], *, task_manager: TaskManager | None = None
+    tasks: Sequence[str],
+    *,
+    task_manager: TaskManager | None = None,
+    include_path: Sequence[str | os.PathLike[str]] = (),
 ) -> tuple[Source, ...]:
     """Return the datasets that ``tasks`` (tasks, groups or tags) read, each once, by name.
 
     Tasks that build their rows themselves (the demo tasks) need none. Nothing is downloaded.
+    ``include_path`` names folders of further task files, where no ``task_manager`` is given.
 
     Raises:
         TaskError: A task is unknown, or reads its dataset in a way that cannot be copied.
     """
-    manager = task_manager or _task_manager()
+    if task_manager is None:
+        selection = find_tasks(tasks, include_path=include_path)
+    else:
+        selection = TaskSelection(task_manager, tuple(tasks))
     found: dict[tuple[str, str | None, str | None], Source] = {}
-    for name in tasks:
-        for leaf in _leaves(name, manager):
-            source = _source_of(leaf, manager)
-            if source is not None:
-                found.setdefault((source.id, source.config, source.revision), source)
+    for leaf in leaf_tasks(selection):
+        source = _source_of(leaf, selection.manager)
+        if source is not None:
+            found.setdefault((source.id, source.config, source.revision), source)
     return tuple(found[key] for key in sorted(found, key=str))
-
-
-def _task_manager() -> TaskManager:
-    from lm_eval.tasks import TaskManager  # seconds to import, and a manager may be given
-
-    # Naming a folder that lm-eval finds by itself makes it warn about every file.
-    found = paths.task_route().found
-    return TaskManager(include_path=None if found else str(paths.tasks_path()))
-
-
-def _leaves(name: str, manager: TaskManager) -> Iterator[str]:
-    """Yield the tasks that ``name`` stands for, through groups and tags."""
-    entry = manager.task_index.get(name)
-    if entry is None:
-        raise TaskError(
-            f"unknown task {name!r}{suggestion(name, manager.all_tasks)}; "
-            "`act-harness run ls tasks` lists them"
-        )
-    members = list((entry.cfg or {}).get("task") or []) if entry.kind.name == "GROUP" else []
-    if entry.kind.name == "TAG":
-        members = sorted(entry.tags)
-    if not members:
-        yield name
-    for member in members:
-        yield from _leaves(member if isinstance(member, str) else _name_of(member), manager)
-
-
-def _name_of(member: dict[str, Any]) -> str:
-    return str(member.get("task") or member.get("group"))
 
 
 def _source_of(task: str, manager: TaskManager) -> Source | None:
@@ -154,6 +132,7 @@ def fetch_tasks(
     dest: str | os.PathLike[str],
     *,
     task_manager: TaskManager | None = None,
+    include_path: Sequence[str | os.PathLike[str]] = (),
     load: Loader | None = None,
     commit_of: CommitOf | None = None,
     progress: bool = True,
@@ -167,6 +146,7 @@ def fetch_tasks(
         tasks: Names of tasks, groups or tags.
         dest: The data directory, created when needed.
         task_manager: Where the names are looked up; lm-eval's and this project's tasks otherwise.
+        include_path: Folders of further task files, where no ``task_manager`` is given.
         load: Replaces ``datasets.load_dataset``.
         commit_of: From dataset and revision to the commit, or None; asks the hub otherwise.
         progress: Show a progress bar.
@@ -180,7 +160,7 @@ def fetch_tasks(
     """
     folder = Path(dest).expanduser()
     places.prepare_folder(folder)
-    sources = datasets_of(tasks, task_manager=task_manager)
+    sources = datasets_of(tasks, task_manager=task_manager, include_path=include_path)
     manifest = read_manifest(folder)
     bar = tqdm(sources, unit="dataset", disable=not progress)
     with saved(lambda: f"{len(manifest.datasets)} datasets are complete in {folder}"):

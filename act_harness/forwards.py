@@ -13,7 +13,6 @@ What a forward finds out stays on the device until it is asked for (:class:`RowS
 from __future__ import annotations
 
 import logging
-import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,16 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from act_harness.attention import Attachment, select_cache
+from act_harness.attention import Attachment, select_cache, stock_model
 from act_harness.attention.packable import (
     alike,
     has_window,
     packed_forward,
     packs,
     packs_segments,
+    rounding,
+    spread_tokens,
 )
 from act_harness.attention.packed import Packing, Rows, positions_of
 from act_harness.attention.recorded import PackedForwards
+from act_harness.attention.trials import Trials
 from act_harness.engines.ragged import Room, lay_out, upload
 from act_harness.errors import ActHarnessError, InternalError
 
@@ -63,13 +65,13 @@ _PIECE_BYTES = 1 << 26
 
 _logger = logging.getLogger(__name__)
 
-_extending: weakref.WeakKeyDictionary[PreTrainedModel, bool | None] = weakref.WeakKeyDictionary()
+_extending: Trials[bool | None] = Trials()
 """Whether a model's contexts are padded on the left before a cache is extended; None: it cannot."""
 
-_segmented: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_segmented: Trials[bool] = Trials()
 """Whether a model's packed forwards are over segments."""
 
-_bare_heads: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_bare_heads: Trials[bool] = Trials()
 
 
 @dataclass
@@ -197,9 +199,13 @@ class Forwards:
         self.pads_left = bool(found)
         return found is not None
 
+    def arm(self) -> AbstractContextManager[None]:
+        """Have this object's arm in force on the model inside the block, and nothing else."""
+        return stock_model(self.model) if self.attachment is None else self.attachment.engaged()
+
     def _quiet(self) -> AbstractContextManager[None]:
         """Calibration suspended: trials are of the stock model."""
-        return nullcontext() if self.attachment is None else self.attachment.suspended()
+        return stock_model(self.model)
 
     def forget_long_sequences(self) -> None:
         """Run one token, upon which dynamic rotary frequencies fall back to the original ones."""
@@ -223,6 +229,7 @@ class Forwards:
             prompts: how many tokens of each sequence are prompt.
             use_cache: whether answers are to extend it.
         """
+        _check_rows(sequences, rows)
         ids, real = self._pad(sequences, left=self.pads_left)
         lengths = real.sum(dim=1)
         shift = (ids.shape[1] - lengths).tolist() if self.pads_left else [0] * len(sequences)
@@ -286,6 +293,7 @@ class Forwards:
         Returns:
             Logits of the contexts' rows and then of the answers', and what calibration did.
         """
+        _check_rows(contexts, rows)
         lengths = tuple(map(len, contexts))
         sizes = [(owner, len(answer)) for owner, answer in answers]
         tokens = [*chain.from_iterable(contexts), *chain.from_iterable(a for _, a in answers)]
@@ -494,6 +502,17 @@ class Forwards:
         return ids.to(self.device), real.to(self.device)
 
 
+def _check_rows(sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> None:
+    """Refuse rows outside their sequences: a negative one would be read from another sequence.
+
+    Raises:
+        InternalError: a row is not within its sequence.
+    """
+    for tokens, wanted in zip(sequences, rows, strict=True):
+        if not tokens or (wanted and not 0 <= min(wanted) <= max(wanted) < len(tokens)):
+            raise InternalError(f"rows {wanted} are asked for of a sequence of {len(tokens)}")
+
+
 def _fetch(values: Tensor, *, copy: bool = False) -> Tensor:
     """Start to copy to the CPU; CUDA alone says when such a copy is done."""
     return values.to("cpu", non_blocking=values.is_cuda, copy=copy)
@@ -502,8 +521,10 @@ def _fetch(values: Tensor, *, copy: bool = False) -> Tensor:
 def _extends_soundly(model: PreTrainedModel, left: bool) -> bool:
     """Try contexts of two lengths and three answers over their cache against whole sequences."""
     vocabulary = model.config.get_text_config().vocab_size
-    contexts = [tuple(n % vocabulary for n in row) for row in ((1, 4, 2, 8, 5, 7, 9, 3), (3, 6))]
-    answers = [(0, (2, 4)), (1, (9, 1, 3)), (1, (5, 5))]
+    given = [(1, 4, 2, 8, 5, 7, 9, 3), (3, 6)]
+    asked = [(0, (2, 4)), (1, (9, 1, 3)), (1, (5, 5))]
+    contexts = [spread_tokens(tokens, vocabulary) for tokens in given]
+    answers = [(b, spread_tokens(answer, vocabulary)) for b, answer in asked]
     forwards = Forwards(model)
     forwards.pads_left = left
     try:
@@ -517,11 +538,12 @@ def _extends_soundly(model: PreTrainedModel, left: bool) -> bool:
             last = range(len(contexts[b]), len(sequence))
             alone = forwards.prefill([sequence], [last], prompts=[len(sequence)], use_cache=False)
             whole.append(alone.logits.all())
+        noise = rounding(model, [given[b] + answer for b, answer in asked])
     except torch.OutOfMemoryError:  # says nothing about the model
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, ActHarnessError):
         return False
-    return alike(found.all(), torch.cat(whole), model.dtype)
+    return alike(found.all(), torch.cat(whole), model.dtype, noise=noise)
 
 
 def pad_tokens(

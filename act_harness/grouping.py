@@ -9,19 +9,39 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from act_harness.errors import InputError
+
 __all__ = ["Group", "Item", "Load", "Score", "Tokens", "request_tokens"]
 
 Tokens = tuple[int, ...]
 
 
-class Item(NamedTuple):
-    """One request: tokens given and tokens to score."""
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One request: tokens given and tokens to score.
+
+    Raises:
+        InputError: the context has no token, so that nothing would say what the answer follows, or
+            ``prompt`` is not within it.
+    """
 
     context: Tokens
     """At least one token: what the first token of ``answer`` is conditioned on."""
     answer: Tokens
     prompt: int | None = None
     """How many tokens of the context are prompt; all (None), or 0 for a rolling window."""
+
+    def __post_init__(self) -> None:
+        if not self.context:
+            raise InputError(
+                "a request's context has no token, expected at least one; put the model's prefix "
+                "token (BOS or EOS) before the answer, as lm-eval does with an empty context"
+            )
+        if self.prompt is not None and not 0 <= self.prompt <= len(self.context):
+            raise InputError(
+                f"prompt={self.prompt} of a request with {len(self.context)} context tokens, "
+                f"expected 0 to {len(self.context)}"
+            )
 
 
 class Score(NamedTuple):

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_harness import places, plugin, reading
+from act_harness.checks import check_limit
 from act_harness.errors import ActHarnessError, InputError, TaskError, suggestion
+from act_harness.failures import complaint_of_harness
 from act_harness.paths import task_route, tasks_path
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
 
     Raises:
         TaskError: A task name is unknown.
-        InputError: The model name is unknown, or the configuration file cannot be read.
+        InputError: The model name is unknown, an option cannot be used, or the configuration file
+            cannot be read.
         ActHarnessError: Whatever the model or a task of ours raises.
     """
     plugin.register()
@@ -48,12 +51,14 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
         harness = HarnessCLI()
         namespace = harness.parse_args()
     config = _config_file(namespace)
+    _check_run(namespace, config)
     _add_tasks(namespace, config)
     _name_output(namespace, config)
     try:
         harness.execute(namespace)
-    except ValueError as error:
-        known = _explained(error, include_path=getattr(namespace, "include_path", None))
+    except (ValueError, TypeError, AssertionError, KeyError) as error:
+        include_path = getattr(namespace, "include_path", None)
+        known = _explained(error, include_path=include_path) or complaint_of_harness(error)
         if known is None:
             raise
         raise known from error
@@ -102,6 +107,17 @@ def _config_file(namespace: Namespace) -> dict[str, Any]:
     return content
 
 
+def _check_run(namespace: Namespace, config: Mapping[str, Any]) -> None:
+    """Refuse what lm-eval would load a model for, only to fail or to score nothing."""
+    if not hasattr(namespace, "model_args"):  # ls, validate
+        return
+    if not (namespace.tasks or config.get("tasks")):
+        raise TaskError("no task was named; give --tasks, `act-harness run ls tasks` lists them")
+    limit = config.get("limit") if namespace.limit is None else namespace.limit
+    if limit is None or isinstance(limit, (int, float)):
+        check_limit(limit)
+
+
 def _add_tasks(namespace: Namespace, config: Mapping[str, Any]) -> None:
     """Add our task folder to ``--include_path`` where lm-eval would not find it by itself."""
     if not hasattr(namespace, "include_path") or task_route().found:
@@ -129,7 +145,7 @@ def _name_output(namespace: Namespace, config: Mapping[str, Any]) -> None:
     namespace.output_path = str(Path(output) / arm_name(model_args))
 
 
-def _explained(error: ValueError, *, include_path: Any) -> ActHarnessError | None:  # noqa: ANN401
+def _explained(error: Exception, *, include_path: Any) -> ActHarnessError | None:  # noqa: ANN401
     """Turn lm-eval's complaint about an unknown name into ours, with a suggestion."""
     text = str(error)
     if text.startswith(_NO_TASKS):

@@ -9,7 +9,10 @@ same code, so that both arms are scored and timed alike.
 
 from __future__ import annotations
 
+import inspect
 import logging
+import math
+import os
 import sys
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -21,12 +24,14 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from act_harness.artifact import Artifact, resolve_artifact
-from act_harness.attention import Attachment, attach, model_facts
+from act_harness.attention import Attachment, model_facts, stock_model
+from act_harness.attention import prepare as prepare_attachment
 from act_harness.conversation import ConversationMixin
 from act_harness.counters import CalibrationCounters, prompt_key
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
 from act_harness.forwards import pad_tokens
+from act_harness.model_arguments import check_arguments, check_vocabulary, loading
 from act_harness.requests import OVERLENGTH, Prepared, prepare
 from act_harness.scoring import Item, Score, Scorer
 
@@ -53,14 +58,17 @@ class CalibratedHFLM(ConversationMixin, HFLM):
 
     def __init__(
         self,
-        pretrained: Any,  # noqa: ANN401 - as HFLM: a name, a path or a loaded model
+        pretrained: Any = None,  # noqa: ANN401 - as HFLM: a name, a path or a loaded model
         artifact: str | Path | Artifact | None = "",
         engine: str = "auto",
         overlength: str = "truncate",
         scoring: str = "shared",
         **kwargs: Any,  # noqa: ANN401 - all arguments of HFLM
     ) -> None:
-        """Load the model and attach the artifact.
+        """Load the model and try the artifact on it.
+
+        Attention is calibrated only while a request is computed, and the baseline's requests are
+        computed without calibration, whatever else is attached to a model that was given loaded.
 
         Args:
             pretrained: as for ``hf``.
@@ -76,6 +84,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
 
         Raises:
             InputError: an argument is unknown or out of range, or the artifact does not fit.
+            InfrastructureError: the model, its device or memory is missing.
             UnsupportedModelError: the model cannot be calibrated.
         """
         _check_choice("overlength", overlength, OVERLENGTH)
@@ -83,14 +92,20 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         select_engine(engine)  # a misspelt name fails before the model is loaded
         if kwargs.get("backend") == "seq2seq":
             raise InputError("hf-act takes causal models only; use --model hf for seq2seq")
+        if isinstance(pretrained, (str, os.PathLike)):
+            pretrained = os.path.expanduser(pretrained)  # noqa: PTH111 - a hub id is no path
+        check_arguments(pretrained, kwargs)
         if kwargs.get("device") is None:  # HFLM asks for "cuda" even where there is none
             kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__(pretrained, **kwargs)
+        kwargs["device"] = str(kwargs["device"])
+        with loading(pretrained, known=_ARGUMENTS):
+            super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
             raise InputError(
                 f"hf-act takes causal models only, {type(self.model).__name__} is {self.backend}"
             )
         _refuse_virtual_tokens(self.model)
+        check_vocabulary(self.model, self.tokenizer)
         self.overlength = overlength
         self.scoring = scoring
         self.engine = engine
@@ -124,10 +139,14 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             UnsupportedModelError: the model cannot be calibrated.
         """
         found = resolve_artifact(artifact, self.facts)
-        if self.attachment is not None:
-            self.attachment.detach()
-        self.attachment = attach(self.model, found, facts=self.facts, engine=self.engine)
+        self.attachment = prepare_attachment(
+            self.model, found, facts=self.facts, engine=self.engine
+        )
         self.counters = CalibrationCounters()
+
+    def _arm(self) -> AbstractContextManager[None]:
+        """Have this arm, and nothing else, in force on the model inside the block."""
+        return stock_model(self.model) if self.attachment is None else self.attachment.engaged()
 
     @property
     def artifact(self) -> Artifact | None:
@@ -159,18 +178,17 @@ class CalibratedHFLM(ConversationMixin, HFLM):
     ) -> tuple[list[int], list[int]]:
         """Return context and continuation tokens, as ``TemplateLM.loglikelihood`` finds them.
 
-        One case differs: where a token spans the boundary and leaves nothing to score, the split
-        is moved before that token and counted (lm-eval's ``hf`` fails half-way through the run).
+        Two cases differ. A context that has no tokens without its trailing space (white space, and
+        no BOS) is part of what follows, as if the context were empty: lm-eval's ``hf`` fails on
+        it. And where a token spans the boundary and leaves nothing to score, the split is moved
+        before that token and counted (lm-eval's ``hf`` fails half-way through the run).
         """
-        if context == "":
-            tokens = self.tok_encode(continuation, add_special_tokens=False)
-            if tokens[:1] == [self.prefix_token_id]:
-                return tokens[:1], tokens[1:]
-            return [self.prefix_token_id], tokens
         stripped = context.rstrip()
-        if stripped not in contexts:
+        if context and stripped not in contexts:
             contexts[stripped] = self.tok_encode(stripped)
-        before = contexts[stripped]
+        before = contexts[stripped] if context else []
+        if not before:
+            return self._encode_text(context + continuation)
         whole = self.tok_encode(context + continuation)
         if len(whole) > len(before):
             return before, whole[len(before) :]
@@ -179,6 +197,15 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             shared += 1
         self.counters.empty_continuation.add(prompt_key([*before, -1, *whole]))
         return (whole[:shared] or [self.prefix_token_id]), whole[shared:]
+
+    def _encode_text(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the prefix token, and the tokens of a text that follows nothing."""
+        tokens = self.tok_encode(text, add_special_tokens=False)
+        if tokens[:1] == [self.prefix_token_id]:
+            tokens = tokens[1:]
+        if not tokens:
+            self.counters.empty_continuation.add(prompt_key([self.prefix_token_id, -1]))
+        return [self.prefix_token_id], tokens
 
     def _loglikelihood_tokens(
         self,
@@ -258,16 +285,33 @@ class CalibratedHFLM(ConversationMixin, HFLM):
                 len(items),
             )
         scorer = self.scorer()
-        with tqdm(
-            total=len(items),
-            desc=f"Running {what}",
-            unit="request",
-            disable=disable or self.rank != 0,
-        ) as bar:
+        with (
+            self._arm(),
+            tqdm(
+                total=len(items),
+                desc=f"Running {what}",
+                unit="request",
+                disable=disable or self.rank != 0,
+            ) as bar,
+        ):
             scores = scorer.score(items, progress=bar.update, on_prompt=self.counters.record)
         if scorer.token_budget is not None:
             self.token_budget = scorer.token_budget  # what fitted in memory
+        self._count_not_finite(items, scores)
         return scores
+
+    def _count_not_finite(self, items: Sequence[Item], scores: Sequence[Score]) -> None:
+        """Count answers that are no numbers and warn once: metrics take them for wrong or right."""
+        before = len(self.counters.not_finite)
+        for item, score in zip(items, scores, strict=True):
+            if not math.isfinite(score.loglikelihood):
+                self.counters.not_finite.add(prompt_key([*item.context, -1, *item.answer]))
+        if self.counters.not_finite and not before:
+            warnings.warn(
+                f"{len(self.counters.not_finite)} of {len(items)} log-likelihoods are not finite; "
+                "what metrics make of them is no result (check the weights and the dtype)",
+                stacklevel=3,
+            )
 
     def scorer(self) -> Scorer:
         """Return a scorer with this model's settings."""
@@ -328,7 +372,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode each string by itself (HFLM looks for a BOS in the first of a batch only)."""
-        rows = [self.tok_encode(string) for string in strings]
+        rows = [self._prompt_tokens(string) for string in strings]
         if left_truncate_len:
             for number, row in enumerate(rows):
                 if len(row) > left_truncate_len:
@@ -337,6 +381,10 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         ids, real = pad_tokens(rows, self.tokenizer.pad_token_id or 0, left=padding_side == "left")
         return ids, real.long()
 
+    def _prompt_tokens(self, text: str) -> list[int]:
+        """Return the tokens of a prompt; the prefix token where there are none, as in scoring."""
+        return self.tok_encode(text) or [self.prefix_token_id]
+
     def _overlong_prompt(self, row: list[int], allowed: int) -> None:
         if self.overlength == "error":
             raise InputError(
@@ -344,6 +392,12 @@ class CalibratedHFLM(ConversationMixin, HFLM):
                 "use overlength=truncate or a larger max_length"
             )
         self.counters.truncated.add(prompt_key(row))
+
+    def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401 - as HFLM
+        """Return the logits that HFLM's own methods ask for, of this arm."""
+        with self._arm():
+            logits: torch.Tensor = super()._model_call(*args, **kwargs)
+        return logits
 
     def _model_generate(
         self,
@@ -355,23 +409,34 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         """Generate a batch, and count what calibration did to its prompts."""
         attachment = self.attachment
         if attachment is None or not attachment.active:
-            stock: torch.Tensor = super()._model_generate(
-                context, max_length, stop, **generation_kwargs
-            )
+            with self._arm():
+                stock: torch.Tensor = super()._model_generate(
+                    context, max_length, stop, **generation_kwargs
+                )
             return stock
         if generation_kwargs.pop("use_cache", True) is False:
             raise UnsupportedCallError(
                 "use_cache=False would make every step a new prefill with other sinks; "
                 "generate with the cache while attention is calibrated"
             )
-        with attachment.watch() as records:
+        mask = generation_kwargs.pop("attention_mask", None)
+        if mask is None:  # what generate() takes then, so that both arms see the same tokens
+            mask = self._inferred_mask(context)
+        with self._arm(), attachment.watch() as records:
             output: torch.Tensor = super()._model_generate(
-                context, max_length, stop, **generation_kwargs
+                context, max_length, stop, attention_mask=mask, **generation_kwargs
             )
-        mask = generation_kwargs["attention_mask"].bool()
-        for row, real, record in zip(context, mask, records[0], strict=False):
+        for row, real, record in zip(context, mask.bool(), records[0], strict=False):
             self.counters.record(tuple(row[real].tolist()), record)
         return output
+
+    def _inferred_mask(self, context: torch.Tensor) -> torch.Tensor:
+        """Return (B, T) ones, or zeros at pads where these are no end tokens."""
+        pad, end = self.tokenizer.pad_token_id, self.model.generation_config.eos_token_id
+        if pad is None or pad in (end if isinstance(end, list) else [end]):
+            return torch.ones_like(context)
+        mask: torch.Tensor = (context != pad).long()
+        return mask
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -446,6 +511,13 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         torch.distributed.all_gather_object(gathered, self.counters)
         for other in gathered:
             self.counters.merge(other)
+
+
+_ARGUMENTS = sorted(
+    {*inspect.signature(HFLM).parameters, *inspect.signature(CalibratedHFLM).parameters}
+    - {"args", "kwargs"}
+)
+"""Names of all arguments, for suggestions."""
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

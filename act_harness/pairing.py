@@ -43,6 +43,8 @@ class Measured(NamedTuple):
     subjects: tuple[str, ...] | None = None
     """Each document's ``subject`` where all have one (MMLU), for groups of such tasks."""
     note: str = ""
+    not_finite: int = 0
+    """Answers of both runs that are NaN or infinite: their metrics are no result."""
 
 
 def join(task: str, a: Sequence[Sample], b: Sequence[Sample]) -> dict[str, list[Pair]]:
@@ -108,6 +110,11 @@ def measure(a: Run, b: Run, task: str, *, clusters: Clusters) -> dict[Key, Measu
             if metric not in names:
                 made = _measured(metric, values, pairs, task, clusters)
                 found[metric, kind] = made._replace(derived=True)
+        broken = [sum(pair[arm].not_finite for pair in pairs) for arm in (0, 1)]
+        if any(broken):
+            note = f"not tested: {broken[0]} answers of A and {broken[1]} of B are not finite"
+            refused = Measured(None, note=note, not_finite=sum(broken))
+            found |= dict.fromkeys(((name, kind) for name in names), refused)
     return found
 
 

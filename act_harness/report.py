@@ -201,23 +201,25 @@ def rank_plot(
     selected: int | None = None,
     curve: Curve | None = None,
     controls: Sequence[tuple[int, float]] = (),
+    judged: Curve | None = None,
     title: str = "",
     label: str = "effect",
     sets_label: str | None = None,
 ) -> Path:
     """Draw single heads' effects by rank and, where given, sets of heads against their controls.
 
-    Left: every head's effect on the search documents, the best first. Right: the effect of the best
-    k heads on other documents, and of random sets of the same size: the gap between the two is what
-    the order is worth.
+    Left: every head's effect on the search documents, the best first. Right: the best k heads on
+    the documents that chose k, and, on documents that chose nothing, the set that was taken and
+    random sets of the same size: the gap between the latter two is what the search is worth.
 
     Args:
         effects: One number a head, (heads,), in any order.
         path: The PNG file.
         stderr: Their standard errors, (heads,).
         selected: How many of the best were taken; marked.
-        curve: Effect of the best k heads for several k.
-        controls: Number of heads and effect of each random set.
+        curve: Effect of the best k heads for several k, on the documents that chose k.
+        controls: Number of heads and effect of each random set, on documents that chose nothing.
+        judged: Effect of the set that was taken on those documents.
         title: Heading.
         label: What the heads' numbers are.
         sets_label: What the sets' numbers are; None: the same.
@@ -233,12 +235,12 @@ def rank_plot(
         raise ResultError("effects must be finite numbers, one a head")
     if spread is not None and spread.shape != given.shape:
         raise ResultError(f"{given.size} effects need as many errors; found {spread.size}")
-    both = curve is not None or bool(controls)
+    both = curve is not None or judged is not None or bool(controls)
     figure, all_axes = _figure(2 if both else 1, width=10.0 if both else 6.0, height=4.2, row=True)
     _ranks(all_axes[0], given, spread, selected)
     all_axes[0].set_ylabel(label)
     if both:
-        _sets(all_axes[1], curve, controls, selected)
+        _sets(all_axes[1], curve, controls, judged, selected)
         all_axes[1].set_ylabel(label if sets_label is None else sets_label)
     _heading(figure, title)
     return _save(figure, path)
@@ -306,20 +308,22 @@ def _ranks(
 
 
 def _sets(
-    axes: Axes, curve: Curve | None, controls: Sequence[tuple[int, float]], selected: int | None
+    axes: Axes,
+    curve: Curve | None,
+    controls: Sequence[tuple[int, float]],
+    judged: Curve | None,
+    selected: int | None,
 ) -> None:
     if controls:
         sizes, values = zip(*controls, strict=True)
         axes.plot(
             sizes, values, linestyle="none", marker="x", color=_COLOURS["inconclusive"],
-            label=f"random heads ({len(controls)} sets)",
+            label=f"random heads, other documents ({len(controls)} sets)",
         )  # fmt: skip
     if curve is not None:
-        below = np.asarray(curve.effect) - np.asarray(curve.low)
-        above = np.asarray(curve.high) - np.asarray(curve.effect)
         axes.errorbar(
-            curve.heads, curve.effect, yerr=(below, above), color=_COLOURS["improved"], marker="o",
-            markersize=5, capsize=3, linewidth=1.4, label="best heads, with interval",
+            curve.heads, curve.effect, yerr=_ends(curve), color=_COLOURS["improved"], marker="o",
+            markersize=5, capsize=3, linewidth=1.4, label="best heads, documents that chose k",
         )  # fmt: skip
         if selected is not None and selected in curve.heads:
             place = list(curve.heads).index(selected)
@@ -327,10 +331,22 @@ def _sets(
                 selected, curve.effect[place], marker="o", markersize=12, linestyle="none",
                 markerfacecolor="none", markeredgecolor="black", label="taken",
             )  # fmt: skip
+    if judged is not None:
+        axes.errorbar(
+            judged.heads, judged.effect, yerr=_ends(judged), color="black", marker="s",
+            markersize=6, capsize=5, linewidth=1.4, label="taken, other documents",
+        )  # fmt: skip
     axes.axhline(0.0, color="black", linewidth=0.8)
     axes.set_xlabel("number of calibrated heads")
-    axes.set_title("sets of heads, on other documents", fontsize=10)
-    axes.legend(fontsize=8.5, frameon=False, loc="best")
+    axes.set_title("sets of heads (bars: 95 % intervals)", fontsize=10)
+    axes.legend(fontsize=7.5, frameon=False, loc="best")
+
+
+def _ends(curve: Curve) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return how far the interval of each point reaches below and above it."""
+    value = np.asarray(curve.effect, dtype=np.float64)
+    below, above = value - np.asarray(curve.low), np.asarray(curve.high) - value
+    return np.maximum(below, 0.0), np.maximum(above, 0.0)
 
 
 def _frame(head: int, layer: int) -> Any:  # noqa: ANN401 - a matplotlib patch

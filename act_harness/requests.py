@@ -41,20 +41,24 @@ def prepare(
 
     Args:
         requests: (context, continuation) token ids.
-        max_length: most tokens of one forward.
+        max_length: most tokens of one forward, at least one.
         overlength: one of :data:`OVERLENGTH`. A continuation that alone is longer than the model
             cannot be scored; ``truncate`` skips it too.
 
     Raises:
-        InputError: ``overlength`` is ``error`` and a request is too long.
+        InputError: ``overlength`` is ``error`` and a request is too long; or ``max_length`` is
+            below 1.
     """
+    if max_length < 1:
+        raise InputError(f"max_length={max_length}, expected at least one token")
     items: list[Item | None] = []
     truncated: dict[tuple[int, ...], None] = {}
     skipped: dict[tuple[int, ...], None] = {}
     marks: list[dict[str, Any] | None] = []
     for given, continuation in requests:
         context, answer = tuple(given), tuple(continuation)
-        surplus = len(context) + len(answer) - (max_length + 1)
+        # an empty answer has no last token that would not be an input
+        surplus = len(context) + max(1, len(answer)) - (max_length + 1)
         if surplus > 0 and overlength == "error":
             raise InputError(
                 f"a request has {len(context)} + {len(answer)} tokens, the model takes "

@@ -22,8 +22,6 @@ __all__ = [
     "Part",
     "Transform",
     "Units",
-    "exact_interval",
-    "percentile_interval",
     "same_length",
     "sign_flip_p",
     "vector",
@@ -143,32 +141,6 @@ class Units:
         if self.transform is not None:
             mean_a, mean_b = self.transform(mean_a), self.transform(mean_b)
         return np.asarray(mean_b - mean_a)
-
-
-def exact_interval(gained: int, lost: int, documents: int, confidence: float) -> Interval:
-    """Percentile interval of the bootstrap of differences of -1, 0 and 1, computed, not drawn.
-
-    A resample's sum of differences is a sum of independent draws, so its distribution is the n-th
-    power of one draw's characteristic function.
-    """
-    size = 2 * documents + 1
-    angle = 2 * np.pi * np.arange(size) / size
-    up, down = gained / documents, lost / documents
-    one = (1 - up - down) + up * np.exp(-1j * angle) + down * np.exp(1j * angle)
-    density = np.roll(np.fft.ifft(one**documents).real, documents)  # of the sums -n ... n
-    tail = (1 - confidence) / 2 + 1e-9  # rounding of the transform must not add a step
-    low = int(np.argmax(np.cumsum(density) > tail)) - documents
-    high = documents - int(np.argmax(np.cumsum(density[::-1]) > tail))
-    return Interval(low / documents, high / documents)
-
-
-def percentile_interval(draws: Array, confidence: float) -> Interval:
-    """Interval that leaves half of ``1 - confidence`` of the draws out on each side."""
-    ordered = np.sort(draws)
-    # The same rule as in the exact case, mirrored when the arms are: the first value whose tail
-    # probability passes half of what the interval leaves out.
-    skipped = math.floor(len(ordered) * (1 - confidence) / 2)
-    return Interval(float(ordered[skipped]), float(ordered[len(ordered) - 1 - skipped]))
 
 
 def sign_flip_p(moves: Array, rng: np.random.Generator, resamples: int) -> float:

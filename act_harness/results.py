@@ -61,6 +61,8 @@ class Sample(NamedTuple):
     """Log-likelihood of each choice, in nats."""
     target: str = ""
     """The right answer as lm-eval writes it: an index or a text."""
+    not_finite: int = 0
+    """Log-likelihoods that are NaN or infinite; requests skipped on purpose do not count."""
 
 
 class ChoiceScores(NamedTuple):
@@ -348,6 +350,7 @@ def _sample(row: Any, kept: Sequence[str], where: str) -> Sample:  # noqa: ANN40
         choices=choices,
         scores=scores,
         target=str(row.get("target", "")),
+        not_finite=_not_finite(row),
     )
 
 
@@ -391,6 +394,34 @@ def _choices(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]
     if len(scores) < 2 or len(texts) != len(scores) or 0 < bare < len(texts):
         return (), ()
     return tuple(choice for _, choice in texts), tuple(scores)
+
+
+def _not_finite(row: Mapping[str, Any]) -> int:
+    """Count a sample's log-likelihoods that are no numbers."""
+    responses, arguments = row.get("resps"), row.get("arguments")
+    if isinstance(arguments, Mapping):
+        arguments = [list(one.values()) for one in arguments.values()]
+    if not isinstance(responses, list) or not isinstance(arguments, list):
+        return 0
+    found = 0
+    for repeats, asked in zip(responses, arguments, strict=False):
+        marks = [one for one in asked if isinstance(one, Mapping)]
+        if any(mark.get("overlength") == "skipped" for mark in marks):
+            continue
+        for value in repeats if isinstance(repeats, (list, tuple)) else ():
+            pair = isinstance(value, (list, tuple)) and len(value) == 2
+            if pair and str(value[1]) in ("True", "False"):
+                found += _no_number(value[0])
+            elif len(asked) == 1:  # a rolling request; one that generates has settings too
+                found += _no_number(value)
+    return found
+
+
+def _no_number(value: Any) -> bool:  # noqa: ANN401 - a number, or its text in a file
+    try:
+        return not math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _label_as_index(sample: Sample) -> int | None:

@@ -13,16 +13,17 @@ one before it are read, so that a device need not wait for the host.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from act_harness.attention.packable import rope_limit
-from act_harness.errors import InfrastructureError, InternalError
+from act_harness.errors import InfrastructureError, InputError, InternalError
 from act_harness.forwards import Forwards, Prefilled, RowScores, Told, Work
 from act_harness.grouping import Group, Item, Load, Score, Tokens, request_tokens
 from act_harness.room import answers_per_sequence, packed_tokens_per_token
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from act_harness.counters import PromptRecord
 
 __all__ = ["Item", "Score", "Scorer", "Work"]
+
+_logger = logging.getLogger(__name__)
 
 _ENOUGH_TOKENS = {"cpu": 128}
 """Tokens of a forward beyond which more of them cost in proportion; 2048 on other devices."""
@@ -73,7 +76,13 @@ class Scorer:
             softmax_dtype: dtype of log-softmax; float32 when None.
             share: compute each context once; False is the plain path.
             forward_context: entered around every forward (autocast).
+
+        Raises:
+            InputError: ``batch_size`` or ``token_budget`` is below 1.
         """
+        for name, most in (("batch_size", batch_size), ("token_budget", token_budget)):
+            if most is not None and most < 1:
+                raise InputError(f"{name}={most}, expected a number above 0, or None for no limit")
         self.forwards = Forwards(
             model,
             attachment,
@@ -112,6 +121,15 @@ class Scorer:
         Raises:
             InfrastructureError: a single context does not fit in memory.
         """
+        with self.forwards.arm():
+            return self._score(items, progress, on_prompt)
+
+    def _score(
+        self,
+        items: Sequence[Item],
+        progress: Callable[[int], object] | None,
+        on_prompt: Callable[[Tokens, PromptRecord], object] | None,
+    ) -> list[Score]:
         results: list[Score | None] = [None] * len(items)
         if self.batch_size is not None and items:
             longest = max(len(item.context) + len(item.answer) for item in items)
@@ -145,6 +163,7 @@ class Scorer:
                 self._run_halves(batch, given)
         if before is not None:
             self._finish(before, given)
+        self._score_again(given)
         self.forwards.forget_recordings()
         found = [score for score in results if score is not None]
         if len(found) != len(items):
@@ -262,18 +281,49 @@ class Scorer:
         tally = started.tally
         for owners, found in started.reads:
             tally.add(owners, *found.lists())
-        for b, group in enumerate(started.batch):
-            for answer, asked in group.answers.items():
-                score = tally.score(b, answer)
-                for number in asked:
-                    given.results[number] = score
+        batch = started.batch
+        sound = [
+            given.take(group, {a: tally.score(b, a) for a in group.answers}, together=len(batch))
+            for b, group in enumerate(batch)
+        ]
         if given.on_prompt is not None:
-            for group, record in zip(started.batch, started.told.records(), strict=False):
-                if group.prompt:
+            records = started.told.records()
+            for group, told, record in zip(batch, sound, records, strict=False):
+                if group.prompt and told:
                     given.on_prompt(group.context[: group.prompt], record)
         if given.progress is not None:
-            answered = (asked for group in started.batch for asked in group.answers.values())
+            answered = (asked for group in batch for asked in group.answers.values())
             given.progress(sum(map(len, answered)))
+
+    def _score_again(self, given: _Given) -> None:
+        """Compute groups with a score that is not finite once more, each request by itself.
+
+        A mask hides a column by a weight of zero, and zero times NaN is NaN: one poisoned token
+        spoils whatever shares its row of queries or its pads, and can undo a detection without
+        being seen. What is not finite by itself stays so.
+        """
+        unsure = given.unsure
+        given = replace(given, progress=None, unsure=[])
+        if unsure:
+            _logger.warning(
+                "scores of %d contexts are not finite; their requests are computed one by one",
+                len(unsure),
+            )
+        for group in unsure:
+            firsts = dict.fromkeys(answer[:1] for answer in group.answers if answer)
+            numbers = {first: [number] for number, first in enumerate(firsts)}
+            alone = _Given([None] * len(firsts), None, given.on_prompt)
+            self._run([Group(group.context, group.prompt, numbers)], alone)
+            found = dict(zip(firsts, alone.results, strict=True))
+            for answer, asked in group.answers.items():
+                score = found.get(answer[:1])
+                if score is None:  # an empty answer, certain whatever the numbers are
+                    continue
+                if len(answer) == 1 or math.isnan(score.loglikelihood):
+                    given.take(group, {answer: score}, together=1)
+                else:
+                    (one,) = Group(group.context, group.prompt, {answer: asked}).apart()
+                    self._run([one], given)
 
     # -- computing ---------------------------------------------------------------------------
 
@@ -377,7 +427,7 @@ class _Tally:
     ) -> None:
         for owner, logprob, best in zip(owners, logprobs, greedy, strict=True):
             self._logprobs[owner].append(logprob)
-            self._greedy[owner] = self._greedy[owner] and best
+            self._greedy[owner] = self._greedy[owner] and best and not math.isnan(logprob)
 
     def score(self, b: int, answer: Tokens) -> Score:
         return Score(math.fsum(self._logprobs[b, answer]), self._greedy[b, answer])
@@ -390,6 +440,22 @@ class _Given:
     results: list[Score | None]
     progress: Callable[[int], object] | None
     on_prompt: Callable[[Tokens, PromptRecord], object] | None
+    unsure: list[Group] = field(default_factory=list)
+    """Groups with a score that is not finite, where other requests may be to blame."""
+
+    def take(self, group: Group, scores: dict[Tokens, Score], *, together: int) -> bool:
+        """Store scores of a group that was computed in a batch of ``together`` groups.
+
+        Returns:
+            Whether its context is sound: not every score is NaN or infinite.
+        """
+        for answer, score in scores.items():
+            for number in group.answers[answer]:
+                self.results[number] = score
+        finite = [math.isfinite(score.loglikelihood) for answer, score in scores.items() if answer]
+        if not all(finite) and (together > 1 or len(group.answers) > 1):
+            self.unsure.append(group)
+        return not finite or any(finite)
 
 
 @dataclass

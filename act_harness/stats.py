@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,14 +31,13 @@ from act_harness.choices import (
     label_prior_corrected,
 )
 from act_harness.errors import ResultError
+from act_harness.intervals import degrees_of_freedom, spread
 from act_harness.resampling import (
     Array,
     Interval,
     Part,
     Transform,
     Units,
-    exact_interval,
-    percentile_interval,
     same_length,
     sign_flip_p,
     vector,
@@ -54,6 +53,7 @@ __all__ = [
     "Part",
     "Verdict",
     "answer_margin",
+    "at_level",
     "benjamini_hochberg",
     "combined_difference",
     "corrected_accuracy",
@@ -70,6 +70,8 @@ __all__ = [
 
 Verdict = Literal["improved", "regressed", "inconclusive"]
 
+SEED = 0
+"""Of every draw, unless told otherwise: the same folders give the same intervals everywhere."""
 RESAMPLES = 9999
 """Bootstrap resamples and sign flips where the distribution is drawn and not computed."""
 NEGLIGIBLE = 1e-4
@@ -111,7 +113,7 @@ class PairedDifference:
     stderr: float
     """Paired (and clustered) standard error of the difference; infinite for a single unit."""
     interval: Interval
-    """Percentile bootstrap interval of the difference."""
+    """Interval of the difference; by which method, see :func:`combined_difference`."""
     confidence: float
     """Level of the interval, for example 0.95."""
     p_value: float
@@ -121,7 +123,12 @@ class PairedDifference:
     flips: McNemar | None
     """Changed answers where values are 0/1; with clusters its p ignores them, ``p_value`` not."""
     minimum_detectable: float
-    """Smallest true difference that this comparison would find in 80 % of repetitions."""
+    """Smallest true difference that this comparison would find in 80 % of repetitions, as the only
+    test or, after :func:`at_level`, as one of several; infinite where none could be found."""
+    degrees: float
+    """Degrees of freedom of ``stderr``: units less one, by Satterthwaite's rule over tasks."""
+    units: int
+    """Documents or clusters that were resampled."""
 
 
 class BenjaminiHochberg(NamedTuple):
@@ -145,13 +152,12 @@ def paired_difference(
     transform: Transform | None = None,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> PairedDifference:
     """Compare two arms on the same documents; see :class:`Part` for the arguments' meaning.
 
-    The interval is the percentile interval of the bootstrap over documents (over clusters where
-    given). For 0/1 values of single documents its distribution is computed and not drawn, so the
-    result has no chance in it; otherwise it depends on ``seed`` alone.
+    For 0/1 values of single documents there is no chance in the result; otherwise it depends on
+    ``seed`` alone. Which interval is given: :func:`combined_difference`.
 
     Args:
         a: Values of arm A, the reference, (documents,).
@@ -179,13 +185,18 @@ def combined_difference(
     weights: Sequence[float] | None = None,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> PairedDifference:
     """Compare two arms on a group of tasks: the score is the weighted mean of the tasks' scores.
 
     The tasks are taken as given (another draw would have the same tasks and other documents), so
     each is resampled within itself. Where the tasks themselves are the sample, as MMLU's subjects,
     pass their documents as one :class:`Part` with the subject as cluster id.
+
+    The interval, for 0/1 values of single documents of one task: Bonett and Price's, see
+    :func:`act_harness.intervals.flips_interval`. Otherwise, percentiles of the bootstrap over
+    documents (clusters where given), further out for the number of units; with fewer than ten,
+    Student's. Simulated coverage of 95 % intervals: results/benchmarks/coverage.md.
 
     Args:
         parts: The tasks.
@@ -208,14 +219,14 @@ def combined_difference(
     simple = len(units) == 1 and not units[0].grouped and parts[0].weights is None
     exact = flips if simple else None
     rng = np.random.default_rng(seed)
-    stderr, interval = _spread(units, shares, exact, confidence, rng, resamples)
+    changed = (exact.gained, exact.lost) if exact else None
+    stderr, interval = spread(units, shares, changed, confidence, rng, resamples)
     if exact is None:
         moves = np.concatenate(
             [share * one.moves() for share, one in zip(shares, units, strict=True)]
         )
     documents = sum(one.documents for one in units)
-    floor = _fewest_flips(1 - confidence) / documents if flips is not None else 0.0
-    return PairedDifference(
+    result = PairedDifference(
         documents=documents,
         clusters=sum(len(u.sums) for u in units) if any(u.grouped for u in units) else None,
         score_a=score_a,
@@ -227,8 +238,26 @@ def combined_difference(
         p_value=exact.p_value if exact else sign_flip_p(moves, rng, resamples),
         test="mcnemar" if exact else "sign-flip",
         flips=flips,
-        minimum_detectable=max(minimum_detectable_effect(stderr, alpha=1 - confidence), floor),
+        minimum_detectable=math.inf,
+        degrees=degrees_of_freedom(units, shares),
+        units=sum(len(one.sums) for one in units),
     )
+    return at_level(result, 1 - confidence)
+
+
+def at_level(result: PairedDifference, alpha: float) -> PairedDifference:
+    """Return a comparison with the smallest difference that a test at ``alpha`` detects.
+
+    For one of several tests, ``alpha`` over their number: where a single one of them has an effect,
+    Benjamini-Hochberg finds it at that level, and where more of them do it finds smaller ones too.
+    """
+    fewest = _fewest_flips(alpha)  # of documents or of units' signs: fewer are never significant
+    found = minimum_detectable_effect(result.stderr, alpha=alpha, degrees=result.degrees)
+    if result.flips is not None:
+        found = max(found, fewest / result.documents)
+    if result.units < fewest or (result.flips is not None and found > 1):
+        found = math.inf
+    return replace(result, minimum_detectable=found)
 
 
 def mcnemar(a: Sequence[float] | Array, b: Sequence[float] | Array) -> McNemar:
@@ -286,9 +315,9 @@ def estimate_mean(
     clusters: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> Estimate:
-    """Mean of one arm's values, (documents,), with its percentile bootstrap interval.
+    """Mean of one arm's values, (documents,), with its interval as for :func:`paired_difference`.
 
     Raises:
         ResultError: As for :func:`paired_difference`.
@@ -316,13 +345,16 @@ def standard_error(
     return Units.of(Part(np.zeros_like(given), given, None, clusters)).stderr()
 
 
-def minimum_detectable_effect(stderr: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+def minimum_detectable_effect(
+    stderr: float, *, alpha: float = 0.05, power: float = 0.8, degrees: float = math.inf
+) -> float:
     """Smallest true difference that a two-sided test at ``alpha`` finds with probability ``power``.
 
-    Normal approximation: ``(z(1 - alpha/2) + z(power)) * stderr``, in the unit of ``stderr``.
+    ``(t(1 - alpha/2) + t(power)) * stderr``, in the unit of ``stderr``; Student's t with its
+    ``degrees`` of freedom, the normal distribution where they are infinite.
     """
-    normal = scipy.stats.norm
-    return float((normal.ppf(1 - alpha / 2) + normal.ppf(power)) * stderr)
+    t = scipy.stats.t
+    return float((t.isf(alpha / 2, degrees) + t.ppf(power, degrees)) * stderr)
 
 
 def benjamini_hochberg(p_values: Sequence[float] | Array, *, q: float = 0.05) -> BenjaminiHochberg:
@@ -376,29 +408,6 @@ def spearman(x: Sequence[float] | Array, y: Sequence[float] | Array) -> float:
 
 
 # -- helpers ---------------------------------------------------------------------------------------
-
-
-def _spread(
-    units: Sequence[Units],
-    shares: Sequence[float],
-    exact: McNemar | None,
-    confidence: float,
-    rng: np.random.Generator,
-    resamples: int,
-) -> tuple[float, Interval]:
-    """Standard error and interval of the difference of the weighted mean of the units' scores."""
-    stderr = math.hypot(*(share * one.stderr() for share, one in zip(shares, units, strict=True)))
-    if not math.isfinite(stderr):  # a single document says nothing about its own spread
-        return stderr, Interval(-math.inf, math.inf)
-    if exact is not None:
-        return stderr, exact_interval(exact.gained, exact.lost, units[0].documents, confidence)
-    drawn = sum(
-        share * one.replicates(rng, resamples) for share, one in zip(shares, units, strict=True)
-    )
-    draws = np.asarray(drawn)
-    if any(one.transform is not None for one in units):  # the formula holds for means only
-        stderr = float(np.std(draws, ddof=1))
-    return stderr, percentile_interval(draws, confidence)
 
 
 def _flips(parts: Sequence[Part]) -> McNemar | None:

@@ -9,7 +9,7 @@ described before the first run exists:
   difference to the baseline;
 - ``counters/<name>``: what the calibration did;
 - tables ``scores``, ``comparison``, ``heads``, ``samples/<task>``; image ``head_map``;
-- ``search/...`` and ``verify/...``, tables ``effects`` and ``effects_by_task``, images ``head_map``
+- ``search/...`` and ``judge/...``, tables ``effects`` and ``effects_by_task``, images ``head_map``
   and ``ranks``: a search; ``mt_bench/...``: a judge's scores.
 
 With several few-shot seeds every score stands under ``seed-<n>/<task>/<metric>``, and the plain

@@ -205,3 +205,44 @@ def test_a_full_disk_loses_nothing(artifact, tmp_path, monkeypatch):
         artifact.model_copy(update={"name": "other"}).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["mine.json"]
+
+
+@pytest.mark.parametrize(
+    ("search", "said", "stands"),
+    [
+        (None, "a published list, not judged here", False),
+        ({"controls": {"beats_untouched": True}}, "not judged on documents of its own", False),
+        ({"judgement": {"verdict": "not judged", "columns": {}}}, "not judged", False),
+        (
+            {"judgement": {
+                "verdict": "beats the untouched model",
+                "interval_includes_zero": False,
+                "columns": {"raw": {"difference": 0.05, "interval": [0.01, 0.09]}},
+            }},
+            "beats the untouched model: raw +5.0, +1.0 to +9.0",
+            True,
+        ),
+        (
+            {"judgement": {
+                "verdict": "not shown to beat the untouched model",
+                "interval_includes_zero": True,
+                "columns": {"raw": {"difference": -0.016, "interval": [-0.045, 0.013]}},
+            }},
+            "raw -1.6, -4.5 to +1.3 (an interval includes 0)",
+            False,
+        ),
+        (
+            {
+                "judgement": {"verdict": "beats", "columns": {}},
+                "held_out": {"verdict": "worse than the untouched model", "columns": {}},
+            },
+            "worse than the untouched model",
+            False,
+        ),
+    ],
+)  # fmt: skip
+def test_an_artifact_says_what_its_heads_are_worth(artifact, search, said, stands):
+    given = artifact.model_copy(update={"search": search})
+    line, found = given.judgement()
+    assert said in line
+    assert found is stands

@@ -163,18 +163,6 @@ def test_a_suspended_calibration_is_the_stock_model(tiny, make_artifact):
         assert torch.equal(logits(model), changed)
 
 
-def test_a_model_is_calibrated_once_at_a_time(tiny, make_artifact):
-    model = tiny()
-    with (
-        calibrated(model, make_artifact(model)),
-        pytest.raises(UnsupportedCallError, match="detach"),
-    ):
-        attach(model, make_artifact(model, heads={0: (0,)}))
-    with calibrated(model, make_artifact(model, heads={0: (0,)})) as attachment:
-        logits(model)
-        assert attachment.calls.calls == {"torch": 1}
-
-
 def test_the_context_manager_detaches_after_an_error(tiny, make_artifact):
     model = tiny()
     stock = logits(model)

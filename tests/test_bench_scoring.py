@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from statistics import median
 
 import pytest
 
 from act_harness import data, forwards
 from act_harness.attention import model_facts
-from act_harness.bench import memory, scoring
+from act_harness.bench import common, memory, scoring
 from act_harness.bench.scoring import (
     Requests,
     ScoringSettings,
@@ -19,6 +21,7 @@ from act_harness.bench.scoring import (
     token_ceiling,
     write_requests,
 )
+from act_harness.bench.stock import LM_EVAL, STAND_IN, choose_stock
 from act_harness.errors import InputError
 
 PAIRS = [
@@ -55,7 +58,7 @@ def test_the_ceiling_counts_tokens():
 
 def test_a_run_is_written_with_machine_and_command(tiny, tmp_path):
     model = tiny()
-    settings = ScoringSettings(batch_size=2, rounds=1, output=tmp_path)
+    settings = ScoringSettings(batch_sizes=(2,), rounds=2, output=tmp_path)
     report = bench_scoring(model, [Requests("four", PAIRS)], settings)
     stored = json.loads((tmp_path / "scoring.json").read_text())
     (row,) = stored["tables"][0]["rows"]
@@ -64,8 +67,51 @@ def test_a_run_is_written_with_machine_and_command(tiny, tmp_path):
     assert values["max difference"] < 1e-5
     assert 0 <= values["pairs with a sink"] <= 1
     assert stored["machine"]["chip"]
+    seconds = stored["rounds"]["Batch size 2: four"]
+    assert {name: len(rounds) for name, rounds in seconds.items()} == dict.fromkeys(
+        ("stock", "none", "act"), 2
+    )
+    ratios = [a / b for a, b in zip(seconds["stock"], seconds["act"], strict=True)]
+    assert values["ACT / stock"] == pytest.approx(1 / median(1 / one for one in ratios))
     assert "Scoring" in report.markdown()
     assert random_heads(model_facts(model), 0.5).head_count() == 6
+
+
+def test_stock_is_lm_evals_own_where_it_can_be_imported(tiny_checkpoint, monkeypatch):
+    """The stand-in has to be named as one: README once called it lm-eval's hf."""
+    model = data.load_plain_model(str(tiny_checkpoint), dtype="float32")
+    own = choose_stock("auto", model, tokenizer=str(tiny_checkpoint))
+    assert own.words == LM_EVAL
+    want = StockPath(model, 2).score(PAIRS)
+    got = own.scores(2)(PAIRS)
+    assert [g[0] for g in got] == pytest.approx([w[0] for w in want], abs=1e-5)
+    assert choose_stock("auto", model, tokenizer=None).words == STAND_IN
+    assert choose_stock("stand-in", model, tokenizer=str(tiny_checkpoint)).words == STAND_IN
+    monkeypatch.setattr("act_harness.bench.stock.find_spec", lambda name: None)
+    assert choose_stock("auto", model, tokenizer=str(tiny_checkpoint)).words == STAND_IN
+    with pytest.raises(InputError, match="needs lm-eval"):
+        choose_stock("hf", model, tokenizer=str(tiny_checkpoint))
+
+
+def test_a_table_for_each_batch_size_in_one_run(tiny, tmp_path):
+    settings = ScoringSettings(batch_sizes=(1, None), rounds=1, output=tmp_path)
+    bench_scoring(tiny(), [Requests("four", PAIRS)], settings)
+    stored = json.loads((tmp_path / "scoring.json").read_text())
+    titles = ["Batch size 1", "Ours by a budget of tokens, stock at batch size 64"]
+    assert [table["title"] for table in stored["tables"]] == titles
+    assert sorted(stored["rounds"]) == sorted(f"{title}: four" for title in titles)
+
+
+def test_the_commit_of_a_copy_without_repository(monkeypatch):
+    origin = replace(common.collect(), commit=None, dirty=None)
+    monkeypatch.setattr(common, "collect", lambda **_: origin)
+    monkeypatch.delenv(common.COMMIT_VARIABLE, raising=False)
+    assert common.describe_machine().commit is None
+    monkeypatch.setenv(common.COMMIT_VARIABLE, "abc123-dirty")
+    found = common.describe_machine()
+    assert (found.commit, found.dirty) == ("abc123", True)
+    monkeypatch.setenv(common.COMMIT_VARIABLE, "abc123")
+    assert common.describe_machine().dirty is False
 
 
 @pytest.mark.parametrize("name", ["requests.json", "requests.json.gz"])
@@ -88,7 +134,8 @@ def test_stored_requests_are_measured_without_lm_eval(tmp_path):
     stored = json.loads(report.with_suffix(".json").read_text())
     (row,) = stored["tables"][0]["rows"]
     assert row[:2] == ["far", 4]
-    assert "batch size 3; ours: batch size None, token budget 64" in stored["remarks"][0]
+    assert stored["tables"][0]["title"] == ("Ours by a budget of 64 tokens, stock at batch size 3")
+    assert stored["remarks"][0] == f"stock: {STAND_IN}"
     with pytest.raises(InputError, match="no entry"):
         scoring.main([*given, "--only", "none", "--output", str(tmp_path)])
 

@@ -11,7 +11,7 @@ import typer
 import typer.testing
 from installed import REPOSITORY, python
 
-from act_harness import cli, doctor, errors, launch, paths
+from act_harness import artifact, cli, doctor, errors, launch, paths
 
 NESTED = {"artifact": ("show", "verify")}
 
@@ -129,10 +129,25 @@ def test_artifact_show(call, tmp_path):
         "heads": {"1": [0, 3]},
     }
     file.write_text(json.dumps(content))
-    code, out, err = call("artifact", "show", str(file))
+    code, out, err = call("artifact", "show", str(file), "--full")
     assert code == 0, err
     assert json.loads(out)["heads"] == {"1": [0, 3]}
     assert err.startswith("2 heads")
+    code, out, _ = call("artifact", "show", str(file))
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (lines["name"], lines["model"]) == ("small", "m (LlamaForCausalLM)")
+    assert lines["1"] == "0 3"
+    assert lines["heads"].startswith("2,")
+    assert "target=sinks" in lines["calibration"]
+
+
+def test_artifact_list_names_what_artifact_takes(call):
+    code, out, _ = call("artifact", "list")
+    assert code == 0
+    listed = [line.split()[:2] for line in out.splitlines()[1:]]
+    assert [name for name, _ in listed] == list(artifact.shipped_artifacts())
+    for name, count in listed:
+        assert artifact.load_artifact(name).head_count() == int(count)
 
 
 def test_an_unknown_artifact_is_bad_input(call, monkeypatch, tmp_path):
@@ -239,8 +254,6 @@ def test_run_names_the_results_folder_by_arm(harness, tmp_path, arguments, expec
 
 
 def test_run_names_the_results_folder_by_the_artifacts_own_name(monkeypatch):
-    from act_harness import artifact
-
     named = argparse.Namespace(name="demo/best")
     monkeypatch.setattr(artifact, "load_artifact", lambda reference: named)
     assert launch.arm_name({"artifact": "some/where.json"}) == "demo-best"

@@ -86,22 +86,16 @@ def test_known_flips_give_the_numbers_worked_out_by_hand_and_by_scipy(tmp_path):
     assert [one.p_adjusted, two.p_adjusted] == pytest.approx(
         scipy.stats.false_discovery_control([p_one, p_two]).tolist()
     )
-    # The bootstrap's sum over 100 documents is a difference of two counts of a multinomial draw.
-    outcomes = {}
-    for up in range(60):
-        for down in range(40):
-            chance = scipy.stats.multinomial.pmf(
-                [up, down, 100 - up - down], 100, [0.09, 0.01, 0.9]
-            )
-            outcomes[up - down] = outcomes.get(up - down, 0) + chance
-    reached, low = 0.0, None
-    for value in sorted(outcomes):
-        reached += outcomes[value]
-        if low is None and reached > 0.025:
-            low = value
-        if 1 - reached < 0.025:
-            break
-    assert two.result.interval == pytest.approx((low / 100, value / 100))
+    # Bonett and Price: a gained and a lost answer more, among two documents more.
+    up, down = 10 / 102, 2 / 102
+    half = 1.959964 * math.sqrt((up + down - (up - down) ** 2) / 102)
+    assert two.result.interval == pytest.approx((up - down - half, up - down + half), rel=1e-6)
+    # Both are one of two tests: what each detects is said at half the level. Seven answers that
+    # all go one way have p = 2 / 2**7 <= 0.025, six have not.
+    assert two.result.minimum_detectable == pytest.approx(
+        (scipy.stats.t.isf(0.0125, 99) + scipy.stats.t.ppf(0.8, 99)) * two.result.stderr
+    )
+    assert two.result.minimum_detectable > 7 / 100
     assert two.result.stderr == pytest.approx(math.sqrt((0.1 - 0.08**2) / 99))
 
 
@@ -113,6 +107,18 @@ def test_verdict_and_exit_code_on_500_documents(tmp_path, gained, lost, said, co
     found = compare(*arms(tmp_path, {"t": (500, gained, lost)}))
     assert found.rows[0].verdict == said
     assert found.exit_code == code
+
+
+def test_what_is_detectable_grows_with_the_number_of_tasks(tmp_path):
+    alone = compare(*arms(tmp_path / "a", {"t0": (50, 6, 0)})).rows[0].result
+    many = {f"t{i}": (50, 0, 0) for i in range(1, 9)}
+    of_nine = compare(*arms(tmp_path / "b", {"t0": (50, 6, 0)} | many)).rows
+    assert of_nine[0].result.minimum_detectable > 1.3 * alone.minimum_detectable
+    assert of_nine[1].result.minimum_detectable == pytest.approx(9 / 50)  # 2 / 2**9 <= 0.05 / 9
+    strict = compare(*arms(tmp_path / "c", {"t0": (50, 6, 0)}), confidence=0.99).rows[0].result
+    assert strict.minimum_detectable == pytest.approx(
+        (scipy.stats.t.isf(0.005, 49) + scipy.stats.t.ppf(0.8, 49)) * strict.stderr
+    )
 
 
 def test_many_tasks_raise_the_bar(tmp_path):

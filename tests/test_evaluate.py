@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from act_harness import evaluate
+from act_harness import cli, evaluate
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
 from act_harness.errors import ArtifactError, InfrastructureError, InputError, TaskError
@@ -70,6 +72,37 @@ def test_both_arms_are_written_and_compared(tiny_checkpoint, artifact_file, tmp_
     assert "of (head, prompt) pairs with a sink" in report
     assert (outcome.report.parent / "forest.png").stat().st_size > 1000
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_answers_that_are_no_numbers_get_no_verdict(
+    tiny_checkpoint, artifact_file, tmp_path, monkeypatch
+):
+    """NaN weights made acc 0.5 and exit code 0."""
+    load = evaluate.load_model
+
+    def broken(given):
+        lm, artifact = load(given)
+        with torch.no_grad():
+            lm.model.get_input_embeddings().weight[lm.tok_encode("e")] = math.nan
+        return lm, artifact
+
+    monkeypatch.setattr(evaluate, "load_model", broken)
+    given = settings(tiny_checkpoint, tmp_path, artifact_file)
+    with pytest.warns(UserWarning, match="24 of 24 log-likelihoods are not finite"):
+        outcome = run_eval(given)
+    assert outcome.exit_code == 3
+    assert "no verdict: 48 answers are not finite" in outcome.summary()
+    (comparison,) = outcome.comparisons.values()
+    assert all(row.result is None for row in comparison.rows)
+    assert comparison.exit_code == 3
+    assert comparison.summary().endswith("not tested: 48 non-finite answers.")
+    assert "not tested: 24 answers of A and 24 of B are not finite" in outcome.summary()
+    run_ = load_run(outcome.folders["act"])
+    assert run_.data["config"]["act_harness"]["counters"]["answers_not_finite"] == 24
+    folders = [str(outcome.folders[arm]) for arm in ("baseline", "act")]
+    with pytest.raises(SystemExit) as left:
+        cli.app(["compare", *folders], prog_name="act-harness")
+    assert left.value.code == 3
 
 
 def test_a_baseline_alone(tiny_checkpoint, tmp_path):
@@ -137,7 +170,7 @@ def test_a_bad_output_is_found_before_the_model_is_loaded(tmp_path, case):
 
 
 def test_a_run_that_fails_leaves_no_empty_folders(tiny_checkpoint, tmp_path, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "_evaluate", fails)

@@ -69,6 +69,63 @@ def test_an_empty_context_is_conditioned_on_the_prefix_token(tiny_checkpoint):
     assert values(got) == pytest.approx(values(want), abs=1e-4)
 
 
+BLANK = ["\n", " ", "\t", " \n", "\u2003"]
+
+
+@pytest.mark.parametrize("arm", ["baseline", "calibrated"])
+@pytest.mark.parametrize("blank", BLANK)
+def test_a_context_without_tokens_is_scored_as_part_of_what_follows(
+    tiny_checkpoint, artifact_file, blank, arm
+):
+    """Stock stops there; the answer's first token must not be read from some other row."""
+    artifact = artifact_file if arm == "calibrated" else "none"
+    request = (blank, "the cat sat")
+    asked = [request, ("a longer context", " and an answer"), (blank, " dog"), (blank, "")]
+    whole = [("", context + answer) for context, answer in asked]
+    want = values(make(tiny_checkpoint, artifact).loglikelihood(instances(whole[:1]), True))
+    for options in ({"batch_size": 1}, {"batch_size": 8}, {"scoring": "plain"}):
+        lm = make(tiny_checkpoint, artifact, **options)
+        got = values(lm.loglikelihood(instances(asked), disable_tqdm=True))
+        assert got[:1] == pytest.approx(want, abs=1e-4)
+        assert got[2:] == pytest.approx(values(lm.loglikelihood(instances(whole[2:]), True)))
+        assert values(lm.loglikelihood(instances([request]), True)) == pytest.approx(want, abs=1e-4)
+    before, after = lm._encode_request(*request, {})
+    assert before == [lm.prefix_token_id]
+    assert lm.tok_decode(after) == blank + "the cat sat"
+
+
+def test_a_chat_template_that_writes_white_space_only(tiny_checkpoint):
+    lm = make(tiny_checkpoint)
+    lm.tokenizer.chat_template = "\n{% for turn in messages %}{{ turn.content | trim }}{% endfor %}"
+    prompt = lm.apply_chat_template([{"role": "user", "content": " "}])
+    assert not prompt.strip()
+    (found,) = lm.loglikelihood(instances([(prompt, "yes")]), disable_tqdm=True)
+    (want,) = lm.loglikelihood(instances([("", prompt + "yes")]), disable_tqdm=True)
+    assert found[0] == pytest.approx(want[0], abs=1e-6)
+
+
+def test_blank_contexts_with_a_tokenizer_that_adds_a_first_token(tiny_checkpoint):
+    """There stock has a value, and it is the same one."""
+    from tokenizers.processors import TemplateProcessing
+
+    models = [HFLM(str(tiny_checkpoint), dtype="float32", device="cpu"), make(tiny_checkpoint)]
+    for lm in models:
+        lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+        assert lm.tok_encode("") == [1]
+    requests = instances([(blank, "the cat") for blank in BLANK] + [("", "\nthe cat")])
+    want, got = (values(lm.loglikelihood(requests, disable_tqdm=True)) for lm in models)
+    assert got == pytest.approx(want, abs=1e-4)
+    assert got[0] == pytest.approx(got[-1], abs=1e-4)
+
+
+def test_an_empty_continuation_of_an_empty_context_is_counted(tiny_checkpoint):
+    lm = make(tiny_checkpoint)
+    assert lm.loglikelihood(instances([("", "")]), disable_tqdm=True) == [(0.0, True)]
+    assert lm.counters.summary()["requests_with_empty_continuation"] == 1
+
+
 def test_calibrated_scores_do_not_depend_on_batch_or_sharing(tiny_checkpoint, artifact_file):
     plain = make(tiny_checkpoint, artifact_file, scoring="plain")
     want = values(plain.loglikelihood(instances(PAIRS), disable_tqdm=True))
@@ -128,6 +185,7 @@ def test_requests_longer_than_the_model(tiny_checkpoint, artifact_file, overleng
     if overlength == "skip":
         assert long == (float("-inf"), False)
         assert (counters["requests_skipped"], counters["prompts_truncated"]) == (1, 0)
+        assert counters["answers_not_finite"] == 0  # it is minus infinity on purpose
     else:
         stock = HFLM(str(tiny_checkpoint), dtype="float32", device="cpu", max_length=16)
         lm.use_artifact(None)
@@ -179,6 +237,38 @@ def test_generation_does_not_depend_on_the_batch(tiny_checkpoint, artifact_file)
         assert lm.counters.summary()["prompts"] == 3
     assert found[0] == found[1] == found[2]
     assert found[0] != make(tiny_checkpoint).generate_until(requests, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("arm", ["baseline", "calibrated"])
+def test_an_empty_prompt_is_continued_from_the_prefix_token(tiny_checkpoint, artifact_file, arm):
+    """Stock fails on it alone, and generates from a row of pads beside other prompts."""
+    artifact = artifact_file if arm == "calibrated" else "none"
+    settings = {"until": ["zzz"], "max_gen_toks": 6}
+    lm = make(tiny_checkpoint, artifact, batch_size=1)
+    (alone,) = lm.generate_until(generation("", **settings), disable_tqdm=True)
+    prefix = lm.tokenizer.decode([lm.prefix_token_id])
+    assert [alone] == lm.generate_until(generation(prefix, **settings), disable_tqdm=True)
+    assert lm.counters.summary()["prompts"] == (arm == "calibrated")
+    beside = make(tiny_checkpoint, artifact, batch_size=3)
+    texts = ("the cat", "", "Then there was a story")
+    assert beside.generate_until(generation(*texts, **settings), disable_tqdm=True)[1] == alone
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_generation_without_a_mask_takes_the_one_that_stock_infers(
+    tiny_checkpoint, artifact_file, padded
+):
+    lm = make(tiny_checkpoint, artifact_file)
+    text = lm.tok_encode("Then there was a story")
+    context = torch.tensor([text, [0] * 3 + text[3:]] if padded else [text])
+    options = {"max_length": context.shape[1] + 5, "stop": ["zzz"]}
+    found = lm._model_generate(context, **options)
+    want = make(tiny_checkpoint, artifact_file)
+    assert torch.equal(
+        found, want._model_generate(context, attention_mask=(context != 0).long(), **options)
+    )
+    assert lm.counters.summary() == want.counters.summary()
+    assert lm.counters.summary()["prompts"] == len(context)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +328,7 @@ def test_bad_arguments_are_one_line(tiny_checkpoint, artifact_file, tmp_path):
     with pytest.raises(ArtifactError, match="artifact=none for the baseline"):
         make(tiny_checkpoint, "")
     content = json.loads(artifact_file.read_text())
-    content["model"]["tokenizer_sha256"] = "0" * 64
+    content["model"]["tokenizer_probe_sha256"] = "0" * 64
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
     with pytest.raises(ArtifactError, match="another tokenizer"):

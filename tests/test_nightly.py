@@ -61,6 +61,21 @@ def test_every_command_of_the_suites_is_a_target_of_the_makefile(workflow):
         assert re.search(r"\$GITHUB_(STEP_SUMMARY|ENV)", command)
 
 
+def test_the_lock_is_taken_where_no_other_index_is_given(workflow):
+    environment = workflow["jobs"]["regress"]["env"]
+    assert environment["LOCK"] == "${{ matrix.gpu && 'requirements.lock' || '' }}"
+    assert "!matrix.gpu" in environment["PIP_EXTRA_INDEX_URL"]
+    fresh = workflow["jobs"]["fresh"]
+    assert fresh["env"] == {"LOCK": "${{ matrix.lock }}"}
+    assert (REPOSITORY / fresh["strategy"]["matrix"]["lock"][1]).is_file()
+    assert steps(workflow, "fresh")[-1]["run"] == "make demo"
+    plain, locked = make("venv"), make("venv", LOCK="requirements.lock")
+    assert "install --quiet --editable" in plain
+    assert "--require-hashes" not in plain
+    assert "install --quiet --require-hashes --requirement requirements.lock" in locked
+    assert "install --quiet --no-deps --editable '.[" in locked
+
+
 def test_the_matrix_names_shipped_suites_and_the_gpu_is_off_by_default(workflow, tmp_path):
     (step,) = steps(workflow, "suites")
     output = tmp_path / "output"

@@ -24,7 +24,7 @@ from regress_suites import (
     write_suite,
 )
 
-from act_harness import cli, provenance
+from act_harness import cli, provenance, task_lookup
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.calibration import Calibration
 from act_harness.errors import InfrastructureError, InputError, RecipeError
@@ -48,7 +48,7 @@ def quick(monkeypatch):
 def shorten(monkeypatch):
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)  # asks pip
     monkeypatch.setattr(provenance, "commit", lambda *_: COMMIT)
-    monkeypatch.setattr(measure, "task_manager", lambda names: demo_tasks())
+    monkeypatch.setattr(task_lookup, "_manager", lambda *given: demo_tasks())
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,23 @@ def test_an_unchanged_model_passes(shipped, call, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_answers_that_are_no_numbers_have_no_verdict(shipped, call, tmp_path, monkeypatch):
+    load = measure._load
+
+    def broken(suite, place):
+        lm = load(suite, place)
+        with torch.no_grad():
+            lm.model.get_input_embeddings().weight[lm.tok_encode("e")] = float("nan")
+        return lm
+
+    monkeypatch.setattr(measure, "_load", broken)
+    with pytest.warns(UserWarning, match="log-likelihoods are not finite"):
+        code, _, errors = call("--suite", str(shipped))
+    assert code == 3
+    assert "answers of arm 'baseline' are not finite" in errors
+    assert report(tmp_path)["status"] == "infrastructure"
+
+
 def test_two_processes_pass(shipped, tmp_path):
     """The second process stays for all arms; the first one has the verdict."""
     done = subprocess.run(
@@ -164,7 +181,7 @@ def test_a_changed_head_set_fails_and_its_scores_are_compared(
 
 def test_one_changed_character_of_a_prompt_fails(shipped, call, monkeypatch, tmp_path):
     changed = demo_tasks(tasks_with(tmp_path, "Decide", "decide"))
-    monkeypatch.setattr(measure, "task_manager", lambda names: changed)
+    monkeypatch.setattr(task_lookup, "_manager", lambda *given: changed)
     code, out, _ = call("--suite", str(shipped))
     assert code == 1
     assert "FAILED act_demo_sentiment: prompt changed: 6 of 6 documents (document 0: hash" in out
@@ -177,7 +194,7 @@ def test_one_changed_character_of_an_answer_fails(shipped, monkeypatch, tmp_path
     changed = demo_tasks(
         tasks_with(tmp_path, '["negative", "positive"]', '["negative","Positive"]')
     )
-    monkeypatch.setattr(measure, "task_manager", lambda names: changed)
+    monkeypatch.setattr(task_lookup, "_manager", lambda *given: changed)
     found = run_regress(RegressSettings(str(shipped), tasks=TASKS[:1], output=tmp_path / "out"))
     assert "request changed" in {one.kind for one in found.findings}
     assert {one.task for one in found.findings} == {"act_demo_sentiment"}
@@ -426,7 +443,7 @@ def test_real_rows_leave_no_text_in_a_baseline(tiny_checkpoint, hub_dir, tmp_pat
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(suites.TASKS), include_defaults=False)
-    monkeypatch.setattr(measure, "task_manager", lambda names: manager)
+    monkeypatch.setattr(task_lookup, "_manager", lambda *given: manager)
     folder = write_suite(
         tmp_path / "real", tiny_checkpoint, [], tasks=["act_sst2", "act_boolq"], variations=[]
     )

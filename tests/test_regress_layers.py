@@ -127,6 +127,21 @@ def test_other_weights_versions_and_documents_are_named(old):
     assert (one.kind, "document 17" in one.text) == ("document changed", True)
 
 
+def test_a_tokenizer_is_compared_by_what_it_does(old):
+    def held(then, now):
+        before, after = (FACTS.model_copy(update=one) for one in (then, now))
+        stored = old.model_copy(update={"model": before})
+        return [one.text for one in findings(stored, old.model_copy(update={"model": after}))]
+
+    file, other = {"tokenizer_sha256": "a" * 64}, {"tokenizer_sha256": "b" * 64}
+    probe = {"tokenizer_probe_sha256": "c" * 64}
+    assert held(file | probe, other | probe) == []
+    (text,) = held(file | probe, file | {"tokenizer_probe_sha256": "d" * 64})
+    assert text.startswith("tokenizer_probe_sha256 c")
+    (text,) = held(file, other | probe)
+    assert text.startswith("tokenizer_sha256 a")
+
+
 def test_documents_that_are_gone_are_named(old):
     task = old.tasks["task"]
     fewer = task.model_copy(update={"documents": task.documents[:3]})

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 import pytest
 from regress_suites import changed_artifact, demo_tasks, drop_head, raise_beta, tasks_with
 
-from act_harness import paths
-from act_harness.regress import RegressSettings, measure, run_regress
+from act_harness import paths, task_lookup
+from act_harness.regress import RegressSettings, run_regress
 
 if find_spec("vaderSentiment") is None:  # importing it would hide the lexicon of other tests
     pytest.skip("the demo tasks need vaderSentiment", allow_module_level=True)
@@ -22,7 +22,7 @@ TASK = "act_demo_sentiment"
 def regress(smollm, tmp_path, monkeypatch):
     """Run the shipped suite on a few documents."""
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)  # asks pip
-    monkeypatch.setattr(measure, "task_manager", lambda names: demo_tasks())
+    monkeypatch.setattr(task_lookup, "_manager", lambda *given: demo_tasks())
 
     def run(**more):
         return run_regress(
@@ -66,7 +66,7 @@ def test_a_changed_head_set_fails(regress, monkeypatch, tmp_path, change, told):
 
 def test_one_changed_character_of_a_prompt_fails(regress, monkeypatch, tmp_path):
     changed = demo_tasks(tasks_with(tmp_path, "Decide", "decide"))
-    monkeypatch.setattr(measure, "task_manager", lambda names: changed)
+    monkeypatch.setattr(task_lookup, "_manager", lambda *given: changed)
     found = regress(limit=4, tasks=(TASK,))
     assert found.exit_code == 1
     lines = {(one.kind, one.arm): one for one in found.findings}

@@ -54,6 +54,23 @@ def write(folder, tasks, *, date=DATE, groups=None, results_name=None):
     return folder
 
 
+def test_answers_that_are_no_numbers_are_counted():
+    def count(*responses, arguments):
+        row = sample(0, resps=[[one] for one in responses], arguments=arguments)
+        run = results.run_from_memory({"samples": {"t": [row]}}, label="r")
+        (found,) = run.samples("t")
+        return found.not_finite
+
+    two = [("Q", "a"), ("Q", "b")]
+    skipped = [("Q", "a", {"overlength": "skipped"}), ("Q", "b")]
+    assert count((-1.0, True), (-2.0, False), arguments=two) == 0
+    assert count((float("nan"), False), ("-inf", "False"), arguments=two) == 2
+    assert count(("-inf", "False"), ("nan", "False"), arguments=skipped) == 1
+    assert count("nan", arguments=[("Q",)]) == 1  # the log-likelihood of a text
+    assert count(-3.5, arguments=[("Q",)]) == 0
+    assert count("nan", arguments=[("Q", {"until": ["x"]})]) == 0  # a text that was generated
+
+
 def test_a_folder_a_parent_folder_a_file_and_samples_alone(tmp_path):
     folder = write(tmp_path / "out" / "model__act", {"sst2": [sample(0), sample(1)]})
     for path in (folder, tmp_path / "out", tmp_path, folder / f"results_{DATE}.json"):

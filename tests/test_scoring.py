@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from act_harness import forwards
 from act_harness.attention import calibrated, packable
 from act_harness.attention.packed import Packing
-from act_harness.errors import InfrastructureError, InputError
+from act_harness.errors import InfrastructureError, InputError, InternalError
 from act_harness.forwards import Forwards
 from act_harness.requests import prepare
 from act_harness.scoring import Item, Scorer
@@ -167,6 +167,31 @@ def test_scores_are_those_of_a_full_forward(tiny):
     assert score.loglikelihood == pytest.approx(want, abs=1e-5)
     best = tuple(logits[3:4].argmax(-1).tolist())
     assert Scorer(model).score([Item(context, best)])[0].is_greedy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((), (5, 6)), "context has no token"),
+        (((), ()), "context has no token"),
+        (((4,), (5,), 2), "expected 0 to 1"),
+        (((4,), (5,), -1), "expected 0 to 1"),
+    ],
+)
+def test_a_request_has_a_token_of_context(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Item(*arguments)
+
+
+@pytest.mark.parametrize("sequences", [[(4, 5), ()], [(4, 5), (6,)]])
+@pytest.mark.parametrize("rows", [range(-1, 1), range(2)])
+def test_no_row_is_read_outside_its_sequence(tiny, sequences, rows):
+    made = Forwards(tiny())
+    wanted = [range(1), rows]
+    with pytest.raises(InternalError, match="of a sequence of"):
+        made.prefill(sequences, wanted, prompts=[2, 1], use_cache=False)
+    with pytest.raises(InternalError, match="of a sequence of"):
+        made.pack(sequences, wanted, prompts=[2, 1], answers=[])
 
 
 def test_an_empty_answer_is_certain(tiny):
@@ -395,6 +420,19 @@ def test_truncation_is_lm_evals():
     assert [*item.context, *item.answer] == (context + answer)[-9:]
     assert kept.truncated == [tuple(context)]
     assert prepare([(context, answer)], max_length=12, overlength="error").truncated == []
+
+
+def test_an_empty_answer_leaves_a_context_that_fits():
+    (item,) = prepare([(range(10), ())], max_length=8, overlength="truncate").items
+    assert item == Item(tuple(range(2, 10)), ())
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(InputError, match="max_length=0"):
+        prepare([((1,), (2,))], max_length=0, overlength="truncate")
+    for setting in ({"batch_size": 0}, {"batch_size": -4}, {"token_budget": 0}):
+        with pytest.raises(InputError, match="expected a number above 0"):
+            Scorer(None, **setting)
 
 
 def test_overlong_requests_can_be_refused_or_skipped():

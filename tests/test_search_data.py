@@ -95,6 +95,46 @@ def test_a_task_with_one_split_is_divided_by_hash():
     assert len(rest) > 20
 
 
+def keys(documents) -> set[str]:
+    return {document.key for document in documents}
+
+
+@pytest.mark.parametrize(
+    ("count", "verify", "judge", "parts"),
+    [
+        (30, 8, 12, (8, 12)),
+        (15, 8, 12, (5, 5)),  # too few for both: half each
+        (18, 3, 12, (3, 10)),
+        (18, 12, 3, (10, 3)),
+        (16, 12, 12, (6, 5)),  # the odd one chooses
+        (9, 8, 12, (2, 2)),
+        (8, 8, 12, (3, 0)),  # one alone says nothing
+        (11, 0, 4, (0, 4)),
+        (11, 4, 0, (4, 0)),
+    ],
+)
+def test_three_splits_never_meet_and_share_what_there_is(count, verify, judge, parts):
+    made = task({"train": rows(count), "test": rows(4, 900)})
+    found = draw(made).documents(5, verify, 1, judge_samples=judge)
+    splits = found.search, found.verify, found.judge
+    assert tuple(map(len, splits)) == (5, *parts)
+    assert len(keys(found.search) | keys(found.verify) | keys(found.judge)) == 5 + sum(parts)
+    assert len({found.digest(split) for split in ("search", "verify", "judge")}) >= 2
+    assert found.of("judge") == found.judge
+    if verify:  # whoever judges, the same documents find heads, and the same choose where they can
+        plain = draw(made).documents(5, verify, 1)
+        assert plain.search == found.search
+        assert found.verify == plain.verify[: len(found.verify)]
+
+
+def test_a_task_divided_by_hash_gives_no_evaluated_document_to_the_judge():
+    found = draw(task({"validation": rows(120)})).documents(5, 6, 1, judge_samples=6)
+    assert (len(found.verify), len(found.judge)) == (6, 6)
+    assert not keys(found.verify) & keys(found.judge)
+    assert not any(held_out(key) for key in keys(found.verify) | keys(found.judge))
+    assert {int(key[:8], 16) % 4 for key in keys(found.judge)} == {1}
+
+
 def test_a_document_is_never_its_own_example():
     made = task({"train": rows(6), "test": rows(4, 100)}, fewshot_split="train", num_fewshot=5)
     for document in draw(made).documents(4, 2, 1).search:
@@ -126,14 +166,34 @@ def test_too_few_documents_are_one_clear_line(splits, message):
 
 
 def test_prepared_documents_come_back_as_they_were(tmp_path: Path):
-    found = draw(task({"train": rows(30), "test": rows(10, 100)})).documents(5, 4, 1)
+    made = draw(task({"train": rows(30), "test": rows(10, 100)}))
+    found = made.documents(5, 4, 1, judge_samples=6)
     write_documents(tmp_path / "d.json", [found])
     assert read_documents(tmp_path / "d.json") == [found]
+    assert len(found.judge) == 6
+    older = json.loads((tmp_path / "d.json").read_text())
+    del older[0]["judge"]
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    assert read_documents(tmp_path / "older.json") == [replace(found, judge=())]
     (tmp_path / "bad.json").write_text(json.dumps({"no": 1}))
     with pytest.raises(TaskError, match="no search documents"):
         read_documents(tmp_path / "bad.json")
     with pytest.raises(TaskError, match="no such file"):
         read_documents(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"), [([[], [5]], "context without tokens"), ([[4], []], "no search doc")]
+)
+def test_prepared_documents_have_tokens(tmp_path: Path, request_, message):
+    found = draw(task({"train": rows(30), "test": rows(10, 100)})).documents(5, 4, 1)
+    path = tmp_path / "d.json"
+    write_documents(path, [found])
+    content = json.loads(path.read_text())
+    content[0]["verify"][0]["requests"][0] = request_
+    path.write_text(json.dumps(content))
+    with pytest.raises(TaskError, match=message):
+        read_documents(path)
 
 
 def test_prepared_documents_say_whose_tokens_they_hold(tmp_path: Path):
@@ -150,6 +210,24 @@ def test_prepared_documents_say_whose_tokens_they_hold(tmp_path: Path):
         facts_of_tokens(facts, [one, other])
 
 
+def test_prepared_documents_are_of_the_model_whose_tokenizer_does_the_same(tmp_path):
+    found = draw(task({"train": rows(30), "test": rows(10, 100)})).documents(5, 4, 1)
+    known = {"tokenizer_sha256": "b", "tokenizer_probe_sha256": "same"}
+    facts = ModelFacts(
+        id="m", architecture="A", num_hidden_layers=1, num_attention_heads=1, **known
+    )
+    one = replace(found, tokenizer_sha256="a", tokenizer_probe_sha256="same")
+    other = replace(one, tokenizer_sha256="c")  # the same ids, read by another release
+    write_documents(tmp_path / "d.json", [one, other])
+    read = facts_of_tokens(facts, read_documents(tmp_path / "d.json"))
+    assert (read.tokenizer_sha256, read.tokenizer_probe_sha256) == ("a", "same")
+    with pytest.raises(TaskError, match="token ids of another tokenizer"):
+        facts_of_tokens(facts, [replace(one, tokenizer_probe_sha256="else")])
+    # Documents of before there was a probe say nothing of ids, so neither does the artifact.
+    old = facts_of_tokens(facts, [replace(found, tokenizer_sha256="a")])
+    assert (old.tokenizer_sha256, old.tokenizer_probe_sha256) == ("a", None)
+
+
 def test_unknown_and_unfit_tasks_are_refused():
     settings = {
         "samples": 2,
@@ -158,7 +236,7 @@ def test_unknown_and_unfit_tasks_are_refused():
         "encode": encode,
         "max_length": 99,
     }
-    with pytest.raises(TaskError, match=r"'act_sst22' is unknown.*did you mean 'act_sst2'"):
+    with pytest.raises(TaskError, match="unknown task 'act_sst22'; did you mean 'act_sst2'"):
         load_documents(["act_sst22"], **settings)
     with pytest.raises(TaskError, match="no task was named"):
         load_documents([], **settings)

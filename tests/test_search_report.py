@@ -9,6 +9,7 @@ from test_search_run import DRAWN, recipe, search
 from tiny_search import documents, tiny
 
 from act_harness.attention import model_facts
+from act_harness.bench.common import ratio
 from act_harness.bench.search import bench_search, main, random_documents
 from act_harness.bench.search_parts import join_parts, measure_parts, read_slice
 from act_harness.data import write_documents
@@ -37,9 +38,9 @@ def test_held_out_figures_are_paired_with_the_untouched_model(tmp_path):
         model, {"set": artifact, "empty": empty, "random": drawn}, tasks, facts=model_facts(model)
     )
     assert [arm.heads for arm in found] == [3, 0, 3]
-    assert found[1].raw.difference == 0
-    assert found[0].raw.score_a == found[2].raw.score_a
-    assert found[0].raw.documents == 24
+    assert found[1].columns["raw"].difference == 0
+    assert found[0].columns["raw"].score_a == found[2].columns["raw"].score_a
+    assert found[0].columns["raw"].documents == 24
     assert drawn.heads == random_artifact(artifact, seed=1).heads
     assert drawn.heads != random_artifact(artifact, seed=2).heads
 
@@ -56,13 +57,17 @@ def test_the_best_heads_come_from_the_table(tmp_path):
 
 
 def test_the_benchmark_compares_three_ways_that_agree():
-    tables = bench_search(
-        tiny(), random_documents(5, vocabulary=97, own=12), loop_heads=3, keep=0.5
+    tables, timings = bench_search(
+        tiny(), random_documents(5, vocabulary=97, own=12), loop_heads=3, keep=0.5, rounds=2
     )
     cost = {row[0]: row for row in tables[0].rows}
     assert cost["exhaustive"][2] < cost["loop, batch 1 (scaled)"][2]
     assert cost["screened"][2] < cost["exhaustive"][2]
     assert "100.00 %" in tables[0].note
+    assert {name: len(one.samples) for name, one in timings.items()} == {
+        "loop": 2, "exhaustive": 2, "screened": 2,
+    }  # fmt: skip
+    assert cost["screened"][4] == pytest.approx(1 / ratio(timings, "screened", "loop"))
 
 
 def test_slices_of_the_benchmark_add_up(tmp_path, capsys):
@@ -96,7 +101,7 @@ def test_settings_make_a_recipe_or_say_what_is_missing(tmp_path):
     assert (demo.name, demo.samples) == ("demo", 9)
     with pytest.raises(RecipeError, match="neither a recipe nor tasks"):
         SearchSettings().make_recipe()
-    with pytest.raises(RecipeError, match="no model was given"):
+    with pytest.raises(InputError, match="no model was named"):
         search_from_settings(SearchSettings(tasks=["x"]))
     path = tmp_path / "d.json"
     write_documents(path, DRAWN)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from tiny_search import drawn, tiny
 
 from act_harness.artifact import load_artifact
 from act_harness.atomic import canonical_json
+from act_harness.attention import attach, model_facts
 from act_harness.errors import InfrastructureError, InputError, RecipeError, ResultError
+from act_harness.scoring import Item, Scorer
 from act_harness.search.recipe import load_recipe, make_recipe
 from act_harness.search.run import run_search, stable_content
 
@@ -37,7 +40,7 @@ def search(tmp_path, given=None, **options):
     return run_search(
         given or recipe(),
         model=options.pop("model", None) or tiny(),
-        documents=DRAWN,
+        documents=options.pop("documents", DRAWN),
         ledgers=tmp_path / "ledgers",
         output=tmp_path / "out.json",
         show_progress=False,
@@ -52,10 +55,15 @@ def test_the_artifact_holds_table_controls_and_provenance(tmp_path):
     assert artifact.head_count() == len(result.selection.places) > 0
     assert len(found["table"]["heads"]["rows"]) == 12
     assert len(found["table"]["by_task"]["rows"]) == 24
-    assert len(found["controls"]["random_sets"]) == 2
-    assert found["splits"]["a"]["search"] == {"n": 8, "sha256": DRAWN[0].digest("search")}
+    assert len(found["judgement"]["columns"]["raw"]["random_sets"]["scores"]) == 2
+    splits = ("search", "verify", "judge")
+    assert [found["splits"]["a"][split] for split in splits] == [
+        {"n": 8, "sha256": DRAWN[0].digest(split)} for split in splits
+    ]
+    assert len({DRAWN[0].digest(split) for split in splits}) == 3
     assert artifact.provenance["torch"] is not None
-    assert "verify split" in result.summary()
+    assert found["judgement"]["verdict"] in result.summary()
+    assert artifact.judgement()[0].startswith(found["judgement"]["verdict"])
     best = max(found["table"]["heads"]["rows"], key=lambda row: row[3])
     assert found["rule"]["order"][0] == best[:3]
 
@@ -81,8 +89,13 @@ def test_rules_select_by_their_own_measure(tmp_path, rule):
     elif rule == "significant":
         assert all(rows[place][5] <= 0.5 for place in chosen)
     else:
-        kept = [step for step in result.selection.trace["steps"] if "add" in step and step["kept"]]
-        assert len(kept) >= len(chosen)
+        left = []
+        for step in result.selection.trace["steps"]:
+            if "add" in step and step["kept"]:
+                left.append(tuple(step["add"]))
+            elif "drop" in step and not step["kept"]:
+                left.remove(tuple(step["drop"]))
+        assert result.selection.places == tuple(left) != ()
 
 
 def test_screened_measures_a_share_and_says_how_well_it_agrees(tmp_path):
@@ -144,6 +157,7 @@ def test_a_changed_recipe_has_a_ledger_of_its_own(tmp_path):
         {"rule": "significant", "significant": {"q": 0.99}},
         {"objective": "corrected"},
         {"top": {"sizes": [3]}, "controls": {"random_sets": 1}},
+        {"judge_samples": 2},
     ],
 )
 def test_another_selection_measures_no_head_again(tmp_path, change):
@@ -163,7 +177,6 @@ def test_refit_orders_the_heads_by_the_documents_of_both_splits(tmp_path):
     plain = search(tmp_path / "plain")
     result = search(tmp_path / "refit", recipe(top=top))
     found, before = result.artifact.search, plain.artifact.search
-    assert found["controls"] == before["controls"]
     assert found["table"] == before["table"]
     refit = found["rule"]["refit"]
     assert refit["before"] == before["rule"]["order"]
@@ -190,7 +203,54 @@ def test_refit_orders_the_heads_by_the_documents_of_both_splits(tmp_path):
     assert 0 < count < 12
     assert result.selection.places == tuple(e.place for e in order[:count])
     assert refit["kept"] == len(set(result.selection.places) & set(plain.selection.places))
-    assert any("both splits" in note for note in found["notes"])
+    assert any("ordered anew" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_the_judgement_is_of_the_artifacts_heads_on_the_judge_documents(tmp_path, refit):
+    """Scored anew through the adapter; neither verify's figures nor the set before the refit."""
+    found = search(tmp_path, recipe(top={"sizes": [1, 2, 4], "refit": refit})).artifact
+    right = {}
+    for arm, artifact in (("untouched", None), ("selected", found)):
+        model = tiny()
+        attachment = attach(model, artifact, facts=model_facts(model))
+        scorer = Scorer(model, attachment)
+        for task in DRAWN:
+            for document in task.judge:
+                scores = scorer.score([Item(*request) for request in document.requests])
+                best = max(range(len(scores)), key=lambda n: scores[n].loglikelihood)
+                right.setdefault(arm, []).append(float(best == document.right))
+    raw = found.search["judgement"]["columns"]["raw"]
+    for arm, values in right.items():
+        assert raw[arm] == pytest.approx(sum(values) / 16, abs=1e-6)
+    moved = np.subtract(right["selected"], right["untouched"])
+    assert raw["difference"] == pytest.approx(moved.mean(), abs=1e-6)
+    assert found.search["judgement"]["heads"] == found.head_count()
+
+
+def test_judging_other_documents_measures_no_head_again(tmp_path):
+    first = search(tmp_path)
+    others = [dataclasses.replace(one, judge=one.judge[:5]) for one in DRAWN]
+    second = search(tmp_path, documents=others)
+    assert second.work.pairs == 0
+    assert second.selection == first.selection
+    assert second.artifact.search["judgement"]["documents"] == {"a": 5, "b": 5}
+    again = search(tmp_path)
+    assert stable_content(again.artifact) == stable_content(first.artifact)
+
+
+def test_a_search_without_judge_documents_says_that_nothing_was_judged(tmp_path):
+    """Prepared before there was such a split: the documents that chose never judge instead."""
+    others = [DRAWN[0], dataclasses.replace(DRAWN[1], judge=())]
+    part = search(tmp_path, documents=others).artifact.search
+    assert part["judgement"]["columns"]["raw"]["tasks"] == ["a"]
+    assert any("not judged on b: no documents were left" in note for note in part["notes"])
+    none = [dataclasses.replace(one, judge=()) for one in DRAWN]
+    result = search(tmp_path, documents=none)
+    judged = result.artifact.search["judgement"]
+    assert (judged["verdict"], judged["columns"]) == ("not judged", {})
+    assert "not judged: no documents were left" in result.summary()
+    assert result.artifact.head_count() > 0
 
 
 def test_refit_needs_only_what_the_ledger_lacks(tmp_path):
@@ -266,6 +326,7 @@ def test_bad_recipes_are_one_clear_line(tmp_path):
         "beta": ({"tasks": ["a"], "calibration": {"beta": 3}}, "beta is 3"),
         "nested": ({"tasks": ["a"], "top": {"size": [3]}}, "top.size: unknown key"),
         "verify": ({"tasks": ["a"], "verify_samples": 0}, "verify_samples is 0"),
+        "judge": ({"tasks": ["a"], "judge_samples": 1}, "judge_samples is 1"),
         "tasks": ({}, "tasks"),
     }
     for name, (content, message) in cases.items():

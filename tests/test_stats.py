@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from act_harness import stats
+from act_harness.bench import coverage
 from act_harness.errors import ResultError
 
 BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=60)
@@ -27,36 +28,7 @@ def arms(documents, *, lost, gained, right=100):
     return a, b
 
 
-def enumerated_interval(differences, confidence=0.95):
-    """Percentile interval of the bootstrap by going through every possible resample."""
-    n = len(differences)
-    means = Counter(round(sum(draw), 9) for draw in itertools.product(differences, repeat=n))
-    tail, total = (1 - confidence) / 2 + 1e-9, n**n
-
-    def first_beyond(values):
-        reached = 0
-        for value in values:
-            reached += means[value] / total
-            if reached > tail:
-                return value / n
-        raise AssertionError
-
-    return first_beyond(sorted(means)), first_beyond(sorted(means, reverse=True))
-
-
 # -- the paired comparison -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("a", "b"), [
-    ([1, 1, 0, 0, 1, 0], [1, 0, 1, 1, 1, 0]),
-    ([1, 1, 1, 1, 1], [0, 0, 1, 0, 1]),
-    ([0, 0, 1], [0, 0, 1]),
-])  # fmt: skip
-def test_the_interval_of_01_values_is_that_of_every_possible_resample(a, b):
-    result = stats.paired_difference(a, b)
-    low, high = enumerated_interval([y - x for x, y in zip(a, b, strict=True)])
-    assert result.interval == pytest.approx((low, high), abs=1e-12)
-    assert result.test == "mcnemar"
 
 
 def test_known_flips_give_the_numbers_of_scipy_and_of_counting():
@@ -74,6 +46,10 @@ def test_known_flips_give_the_numbers_of_scipy_and_of_counting():
         paired=True, method="percentile", n_resamples=20000, rng=np.random.default_rng(1),
     ).confidence_interval  # fmt: skip
     assert result.interval == pytest.approx(tuple(drawn), abs=0.0021)  # one document is 0.002
+    # Bonett and Price: one more gained, one more lost, of two more documents.
+    up, down = 26 / 502, 41 / 502
+    half = 1.959964 * math.sqrt((up + down - (up - down) ** 2) / 502)
+    assert result.interval == pytest.approx((up - down - half, up - down + half), rel=1e-6)
 
 
 @pytest.mark.parametrize(("lost", "gained", "said"), [
@@ -162,16 +138,128 @@ def test_a_shift_of_both_arms_changes_nothing_and_seeds_repeat(pairs, shift):
 def test_equal_arms_are_inconclusive_and_the_smallest_finding_is_six_flips():
     a, _ = arms(200, lost=50, gained=0)
     result = stats.paired_difference(a, a)
-    assert (result.difference, result.stderr, result.interval) == (0, 0, (0, 0))
+    assert (result.difference, result.stderr) == (0, 0)
+    # No change in 200 documents does not say that none would change among others.
+    half = 1.959964 * math.sqrt(2 / 202 / 202)
+    assert result.interval == pytest.approx((-half, half))
     assert result.p_value == 1
     # 2 * 0.5**5 > 0.05 >= 2 * 0.5**6: no test can find fewer than six flips.
     assert result.minimum_detectable == pytest.approx(6 / 200)
+
+
+def test_few_units_have_students_interval():
+    a, b = [5.0, 7.0, 2.0, 6.0], [6.0, 9.0, 2.5, 6.5]
+    result = stats.paired_difference(a, b)
+    theirs = scipy.stats.ttest_rel(b, a).confidence_interval(0.95)
+    assert result.interval == pytest.approx(tuple(theirs))
+    other = stats.paired_difference(a, b, confidence=0.8)
+    assert other.interval == pytest.approx(
+        tuple(scipy.stats.ttest_rel(b, a).confidence_interval(0.8))
+    )
+    # Nine units still have it, ten have percentiles: neither jumps.
+    rng = np.random.default_rng(0)
+    moves = rng.normal(1, 1, 10)
+    nine = stats.paired_difference(np.zeros(9), moves[:9])
+    assert nine.interval == pytest.approx(
+        tuple(scipy.stats.ttest_1samp(moves[:9], 0).confidence_interval(0.95))
+    )
+    ten = stats.paired_difference(np.zeros(10), moves)
+    student = scipy.stats.ttest_1samp(moves, 0).confidence_interval(0.95)
+    assert ten.interval != pytest.approx(tuple(student), abs=1e-6)
+    assert ten.interval == pytest.approx(tuple(student), abs=0.2)
+
+
+def test_two_units_have_a_spread():
+    """One has none; two do, with one degree of freedom: 12.7 standard errors to each side."""
+    result = stats.paired_difference([0.0, 0.0], [1.0, 3.0])
+    assert result.difference == 2
+    assert result.stderr == pytest.approx(1)
+    assert result.interval == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-3)
+    pairs = stats.paired_difference([0.0] * 4, [1.0, 1.0, 3.0, 3.0], clusters=["x", "x", "y", "y"])
+    assert (pairs.stderr, pairs.clusters) == (pytest.approx(1), 2)
+    assert stats.standard_error([1.0, 3.0]) == pytest.approx(1)
+    assert stats.standard_error([1.0]) == math.inf
+
+
+def test_degrees_of_freedom_of_a_group_are_satterthwaites():
+    rng = np.random.default_rng(0)
+    parts = [stats.Part(np.zeros(n), rng.normal(0, s, n)) for n, s in ((4, 2.0), (30, 0.5))]
+    v = [0.25 * np.var(part.b, ddof=1) / len(part.b) for part in parts]
+    by_hand = (v[0] + v[1]) ** 2 / (v[0] ** 2 / 3 + v[1] ** 2 / 29)
+    result = stats.combined_difference(parts)
+    assert result.degrees == pytest.approx(by_hand)
+    assert result.degrees < 4
+    half = scipy.stats.t.ppf(0.975, by_hand) * math.sqrt(v[0] + v[1])
+    assert result.interval == pytest.approx((result.difference - half, result.difference + half))
+    still = stats.combined_difference(
+        [stats.Part([0.5, 2], [0.5, 2]), stats.Part([3, 1, 9], [3, 1, 9])]
+    )
+    assert (still.degrees, still.interval, still.p_value) == (3, (0, 0), 1)
+
+
+@pytest.mark.parametrize(("case", "units", "least"), [
+    ("normal", 3, 0.92), ("normal", 10, 0.92), ("clusters", 10, 0.91), ("answers", 20, 0.92),
+    ("rare", 20, 0.92),
+])  # fmt: skip
+def test_95_percent_intervals_of_few_units_hold_the_truth(case, units, least):
+    """Simulated; percentiles of the plain bootstrap have 0.75, 0.90, 0.89, 0.94 and 0.63."""
+    found = coverage.simulate(coverage.CASES[case], units, repetitions=500)
+    assert found.inside >= least
+
+
+def test_coverage_is_counted_against_the_truth():
+    """The simulation itself: a truth that is off is not covered."""
+    wrong = coverage.CASES["normal"]._replace(truth=1.3)
+    assert coverage.simulate(wrong, 50, repetitions=40).inside < 0.1
+    rng = np.random.default_rng(0)
+    (part,) = coverage.CASES["clusters"].draw(rng, 60000)
+    assert np.mean(part.b) - np.mean(part.a) == pytest.approx(
+        coverage.CASES["clusters"].truth, abs=0.003
+    )
+
+
+def test_what_is_detectable_as_one_of_several_is_found_in_80_percent():
+    """One task of nine has an effect; at the unadjusted figure BH finds it far less often."""
+    rng = np.random.default_rng(1)
+    n, rounds = 60, 400
+    sample = stats.paired_difference(np.zeros(n), rng.normal(0, 1, n), resamples=99)
+    sample = replace(sample, stderr=1 / math.sqrt(n))
+    alone, of_nine = (stats.at_level(sample, 0.05 / m).minimum_detectable for m in (1, 9))
+    assert alone == pytest.approx((2.001 + 0.848) / math.sqrt(n), abs=1e-3)  # t of 59 degrees
+    found = {}
+    for effect in (alone, of_nine):
+        moves = rng.normal(0, 1, (rounds, 9, n))
+        moves[:, 0] += effect
+        p_values = scipy.stats.ttest_1samp(moves, 0, axis=2).pvalue
+        found[effect] = np.mean([stats.benjamini_hochberg(p).rejected[0] for p in p_values])
+    assert found[of_nine] >= 0.76
+    assert found[alone] < 0.65
+
+
+def test_nothing_is_detectable_where_no_p_value_is_small_enough():
+    """Five units give two-sided p of 1/16 at the least, whatever happens; six give 1/32."""
+    rng = np.random.default_rng(0)
+    five, six = (stats.paired_difference(np.zeros(n), rng.normal(0, 1, n)) for n in (5, 6))
+    assert five.minimum_detectable == math.inf
+    assert math.isfinite(six.minimum_detectable)
+    assert stats.at_level(six, 0.05 / 2).minimum_detectable == math.inf
+    flips = stats.paired_difference(*arms(200, lost=50, gained=0))
+    assert stats.at_level(flips, 0.05 / 9).minimum_detectable >= 9 / 200
+    still = stats.paired_difference(np.ones(200), np.ones(200))
+    # 2 * 0.5**8 > 0.05 / 9 >= 2 * 0.5**9
+    assert stats.at_level(still, 0.05 / 9).minimum_detectable == pytest.approx(9 / 200)
+    assert stats.at_level(
+        stats.paired_difference([1.0] * 7, [0.0] * 7), 0.05
+    ).minimum_detectable == pytest.approx(6 / 7)
 
 
 def test_the_minimum_detectable_effect_is_found_in_80_percent():
     rng = np.random.default_rng(0)
     found, sd, n = 0, 2.0, 100
     effect = stats.minimum_detectable_effect(sd / math.sqrt(n))
+    assert effect == pytest.approx((1.959964 + 0.841621) * 0.2, rel=1e-5)
+    few = stats.minimum_detectable_effect(1.0, alpha=0.01, power=0.9, degrees=9)
+    assert few == pytest.approx(3.249836 + 1.383029, rel=1e-5)
     for _ in range(2000):
         found += scipy.stats.ttest_1samp(rng.normal(effect, sd, n), 0).pvalue < 0.05
     assert found / 2000 == pytest.approx(0.8, abs=0.03)
@@ -234,19 +322,30 @@ def test_clustered_01_values_are_tested_by_cluster():
     assert stats.verdict(result) == "inconclusive"
 
 
-def test_enumerated_cluster_bootstrap():
-    a = np.zeros(5)
-    b = np.array([1.0, 2.0, 4.0, 0.0, 3.0])
-    clusters = ["x", "x", "y", "z", "z"]
-    sums, sizes = {"x": 3, "y": 4, "z": 3}, {"x": 2, "y": 1, "z": 2}
-    means = sorted(
-        sum(sums[c] for c in draw) / sum(sizes[c] for c in draw)
-        for draw in itertools.product("xyz", repeat=3)
-    )
-    result = stats.paired_difference(a, b, clusters=clusters)
-    # 27 equally likely resamples: 2.5 % lies within the first and the last one.
-    assert result.interval == pytest.approx((means[0], means[-1]))
-    assert result.clusters == 3
+def test_clusters_of_unequal_size_by_hand():
+    """Ten clusters: the ratio's standard error, and percentiles of its resamples further out."""
+    rng = np.random.default_rng(4)
+    sizes = [1, 4, 2, 3, 1, 5, 2, 2, 3, 1]
+    clusters = np.repeat(np.arange(10), sizes)
+    b = rng.normal(0.4, 1, len(clusters)) + rng.normal(0, 1, 10)[clusters]
+    sums = np.array([b[clusters == c].sum() for c in range(10)])
+    mean = sums.sum() / 24
+    residual = sums - np.array(sizes) * mean
+    stderr = math.sqrt(10 / 9 * (residual**2).sum()) / 24
+    result = stats.paired_difference(np.zeros(24), b, clusters=clusters.tolist(), resamples=40000)
+    assert result.difference == pytest.approx(mean)
+    assert result.stderr == pytest.approx(stderr)
+    assert (result.clusters, result.units, result.degrees) == (10, 10, 9)
+    drawn = np.random.default_rng(9).integers(0, 10, size=(40000, 10))
+    means = sums[drawn].sum(axis=1) / np.array(sizes)[drawn].sum(axis=1)
+    # Student's t of 9 degrees, times the square root of 10/9, as a normal quantile.
+    tail = scipy.stats.norm.sf(2.262157 * math.sqrt(10 / 9))
+    assert tail == pytest.approx(0.00855, abs=1e-4)
+    ends = np.quantile(means, [tail, 1 - tail])
+    assert result.interval == pytest.approx(tuple(ends), abs=0.05)
+    plain = np.quantile(means, [0.025, 0.975])
+    assert result.interval.low < plain[0] - 0.05
+    assert result.interval.high > plain[1] + 0.05
 
 
 def test_weights_and_transform_give_a_perplexity():

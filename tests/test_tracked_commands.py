@@ -23,7 +23,7 @@ from wandb_files import (
     run_files,
 )
 
-from act_harness import cli, evaluate
+from act_harness import cli, task_lookup
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.calibration import Calibration
 from act_harness.results import load_run
@@ -72,7 +72,7 @@ def evaluation(monkeypatch, tiny_checkpoint, artifact_file, tmp_path, call):
 
     folder = write_tasks(tmp_path / "tasks")
     manager = TaskManager(include_path=str(folder), include_defaults=False)  # seconds faster
-    monkeypatch.setattr(evaluate, "task_manager", lambda tasks: manager)
+    monkeypatch.setattr(task_lookup, "_manager", lambda *given: manager)
 
     def run(*more, tasks="org/choice,talk", output=tmp_path / "out"):
         return call(
@@ -278,15 +278,16 @@ def test_search_logs_its_tables_plots_and_heads(call, tiny_checkpoint, tmp_path,
     assert found.config["provenance"]["torch"]
     assert "table" not in found.config["artifact"]["search"]
     scalars = found.scalars()
-    held = artifact.search["controls"]
+    held = artifact.search["judgement"]["columns"]["raw"]
     assert scalars["search/kept_heads"] == artifact.head_count() > 0
     assert scalars["search/forwards"] > 0
     assert scalars["search/rows"] > 0
     assert scalars["search/baseline/a/accuracy"] == artifact.search["baseline"]["a"]["accuracy"]
-    assert scalars["verify/selected/accuracy"] == held["selected"]["accuracy"]
-    drawn_sets = [one["accuracy"] for one in held["random_sets"]]
-    assert scalars["verify/random_sets_mean/accuracy"] == pytest.approx(sum(drawn_sets) / 2)
-    assert scalars["verify/beats_untouched"] in ("True", "False")
+    assert scalars["judge/raw/selected"] == held["selected"]
+    drawn_sets = held["random_sets"]["scores"]
+    assert scalars["judge/raw/random_sets_mean"] == pytest.approx(sum(drawn_sets) / 2)
+    assert scalars["judge/raw/interval_low"] == held["interval"][0]
+    assert scalars["judge/verdict"] == artifact.search["judgement"]["verdict"]
     table = found.table("effects_by_task")
     assert len(table) == 24
     assert {"layer", "head", "task", "accuracy", "margin_change"} <= set(table[0])

@@ -128,7 +128,8 @@ def test_an_exception_marks_the_run_as_failed(tmp_path):
 
 def test_a_broken_list_of_run_ids_is_named(tmp_path):
     (tmp_path / tracking.RUN_IDS).write_text("{")
-    with pytest.raises(ResultError, match=r"wandb_runs\.json is not JSON .*delete it to start"):
+    expected = r"wandb_runs\.json is not JSON .*delete it to start new runs"
+    with pytest.raises(ResultError, match=expected):
         open_offline(tmp_path)
 
 

@@ -347,6 +347,7 @@ def test_layers_stop_telling_their_cache_once_it_is_known(tiny, make_artifact, t
 
     kernels = TritonEngine(SMALL)
     with calibrated(model, make_artifact(model, HEADS), engine=kernels):
+        model(input_ids=tokens)  # without a cache to know
         assert hooks() == 3
         first, _ = decode(model, tokens, mask, DynamicCache())
         assert hooks() == 0

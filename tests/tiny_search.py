@@ -75,6 +75,7 @@ def drawn(task: str, seed: int, n: int = 8) -> TaskDocuments:
         task,
         search=tuple(documents(n, seed=seed, task=task)),
         verify=tuple(documents(n, seed=seed + 100, task=task)),
+        judge=tuple(documents(n, seed=seed + 200, task=task)),
         source="train",
         evaluation="test",
         too_long=0,

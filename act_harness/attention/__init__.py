@@ -7,8 +7,8 @@
 
 ``interface`` registers attention and mask under one name; ``attachment`` binds head sets to the
 attention modules of one model; ``cached`` reads off the cache what a call really is; ``probe``
-checks that the model does what is assumed; ``facts`` identifies a model; ``generation`` refuses
-what would break the calibration.
+checks that the model does what is assumed; ``facts`` identifies a model; ``calls`` and
+``generation`` refuse what would break the calibration.
 
 Not supported, each refused with one line: models outside the interface (GPT-J, Bloom, Falcon),
 learned sink logits (gpt-oss), caches that are reordered, cropped, or filled by somebody else.
@@ -16,7 +16,14 @@ learned sink logits (gpt-oss), caches that are reordered, cropped, or filled by 
 
 from __future__ import annotations
 
-from act_harness.attention.attachment import Attachment, attach, calibrated
+from act_harness.attention.attachment import (
+    Attachment,
+    attach,
+    calibrated,
+    detach,
+    prepare,
+    stock_model,
+)
 from act_harness.attention.cached import select_cache
 from act_harness.attention.facts import model_facts, tokenizer_fingerprint, weights_fingerprint
 
@@ -24,8 +31,11 @@ __all__ = [
     "Attachment",
     "attach",
     "calibrated",
+    "detach",
     "model_facts",
+    "prepare",
     "select_cache",
+    "stock_model",
     "tokenizer_fingerprint",
     "weights_fingerprint",
 ]

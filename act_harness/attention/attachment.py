@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,16 +12,40 @@ import torch
 from torch import Tensor, nn
 
 from act_harness.artifact import Artifact, ModelFacts, resolve_artifact
-from act_harness.attention.cached import Forward, find_cache, recall, remember, seen_tokens
-from act_harness.attention.facts import model_facts
-from act_harness.attention.generation import refuse_unsupported_generation
-from act_harness.attention.interface import BASES, BINDING, base_of, register
+from act_harness.attention.cached import (
+    Forward,
+    find_cache,
+    recall,
+    refuse_changed,
+    remember,
+    seen_tokens,
+)
+from act_harness.attention.calls import (
+    forward_arguments,
+    read_shape,
+    refuse_tracing,
+    refuse_unsupported_forward,
+    wants_maps,
+)
+from act_harness.attention.computing import full_precision, refuse_backward
+from act_harness.attention.facts import base_model, model_facts
+from act_harness.attention.generation import Guard, guard
+from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packed import active_packing
 from act_harness.attention.probe import Probe
 from act_harness.counters import PromptRecord
 from act_harness.engines import select_engine
-from act_harness.engines.operation import CallCounter, Engine, Geometry, LayerState, Report
+from act_harness.engines.operation import (
+    CallCounter,
+    Engine,
+    Geometry,
+    LayerState,
+    Report,
+    Stock,
+)
 from act_harness.engines.ragged import SegmentEngine
+from act_harness.engines.reference import selected_maps
+from act_harness.engines.torch import TorchEngine
 from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -33,7 +58,7 @@ if TYPE_CHECKING:
     from act_harness.calibration import LayerPlan
     from act_harness.engines.ragged import RaggedOutput, Room, Segments
 
-__all__ = ["Attachment", "attach", "calibrated"]
+__all__ = ["Attachment", "attach", "calibrated", "detach", "prepare", "stock_model"]
 
 _logger = logging.getLogger(__name__)
 
@@ -47,11 +72,6 @@ class _Binding:
         self.segment_engine = engine if isinstance(engine, SegmentEngine) else None
         self.cache: Cache | None = None  # the cache that the forward under way gave the layer
 
-    @property
-    def awake(self) -> bool:
-        """See :class:`act_harness.attention.interface.BoundLayer`."""
-        return not self.attachment._suspended
-
     def note_cache(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the attention module; the interface itself is not told the cache."""
         self.cache = find_cache(args, kwargs)
@@ -63,35 +83,59 @@ class _Binding:
         value: Tensor,
         mask: Tensor | None,
         *,
-        stock: Callable[[], Tensor],
+        stock: Stock,
+        stock_maps: Callable[[], Tensor | None],
         scale: float,
         softcap: float | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """See :class:`act_harness.attention.interface.BoundLayer`."""
         owner, forward = self.attachment, self._forward()
         cache = self.cache if forward.cache is None else forward.cache
-        again = forward.again(cache, self.layer, mask=mask, query=query, key=key, owner=owner)
+        again = forward.again(cache, self.layer, mask=mask, query=query, key=key, owner=owner.token)
+        state: LayerState | None
         if again is not None:
-            noted, geometry = again
-            output, state = self.compute(
-                query, key, value, geometry=geometry, state=noted.state, stock=stock, scale=scale,
-                softcap=softcap,
-            )  # fmt: skip
-            if state is not None:
-                noted.state, noted.real = state, geometry.real
-            return output
-        seen = seen_tokens(cache, self.layer, query.shape[2])
-        state, real = recall(cache, self.layer, seen, owner=owner, batch=query.shape[0])
-        geometry = forward.geometry(key, mask, seen, real)
-        forward.note(cache, mask, key, geometry, real)
-        if key.shape[2] > geometry.columns:  # a static cache; a view costs a decode step time
-            key, value = key[:, :, : geometry.columns], value[:, :, : geometry.columns]
+            geometry, state = again[1], again[0].state
+        else:
+            seen = seen_tokens(cache, self.layer, query.shape[2])
+            state, real = recall(cache, self.layer, seen, owner=owner.token, batch=query.shape[0])
+            geometry = forward.geometry(key, mask, seen, real)
+            forward.note(cache, mask, key, geometry, real)
+            if key.shape[2] > geometry.columns:  # a static cache; a view costs a step time
+                key, value = key[:, :, : geometry.columns], value[:, :, : geometry.columns]
+        maps = None
+        if forward.maps and stock.kernel == "eager":
+            maps = self._maps(stock_maps(), query, key, geometry, state, scale, softcap)
         output, state = self.compute(
             query, key, value, geometry=geometry, state=state, stock=stock, scale=scale,
             softcap=softcap,
         )  # fmt: skip
-        remember(cache, self.layer, state, geometry.real, owner=owner)
-        return output
+        if again is not None:
+            again[0].keep(cache, self.layer, state, geometry.real)
+        else:
+            remember(cache, self.layer, state, geometry.real, owner=owner.token)
+        return output, maps
+
+    def _maps(
+        self,
+        maps: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry,
+        state: LayerState | None,
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor | None:
+        """Return the stock's (B, H, C, K) maps with those of the selected heads calibrated."""
+        if maps is None:
+            return None
+        found = selected_maps(
+            query, key, geometry=geometry, plan=self.plan, state=state, scale=scale, softcap=softcap
+        )
+        maps = maps.clone()
+        heads = torch.tensor(self.plan.heads, device=maps.device)
+        held = found.calibrated[..., geometry.first_column :]
+        maps[:, heads, :, : geometry.columns] = held.to(maps.dtype)
+        return maps
 
     def compute(
         self,
@@ -101,7 +145,7 @@ class _Binding:
         *,
         geometry: Geometry,
         state: LayerState | None,
-        stock: Callable[[], Tensor],
+        stock: Stock,
         scale: float,
         softcap: float | None,
     ) -> tuple[Tensor, LayerState | None]:
@@ -109,21 +153,25 @@ class _Binding:
         owner = self.attachment
         forward = self._forward()
         owner.calls.add(owner.engine.name)
-        result = owner.engine(
-            query,
-            key,
-            value,
-            geometry=geometry,
-            plan=self.plan,
-            state=state,
-            stock=stock,
-            scale=scale,
-            softcap=softcap,
-        )
+        with full_precision(query.device.type, stock) as own:
+            result = owner.engine(
+                query,
+                key,
+                value,
+                geometry=geometry,
+                plan=self.plan,
+                state=state,
+                stock=own,
+                scale=scale,
+                softcap=softcap,
+            )
         if result.report is not None:
             owner.note_report(self.layer, result.report, geometry.prompt)
         forward.reached.add(self.layer)
-        return result.output, result.state
+        output = result.output
+        if torch.is_grad_enabled() and query.requires_grad:
+            output = refuse_backward(output, owner.engine)
+        return output, result.state
 
     def takes_segments(self, room: Room) -> bool:
         """See :class:`act_harness.attention.packed.PackedLayer`."""
@@ -159,11 +207,16 @@ class _Binding:
 
 
 class Attachment:
-    """Calibrated attention on one model, from :func:`attach` until :meth:`detach`."""
+    """Calibrated attention of one model: made and checked once, switched on and off at will.
+
+    It is on from :func:`attach` until :meth:`detach`, or inside :meth:`engaged`. The attachments of
+    a model are a stack that lies on its decoder: the one switched on last is in force, alone, and
+    the one below it is again when it goes. One without heads is the stock model.
+    """
 
     def __init__(self, model: PreTrainedModel, artifact: Artifact | None, engine: Engine) -> None:
-        """Store what :func:`attach` found; nothing in the model changes yet."""
-        self.model = model
+        """Store what :func:`prepare` found; nothing in the model changes yet."""
+        self.model = base_model(model)
         self.artifact = artifact
         self.engine = engine
         self.plans: dict[int, LayerPlan] = artifact.plans() if artifact else {}
@@ -171,6 +224,8 @@ class Attachment:
         """How many layers each engine has computed."""
         self.reports: dict[int, Report] = {}
         """What the latest forward with a prompt did, by layer."""
+        self.token = uuid.uuid4().hex
+        """Names this attachment on the caches that it fills."""
         self._reported: Tensor | Sequence[int] = ()
         self.forward: Forward | None = None
         """The decoder forward under way."""
@@ -178,19 +233,25 @@ class Attachment:
         self._prompts: Tensor | None = None
         self._tokens: Tensor | None = None
         self._watcher: list[list[PromptRecord]] | None = None
-        self._decoder: Any = model.get_decoder()
-        self._base = ""
-        self._modules: list[nn.Module] = []
+        self._decoder: Any = self.model.get_decoder()
+        self._base = ""  # the stock kernel, while this is in force
+        self._bindings: list[tuple[nn.Module, _Binding]] = []
         self._hooks: list[Any] = []
+        self._guards: list[Guard] = []
         self._listening: list[Any] = []  # hooks of the attention modules
         self._hands_on = False  # whether layers are known to get the cache that the decoder got
-        self._wrapped_generate = False
-        self._suspended = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a copy or a pickle holds; the original's caches are not the copy's."""
+        self.__dict__.update(state)
+        self.token = uuid.uuid4().hex
+        if self._base:
+            register(self._base)
 
     @property
     def active(self) -> bool:
-        """Whether any head of the model is calibrated by this attachment."""
-        return bool(self._modules)
+        """Whether any head of the model is calibrated while this is on."""
+        return bool(self.plans)
 
     @contextmanager
     def prompts(
@@ -225,23 +286,22 @@ class Attachment:
             self._watcher = before
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Run the stock model inside the block, without paying for detaching and attaching again.
-
-        The stock kernel is called directly, as if nothing were attached.
-        """
-        if not self.active or self._suspended:
+    def engaged(self) -> Iterator[None]:
+        """Have this in force inside the block, whatever was before it, which comes back after."""
+        if self._stack[-1:] == [self]:
             yield
             return
-        config = self._decoder.config
-        name = config._attn_implementation_internal
-        self._suspended = True
-        config._attn_implementation_internal = self._base
+        self._push()
         try:
             yield
         finally:
-            config._attn_implementation_internal = name
-            self._suspended = False
+            self._drop()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Run the stock model inside the block: the stock kernel, as if nothing were attached."""
+        with stock_model(self.model):
+            yield
 
     def records(self) -> list[PromptRecord]:
         """Return what the latest prefill did, one record for each sequence of its batch."""
@@ -309,47 +369,94 @@ class Attachment:
         self._reported = prompts
 
     def detach(self) -> None:
-        """Restore the stock model. Doing it twice is harmless."""
-        for module in self._modules:
-            delattr(module, BINDING)
+        """Take this off the model; what it covered is in force again. Twice is harmless."""
+        while self in self._stack:
+            self._drop()
+
+    # -- on and off --------------------------------------------------------------------------
+
+    @property
+    def _stack(self) -> list[Attachment]:
+        """The attachments of this model, that in force last."""
+        found: list[Attachment] = self._decoder.__dict__.get(_STACK, [])
+        return found
+
+    def _push(self) -> None:
+        stack = self._decoder.__dict__.setdefault(_STACK, [])
+        if stack:
+            stack[-1]._remove()
+        stack.append(self)
+        try:
+            self._install()
+        except BaseException:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        """Take this off the stack, from where it lies highest."""
+        stack = self._stack
+        places = [place for place, other in enumerate(stack) if other is self]
+        if not places:
+            return
+        covered = places[-1] < len(stack) - 1
+        del stack[places[-1]]
+        if not covered:
+            self._remove()
+        if not stack:
+            del self._decoder.__dict__[_STACK]
+        elif not covered:
+            stack[-1]._install()
+
+    def _install(self) -> None:
+        """Put hooks, bindings, guards and the interface's name in place."""
+        if not self.plans:
+            return
+        decoder = self._decoder
+        base = stock_kernel(decoder.config)
+        self._hooks = [
+            decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
+            decoder.register_forward_hook(self._end, always_call=True),
+        ]
+        for module, binding in self._bindings:
+            setattr(module, BINDING, binding)
+        self._guards = guard(self.model)
+        self._base = base
+        _live.add(self)
+        decoder.config._attn_implementation_internal = register(base)
+
+    def _remove(self) -> None:
+        """Undo :meth:`_install`, or as much of it as was done."""
+        self._listen(False)
         for hook in self._hooks:
             hook.remove()
-        self._listen(False)
-        if self._wrapped_generate:
-            del self.model.generate
-        if self._base:
-            _live.discard(self)
-            config = self._decoder.config
-            if not any(other._decoder.config is config for other in _live):
-                config._attn_implementation_internal = self._base
-        self._modules, self._hooks, self._base, self._wrapped_generate = [], [], "", False
+        for module, _ in self._bindings:
+            module.__dict__.pop(BINDING, None)
+        for one in self._guards:
+            one.remove()
+        _live.discard(self)
+        config = self._decoder.config
+        if config._attn_implementation_internal == interface_name(self._base) and not any(
+            other._decoder.config is config for other in _live
+        ):
+            config._attn_implementation_internal = self._base
+        self._hooks, self._guards, self._base = [], [], ""
 
-    # -- attaching ---------------------------------------------------------------------------
-
-    def _attach(self) -> None:
-        """Register, probe, bind; on any failure the model is left as it was found."""
-        base = base_of(self._decoder.config._attn_implementation)
-        if base not in BASES:
-            raise UnsupportedModelError(
-                f"the model runs attention {base!r}, calibration builds on {' or '.join(BASES)}; "
-                "load it with attn_implementation=sdpa"
-            )
-        if any(other.model is self.model for other in _live):
-            raise UnsupportedCallError(
-                "this model already has calibrated attention; detach that before attaching again"
-            )
-        try:
-            probe = Probe(self.model)
-            stock = probe.hidden()
-            name = register(base)
-            self._base = base
-            _live.add(self)
-            self._decoder.config._attn_implementation_internal = name
-            self._bind(probe.attention_modules(stock))
+    def _check(self) -> None:
+        """Find the layers and try them, on the stock model and then calibrated."""
+        config = self._decoder.config
+        probe = Probe(self.model)
+        with stock_model(self.model):
+            base = stock_kernel(config)
+            before = probe.hidden()
+            name = config._attn_implementation_internal
+            config._attn_implementation_internal = register(base)
+            try:
+                modules = probe.attention_modules(before)
+            finally:
+                config._attn_implementation_internal = name
+        self._bind(modules)
+        with self.engaged():
             probe.check(self)
-        except BaseException:
-            self.detach()
-            raise
         self.calls = CallCounter()
         self.reports = {}
 
@@ -367,64 +474,43 @@ class Attachment:
                     f"layer {layer} of {kind} has heads 0..{heads - 1}, "
                     f"the head set names {max(plan.heads)}"
                 )
-            binding = _Binding(self, layer, plan)
-            setattr(module, BINDING, binding)
-            self._modules.append(module)
-        decoder = self._decoder
-        self._hooks.append(decoder.register_forward_pre_hook(self._begin, with_kwargs=True))
-        self._hooks.append(decoder.register_forward_hook(self._end, always_call=True))
-        self._wrap_generate()
-
-    def _wrap_generate(self) -> None:
-        generate = self.model.generate
-
-        def checked_generate(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            if not self._suspended:
-                refuse_unsupported_generation(self.model, kwargs)
-            return generate(*args, **kwargs)
-
-        self.model.generate = checked_generate
-        self._wrapped_generate = True
+            self._bindings.append((module, _Binding(self, layer, plan)))
 
     # -- one forward -------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._suspended:
-            return
-        names = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        tokens = given.get("input_ids")
-        if tokens is None:
-            tokens = given.get("inputs_embeds")
-        if tokens is None:
-            raise UnsupportedCallError("a calibrated forward needs input_ids or inputs_embeds")
-        mask = given.get("attention_mask")
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            raise UnsupportedCallError(
-                "calibration needs the 2-dimensional attention_mask (batch, tokens) to know the "
-                "pads, got one that was expanded already; pass the 2-dimensional one"
-            )
-        batch, rows = tokens.shape[:2]
+        refuse_tracing()
+        packing = active_packing()
+        given = forward_arguments(module, args, kwargs)
+        refuse_unsupported_forward(module, given, packed=packing is not None)
+        batch, rows = read_shape(given)
         if self._prompts is not None and self._prompts.shape != (batch,):
             raise UnsupportedCallError(
                 f"prompt lengths were given for {self._prompts.numel()} sequences, "
                 f"the batch has {batch}"
             )
-        self.forward = Forward(batch, rows, mask, self._prompts, self._tokens)
+        self.forward = Forward(
+            batch,
+            rows,
+            given.get("attention_mask"),
+            self._prompts,
+            self._tokens,
+            maps=wants_maps(module, given),
+        )
         self.reports = {}
         self._given = None if given.get("use_cache") is False else find_cache(args, kwargs)
+        if self._given is not None:
+            refuse_changed(self._given)
         if self._hands_on:
             self.forward.cache = self._given
-        self._listen(self.forward.cache is None and active_packing() is None)
+        self._listen(self.forward.cache is None and packing is None)
 
     def _listen(self, wanted: bool) -> None:
         """Have the attention modules tell their caches, or not: a hook costs a decode step time."""
         if wanted and not self._listening:
             self._listening = [
-                module.register_forward_pre_hook(
-                    getattr(module, BINDING).note_cache, with_kwargs=True
-                )
-                for module in self._modules
+                module.register_forward_pre_hook(binding.note_cache, with_kwargs=True)
+                for module, binding in self._bindings
             ]
         elif not wanted and self._listening:
             for hook in self._listening:
@@ -435,7 +521,7 @@ class Attachment:
         forward, self.forward = self.forward, None
         given, self._given = self._given, None
         if self._listening:
-            bindings = [getattr(module, BINDING) for module in self._modules]
+            bindings = [binding for _, binding in self._bindings]
             if output is not None and given is not None:
                 self._hands_on = all(binding.cache is given for binding in bindings)
             for binding in bindings:
@@ -452,6 +538,9 @@ class Attachment:
             self._watcher.append(self.records())
 
 
+_STACK = "_act_harness_attachments"
+"""Attribute of a decoder: the attachments of its model, that in force last."""
+
 _live: weakref.WeakSet[Attachment] = weakref.WeakSet()
 """Attachments whose interface name stands in a configuration; configurations may be shared."""
 
@@ -464,6 +553,31 @@ def _totals(reports: Sequence[Report]) -> Tensor:
     return both.sum(dim=2, dtype=torch.float64).roll(1, dims=0).T
 
 
+def prepare(
+    model: PreTrainedModel,
+    artifact: Artifact | str | Path | None,
+    *,
+    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    engine: str | Engine = "auto",
+    facts: ModelFacts | None = None,
+) -> Attachment:
+    """Return an attachment that was checked on its model and is off; see :func:`attach`."""
+    found = resolve_artifact(artifact, facts or model_facts(model, tokenizer))
+    if isinstance(engine, str):
+        engine = select_engine(engine, device=model.device.type)
+    attachment = Attachment(model, found, engine)
+    if attachment.plans:
+        attachment._check()
+        _logger.info(
+            "calibrated attention: %s, %d heads in %d layers, engine %s",
+            found.name if found else None,
+            found.head_count() if found else 0,
+            len(attachment.plans),
+            engine.name,
+        )
+    return attachment
+
+
 def attach(
     model: PreTrainedModel,
     artifact: Artifact | str | Path | None,
@@ -474,10 +588,14 @@ def attach(
 ) -> Attachment:
     """Calibrate a model's attention until the returned attachment is detached.
 
+    What was attached before is covered, not mixed with: the last one is in force alone, and the
+    one before it again after it was detached. :func:`detach` undoes all. A copy or pickle of a
+    calibrated model is calibrated too, with its own weights.
+
     Args:
         model: a loaded causal language model on the ``sdpa`` or ``eager`` kernel.
         artifact: an artifact, its path, the name of a shipped one, or None / ``"none"`` for the
-            identity, which leaves the model untouched.
+            stock model.
         tokenizer: checked against the artifact when given.
         engine: ``auto``, the name of an engine, or an engine.
         facts: what identifies the model, where that is known already.
@@ -486,20 +604,27 @@ def attach(
         ArtifactError: unknown, malformed, or for another model.
         UnsupportedModelError: the model cannot be calibrated; it is left as it was.
     """
-    found = resolve_artifact(artifact, facts or model_facts(model, tokenizer))
-    if isinstance(engine, str):
-        engine = select_engine(engine, device=model.device.type)
-    attachment = Attachment(model, found, engine)
-    if attachment.plans:
-        attachment._attach()
-        _logger.info(
-            "calibrated attention: %s, %d heads in %d layers, engine %s",
-            found.name if found else None,
-            found.head_count() if found else 0,
-            len(attachment.plans),
-            engine.name,
-        )
+    attachment = prepare(model, artifact, tokenizer=tokenizer, engine=engine, facts=facts)
+    attachment._push()
     return attachment
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Give a model its own attention back: take off all that is attached, by whom ever.
+
+    For attachments whose handle was lost, and for copies of calibrated models. Does nothing to a
+    stock model.
+    """
+    decoder = base_model(model).get_decoder()
+    while stack := decoder.__dict__.get(_STACK):
+        stack[-1].detach()
+
+
+@contextmanager
+def stock_model(model: PreTrainedModel) -> Iterator[None]:
+    """Run the stock model inside the block, whatever is attached to it."""
+    with Attachment(model, None, TorchEngine()).engaged():
+        yield
 
 
 @contextmanager
@@ -511,7 +636,10 @@ def calibrated(
     engine: str | Engine = "auto",
     facts: ModelFacts | None = None,
 ) -> Iterator[Attachment]:
-    """Calibrate a model's attention inside a ``with`` block; see :func:`attach`."""
+    """Calibrate a model's attention inside a ``with`` block; see :func:`attach`.
+
+    Blocks nest: the inner one is in force alone, also where it is the stock model (None).
+    """
     attachment = attach(model, artifact, tokenizer=tokenizer, engine=engine, facts=facts)
     try:
         yield attachment

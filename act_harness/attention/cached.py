@@ -9,21 +9,23 @@ reordered in size, or filled by somebody else is an error, never a silent baseli
 from __future__ import annotations
 
 import copy
-import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, StaticSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from act_harness.engines.operation import Geometry, LayerState
-from act_harness.errors import UnsupportedCallError
+from act_harness.errors import UnsupportedCallError, UnsupportedModelError
 
-if TYPE_CHECKING:
-    from act_harness.attention.attachment import Attachment
-
-__all__ = ["Forward", "find_cache", "recall", "remember", "select_cache"]
+__all__ = ["Forward", "find_cache", "recall", "refuse_changed", "remember", "select_cache"]
 
 _STATES = "_act_harness_states"
 
@@ -32,9 +34,16 @@ _STATES = "_act_harness_states"
 class _Remembered:
     """What a layer's prefill left on a cache, and whose it is."""
 
-    owner: weakref.ref[Attachment]
+    owner: str  # the attachment's token
     state: LayerState
     real: Tensor  # (B, T) bool
+    keys: Tensor | None = None  # what the cache then held, the tensor itself
+
+    def keep(self, cache: Cache | None, layer: int, state: LayerState | None, real: Tensor) -> None:
+        """Take what a call over the cache leaves."""
+        if state is not None:
+            self.state, self.real = state, real
+        self.keys = _keys_of(cache, layer)
 
 
 class _Alike(NamedTuple):
@@ -58,6 +67,7 @@ class Forward:
     mask: Tensor | None  # (B, T) as the caller gave it
     prompts: Tensor | None  # (B,) real prompt tokens; None: all
     tokens: Tensor | None = None  # (B,) real tokens, right-padded, where no mask is given
+    maps: bool = False  # whether attention maps are asked for
     reached: set[int] = field(default_factory=set)
     _geometries: dict[tuple[Any, ...], Geometry] = field(default_factory=dict)
     _masks: list[Tensor | None] = field(default_factory=list)  # alive, so that ids stay unique
@@ -110,7 +120,7 @@ class Forward:
         mask: Tensor | None,
         query: Tensor,
         key: Tensor,
-        owner: Attachment,
+        owner: str,
     ) -> tuple[_Remembered, Geometry] | None:
         """Return what :func:`recall` and :meth:`geometry` would, where another layer's holds.
 
@@ -127,7 +137,7 @@ class Forward:
         ):
             return None
         noted = alike.states.get(layer)
-        if noted is None or noted.real is not alike.past or noted.owner() is not owner:
+        if noted is None or noted.real is not alike.past or noted.owner != owner:
             return None
         return noted, alike.geometry
 
@@ -151,12 +161,35 @@ class Forward:
         return real & (real.cumsum(dim=1) <= self.prompts.to(real.device)[:, None])
 
 
+_INVISIBLE = -1e4
+"""An additive mask this low or lower hides a column: its weight is 0 in every dtype."""
+
+
 def _visible(mask: Tensor | None, columns: int) -> Tensor | None:
-    """Return the model's mask as bool, over the columns in use."""
+    """Return the model's mask as bool, over the columns in use.
+
+    Looks at the values of an additive mask, once for each mask of a forward.
+
+    Raises:
+        UnsupportedModelError: it does more than hide columns, or differs between heads.
+    """
     if mask is None:
         return None
     mask = mask[..., :columns]
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    if mask.ndim == 4 and mask.shape[1] != 1:
+        raise UnsupportedModelError(
+            f"the model gives each of {mask.shape[1]} heads a mask of its own, and calibration "
+            "reads one for all heads; use artifact=none"
+        )
+    if mask.dtype == torch.bool:
+        return mask
+    seen, hidden = mask == 0, mask <= _INVISIBLE
+    if not bool((seen | hidden).all()):
+        raise UnsupportedModelError(
+            "the model adds a bias to its attention scores through the mask (values other than 0 "
+            "and minus infinity), which calibration would lose; use artifact=none"
+        )
+    return seen
 
 
 def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
@@ -178,8 +211,39 @@ def seen_tokens(cache: Cache | None, layer: int, rows: int) -> int:
     return int(cache.get_seq_length(layer)) - rows
 
 
+def _keys_of(cache: Cache | None, layer: int) -> Tensor | None:
+    """Return the tensor in which a layer of the cache holds its keys; None where that may move."""
+    if cache is None or getattr(cache, "offloading", False) or layer >= len(cache.layers):
+        return None
+    found = cache.layers[layer]
+    return found.keys if isinstance(found, (DynamicLayer, StaticLayer)) else None
+
+
+def refuse_changed(cache: Cache) -> None:
+    """Refuse a cache whose keys were exchanged since calibrated rows were added to it.
+
+    Keys that only grew are the tensor that the last call left. Beam search, contrastive search
+    and hand-written loops reorder them, and the sinks would stay with the old order.
+
+    Raises:
+        UnsupportedCallError: they were.
+    """
+    for layer, noted in getattr(cache, _STATES, {}).items():
+        held = _keys_of(cache, layer)
+        if (
+            held is not None
+            and noted.keys is not None
+            and held is not noted.keys
+            and held.shape == noted.keys.shape
+        ):
+            raise UnsupportedCallError(
+                "the cache was reordered or changed under the calibration's statistics (beam "
+                "search does); take sequences with act_harness.attention.select_cache"
+            )
+
+
 def recall(
-    cache: Cache | None, layer: int, seen: int, *, owner: Attachment, batch: int
+    cache: Cache | None, layer: int, seen: int, *, owner: str, batch: int
 ) -> tuple[LayerState | None, Tensor | None]:
     """Return what the prefill left for this layer and which tokens were real.
 
@@ -190,7 +254,7 @@ def recall(
     if seen == 0:
         return None, None
     noted: _Remembered | None = getattr(cache, _STATES, {}).get(layer)
-    if noted is None or noted.owner() is not owner:
+    if noted is None or noted.owner != owner:
         raise UnsupportedCallError(
             f"the cache holds {seen} tokens that were not computed under this calibration; "
             "start from an empty cache"
@@ -209,12 +273,12 @@ def recall(
 
 
 def remember(
-    cache: Cache | None, layer: int, state: LayerState | None, real: Tensor, *, owner: Attachment
+    cache: Cache | None, layer: int, state: LayerState | None, real: Tensor, *, owner: str
 ) -> None:
     """Keep what this call leaves for the next one, on the cache itself."""
     if cache is not None and state is not None:
         states = cache.__dict__.setdefault(_STATES, {})
-        states[layer] = _Remembered(weakref.ref(owner), state, real)
+        states[layer] = _Remembered(owner, state, real, _keys_of(cache, layer))
 
 
 def select_cache(cache: Cache, index: Tensor) -> Cache:
@@ -237,6 +301,7 @@ def select_cache(cache: Cache, index: Tensor) -> Cache:
                 noted.owner,
                 noted.state.select(index.to(noted.real.device)),
                 noted.real[index.to(noted.real.device)],
+                _keys_of(picked, number),
             )
             for number, noted in cache.__dict__[_STATES].items()
         }

@@ -9,14 +9,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from act_harness.artifact import ModelFacts
-from act_harness.errors import UnsupportedModelError
+from act_harness.attention.tokenizer_probe import chat_probe, tokenizer_probe
+from act_harness.errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["model_facts", "tokenizer_fingerprint", "weights_fingerprint"]
+__all__ = [
+    "adapter_fingerprint",
+    "base_model",
+    "model_facts",
+    "tokenizer_fingerprint",
+    "weights_fingerprint",
+]
 
 _SAMPLES = 256
+
+
+def base_model(model: Any) -> PreTrainedModel:  # noqa: ANN401 - a PreTrainedModel or PeftModel
+    """Return the model that a peft wrapper adapts; any other model is its own."""
+    wrapped = hasattr(model, "get_base_model") and hasattr(model, "peft_config")
+    found: PreTrainedModel = model.get_base_model() if wrapped else model
+    return found
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str | None:
@@ -24,10 +39,78 @@ def weights_fingerprint(model: PreTrainedModel) -> str | None:
 
     Hashed are name, shape and up to 256 evenly spaced values of every parameter, rounded to
     bfloat16: loading one checkpoint as float32 or as bfloat16 gives the same hash, and a 7B model
-    takes well under a second. None where weights are not in memory (offloaded to meta).
+    takes well under a second. None where weights are not in memory (offloaded to meta). Of a model
+    with peft adapters the base model's weights are hashed, under their own names.
     """
+    return _fingerprint(_split_weights(model)[0])
+
+
+def adapter_fingerprint(model: Any) -> str | None:  # noqa: ANN401 - a PreTrainedModel or PeftModel
+    """Return names, kinds and a hash of the active peft adapters; None for a model without.
+
+    For example ``"default (LORA) 1f0c9a3b55d2"``.
+    """
+    base = base_model(model)
+    layers = [module for module in base.modules() if _adapts(module)]
+    active = sorted({name for layer in layers for name in _active(layer)})
+    if not active:
+        return None
+    configs = getattr(base, "peft_config", {})
+    kinds = [getattr(configs.get(name), "peft_type", None) for name in active]
+    told = [
+        f"{name} ({getattr(kind, 'value', kind)})" for name, kind in zip(active, kinds, strict=True)
+    ]
+    others = set(configs) - set(active)
+    weights = {
+        name: value
+        for name, value in _split_weights(model)[1].items()
+        if others.isdisjoint(name.split("."))
+    }
+    return f"{', '.join(told)} {str(_fingerprint(weights))[:12]}"
+
+
+def _active(layer: Any) -> list[str]:  # noqa: ANN401 - one of peft's modules
+    """Return the adapters that a peft module applies now."""
+    return [] if layer.disable_adapters else list(layer.active_adapters)
+
+
+def _split_weights(model: Any) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:  # noqa: ANN401
+    """Return the base model's parameters under their own names, and those of peft adapters.
+
+    peft puts a module of its own in the place of one that it adapts and keeps the old one inside,
+    as ``base_layer`` or ``original_module``.
+    """
+    base = base_model(model)
+    wrappers = [name for name, module in base.named_modules() if _adapts(module)]
+    own: dict[str, nn.Parameter] = {}
+    adapters: dict[str, nn.Parameter] = {}
+    for name, parameter in base.named_parameters():
+        bare, added = name, False
+        for wrapper in sorted(wrappers, key=len, reverse=True):  # the inner ones first
+            inside = bare.removeprefix(f"{wrapper}.")
+            if inside == bare:
+                continue
+            kept = next((k for k in _KEPT if inside.startswith(f"{k}.")), None)
+            added = added or kept is None
+            if kept is not None:
+                bare = f"{wrapper}.{inside.removeprefix(kept + '.')}"
+        (adapters if added else own)[name if added else bare] = parameter
+    return own, adapters
+
+
+_KEPT = ("base_layer", "original_module")
+
+
+def _adapts(module: nn.Module) -> bool:
+    """Whether a module is one of peft's, around a module of the base model."""
+    return type(module).__module__.split(".")[0] == "peft" and any(
+        kept in module._modules for kept in _KEPT
+    )
+
+
+def _fingerprint(weights: dict[str, nn.Parameter]) -> str | None:
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted(weights.items()):
         if parameter.device.type == "meta":
             return None
         flat = parameter.detach().reshape(-1)
@@ -39,7 +122,11 @@ def weights_fingerprint(model: PreTrainedModel) -> str | None:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:  # noqa: ANN401 - any transformers tokenizer
-    """Return a hash of the vocabulary with its ids and of the special tokens."""
+    """Return a hash of the vocabulary with its ids and of the special tokens.
+
+    Information, not identity: releases of transformers differ in which special tokens they read
+    off the same file. What a tokenizer does is :func:`tokenizer_probe`.
+    """
     content = [sorted(tokenizer.get_vocab().items()), sorted(set(tokenizer.all_special_ids))]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -53,25 +140,38 @@ def model_facts(
 ) -> ModelFacts:
     """Collect what identifies a model; the tokenizer's facts are None without one.
 
+    Of a model with peft adapters the facts are the base model's, and ``adapter`` names those.
+
     Raises:
+        InputError: this is no loaded model.
         UnsupportedModelError: the model has no attention heads.
     """
-    config = model.config.get_text_config()
+    if not hasattr(model, "config"):
+        raise InputError(
+            f"a model was given as {type(model).__name__}; expected a loaded one, as "
+            "transformers' AutoModelForCausalLM.from_pretrained returns it"
+        )
+    base = base_model(model)
+    kind = type(base).__name__
+    config = base.config.get_text_config()
     if getattr(config, "num_attention_heads", None) is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no attention heads, so there is nothing to calibrate; "
+            f"{kind} has no attention heads, so there is nothing to calibrate; "
             "score it with lm-eval's --model hf"
         )
     template = getattr(tokenizer, "chat_template", None)
     return ModelFacts(
-        id=str(name or model.config.name_or_path or type(model).__name__),
-        architecture=type(model).__name__,
+        id=str(name or base.config.name_or_path or kind),
+        architecture=kind,
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
-        weights_sha256=weights_fingerprint(model),
+        weights_sha256=weights_fingerprint(base),
+        adapter=adapter_fingerprint(model),
         revision=revision,
         tokenizer_sha256=None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-        dtype=str(model.dtype).removeprefix("torch."),
+        tokenizer_probe_sha256=None if tokenizer is None else tokenizer_probe(tokenizer),
+        chat_probe_sha256=None if tokenizer is None else chat_probe(tokenizer),
+        dtype=str(base.dtype).removeprefix("torch."),
         chat_template_sha256=(
             hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
         ),

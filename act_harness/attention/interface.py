@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -19,14 +19,24 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from act_harness.attention.packed import PackedLayer, active_packing
 from act_harness.engines.operation import Stock
-from act_harness.errors import UnsupportedModelError
+from act_harness.errors import UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
+    from transformers import PretrainedConfig
 
-__all__ = ["BASES", "BINDING", "Seen", "base_of", "interface_name", "recording", "register"]
+__all__ = [
+    "BASES",
+    "BINDING",
+    "Seen",
+    "base_of",
+    "interface_name",
+    "recording",
+    "register",
+    "stock_kernel",
+]
 
 BASES = ("sdpa", "eager")
 """Stock kernels that calibration can build on."""
@@ -40,11 +50,6 @@ _PREFIX = "act_harness_"
 class BoundLayer(PackedLayer, Protocol):
     """What :data:`BINDING` holds."""
 
-    @property
-    def awake(self) -> bool:
-        """Whether it calibrates now; False inside ``Attachment.suspended()``."""
-        ...
-
     def attend(
         self,
         query: Tensor,
@@ -52,11 +57,15 @@ class BoundLayer(PackedLayer, Protocol):
         value: Tensor,
         mask: Tensor | None,
         *,
-        stock: Callable[[], Tensor],
+        stock: Stock,
+        stock_maps: Callable[[], Tensor | None],
         scale: float,
         softcap: float | None,
-    ) -> Tensor:
-        """Return the calibrated attention output, (B, C, H, D)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the calibrated attention output, (B, C, H, D), and what the stock kernel would.
+
+        That is the maps, (B, H, C, K), where they are asked for and the kernel has them.
+        """
         ...
 
 
@@ -90,6 +99,26 @@ def interface_name(base: str) -> str:
 def base_of(implementation: str | None) -> str:
     """Return the stock kernel of an attention implementation name."""
     return str(implementation).removeprefix(_PREFIX)
+
+
+def stock_kernel(config: PretrainedConfig) -> str:
+    """Return the stock kernel that a decoder of this configuration runs.
+
+    Raises:
+        UnsupportedModelError: calibration does not build on it.
+    """
+    base = base_of(config._attn_implementation)
+    if base.startswith("paged|"):
+        raise UnsupportedCallError(
+            "continuous batching keeps the keys of all sequences in pages, where calibration "
+            "cannot follow them; use generate() while attention is calibrated"
+        )
+    if base not in BASES:
+        raise UnsupportedModelError(
+            f"the model runs attention {base!r}, calibration builds on {' or '.join(BASES)}; "
+            "load it with attn_implementation=sdpa"
+        )
+    return base
 
 
 def register(base: str) -> str:
@@ -133,30 +162,39 @@ def _attend(
         _recorder.append(Seen(module, query.shape[1], kwargs))
     binding: BoundLayer | None = module.__dict__.get(BINDING)  # getattr is slow where it is absent
     packing = active_packing()
+    function = _stock_function(base, module)
     if binding is None and packing is None:
-        return _stock_function(base, module)(module, query, key, value, attention_mask, **kwargs)
+        return function(module, query, key, value, attention_mask, **kwargs)
+    if binding is not None and kwargs.get("dropout"):
+        raise UnsupportedCallError(
+            f"attention dropout {kwargs['dropout']} (training mode) would fall on stock heads "
+            "only; call model.eval(), or set attention_dropout=0 in the model's configuration"
+        )
     given = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if given is None else float(given)
     softcap = kwargs.get("softcap")
-    if binding is not None and packing is None:
-        stock = Stock(
-            lambda: _stock_function(base, module)(
-                module, query, key, value, attention_mask, **kwargs
-            )[0],
-            base,
-        )
-        output = binding.attend(
-            query, key, value, attention_mask, stock=stock, scale=scale, softcap=softcap
-        )
-    elif packing is not None:
-        function = _stock_function(base, module)
+
+    def run(*tensors: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return function(module, *tensors, **kwargs)
+
+    if packing is not None:
         output = packing.attend(
             query,
             key,
             value,
-            binding=binding if binding is not None and binding.awake else None,
-            run=lambda q, k, v, mask: function(module, q, k, v, mask, **kwargs)[0],
+            binding=binding,
+            run=lambda *tensors: run(*tensors)[0],
             scale=scale,
             softcap=softcap,
         )
-    return output, None
+        return output, None
+    return cast("BoundLayer", binding).attend(
+        query,
+        key,
+        value,
+        attention_mask,
+        stock=Stock(lambda: run(query, key, value, attention_mask)[0], base),
+        stock_maps=lambda: run(query, key, value, attention_mask)[1],
+        scale=scale,
+        softcap=softcap,
+    )

@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-import weakref
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -26,6 +25,8 @@ from torch import Tensor
 
 from act_harness.attention.packable import alike, packed_forward
 from act_harness.attention.packed import Packing
+from act_harness.attention.trials import Trials
+from act_harness.calibration import Calibration
 from act_harness.engines.ragged import Room, Segments, upload
 from act_harness.errors import InternalError
 
@@ -49,8 +50,8 @@ _MOST = 64
 
 _logger = logging.getLogger(__name__)
 
-_trusted: weakref.WeakKeyDictionary[PreTrainedModel, set[bool]] = weakref.WeakKeyDictionary()
-"""Models whose recordings were seen to be right, without and with calibration."""
+_trusted: Trials[set[tuple[str, Calibration] | None]] = Trials()
+"""Models whose recordings were seen to be right: without calibration (None), and with which."""
 
 
 class PackedOutput(NamedTuple):
@@ -295,7 +296,9 @@ class PackedForwards:
         Seen once for each model: what a recording would keep of the first tokens, it always would.
         """
         known = _trusted.setdefault(self.model, set())
-        calibrated = self.attachment is not None
+        calibrated = None
+        if self.attachment is not None and self.attachment.artifact is not None:
+            calibrated = self.attachment.engine.name, self.attachment.artifact.calibration
         if calibrated in known:
             return True
         expected = self._forward(recording.inputs, room, prompts)

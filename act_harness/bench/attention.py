@@ -212,8 +212,8 @@ def measure(
     engines: dict[str, Engine],
     rounds: int,
     limits: dict[str, float],
-) -> list[dict[str, Any]]:
-    """Time all variants on one shape; one record for each."""
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Timing]]]:
+    """Time all variants on one shape; return a record for each, and timings of calls and graphs."""
     sets = [planted(seed, **shape, dtype=dtype, device=device) for seed in range(3)]
     step = shape["heads"] / selected
     heads = tuple(int(step * n) for n in range(selected))
@@ -257,7 +257,7 @@ def measure(
             }
         )
         _logger.info("%s", records[-1])
-    return records
+    return records, {"calls": timings, "graphs": device_only}
 
 
 _COLUMNS = (
@@ -278,12 +278,13 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--selected", default="7,32", help="numbers of calibrated heads")
     parser.add_argument("--engines", default="triton" if torch.cuda.is_available() else "torch")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
     places.prepare_folder(given.out)
     engines = {name: select_engine(name, device=given.device) for name in given.engines.split(",")}
     limits = ceilings(given.device)
-    records = []
+    records: list[dict[str, Any]] = []
+    rounds: dict[str, dict[str, Timing]] = {}
     for text in given.shapes.split(","):
         batch, tokens = map(int, text.split("x"))
         shape = {
@@ -294,7 +295,7 @@ def main(arguments: list[str] | None = None) -> Path:
             "size": given.size,
         }
         for selected in map(int, given.selected.split(",")):
-            records += measure(
+            found, timings = measure(
                 shape,
                 selected,
                 device=given.device,
@@ -303,11 +304,16 @@ def main(arguments: list[str] | None = None) -> Path:
                 rounds=given.rounds,
                 limits=limits,
             )
-    return _write(records, given, limits)
+            records += found
+            rounds |= {f"{text}, {selected} heads, {how}": t for how, t in timings.items() if t}
+    return _write(records, rounds, given, limits)
 
 
 def _write(
-    records: list[dict[str, Any]], given: argparse.Namespace, limits: dict[str, float]
+    records: list[dict[str, Any]],
+    rounds: dict[str, dict[str, Timing]],
+    given: argparse.Namespace,
+    limits: dict[str, float],
 ) -> Path:
     kind = torch.device(given.device).type
     report = Report(
@@ -315,7 +321,10 @@ def _write(
         title=f"Calibrated attention, the operation alone ({kind})",
         machine=describe_machine(given.device),
         command=command_line(),
+        remarks=[f"{given.rounds} rounds, variants in turns, order reversed every other round"],
     )
+    for what, timings in rounds.items():
+        report.add_rounds(what, timings)
     report.tables.append(
         Table(
             f"{given.heads} query and {given.groups} key heads of {given.size}, {given.dtype}",
@@ -342,7 +351,7 @@ def _write(
             y.append(record["ms"])
     try:
         path = write_plot(
-            given.out / f"{report.name}.png",
+            given.output / f"{report.name}.png",
             lines,
             title=report.title,
             x_label="tokens in the batch",
@@ -351,7 +360,7 @@ def _write(
         report.figure = path.name
     except InfrastructureError as error:
         _logger.warning("%s", error)
-    return report.write(given.out)
+    return report.write(given.output)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 Variants are timed in turns within one process, the order reversed every round, so that a busy
 neighbour or a clock that drifts hits all of them; what is reported is the median of each and the
-median of the ratios within a round. Results go to ``results/benchmarks/NAME.json`` (all numbers),
-``NAME.md`` (tables) and ``NAME.png``.
+median of the ratios within a round. Results go to ``results/benchmarks/NAME.json`` (all numbers,
+with the seconds of every round), ``NAME.md`` (tables) and ``NAME.png``.
 """
 
 from __future__ import annotations
 
 import gc
 import io
+import os
 import platform
 import re
 import statistics
@@ -28,6 +29,7 @@ from act_harness.errors import InfrastructureError
 from act_harness.provenance import collect, describe_device
 
 __all__ = [
+    "COMMIT_VARIABLE",
     "Machine",
     "Report",
     "Table",
@@ -41,6 +43,12 @@ __all__ = [
     "synchronize",
     "write_plot",
 ]
+
+
+COMMIT_VARIABLE = "ACT_HARNESS_COMMIT"
+"""Names the commit where the package runs without its repository (a copy on a GPU machine): what
+``git describe --always --dirty --abbrev=40`` prints, a hash, with ``-dirty`` after local changes.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,11 @@ class Machine:
 def describe_machine(device: str = "cpu") -> Machine:
     """Describe the machine; ``device`` is written as torch writes it (``cpu``, ``cuda:0``)."""
     origin = collect(device=device)
+    commit, dirty = origin.commit, origin.dirty
+    if commit is None and (named := os.environ.get(COMMIT_VARIABLE)):
+        commit, dirty = named.removesuffix("-dirty"), named.endswith("-dirty")
     versions = {}
-    for name in ("torch", "triton", "transformers", "act_harness"):
+    for name in ("torch", "triton", "transformers", "lm_eval", "act_harness"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -89,8 +100,8 @@ def describe_machine(device: str = "cpu") -> Machine:
         python=platform.python_version(),
         versions=versions,
         created=origin.created,
-        commit=origin.commit,
-        dirty=origin.dirty,
+        commit=commit,
+        dirty=dirty,
     )
 
 
@@ -273,6 +284,12 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     figure: str | None = None
+    rounds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """What was timed, then variant, to its seconds in every round; in the JSON file alone."""
+
+    def add_rounds(self, what: str, timings: Mapping[str, Timing]) -> None:
+        """Keep the seconds of every round of something that was timed."""
+        self.rounds[what] = {name: list(timing.samples) for name, timing in timings.items()}
 
     def write(self, folder: Path) -> Path:
         """Write ``NAME.md`` and ``NAME.json`` into a folder; return the Markdown file's path."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from act_harness.bench.common import alternate, ratio
+from act_harness.bench.common import Timing, alternate, ratio
 from act_harness.bench.models import Arms, bench_model, random_tokens
 
 __all__ = ["main", "measure"]
@@ -45,8 +45,8 @@ class _Generation:
 
 def measure(
     pair: Arms, batch: int, context: int, *, device: str, rounds: int
-) -> list[dict[str, Any]]:
-    """Time both arms' decode steps; one record for each."""
+) -> tuple[list[dict[str, Any]], dict[str, Timing]]:
+    """Time both arms' decode steps; return a record for each, and the timings."""
     tokens = random_tokens(pair.stock, batch, context, 0)
     running = {name: _Generation(model, tokens) for name, model in pair.items()}
     variants = {name: (lambda turn, arm=arm: arm.step()) for name, arm in running.items()}
@@ -64,7 +64,7 @@ def measure(
             }
         )
         _logger.info("%s", records[-1])
-    return records
+    return records, timings
 
 
 def main(arguments: list[str] | None = None) -> Path:

@@ -104,7 +104,9 @@ def _over(value: int | None, base: int | None) -> float | str:
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run the benchmark from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(description="Peak memory of scoring, large vocabulary.")
+    parser = argparse.ArgumentParser(
+        prog="act-harness bench memory", description="Peak memory of scoring, large vocabulary."
+    )
     parser.add_argument("--shape", default="vocabulary", help="shape of the random Llama")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")

@@ -13,7 +13,7 @@ import torch
 from act_harness import places
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach
-from act_harness.bench.common import Report, Table, command_line, describe_machine
+from act_harness.bench.common import Report, Table, Timing, command_line, describe_machine
 from act_harness.calibration import Calibration
 from act_harness.errors import InputError
 
@@ -137,7 +137,7 @@ def common_options(parser: argparse.ArgumentParser) -> None:
 
 def bench_model(
     arguments: list[str] | None,
-    measure: Callable[..., list[dict[str, Any]]],
+    measure: Callable[..., tuple[list[dict[str, Any]], dict[str, Timing]]],
     *,
     name: str,
     title: str,
@@ -149,7 +149,8 @@ def bench_model(
 
     Args:
         arguments: the command line; that of the process when None.
-        measure: takes both arms, batch and tokens, and returns the rows of the table.
+        measure: takes both arms, batch and tokens, and returns the rows of the table and both
+            arms' timings.
         name: the command's name.
         title: heading of the report.
         description: for ``--help``.
@@ -159,14 +160,10 @@ def bench_model(
     parser = argparse.ArgumentParser(prog=f"act-harness bench {name}", description=description)
     common_options(parser)
     parser.add_argument("--shapes", default=shapes[0], help=shapes[1])
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
     places.prepare_folder(given.out)
     pair = arms_of(given)
-    records = []
-    for text in given.shapes.split(","):
-        batch, tokens = map(int, text.split("x"))
-        records += measure(pair, batch, tokens, device=given.device, rounds=given.rounds)
     kind = torch.device(given.device).type
     heading = f"{Path(given.model).name}, {given.dtype}, {given.share:.0%} of the heads"
     report = Report(
@@ -174,9 +171,17 @@ def bench_model(
         title=f"{title} ({kind})",
         machine=describe_machine(given.device),
         command=command_line(),
-        tables=[table_of(heading, records, columns)],
+        remarks=[f"{given.rounds} rounds, arms in turns, order reversed every other round"],
     )
-    return report.write(given.out)
+    records: list[dict[str, Any]] = []
+    for text in given.shapes.split(","):
+        batch, tokens = map(int, text.split("x"))
+        found, timings = measure(pair, batch, tokens, device=given.device, rounds=given.rounds)
+        records += found
+        report.add_rounds(text, timings)
+        report.tables = [table_of(heading, records, columns)]
+        report.write(given.output)  # a run that is stopped keeps what it measured
+    return Path(given.output) / f"{report.name}.md"
 
 
 def table_of(title: str, records: list[dict[str, Any]], columns: tuple[str, ...]) -> Table:

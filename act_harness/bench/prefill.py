@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from act_harness.bench.common import (
+    Timing,
     alternate,
     peak_memory,
     ratio,
@@ -27,8 +28,8 @@ _COLUMNS = ("batch", "tokens", "variant", "ms", "spread", "ratio", "peak_ratio")
 
 def measure(
     pair: Arms, batch: int, tokens: int, *, device: str, rounds: int
-) -> list[dict[str, Any]]:
-    """Time both arms on prompts of one shape; one record for each."""
+) -> tuple[list[dict[str, Any]], dict[str, Timing]]:
+    """Time both arms on prompts of one shape; return a record for each, and the timings."""
     inputs = [random_tokens(pair.stock, batch, tokens, seed) for seed in range(3)]
 
     def run(model: Any, turn: int) -> None:  # noqa: ANN401 - a model of either arm
@@ -56,7 +57,7 @@ def measure(
             }
         )
         _logger.info("%s", records[-1])
-    return records
+    return records, timings
 
 
 def main(arguments: list[str] | None = None) -> Path:

@@ -1,15 +1,14 @@
 """``act-harness bench scoring``: stock ``hf`` against ``hf-act`` on the same requests, in turns.
 
-Stock is lm-eval's own ``HFLM._loglikelihood_tokens`` where lm-eval is installed, and where it is
-not (a GPU machine with torch and transformers alone) :class:`StockPath`, which does what that
-method does: requests sorted by length, one forward per distinct context + answer[:-1], right pads,
-log-softmax over the whole vocabulary at every position. Requests are token ids, made from lm-eval
-tasks once (:func:`requests_of_tasks`) and stored as JSON where they have to travel; there
+Stock is lm-eval's own ``HFLM._loglikelihood_tokens`` where lm-eval can be imported, and a stand-in
+elsewhere (:mod:`act_harness.bench.stock`); the report names it. Requests are token ids, made from
+lm-eval tasks once (:func:`requests_of_tasks`) and stored as JSON where they have to travel; there
 
-    python -m act_harness.bench.scoring --requests FILE --model DIR --device cuda
+    python -m act_harness.bench.scoring --requests FILE --model DIR --batch-size 8,64,auto
 
-The report has requests per second, tokens computed and the ceiling that follows from them (tokens
-stock computes over tokens that must be computed), peak memory, and the largest score difference.
+The report has a table for each batch size, all measured in one process: requests per second, the
+ceiling that follows from the tokens (what stock computes over what must be computed), peak memory,
+and the largest score difference. The JSON file has the seconds of every round as well.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from act_harness import atomic, places, reading
 from act_harness.artifact import Artifact, ModelFacts
@@ -32,12 +30,14 @@ from act_harness.attention import Attachment, attach, model_facts
 from act_harness.bench.common import (
     Report,
     Table,
+    Timing,
     alternate,
     command_line,
     describe_machine,
     peak_memory,
     ratio,
 )
+from act_harness.bench.stock import STAND_IN, Pair, StockChoice, StockPath, choose_stock
 from act_harness.calibration import preset
 from act_harness.counters import CalibrationCounters
 from act_harness.data import load_plain_model, random_llama
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Requests",
     "ScoringSettings",
+    "StockChoice",
     "StockPath",
     "bench_scoring",
     "random_heads",
@@ -60,9 +61,6 @@ __all__ = [
     "token_ceiling",
     "write_requests",
 ]
-
-
-Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Requests(NamedTuple):
@@ -77,10 +75,10 @@ class Requests(NamedTuple):
 class ScoringSettings:
     """How to measure."""
 
-    batch_size: int | None = 8
-    """Sequences of a forward for both; None: ours by token budget alone."""
-    stock_batch_size: int | None = None
-    """Sequences of a forward for stock; None: as ours, or 8."""
+    batch_sizes: tuple[int | None, ...] = (8,)
+    """Sequences of a forward for both, a table each; None: ours by token budget alone."""
+    stock_batch_size: int = 64
+    """Sequences of a forward for stock, where ours goes by token budget."""
     token_budget: int | None = None
     rounds: int = 3
     share_of_heads: float = 0.22
@@ -88,51 +86,6 @@ class ScoringSettings:
     device: str = "cpu"
     output: Path = Path("results/benchmarks")
     name: str = "scoring"
-
-    @property
-    def stock_sequences(self) -> int:
-        """Sequences of a forward for stock."""
-        return self.stock_batch_size or self.batch_size or 8
-
-
-class StockPath:
-    """lm-eval's scoring of causal models, for machines without lm-eval; see the module."""
-
-    def __init__(self, model: PreTrainedModel, batch_size: int) -> None:
-        self.model, self.batch_size = model, batch_size
-        self.tokens = 0
-        self.forwards = 0
-
-    def score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        """Return (log-likelihood, is greedy) in the order of ``pairs``."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        order = sorted(
-            range(len(pairs)), key=lambda n: (-len(sum(pairs[n], ())), sum(pairs[n], ()))
-        )
-        for n in order:
-            context, answer = pairs[n]
-            groups.setdefault(context + answer[:-1], []).append(n)
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-        waiting = list(groups.items())
-        for start in range(0, len(waiting), self.batch_size):
-            chunk = waiting[start : start + self.batch_size]
-            for (tokens, members), logprobs in zip(chunk, self._forward(chunk), strict=True):
-                for n in members:
-                    answer = pairs[n][1]
-                    rows = logprobs[len(tokens) - len(answer) : len(tokens)]
-                    target = torch.tensor(answer, device=rows.device)
-                    chosen = rows.gather(1, target[:, None]).sum()
-                    results[n] = (float(chosen), bool((rows.argmax(-1) == target).all()))
-        return results
-
-    def _forward(self, chunk: list[tuple[tuple[int, ...], list[int]]]) -> Tensor:
-        longest = max(len(tokens) for tokens, _ in chunk)
-        ids = [[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in chunk]
-        self.tokens += sum(len(tokens) for tokens, _ in chunk)
-        self.forwards += 1
-        with torch.no_grad():
-            logits = self.model(torch.tensor(ids, device=self.model.device)).logits
-            return torch.log_softmax(logits, dim=-1)
 
 
 def token_ceiling(pairs: Sequence[Pair]) -> float:
@@ -204,7 +157,7 @@ def bench_tasks(
         artifact="none",
         dtype=dtype,
         device=settings.device,
-        batch_size=settings.batch_size or 8,
+        batch_size=settings.batch_sizes[0] or 8,
     )
     requests = [
         entry
@@ -217,14 +170,7 @@ def bench_tasks(
         write_requests(requests, export)
         return f"written: {export}"
 
-    def stock(pairs: list[Pair]) -> list[tuple[float, bool]]:
-        from lm_eval.models.huggingface import HFLM
-
-        scores: list[tuple[float, bool]] = HFLM._loglikelihood_tokens(
-            lm, [(("", ""), list(c), list(a)) for c, a in pairs], disable_tqdm=True
-        )
-        return scores
-
+    stock = choose_stock("hf", lm.model, tokenizer=pretrained)
     title = f"Scoring with {Path(pretrained).name}, {dtype}"
     return bench_scoring(lm.model, requests, settings, stock=stock, title=title).markdown()
 
@@ -251,47 +197,58 @@ def read_requests(path: Path) -> list[Requests]:
         raise InputError(f"{path} holds no requests ({error}); write it with --export") from None
 
 
+_COLUMNS = (
+    "requests of", "requests", "token ceiling", "stock requests/s", "none / stock",
+    "ACT / stock", "of ceiling", "pairs with a sink", "stock GiB", "ACT GiB", "max difference",
+)  # fmt: skip
+_NOTE = "Medians over rounds of the ratio within a round; ratios above 1 are faster than stock."
+
+
 def bench_scoring(
     model: PreTrainedModel,
     requests: Sequence[Requests],
     settings: ScoringSettings,
     *,
-    stock: Callable[[list[Pair]], list[tuple[float, bool]]] | None = None,
+    stock: StockChoice | None = None,
     title: str = "Scoring",
 ) -> Report:
     """Measure stock, baseline and calibrated scoring in turns, and write the report.
 
     Args:
         model: what is scored with; both paths use the same object.
-        requests: one entry for each row of the table.
+        requests: one entry for each row of a table.
         settings: how to measure.
-        stock: lm-eval's own path; :class:`StockPath` when None.
+        stock: what to measure against; the stand-in when None.
         title: heading of the report.
     """
-    machine = describe_machine(settings.device)
-    report = Report(settings.name, title, machine, command_line())
-    columns = (
-        "requests of", "requests", "token ceiling", "stock requests/s", "none / stock",
-        "ACT / stock", "of ceiling", "pairs with a sink", "stock GiB", "ACT GiB", "max difference",
-    )  # fmt: skip
-    note = "Medians over rounds of the ratio within a round; ratios above 1 are faster than stock."
-    table = Table("Requests per second", columns, note=note)
+    stock = stock or StockChoice(lambda size: StockPath(model, size).score, STAND_IN)
+    report = Report(settings.name, title, describe_machine(settings.device), command_line())
     facts = model_facts(model)
     artifact = random_heads(facts, settings.share_of_heads)
-    for entry in requests:
-        table.rows.append(_row(model, entry, settings, artifact, stock))
-        report.tables = [table]
-        report.write(settings.output)  # a run that is stopped keeps what it measured
-    how = "lm-eval's own HFLM._loglikelihood_tokens" if stock else "StockPath (no lm-eval here)"
     report.remarks = [
-        f"stock: {how}, batch size {settings.stock_sequences}; ours: batch size "
-        f"{settings.batch_size}, token budget {settings.token_budget}",
+        f"stock: {stock.words}",
         f"ACT: preset paper, {artifact.head_count()} of "
         f"{facts.num_hidden_layers * facts.num_attention_heads} heads at random",
         f"{settings.rounds} rounds, variants in turns, order reversed every other round",
     ]
-    report.write(settings.output)
+    for size in settings.batch_sizes:
+        sequences = size or settings.stock_batch_size
+        table = Table(_heading(size, settings), _COLUMNS, note=_NOTE)
+        report.tables.append(table)
+        for entry in requests:
+            run_stock = stock.scores(sequences)
+            row, timings = _row(model, entry, settings, artifact, run_stock, size)
+            table.rows.append(row)
+            report.add_rounds(f"{table.title}: {entry.name}", timings)
+            report.write(settings.output)  # a run that is stopped keeps what it measured
     return report
+
+
+def _heading(size: int | None, settings: ScoringSettings) -> str:
+    if size is not None:
+        return f"Batch size {size}"
+    budget = f"{settings.token_budget} tokens" if settings.token_budget else "tokens"
+    return f"Ours by a budget of {budget}, stock at batch size {settings.stock_batch_size}"
 
 
 def _row(
@@ -299,9 +256,9 @@ def _row(
     entry: Requests,
     settings: ScoringSettings,
     artifact: Artifact,
-    stock: Any,  # noqa: ANN401 - see bench_scoring
-) -> list[Any]:
-    run_stock = stock or StockPath(model, settings.stock_sequences).score
+    run_stock: Callable[[list[Pair]], list[tuple[float, bool]]],
+    batch_size: int | None,
+) -> tuple[list[Any], dict[str, Timing]]:
     items = [Item(context, answer) for context, answer in entry.pairs]
     counters = CalibrationCounters()
 
@@ -309,7 +266,7 @@ def _row(
         scorer = Scorer(
             model,
             attachment,
-            batch_size=settings.batch_size,
+            batch_size=batch_size,
             token_budget=settings.token_budget,
         )
         return scorer.score(items, on_prompt=counters.record)
@@ -320,28 +277,35 @@ def _row(
         with attachment.suspended():
             return function()
 
-    base = suspended(lambda: run_stock(entry.pairs))
-    mine = suspended(lambda: ours(None))
     variants: dict[str, Callable[[int], Any]] = {
         "stock": lambda _: suspended(lambda: run_stock(entry.pairs)),
         "none": lambda _: suspended(lambda: ours(None)),
         "act": lambda _: ours(attachment),
     }
-    timings = alternate(variants, device=settings.device, rounds=settings.rounds, warmup=1)
+    # Scores and peaks come from the calls that warm up.
+    found: dict[str, Any] = {}
     memory = {
-        name: peak_memory(lambda f=function: f(0), device=settings.device)  # type: ignore[misc]
+        name: peak_memory(
+            lambda f=function, n=name: found.update({n: f(0)}),  # type: ignore[misc]
+            device=settings.device,
+        )
         for name, function in variants.items()
     }
+    if not found:  # memory cannot be measured here
+        found = {name: function(0) for name, function in variants.items()}
+    timings = alternate(variants, device=settings.device, rounds=settings.rounds, warmup=0)
     attachment.detach()
     summary = counters.summary()
     ceiling = token_ceiling(entry.pairs)
     faster = 1 / ratio(timings, "act", "stock")
-    difference = max(abs(a[0] - b.loglikelihood) for a, b in zip(base, mine, strict=True))
-    return [
+    pairs = zip(found["stock"], found["none"], strict=True)
+    difference = max(abs(a[0] - b.loglikelihood) for a, b in pairs)
+    row = [
         entry.name, len(items), ceiling, len(items) / timings["stock"].median,
         1 / ratio(timings, "none", "stock"), faster, faster / ceiling,
         summary["share_of_pairs_with_sink"], _gib(memory["stock"]), _gib(memory["act"]), difference,
     ]  # fmt: skip
+    return row, timings
 
 
 def _gib(value: int | None) -> float | None:
@@ -350,7 +314,9 @@ def _gib(value: int | None) -> float | None:
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Measure stored requests from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(description="Scoring of stored requests.")
+    parser = argparse.ArgumentParser(
+        prog="python -m act_harness.bench.scoring", description="Scoring of stored requests."
+    )
     parser.add_argument("--requests", type=Path, required=True, help="written with --export")
     parser.add_argument("--only", default="", help="these entries, separated by commas")
     parser.add_argument("--limit", type=int, help="requests of an entry")
@@ -359,8 +325,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--batch-size", type=int, help="contexts of a forward; no limit if missing")
-    parser.add_argument("--stock-batch-size", type=int, help="sequences of a stock forward")
+    parser.add_argument("--batch-size", default="auto", help="by commas; auto: a token budget")
+    parser.add_argument("--stock-batch-size", type=int, default=64, help="of stock beside auto")
+    parser.add_argument("--stock", default="auto", help="hf, stand-in, or auto: hf where it is")
+    parser.add_argument("--tokenizer", help="folder, for hf; else the model's")
     parser.add_argument("--token-budget", type=int, help="most tokens of a forward of ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
@@ -381,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     if not requests:
         raise InputError(f"{given.requests} has no entry of the names {wanted}")
     settings = ScoringSettings(
-        batch_size=given.batch_size,
+        batch_sizes=_sizes(given.batch_size),
         stock_batch_size=given.stock_batch_size,
         token_budget=given.token_budget,
         rounds=given.rounds,
@@ -391,8 +359,16 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         name=given.name,
     )
     title = f"Scoring with {Path(given.model).name if given.model else given.random}, {given.dtype}"
-    print(bench_scoring(model, requests, settings, title=title).markdown())
+    stock = choose_stock(given.stock, model, tokenizer=given.tokenizer or given.model)
+    print(bench_scoring(model, requests, settings, stock=stock, title=title).markdown())
     return Path(given.output) / f"{given.name}.md"
+
+
+def _sizes(text: str) -> tuple[int | None, ...]:
+    known = [one.strip() for one in text.split(",")]
+    if not all(one == "auto" or (one.isdigit() and int(one)) for one in known):
+        raise InputError(f"--batch-size is {text!r}, expected numbers or auto, by commas")
+    return tuple(None if one == "auto" else int(one) for one in known)
 
 
 def _within(pair: Pair, words: int) -> Pair:

@@ -35,8 +35,10 @@ from act_harness.bench.common import (
     Machine,
     Report,
     Table,
+    Timing,
     command_line,
     describe_machine,
+    ratio,
     synchronize,
 )
 from act_harness.data import (
@@ -126,8 +128,9 @@ def bench_search(
     loop_documents: int | None = None,
     keep: float = 0.15,
     recipe: Recipe | None = None,
-) -> list[Table]:
-    """Measure the three ways on the documents' search split.
+    rounds: int = 1,
+) -> tuple[list[Table], dict[str, Timing]]:
+    """Measure the three ways on the documents' search split; return tables and all timings.
 
     Args:
         model: a loaded causal language model.
@@ -136,6 +139,7 @@ def bench_search(
         loop_documents: documents per task that the loop is measured on; None: all.
         keep: share of the heads that the screen keeps.
         recipe: settings of the search; its tasks, method and share are replaced.
+        rounds: how often all three are measured, in turns; medians go into the tables.
     """
     device = str(next(model.parameters()).device)
     facts = model_facts(model)
@@ -145,18 +149,24 @@ def bench_search(
     )
     base = base.on(device)
     grid = base.grid(facts)
-    exact = measure_way(model, documents, base, grid, device, screened=False)
-    screen = measure_way(model, documents, base, grid, device, screened=True)
-    loop = measure_loop(model, facts, base, grid, exact, (loop_heads, loop_documents), device)
+    seconds: dict[str, list[float]] = {"loop": [], "exhaustive": [], "screened": []}
+    for _ in range(rounds):
+        exact = measure_way(model, documents, base, grid, device, screened=False)
+        screen = measure_way(model, documents, base, grid, device, screened=True)
+        loop = measure_loop(model, facts, base, grid, exact, (loop_heads, loop_documents), device)
+        for name, one in (("loop", loop), ("exhaustive", exact), ("screened", screen)):
+            seconds[name].append(one.seconds)
+    timings = {name: Timing(tuple(all_rounds)) for name, all_rounds in seconds.items()}
     sizes = {
         "documents": sum(len(d.search) for d in documents),
         "heads": sum(map(len, grid.values())),
     }
-    return [
-        _cost_table(exact, screen, loop, sizes),
+    tables = [
+        _cost_table(exact, screen, loop, timings, sizes),
         _quality_table(exact, screen, keep),
         _parts_table(exact, screen),
     ]
+    return tables, timings
 
 
 def measure_way(
@@ -313,27 +323,27 @@ def _agreement(
     return float(difference.max()), int(same.sum())
 
 
-def _cost_table(exact: Pass, screen: Pass, loop: Loop, sizes: dict[str, int]) -> Table:
+def _cost_table(
+    exact: Pass, screen: Pass, loop: Loop, timings: dict[str, Timing], sizes: dict[str, int]
+) -> Table:
     rows: list[Sequence[Any]] = [
-        ["loop, batch 1 (scaled)", loop.forwards, loop.rows, loop.seconds, 1.0, 1.0],
-        *(
-            [
-                name,
-                one.forwards,
-                one.rows,
-                one.seconds,
-                loop.seconds / one.seconds,
-                loop.rows / one.rows,
-            ]
-            for name, one in (("exhaustive", exact), ("screened", screen))
-        ),
+        [
+            "loop, batch 1 (scaled)" if name == "loop" else name,
+            one.forwards,
+            one.rows,
+            timings[name].median,
+            1 / ratio(timings, name, "loop"),
+            loop.rows / one.rows,
+        ]
+        for name, one in (("loop", loop), ("exhaustive", exact), ("screened", screen))
     ]
     return Table(
         "Cost",
         ["way", "forwards", "rows x layers", "seconds", "times faster", "times fewer rows"],
         rows,
         note=(
-            f"{sizes['documents']} documents, {sizes['heads']} heads. The loop was measured on "
+            f"{sizes['documents']} documents, {sizes['heads']} heads, medians of "
+            f"{len(timings['loop'].samples)} rounds. The loop was measured on "
             f"{loop.heads} heads x {loop.documents} documents and scaled. There the exact pass "
             f"gives the same prediction in {100 * loop.predictions:.2f} % and margins within "
             f"{loop.worst:.1e} nats."
@@ -367,12 +377,14 @@ def _parts_table(exact: Pass, screen: Pass) -> Table:
         for way, one in (("exhaustive", exact), ("screened", screen))
         for part, seconds in one.seconds_by_part.items()
     ]
-    return Table("Where the time goes", ["way", "part", "seconds"], rows)
+    return Table("Where the time goes, in the last round", ["way", "part", "seconds"], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the benchmark; return the path of the report."""
-    parser = argparse.ArgumentParser(description="Cost of the head search, three ways.")
+    parser = argparse.ArgumentParser(
+        prog="act-harness bench search", description="Cost of the head search, three ways."
+    )
     parser.add_argument("--model", help="folder of a model")
     parser.add_argument("--random", help="7b, 1b or tiny: a random model with planted sinks")
     parser.add_argument("--dtype", default="float32")
@@ -381,6 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--samples", type=int, help="documents per task")
     parser.add_argument("--loop-heads", type=int, default=8)
     parser.add_argument("--loop-documents", type=int)
+    parser.add_argument("--rounds", type=int, default=1, help="of all three ways, in turns")
     parser.add_argument("--keep", type=float, default=0.15)
     parser.add_argument("--chunk-tokens", type=int, help="else by the device, as in a recipe")
     parser.add_argument("--screen-tokens", type=int)
@@ -429,12 +442,20 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         return measure_parts(
             model, documents, read_slice(given.slice), folder=given.parts, **options
         )
-    tables = bench_search(model, documents, **options)
-    return _write(given, tables, describe_machine(given.device), command_line())
+    tables, timings = bench_search(model, documents, **options, rounds=given.rounds)
+    return _write(given, tables, describe_machine(given.device), command_line(), timings)
 
 
-def _write(given: Any, tables: list[Table], machine: Machine, command: str) -> Path:  # noqa: ANN401
+def _write(
+    given: Any,  # noqa: ANN401 - an argparse namespace
+    tables: list[Table],
+    machine: Machine,
+    command: str,
+    timings: dict[str, Timing] | None = None,
+) -> Path:
     report = Report(given.name, "Head search: loop, exhaustive, screened", machine, command, tables)
+    if timings:
+        report.add_rounds("search", timings)
     path = report.write(given.output)
     print(report.markdown())
     return path

@@ -417,7 +417,7 @@ def main(arguments: list[str] | None = None) -> Path:
     """Tune from a command line; return the path of the numbers."""
     began = time.monotonic()
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="act_harness.bench.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m act_harness.bench.tune", description=__doc__)
     parser.add_argument("--seconds", type=float, default=150.0, help="stop at about that time")
     parser.add_argument("--shapes", default="1x8192,4x2048,1x32768", help="batch x tokens")
     parser.add_argument("--selected", default="7,32", help="numbers of calibrated heads")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from act_harness.commands.options import Reference
+from act_harness.commands.parsing import Command
+
+if TYPE_CHECKING:
+    from act_harness.artifact import Artifact
 
 __all__ = ["artifact_app"]
 
@@ -16,24 +20,80 @@ artifact_app = typer.Typer(
 )
 
 
-@artifact_app.command()
-def show(reference: Reference) -> None:
-    """Print an artifact: its model, its calibration and its heads.
+@artifact_app.command("list", cls=Command)
+def list_shipped() -> None:
+    """List the artifacts that come with the package, by the names that artifact= takes.
+
+    \b
+    Example:
+      act-harness artifact list
+    """
+    from act_harness.artifact import load_artifact, shipped_artifacts
+
+    rows = [("name", "heads", "model", "method")]
+    for name in shipped_artifacts():
+        one = load_artifact(name)
+        rows.append((name, str(one.head_count()), one.model.id, _method(one)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+@artifact_app.command(cls=Command)
+def show(
+    reference: Reference,
+    full: Annotated[bool, typer.Option("--full", help="Print the whole file, as JSON.")] = False,
+) -> None:
+    """Print an artifact: its model, its calibration, its heads and where they come from.
 
     \b
     Example:
       act-harness artifact show .demo/artifact.json
+      act-harness artifact show .demo/artifact.json --full
     """
     import json
 
     from act_harness.artifact import load_artifact
 
     artifact = load_artifact(reference)
-    print(json.dumps(artifact.document(), indent=2, ensure_ascii=False))
-    print(f"{artifact.head_count()} heads, sha256 {artifact.sha256()}", file=sys.stderr)
+    if full:
+        print(json.dumps(artifact.document(), indent=2, ensure_ascii=False))
+        print(f"{artifact.head_count()} heads, sha256 {artifact.sha256()}", file=sys.stderr)
+        return
+    settings = artifact.calibration.settings()
+    print(f"name         {artifact.name}")
+    print(f"model        {artifact.model.id} ({artifact.model.architecture})")
+    print(f"grid         {artifact.model.num_hidden_layers} layers of "
+          f"{artifact.model.num_attention_heads} heads")  # fmt: skip
+    print(f"calibration  {', '.join(f'{key}={value}' for key, value in settings.items())}")
+    if artifact.strengths:
+        print(f"strengths    {sum(map(len, artifact.strengths.values()))} heads have their own")
+    print(f"search       {_origin(artifact)}")
+    print(f"sha256       {artifact.sha256()}")
+    print(f"heads        {artifact.head_count()}, by layer:")
+    for layer, heads in artifact.heads.items():
+        if heads:
+            print(f"  {layer:>3}  {' '.join(map(str, heads))}")
 
 
-@artifact_app.command()
+def _method(artifact: Artifact) -> str:
+    settings = artifact.calibration.settings()
+    return f"{settings['target']}, {settings['mass']}"
+
+
+def _origin(artifact: Artifact) -> str:
+    recipe = (artifact.search or {}).get("recipe")
+    if not isinstance(recipe, dict):
+        return "none; a published or hand-made list"
+    tasks = recipe.get("tasks")
+    named = ", ".join(map(str, tasks)) if isinstance(tasks, list) else str(tasks)
+    return (
+        f"{recipe.get('method')}, rule {recipe.get('rule')}, {recipe.get('samples')} documents of "
+        f"each of {named}"
+    )
+
+
+@artifact_app.command(cls=Command)
 def verify(
     reference: Reference,
     pretrained: Annotated[str, typer.Argument(help="Hub id or folder of the model.")],

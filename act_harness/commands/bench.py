@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from act_harness.commands.options import DataDir, Tasks, names
+from act_harness.commands.options import DataDir, Tasks
+from act_harness.commands.parsing import names, numbers
 
 __all__ = ["bench_app"]
 
@@ -48,8 +49,8 @@ def bench_scoring(
         bench_tasks(
             pretrained,
             names(tasks),
-            [int(number) for number in names(num_fewshot)],
-            ScoringSettings(batch_size=batch_size, rounds=rounds, device=device, output=output),
+            list(numbers(num_fewshot, "--num-fewshot")),
+            ScoringSettings(batch_sizes=(batch_size,), rounds=rounds, device=device, output=output),
             limit=limit,
             dtype=dtype,
             export=export,
@@ -82,6 +83,8 @@ _BENCHES = {
     "accuracy": "Errors of an engine against the float64 reference, by sink mass.",
     "search": "The head search three ways: one head at a time, exhaustive, screened.",
     "memory": "Peak memory of scoring with a large vocabulary.",
+    "equality": "Log-likelihoods against stock scoring and against one forward a request.",
+    "everything": "All that README's table of speed names, in one run; a part at a time.",
 }
 _BENCH_EXAMPLES = {
     "attention": "--device cpu --dtype float32 --shapes 1x256 --rounds 3",
@@ -90,6 +93,8 @@ _BENCH_EXAMPLES = {
     "accuracy": "--device cpu --dtypes float32 --tokens 31,127",
     "search": "--random tiny --samples 4",
     "memory": "--shape tiny --contexts 4 --tokens 64",
+    "equality": "--model .demo/model --requests requests.json.gz --limit 8",
+    "everything": "--model .demo/model --parts prefill --device cpu --rounds 1",
 }
 for _name in _BENCHES:
     _bench(_name)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from act_harness.commands.options import WandbEntity, WandbGroup, WandbMode, names
+from act_harness.commands.options import WandbEntity, WandbGroup, WandbMode
+from act_harness.commands.parsing import names
 from act_harness.tracker import TrackingSettings
 
 __all__ = ["dashboard"]
@@ -27,9 +28,11 @@ def dashboard(
     output: Annotated[Path, typer.Option(help="Where the specification is written.")] = Path(
         "dashboard.json"
     ),
-    name: Annotated[str | None, typer.Option(help="Name of the workspace [act-harness].")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the workspace. [default: act-harness]")
+    ] = None,
     wandb_project: Annotated[
-        str | None, typer.Option(help="Project of the runs [act-harness].")
+        str | None, typer.Option(help="Project of the runs. [default: act-harness]")
     ] = None,
     wandb_entity: WandbEntity = None,
     wandb_group: WandbGroup = None,

@@ -13,44 +13,61 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from act_harness.commands.parsing import names
 from act_harness.errors import InputError
 from act_harness.tracker import TrackingSettings, check_installed
 
 __all__ = [
-    "BatchSize", "DataDir", "Device", "ModelArgs", "Output", "Pretrained", "Reference", "Seed",
-    "Tasks", "WandbEntity", "WandbGroup", "WandbMode", "names", "with_tracking",
+    "DataDir", "Device", "IncludePath", "ModelArgs", "Pretrained", "Reference", "Seed", "Tasks",
+    "WandbEntity", "WandbGroup", "WandbMode", "with_tracking",
 ]  # fmt: skip
 
 ModelArgs = Annotated[
     str,
     typer.Option(
-        help="The model's arguments as lm-eval takes them: pretrained=DIR,dtype=float32,..."
+        "--model-args",
+        "-a",
+        help="The model's arguments as lm-eval takes them: pretrained=DIR,dtype=float32,...",
     ),
 ]
 Pretrained = Annotated[
     str | None,
     typer.Option(help="Hub id or folder of the model; the same as --model-args pretrained=..."),
 ]
-Tasks = Annotated[str, typer.Option(help="Task or group names, separated by commas.")]
-BatchSize = Annotated[str, typer.Option(help="Requests at a time, or 'auto'.")]
+Tasks = Annotated[
+    str,
+    typer.Option(
+        "--tasks", "-t", help="Names of tasks or groups, or YAML files, separated by commas."
+    ),
+]
+IncludePath = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of your own task files; may be given several times."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Output = Annotated[Path, typer.Option(help="Folder for results.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder filled by `act-harness fetch`; datasets are read from there."),
 ]
-Reference = Annotated[str, typer.Argument(help="Path, shipped name, or hub:REPO/FILE.")]
+Reference = Annotated[
+    str, typer.Argument(help="Path, shipped name, or hub:OWNER/REPO/FILE@REVISION.")
+]
 
+_WANDB = "Weights & Biases"
 Mode = Literal["online", "offline"]
-WandbEntity = Annotated[str | None, typer.Option(help="Owner of the project; else the key's.")]
-WandbGroup = Annotated[str | None, typer.Option(help="Common name of runs that belong together.")]
-WandbMode = Annotated[Mode | None, typer.Option(help="Else what WANDB_MODE says, or online.")]
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Split a comma-separated option."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+WandbEntity = Annotated[
+    str | None,
+    typer.Option(help="Owner of the project. [default: the key's]", rich_help_panel=_WANDB),
+]
+WandbGroup = Annotated[
+    str | None,
+    typer.Option(help="Common name of runs that belong together.", rich_help_panel=_WANDB),
+]
+WandbMode = Annotated[
+    Mode | None,
+    typer.Option(help="[default: WANDB_MODE, else online]", rich_help_panel=_WANDB),
+]
 
 
 def with_tracking(command: Callable[..., None]) -> Callable[..., None]:
@@ -85,20 +102,39 @@ def _options_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
 def _tracking_settings(
     *,
     wandb_project: Annotated[
-        str | None, typer.Option(help="Log to this W&B project, after the results are saved.")
+        str | None,
+        typer.Option(
+            help="Log to this W&B project, after the results are saved.", rich_help_panel=_WANDB
+        ),
     ] = None,
     wandb_entity: WandbEntity = None,
     wandb_group: WandbGroup = None,
-    wandb_tags: Annotated[str, typer.Option(help="Tags, separated by commas.")] = "",
+    wandb_tags: Annotated[
+        str, typer.Option(help="Tags, separated by commas.", rich_help_panel=_WANDB)
+    ] = "",
     wandb_mode: WandbMode = None,
     wandb_strict: Annotated[
-        bool, typer.Option(help="Whether a failure of W&B is an error (exit code 3).")
+        bool,
+        typer.Option(
+            help="Whether a failure of W&B is an error (exit code 3). [default: yes]",
+            show_default=False,
+            rich_help_panel=_WANDB,
+        ),
     ] = True,
     wandb_samples: Annotated[
-        int, typer.Option(min=0, help="Most samples to log per task; 0: no texts.")
+        int,
+        typer.Option(
+            min=0, help="Most samples to log per task; 0: no texts.", rich_help_panel=_WANDB
+        ),
     ] = 500,
     wandb_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds to wait for W&B when a run is opened.")
+        float,
+        typer.Option(
+            min=0.1,
+            max=86400,
+            help="Seconds to wait for W&B when a run is opened.",
+            rich_help_panel=_WANDB,
+        ),
     ] = 60.0,
 ) -> TrackingSettings | None:
     if wandb_project is None:

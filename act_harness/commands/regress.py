@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from act_harness.commands.options import DataDir, Pretrained, names, with_tracking
+from act_harness.commands.options import DataDir, IncludePath, Pretrained, with_tracking
+from act_harness.commands.parsing import names
 from act_harness.errors import InputError
 from act_harness.tracker import TrackingSettings
 
@@ -22,15 +23,20 @@ def regress(
     tasks: Annotated[
         str, typer.Option(help="Only these tasks of the suite, separated by commas.")
     ] = "",
+    include_path: IncludePath = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many documents of each task.")
+        int | None,
+        typer.Option("--limit", "-L", help="Only the first so many documents of each task."),
     ] = None,
     batch_size: Annotated[
-        str | None, typer.Option(help="Requests at a time, or 'auto'; else the suite's.")
+        str | None,
+        typer.Option(
+            "--batch-size", "-b", help="Requests at a time, or 'auto'. [default: the suite's]"
+        ),
     ] = None,
     data_dir: DataDir = None,
     baselines: Annotated[
-        Path | None, typer.Option(help="Folder of suites; the shipped one if not given.")
+        Path | None, typer.Option(help="Folder of suites. [default: the shipped one]")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of regress.json and regress.md.")] = Path(
         "outputs/regress"
@@ -64,6 +70,7 @@ def regress(
         suite=suite,
         pretrained=pretrained,
         tasks=names(tasks),
+        include_path=tuple(include_path or ()),
         limit=limit,
         batch_size=batch_size,
         data_dir=data_dir,

@@ -142,8 +142,9 @@ class ConversationMixin:
         _share_counters: Callable[[], None]
         _whole_batches: Callable[[], Any]
         _autocast: Callable[[], Any]
+        _arm: Callable[[], Any]
         apply_chat_template: Callable[..., str]
-        tok_encode: Callable[..., list[int]]
+        _prompt_tokens: Callable[[str], list[int]]
         facts: Any
         counters: Any
         attachment: Any
@@ -231,7 +232,7 @@ class ConversationMixin:
 
     def _prompt(self, talk: _Talk) -> _Prompt:
         """Build the prompt of a conversation's next turn; its limit is 0 if it does not fit."""
-        tokens = self.tok_encode(self.apply_chat_template(talk.messages()))
+        tokens = self._prompt_tokens(self.apply_chat_template(talk.messages()))
         wanted = talk.settings.max_gen_toks
         room = self.max_length - len(tokens)
         if room < 1 and self.overlength == "skip":
@@ -344,7 +345,7 @@ class ConversationMixin:
             "pad_token_id": self.tokenizer.pad_token_id,
         }
         attachment = self.attachment
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._autocast(), self._arm():
             if attachment is None or not attachment.active:
                 return [], self.model.generate(**inputs, **fixed)
             with attachment.watch() as records:

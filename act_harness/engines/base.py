@@ -47,7 +47,8 @@ def attend_with_lse(
             found = kernel(query, key, value, geometry.rows > 1, scale)
             return Base(found[0].transpose(1, 2).contiguous(), found[1])
     output: Tensor = stock()  # type: ignore[operator]
-    return Base(output if isinstance(stock, Stock) else output.clone(), None)
+    fresh = isinstance(stock, Stock) and not output.requires_grad  # a gradient needs what it holds
+    return Base(output if fresh else output.clone(), None)
 
 
 def step_kernel(
@@ -72,14 +73,18 @@ def _chosen(
     """Return the kernel that torch would choose; None where that one gives no log-sum-exp."""
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
         return None
+    if not query.dtype == key.dtype == value.dtype:  # the kernels take one; autocast mixes them
+        return None
     grouped = query.shape[1] != key.shape[1]
     choose = getattr(torch, "_fused_sdp_choice", None)
     if choose is None or (grouped and not _knows_groups(query.device.type)):
         return None
     if query.shape[2] == 1:  # a decode step is short: what torch would choose is asked once
-        allowed = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled())
         dense = query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-        place = (query.device, query.dtype, query.shape, key.shape[1], dense, allowed)
+        place = (
+            query.device, query.dtype, query.shape, key.shape[1], value.shape[1], value.shape[3],
+            dense, *_allowed(),
+        )  # fmt: skip
         if place not in _CHOICES:
             if len(_CHOICES) >= _MOST_CHOICES:
                 _CHOICES.clear()
@@ -129,6 +134,18 @@ def _flash(
     found = _FLASH(query, key, value, 0.0, causal, False, scale=scale)
     lse, rows = found[1], query.shape[2]
     return found[0], lse if lse.shape[2] == rows else lse[..., :rows]
+
+
+def _allowed() -> tuple[bool, ...]:
+    """Return the switches that torch's choice of a kernel depends on."""
+    flags = torch.backends.cuda
+    return (
+        flags.flash_sdp_enabled(),
+        flags.cudnn_sdp_enabled(),
+        flags.mem_efficient_sdp_enabled(),
+        flags.math_sdp_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
 
 
 _GROUPS: dict[str, bool] = {}

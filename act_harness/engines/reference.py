@@ -29,7 +29,15 @@ from act_harness.engines.reporting import block_report, few_columns, make_report
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["ReferenceEngine", "RowFactors", "calibrate_weights", "find_sinks", "row_factors"]
+__all__ = [
+    "ReferenceEngine",
+    "RowFactors",
+    "SelectedMaps",
+    "calibrate_weights",
+    "find_sinks",
+    "row_factors",
+    "selected_maps",
+]
 
 
 def find_sinks(
@@ -169,10 +177,51 @@ def row_sinks(
     return torch.where(rest, own, frozen[:, :, None]), after, ratio
 
 
+class SelectedMaps(NamedTuple):
+    """The maps of a call's selected heads, over all columns so far; those dropped have weight 0."""
+
+    weights: Tensor  # (b, h, k, t) as the model has them
+    sinks: Tensor  # (b, h, k or 1, t) bool
+    calibrated: Tensor  # (b, h, k, t)
+    factors: RowFactors
+    after: LayerState
+    ratio: Tensor | None  # (b, h, t) a/threshold; of a prefill
+
+
+def selected_maps(
+    query: Tensor,
+    key: Tensor,
+    *,
+    geometry: Geometry,
+    plan: LayerPlan,
+    state: LayerState | None,
+    scale: float,
+    softcap: float | None,
+    dtype: torch.dtype = torch.float64,
+) -> SelectedMaps:
+    """Materialise the attention maps of the selected heads, before and after calibration.
+
+    The arguments are those of :class:`act_harness.engines.operation.Engine`; ``dtype`` computes.
+    """
+    heads = torch.tensor(plan.heads, device=query.device)
+    group = heads // (query.shape[1] // key.shape[1])
+    dropped = (geometry.first_column, 0)  # columns a sliding cache no longer holds: weight 0
+    held = torch.nn.functional.pad(key[:, group].to(dtype), (0, 0, *dropped))
+    visible = torch.nn.functional.pad(geometry.visible(0, geometry.rows), dropped)
+    weights = masked_softmax(query[:, heads].to(dtype), held, visible, scale, softcap)
+    sinks, after, ratio = row_sinks(weights, visible, geometry, plan.calibration, state)
+    active = geometry.prompt_rows[:, None, :, None]
+    if plan.calibration.decode != "off":
+        active = active | geometry.continuation_rows[:, None, :, None]
+    changed, factors = apply_factors(weights, sinks, plan.strengths, active)
+    return SelectedMaps(weights, sinks, changed, factors, after, ratio)
+
+
 class ReferenceEngine:
     """Every map in memory, float64 by default: the oracle for the other engines."""
 
     name = "reference"
+    differentiable = True
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         self.dtype = dtype
@@ -191,23 +240,22 @@ class ReferenceEngine:
         softcap: float | None = None,
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
+        maps = selected_maps(
+            query, key, geometry=geometry, plan=plan, state=state, scale=scale, softcap=softcap,
+            dtype=self.dtype,
+        )  # fmt: skip
         heads = torch.tensor(plan.heads, device=query.device)
         group = heads // (query.shape[1] // key.shape[1])
-        dropped = (geometry.first_column, 0)  # columns a sliding cache no longer holds: weight 0
-        held = torch.nn.functional.pad(key[:, group].to(self.dtype), (0, 0, *dropped))
-        values = torch.nn.functional.pad(value[:, group].to(self.dtype), (0, 0, *dropped))
-        visible = torch.nn.functional.pad(geometry.visible(0, geometry.rows), dropped)
-        weights = masked_softmax(query[:, heads].to(self.dtype), held, visible, scale, softcap)
-        sinks, after, ratio = row_sinks(weights, visible, geometry, plan.calibration, state)
-        prompt = geometry.prompt_rows[:, None, :, None]
-        rest = geometry.continuation_rows[:, None, :, None]
-        active = prompt if plan.calibration.decode == "off" else prompt | rest
-        changed, factors = apply_factors(weights, sinks, plan.strengths, active)
+        values = value[:, group].to(self.dtype)
         output = stock().clone()
-        output[:, :, heads] = (changed @ values).transpose(1, 2).to(output.dtype)
+        held = maps.calibrated[..., geometry.first_column :]
+        output[:, :, heads] = (held @ values).transpose(1, 2).to(output.dtype)
         report = None
-        if ratio is not None:
-            few = (weights * (sinks & few_columns(geometry)[:, :, None])).sum(-1, keepdim=True)
-            sums = block_report(few, factors.inside, factors.moved, factors.alone, prompt)
-            report = make_report(after.sinks, ratio, sums, geometry, query.dtype)
-        return EngineResult(output, after, report)
+        if maps.ratio is not None:
+            on_few = maps.sinks & few_columns(geometry)[:, :, None]
+            few = (maps.weights * on_few).sum(-1, keepdim=True)
+            inside, _, moved, alone = maps.factors
+            prompt = geometry.prompt_rows[:, None, :, None]
+            sums = block_report(few, inside, moved, alone, prompt)
+            report = make_report(maps.after.sinks, maps.ratio, sums, geometry, query.dtype)
+        return EngineResult(output, maps.after, report)

@@ -74,6 +74,7 @@ class TorchEngine:
     """See the module; the default engine wherever no faster one exists."""
 
     name = "torch"
+    differentiable = True
 
     def __init__(self, block_elements: int = 1 << 24) -> None:
         """Store how many weights (sequences x heads x rows x columns) may be held at a time."""

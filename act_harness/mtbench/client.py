@@ -10,6 +10,7 @@ before it is kept, because servers quote requests in their errors.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from act_harness import reading
 from act_harness.errors import InfrastructureError, InputError, ResultError
-from act_harness.mtbench.settings import JudgeSettings
+from act_harness.mtbench.settings import NO_KEY, JudgeSettings
 from act_harness.mtbench.verdict import rating_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = ["Client", "Reply"]
 _FATAL = {401: "refused the key", 403: "forbids the call", 404: "knows no such model or address"}
 _REDACTED = "[key]"
 _LOOKS_LIKE_A_KEY = re.compile(r"\bsk-[\w*-]{6,}")
+_BEARER = re.compile(r"(?i)\b(bearer\s+)(?!\[key\])[\w.~+/=-]{6,}")
 _LONGEST_REASON = 200
 _UNREACHABLE = "connection failed"
 
@@ -94,7 +96,7 @@ class Client:
         self._refused: InfrastructureError | None = None
         self._key = settings.api_key()
         # A placeholder such as "none" is a word that verdicts may well hold.
-        self._secret = self._key if self._key != "none" else ""
+        self._secret = self._key if self._key != NO_KEY else ""
         self._client = openai.OpenAI(
             api_key=self._key,
             base_url=settings.base_url,
@@ -108,8 +110,10 @@ class Client:
 
     def redact(self, text: str) -> str:
         """Return a text without the key, or parts of one that a server shows."""
-        if self._secret:
-            text = text.replace(self._secret, _REDACTED)
+        if self._secret:  # as it is, and as a server's JSON or a library's repr shows it
+            for shown in (self._secret, json.dumps(self._secret)[1:-1], repr(self._secret)[1:-1]):
+                text = text.replace(shown, _REDACTED)
+        text = _BEARER.sub(rf"\1{_REDACTED}", text)
         return _LOOKS_LIKE_A_KEY.sub(_REDACTED, text)
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
@@ -198,7 +202,7 @@ class Client:
             what = _FATAL.get(status, "has no quota left")
             return InfrastructureError(
                 f"the judge's server {what} ({said}); check --model, --base-url and the key in "
-                f"{self._settings.api_key_env}; judgments so far are kept"
+                f"{self._settings.key_variable}; judgments so far are kept"
             )
         if status in (408, 409, 425, 429) or status >= 500:
             return _TryAgainError(said, _retry_after(error.response.headers))

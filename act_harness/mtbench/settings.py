@@ -6,6 +6,7 @@ nowhere else.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from act_harness import reading
 from act_harness.errors import RecipeError, suggestion
 
-__all__ = ["JudgeSettings", "load_judge_settings"]
+__all__ = ["NO_KEY", "JudgeSettings", "load_judge_settings"]
+
+NO_KEY = "none"
+"""What is sent as a key to a server that needs none."""
+
+_KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 class JudgeSettings(BaseModel):
     """Which answers are judged, by whom, and how patiently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     paths: tuple[Path, ...] = Field(min_length=1)
     """Output folders (or samples files) of ``mt_bench`` runs; every arm found there is judged."""
@@ -30,8 +38,11 @@ class JudgeSettings(BaseModel):
     """Name of the judge, as its server knows it."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server, with ``/v1``; None: OpenAI's own."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; servers of one's own mostly need none."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key, or ``none``. None: ``OPENAI_API_KEY`` where it is
+    set; servers of one's own mostly need no key."""
+    allow_insecure_key: bool = False
+    """Send the key to another machine without encryption (``http://``)."""
     output: Path | None = None
     """Folder for judgments and scores; None: ``mt_bench_judge`` in the first path."""
     judge_prompts: Path | None = None
@@ -66,7 +77,7 @@ class JudgeSettings(BaseModel):
     """Stop after the estimate, before the first call."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Level of the intervals."""
-    seed: int = 1234
+    seed: int = Field(default=1234, ge=0, lt=2**32)
     """Seed of the resampling behind the intervals."""
 
     @field_validator("base_url")
@@ -91,18 +102,54 @@ class JudgeSettings(BaseModel):
         first = self.paths[0]
         return (first if first.is_dir() else first.parent) / "mt_bench_judge"
 
+    @property
+    def key_variable(self) -> str:
+        """The environment variable of the key, for messages."""
+        return self.api_key_env or _KEY_VARIABLE
+
     def api_key(self) -> str:
         """Return the key from the environment; a placeholder for servers that need none.
 
         Raises:
-            RecipeError: OpenAI itself is asked, and there is no key.
+            RecipeError: There is no key where one was named or OpenAI itself is asked, it is no
+                key, or it would go to another machine unencrypted.
         """
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key and self.base_url is None:
+        if (self.api_key_env or "").lower() == NO_KEY:
+            return NO_KEY
+        name = self.key_variable
+        key = os.environ.get(name, "")
+        if not key.strip():
+            if self.api_key_env is not None:
+                raise RecipeError(
+                    f"no API key: {name}, which --api-key-env names, is not set; set it, or give "
+                    "--api-key-env none for a server that needs no key"
+                )
+            if self.base_url is None:
+                raise RecipeError(
+                    f"no API key: set {name}, or give --base-url of a server of your own"
+                )
+            return NO_KEY
+        if not (key.isascii() and key.isprintable()) or " " in key:
             raise RecipeError(
-                f"no API key: set {self.api_key_env}, or give --base-url of a server of your own"
+                f"the API key in {name} holds a blank, a line break or a letter that no key has "
+                f"({len(key)} characters); set it again without"
             )
-        return key or "none"
+        if not (self.allow_insecure_key or self._is_private()):
+            raise RecipeError(
+                f"the API key in {name} would go unencrypted to {self.base_url}; use https, give "
+                "--api-key-env none if that server needs no key, or --allow-insecure-key"
+            )
+        return key
+
+    def _is_private(self) -> bool:
+        """Whether nobody between here and the server can read what is sent."""
+        parts = urlsplit(self.base_url or "https:")
+        if parts.scheme == "https" or parts.hostname == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(parts.hostname or "").is_loopback
+        except ValueError:
+            return False
 
     def judge_identity(self) -> dict[str, Any]:
         """Return what decides a verdict beside the prompt."""

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +18,20 @@ import torch
 from tqdm import tqdm
 
 from act_harness.artifact import Artifact, load_artifact
+from act_harness.checks import check_batch_size
 from act_harness.counters import PromptRecord, prompt_key
-from act_harness.data_folder import NOT_HAD, first_line
-from act_harness.errors import InfrastructureError, InputError, RecipeError, suggestion
-from act_harness.evaluate import EvalSettings, load_model, task_manager
+from act_harness.errors import InfrastructureError, RecipeError, suggestion
+from act_harness.evaluate import EvalSettings, load_model
+from act_harness.failures import infrastructure, running
 from act_harness.regress.baseline import Answer, ArmInfo, Document, Measurement, TaskRecord
 from act_harness.regress.suite import BASELINE_ARM, Suite, Variation
 from act_harness.results import Sample, choice_scores, run_from_memory
+from act_harness.task_lookup import TaskSelection, find_tasks, load_tasks
 
 if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
-
     from act_harness.model import CalibratedHFLM
 
 __all__ = ["Session", "digest", "infrastructure"]
-
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-_NO_DEVICE = ("No CUDA GPUs", "Found no NVIDIA driver", "CUDA error", "not compiled with CUDA")
 
 
 class Session:
@@ -46,6 +44,7 @@ class Session:
         pretrained: str | None = None,
         tasks: Sequence[str] = (),
         limit: int | None = None,
+        include_path: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         """Load everything.
 
@@ -54,6 +53,7 @@ class Session:
             pretrained: The user's own place of the model.
             tasks: Only these tasks of the suite; all where empty.
             limit: Fewer documents than the suite says.
+            include_path: Folders of further task files.
 
         Raises:
             RecipeError: A task is not of the suite.
@@ -62,20 +62,20 @@ class Session:
         """
         self.suite = suite
         self.limit = min((one for one in (limit, suite.limit) if one is not None), default=None)
-        _batch_size(suite.batch_size)  # a misspelt one fails before the model is loaded
+        check_batch_size(suite.batch_size)  # a misspelt one fails before the model is loaded
         self.artifacts: dict[str, Artifact | None] = {
             arm: None if reference is None else load_artifact(reference)
             for arm, reference in suite.arms().items()
         }
-        self.manager: TaskManager = task_manager(suite.tasks)
-        self.tasks = _selected(_leaves(self.manager, suite.tasks), tasks)
+        self.selection = find_tasks(suite.tasks, include_path=include_path)
+        self.tasks = _selected(_leaves(self.selection), tasks)
         self.lm = _load(suite, suite.model.find(pretrained))
 
     def run(self, variation: Variation | None = None, *, title: str = "regress") -> Measurement:
         """Score all arms and tasks; of several processes the first alone has them.
 
         Raises:
-            InfrastructureError: Data or memory ran out.
+            InfrastructureError: Data or memory ran out, or answers are not finite.
         """
         varied = variation or Variation()
         self.lm.batch_size_per_gpu = _batch_size(varied.batch_size or self.suite.batch_size)
@@ -85,12 +85,13 @@ class Session:
             tqdm(self.artifacts, desc=title, unit="arm", disable=self.lm.rank != 0) as bar,
             _threads(varied.threads),
             _reversed(self.lm, varied.reverse),
-            infrastructure(f"suite {self.suite.name}"),
+            running(f"suite {self.suite.name}"),
         ):
             for arm in bar:
                 bar.set_postfix_str(arm)
                 self.lm.use_artifact(self.artifacts[arm])  # also resets the counters
                 results = self._evaluate()
+                _refuse_not_finite(arm, len(self.lm.counters.not_finite))
                 if results is None:  # the first process has them all; it needs us in every arm
                     continue
                 for task in self.tasks:
@@ -123,33 +124,18 @@ class Session:
             system_instruction=self.suite.system_instruction,
             log_samples=True,
             bootstrap_iters=0,
-            task_manager=self.manager,
+            task_manager=self.selection.manager,
         )
         return None if results is None else dict(results)
 
 
-@contextlib.contextmanager
-def infrastructure(what: str) -> Iterator[None]:
-    """Turn what no change of code brings about into an :class:`InfrastructureError`."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
+def _refuse_not_finite(arm: str, answers: int) -> None:
+    """Refuse a run whose answers are no numbers: it has no verdict and makes no baseline."""
+    if answers:
         raise InfrastructureError(
-            f"{what}: out of memory ({first_line(error)}); free some, or use a smaller --batch-size"
-        ) from error
-    except OSError as error:
-        raise InfrastructureError(
-            f"{what}: {first_line(error)}; check model, data, disk"
-        ) from error
-    except RuntimeError as error:
-        text = str(error)
-        if any(sign in text.lower() for sign in _NO_MEMORY):
-            raise InfrastructureError(
-                f"{what}: out of memory ({first_line(error)}); use a smaller --batch-size"
-            ) from error
-        if any(sign in text for sign in _NO_DEVICE):
-            raise InfrastructureError(f"{what}: {first_line(error)}; check the GPU") from error
-        raise
+            f"not tested: {answers} answers of arm {arm!r} are not finite; check the model's "
+            "weights and the dtype"
+        )
 
 
 def digest(value: object) -> str:
@@ -177,24 +163,19 @@ def _load(suite: Suite, place: str) -> CalibratedHFLM:
         batch_size=suite.batch_size,
     )
     with infrastructure(f"the model {place}"):
-        try:
-            lm, _ = load_model(settings)
-        except ValueError as error:  # a damaged file, an id that is none
-            raise InfrastructureError(
-                f"the model {place} cannot be loaded ({first_line(error)}); check its folder"
-            ) from error
+        lm, _ = load_model(settings)
     return lm
 
 
-def _leaves(manager: TaskManager, names: Sequence[str]) -> list[str]:
+def _leaves(selection: TaskSelection) -> list[str]:
     """Load the tasks once, so that missing data is found before the model is loaded."""
-    try:
-        return list(manager.load(list(names))["tasks"])
-    except NOT_HAD as error:
-        raise InfrastructureError(
-            f"the data of {', '.join(names)} cannot be had ({first_line(error)}); "
-            "give --data-dir, see `act-harness fetch`"
-        ) from error
+    from lm_eval.api.group import Group
+
+    names: list[str] = []
+    for one in load_tasks(selection):
+        found = one.get_all_tasks() if isinstance(one, Group) else [one]
+        names += [task.task_name for task in found]
+    return names
 
 
 def _selected(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
@@ -206,11 +187,8 @@ def _selected(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 
 def _batch_size(text: str) -> int | str:
-    if text.startswith("auto"):
-        return "auto"
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"batch size {text!r}: expected a number above 0, or 'auto'")
-    return int(text)
+    check_batch_size(text)
+    return "auto" if text.startswith("auto") else int(text)
 
 
 @contextlib.contextmanager
@@ -337,7 +315,7 @@ def _with_counters(
         context = str(given[0])
         for text in (context.rstrip(), context):
             if text not in contexts:
-                contexts[text] = lm.tok_encode(text) if text else []
+                contexts[text] = lm._prompt_tokens(text)
             key = prompt_key(contexts[text])
             if key in lm.counters.records:
                 found[key] = lm.counters.records[key]

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from act_harness import places, provenance
+from act_harness.checks import check_batch_size, check_count, check_kind
 from act_harness.data_folder import data_directory
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError
 from act_harness.regress import gates, goldens, outcome
@@ -58,7 +59,21 @@ class RegressSettings:
     output: Path = Path("outputs/regress")
     baselines: Path | None = None
     """Folder of suites; None: the shipped one."""
+    include_path: tuple[str | Path, ...] = ()
+    """Folders of further task files."""
     tracking: TrackingSettings | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used.
+
+        Raises:
+            InputError: A setting is out of range.
+        """
+        if isinstance(self.tasks, str):  # a name would be taken letter by letter
+            object.__setattr__(self, "tasks", tuple(self.tasks.split(",")))
+        object.__setattr__(self, "output", Path(self.output))
+        check_count(self.limit, "--limit", least=1)
+        check_batch_size(self.batch_size)
 
 
 # -- hold against the baseline ---------------------------------------------------------------------
@@ -72,6 +87,7 @@ def run_regress(settings: RegressSettings) -> RegressOutcome:
         InfrastructureError: There is no baseline, model, data, memory or GPU, or a passed run
             could not be tracked.
     """
+    check_kind(settings, RegressSettings, "settings")
     places.prepare_folder(settings.output)
     outcome.clear_report(settings.output)
     try:
@@ -137,7 +153,11 @@ def _suite(settings: RegressSettings) -> tuple[Suite, Path]:
 
 def _session(suite: Suite, settings: RegressSettings) -> Session:
     return Session(
-        suite, pretrained=settings.pretrained, tasks=settings.tasks, limit=settings.limit
+        suite,
+        pretrained=settings.pretrained,
+        tasks=settings.tasks,
+        limit=settings.limit,
+        include_path=settings.include_path,
     )
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats  # type: ignore[import-untyped]
+import scipy.special  # type: ignore[import-untyped]
 
-from act_harness.errors import InternalError
+from act_harness.errors import InfrastructureError, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,11 +33,23 @@ Array = npt.NDArray[np.float64]
 class Arm:
     """How one arm did on one task."""
 
-    accuracy: float
-    corrected: float | None
-    """Accuracy after the label prior is subtracted; None where choices differ by document."""
+    hits: Array
+    """(documents,) 1.0 where the best-scored choice is right, else 0.0."""
+    corrected_hits: Array | None
+    """(documents,) the same after the label prior is subtracted; None where choices differ by
+    document."""
     margins: Array
     """(documents,) of the objective."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the documents that are right."""
+        return float(self.hits.mean())
+
+    @property
+    def corrected(self) -> float | None:
+        """The same after the label prior is subtracted; None where choices differ by document."""
+        return None if self.corrected_hits is None else float(self.corrected_hits.mean())
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,11 @@ class TaskScores:
         for row, (document, found) in enumerate(zip(documents, scores, strict=True)):
             if len(found) != len(document.requests):
                 raise InternalError("a document has another number of scores than choices")
+            if not np.isfinite(found).all():
+                raise InfrastructureError(
+                    f"document {document.key} of {document.task} has scores that are not finite; "
+                    "check the model's weights and the dtype"
+                )
             table[row, : len(found)] = found
         kinds = {document.choices for document in documents}
         right = np.array([document.right for document in documents], dtype=np.int64)
@@ -88,8 +105,8 @@ class TaskScores:
     def arm(self, scores: Array) -> Arm:
         """Judge the scores of an arm, (documents, choices)."""
         return Arm(
-            accuracy=float(self.hits(scores).mean()),
-            corrected=float(self.hits(self.corrected(scores)).mean()) if self.fixed else None,
+            hits=self.hits(scores),
+            corrected_hits=self.hits(self.corrected(scores)) if self.fixed else None,
             margins=self.margins(scores),
         )
 
@@ -223,7 +240,7 @@ def _tail(mean: float, error: float, freedom: int) -> float:
     """One-sided p of Student's t; no change at all is no evidence."""
     if error <= 1e-12 * abs(mean):
         return 0.0 if mean > 0 else 1.0
-    return float(scipy.stats.t.sf(mean / error, max(freedom, 1)))
+    return float(scipy.special.stdtr(max(freedom, 1), -mean / error))
 
 
 def as_rows(effects: Sequence[HeadEffect], tasks: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +39,7 @@ def draw(result: SearchResult, folder: Path) -> dict[str, Path]:
     for effect in ranked:
         effects[effect.layer, effect.head] = effect.effect
     label = f"standardised change of the {search['recipe']['objective']} objective"
-    held = search.get("controls")
-    controls = [(held["heads"], one["effect"]) for one in held["random_sets"]] if held else []
+    sets = _sets(search)
     return {
         "map": head_map(
             effects,
@@ -54,20 +53,48 @@ def draw(result: SearchResult, folder: Path) -> dict[str, Path]:
             folder / f"{name}-ranks.png",
             stderr=[effect.stderr for effect in ranked],
             selected=len(result.selection.places) or None,
-            curve=_curve(search),
-            controls=controls,
-            title=f"{name}: heads by effect, and sets of them on the verify split",
+            curve=sets.curve,
+            controls=sets.controls,
+            judged=sets.judged,
+            title=f"{name}: heads by effect, and sets of them",
             label=label,
+            sets_label=sets.label,
         ),
     }
 
 
-def _curve(search: dict[str, Any]) -> Curve | None:
-    """Return the effect of the k best heads, where rule ``top`` measured it."""
+class _Sets(NamedTuple):
+    """The right half of the second plot: all in what the set was chosen by, as the summary."""
+
+    label: str
+    curve: Curve | None = None
+    judged: Curve | None = None
+    controls: list[tuple[int, float]] = []  # noqa: RUF012 - never changed
+
+
+_LABELS = {
+    "accuracy": "change of raw accuracy, points",
+    "objective": "change of label-prior corrected accuracy, points",
+    "margin": "standardised change of the margin",
+}
+
+
+def _sets(search: dict[str, Any]) -> _Sets:
+    """Return how sets changed what they were chosen by, and how the one taken did elsewhere."""
     from act_harness.report import Curve
 
-    tried = search["rule"].get("tried")
-    if not tried:
-        return None
-    effects = [one["effect"] for one in tried]
-    return Curve([one["heads"] for one in tried], effects, effects, effects)
+    held, rule = search["judgement"].get("chosen_by"), search["rule"]
+    reading = rule.get("criterion") or (held["reading"] if held else "accuracy")
+    unit = 1.0 if reading == "margin" else 100.0
+    tried, curve, judged = rule.get("tried"), None, None
+    if tried:
+        changes = [unit * (one["value"] - rule["untouched"]) for one in tried]
+        low, high = ([unit * one["interval"][end] for one in tried] for end in (0, 1))
+        curve = Curve([one["heads"] for one in tried], changes, low, high)
+    if held is None:
+        return _Sets(_LABELS[reading], curve)
+    heads, (low, high) = search["judgement"]["heads"], held["interval"]
+    if low is not None:
+        judged = Curve([heads], [unit * held["difference"]], [unit * low], [unit * high])
+    drawn = [(heads, unit * (one - held["untouched"])) for one in held["random_sets"]]
+    return _Sets(_LABELS[reading], curve, judged, drawn)

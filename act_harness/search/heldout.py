@@ -29,29 +29,41 @@ from act_harness.data import (
     read_documents,
 )
 from act_harness.errors import InputError
-from act_harness.resampling import Part
 from act_harness.scoring import Item, Scorer
 from act_harness.search.effects import TaskScores
+from act_harness.search.judgement import judgement
 from act_harness.search.recipe import make_recipe
-from act_harness.search.sets import make_heads
-from act_harness.stats import PairedDifference, combined_difference
+from act_harness.search.sets import Outcome, Reading, chosen_by, make_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from act_harness.stats import PairedDifference
 
 __all__ = ["ArmResult", "best_heads", "compare_arms", "random_artifact"]
 
 
 class ArmResult(NamedTuple):
-    """One arm against the untouched model; figures are means over tasks."""
+    """One arm against the untouched model on the same documents."""
 
     name: str
     heads: int
-    raw: PairedDifference
-    corrected: PairedDifference | None
-    """After each choice's mean score is subtracted, in both arms; None where no task allows it."""
-    by_task: dict[str, tuple[float, float | None]]
-    """Raw and corrected accuracy."""
+    outcome: Outcome
+    columns: dict[Reading, PairedDifference]
+    """By column, means over its tasks; raw and corrected are of the same tasks, the rest has a
+    column of its own."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the columns, the tasks of each, and both accuracies of every task."""
+        return {
+            "name": self.name,
+            "heads": self.heads,
+            **{name: vars(found) for name, found in self.columns.items()},
+            "tasks": {name: self.outcome.tasks_of(name) for name in self.columns},
+            "by_task": {
+                task: (arm.accuracy, arm.corrected) for task, arm in self.outcome.arms.items()
+            },
+        }
 
 
 @dataclass(frozen=True)
@@ -103,24 +115,13 @@ def compare_arms(
 def _compare(
     name: str, artifact: Artifact, stock: dict[str, TaskScores], found: dict[str, TaskScores]
 ) -> ArmResult:
-    raw, corrected, by_task = [], [], {}
-    for task, base in stock.items():
-        scores = found[task].scores
-        hits = base.hits(scores)
-        raw.append(Part(base.hits(base.scores), hits))
-        after = None
-        if base.fixed:
-            right = base.hits(base.corrected(scores))
-            corrected.append(Part(base.hits(base.corrected(base.scores)), right))
-            after = float(right.mean())
-        by_task[task] = (float(hits.mean()), after)
-    return ArmResult(
-        name,
-        artifact.head_count(),
-        combined_difference(raw),
-        combined_difference(corrected) if corrected else None,
-        by_task,
+    outcome = Outcome(
+        stock={task: base.arm(base.scores) for task, base in stock.items()},
+        arms={task: base.arm(found[task].scores) for task, base in stock.items()},
+        spreads={task: base.spread for task, base in stock.items()},
     )
+    columns = {name: outcome.difference(name) for name in outcome.readings()}
+    return ArmResult(name, artifact.head_count(), outcome, columns)
 
 
 def random_artifact(like: Artifact, *, seed: int) -> Artifact:
@@ -176,13 +177,14 @@ def best_heads(artifact: Artifact, size: int) -> Artifact:
     return artifact.model_copy(update=update)
 
 
-def _row(arm: ArmResult) -> list[str]:
-    return [arm.name, str(arm.heads), _figure(arm.raw), _figure(arm.corrected)]
+_TITLES: dict[Reading, str] = {
+    "raw": "raw",
+    "corrected": "label-prior corrected",
+    "raw_other_tasks": "raw, choices differ by document",
+}
 
 
-def _figure(found: PairedDifference | None) -> str:
-    if found is None:
-        return "-"
+def _figure(found: PairedDifference) -> str:
     low, high = found.interval
     return (
         f"{100 * found.score_b:.1f} ({100 * found.difference:+.1f}; "
@@ -190,26 +192,54 @@ def _figure(found: PairedDifference | None) -> str:
     )
 
 
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
 def _markdown(
     results: Sequence[ArmResult], tasks: dict[str, Sequence[Document]], title: str
 ) -> str:
     first = results[0]
     counts = ", ".join(f"{task} {len(documents)}" for task, documents in tasks.items())
-    none = f"{100 * first.raw.score_a:.1f}"
-    prior = "-" if first.corrected is None else f"{100 * first.corrected.score_a:.1f}"
+    columns = list(first.columns)
+    said = [f"{_TITLES[name]}: {', '.join(first.outcome.tasks_of(name))}" for name in columns]
+    stock = [f"{100 * first.columns[name].score_a:.1f}" for name in columns]
+    arms = [
+        _row([arm.name, str(arm.heads), *map(_figure, arm.columns.values())]) for arm in results
+    ]
     lines = [
         f"# {title}",
         "",
         f"Held-out documents: {counts}. Mean accuracy over tasks in %; in brackets the change "
         "against no heads, paired by document, with its 95 % bootstrap interval.",
+        *([f"Tasks by column: {'; '.join(said)}."] if "raw_other_tasks" in columns else []),
         "",
-        "| heads | number | raw | label-prior corrected |",
-        "|---|---|---|---|",
-        f"| none | 0 | {none} | {prior} |",
-        *("| " + " | ".join(_row(arm)) + " |" for arm in results),
+        _row(["heads", "number", *(_TITLES[name] for name in columns)]),
+        _row(["---"] * (2 + len(columns))),
+        _row(["none", "0", *stock]),
+        *arms,
         "",
     ]
     return "\n".join(lines)
+
+
+def _record(paths: Sequence[str], results: Sequence[ArmResult]) -> None:
+    """Write into each artifact what these documents say of it, as ``search.held_out``."""
+    drawn = [arm for arm in results if arm.name.startswith("random ")]
+    by_name = {arm.name: arm for arm in results}
+    for path in paths:
+        artifact, arm = load_artifact(path), by_name[Path(path).stem]
+        if artifact.search is None or not arm.heads:
+            continue
+        own = make_recipe({k: v for k, v in artifact.search["recipe"].items() if v is not None})
+        found = judgement(
+            arm.outcome,
+            [one.outcome for one in drawn if one.heads == arm.heads],
+            chosen_by=chosen_by(own),
+            heads=arm.heads,
+        )
+        search = {**artifact.search, "held_out": found}
+        artifact.model_copy(update={"search": search}).save(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
@@ -232,6 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--title", default="Head sets on held-out documents")
     parser.add_argument("--output", type=Path, default=Path("results/reports"))
     parser.add_argument("--name", default="heldout")
+    parser.add_argument(
+        "--record", action="store_true", help="also write the figures into the artifacts"
+    )
     given = parser.parse_args(arguments)
     places.prepare_folder(given.output)
     model = load_plain_model(given.model, dtype=given.dtype, device=given.device)
@@ -256,27 +289,16 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         arms[f"random {seed + 1}"] = random_artifact(like, seed=seed)
     results = compare_arms(model, arms, tasks, facts=facts, token_budget=given.token_budget)
     content = {
-        "arms": [
-            {
-                "name": arm.name,
-                "heads": arm.heads,
-                "raw": arm.raw,
-                "corrected": arm.corrected,
-                "by_task": arm.by_task,
-            }
-            for arm in results
-        ],
+        "arms": [arm.to_json() for arm in results],
         "documents": {task: len(documents) for task, documents in tasks.items()},
         "provenance": provenance.collect(device=given.device).to_json(),
     }
-    atomic.write_json(given.output / f"{given.name}.json", content, default=_plain)
+    atomic.write_json(given.output / f"{given.name}.json", content, default=vars)
+    if given.record:
+        _record(given.artifacts, results)
     text = _markdown(results, tasks, given.title)
     print(text)
     return atomic.write_text(given.output / f"{given.name}.md", text)
-
-
-def _plain(value: object) -> object:
-    return getattr(value, "__dict__", str(value))
 
 
 if __name__ == "__main__":

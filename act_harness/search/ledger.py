@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from act_harness import atomic, places, reading
 from act_harness.errors import ResultError
@@ -19,9 +19,25 @@ from act_harness.errors import ResultError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "Units"]
 
 Key = tuple[Any, ...]
+
+
+class Units(Protocol):
+    """Measured units by key: a :class:`Ledger`, or one that is kept in memory alone."""
+
+    def __contains__(self, key: Key) -> bool: ...
+
+    def get(self, key: Key) -> dict[str, Any]:
+        """Return a unit that is there."""
+
+    def add(self, key: Key, value: dict[str, Any]) -> None:
+        """Keep a unit."""
+
+    def reload(self) -> None:
+        """Read what other processes have added."""
+
 
 VERSION = 4
 

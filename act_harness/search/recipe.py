@@ -50,8 +50,7 @@ class TopRule(BaseModel):
     where the objective is), or the mean standardised change of the answer margin."""
     refit: bool = False
     """Once k is chosen, order the heads anew by their effect on the documents of both splits, and
-    take the k best of that order. It measures every head on ``verify`` too. The controls stay those
-    of the set before, which knew nothing of ``verify``."""
+    take the k best of that order. It measures every head on ``verify`` too."""
 
     @field_validator("sizes")
     @classmethod
@@ -86,8 +85,9 @@ class Controls(BaseModel):
 
     model_config = _STRICT
 
-    random_sets: int = Field(default=5, ge=0)
-    """Random head sets of the same size, measured on ``verify``."""
+    random_sets: int = Field(default=19, ge=0)
+    """Random head sets of the same size, measured on ``judge``. To come first among R of them is a
+    test at the level 1/(R+1): 19 give 5 %."""
     seed: int = 0
     """Of their draw."""
 
@@ -124,7 +124,11 @@ class Recipe(BaseModel):
     """Documents per task to measure heads on (split ``search``)."""
     verify_samples: int = Field(default=100, ge=0)
     """Documents per task to choose among head sets on (split ``verify``); fewer if a task has no
-    more. 0 only with rules that need none and without controls."""
+    more. 0 only with rules that need none."""
+    judge_samples: int | None = Field(default=None, ge=0)
+    """Documents per task that say what the chosen set is worth (split ``judge``), beside the
+    untouched model and the random sets; null: as many as ``verify_samples``. A task with too few
+    for both has half of the rest each. 0: the set is not judged."""
     seed: int = 1234
     """Of the draw of documents."""
     num_fewshot: int | None = Field(default=None, ge=0)
@@ -196,13 +200,13 @@ class Recipe(BaseModel):
             raise ValueError(f"tasks names one twice: {list(self.tasks)}")
         if len(set(self.strengths)) != len(self.strengths):
             raise ValueError("strengths names one twice")
-        needs = self.rule in ("top", "joint") or self.controls.random_sets > 0
-        if needs and self.verify_samples < 2:
+        if self.rule in ("top", "joint") and self.verify_samples < 2:
             raise ValueError(
-                f"verify_samples is {self.verify_samples}, rule {self.rule!r} and random controls "
-                "need at least 2; with rule 'paper' or 'significant' and controls.random_sets 0 it "
-                "may be 0"
+                f"verify_samples is {self.verify_samples}, rule {self.rule!r} needs at least 2; "
+                "with rule 'paper' or 'significant' it may be 0"
             )
+        if self.judge_samples == 1:
+            raise ValueError("judge_samples is 1, expected 0 (not judged), or 2 or more")
         for name in ("layers", "heads"):
             span = getattr(self, name)
             if isinstance(span, tuple) and not 0 <= span[0] <= span[1]:
@@ -224,6 +228,10 @@ class Recipe(BaseModel):
         """Return a size, the CPU's where it was left to the device."""
         given: int | None = getattr(self, key)
         return _SIZES[key] if given is None else given
+
+    def judge_documents(self) -> int:
+        """Return how many documents per task judge the chosen set."""
+        return self.verify_samples if self.judge_samples is None else self.judge_samples
 
     def mass_maps(self) -> tuple[HeadStrength, ...]:
         """Return the mass maps to try on every head."""
@@ -275,11 +283,12 @@ class Recipe(BaseModel):
     def measured(self) -> dict[str, Any]:
         """Return the fields that decide what is measured: the ledger's part of the recipe.
 
-        Without the name, the rule, its settings and the controls. An exhaustive search measures
-        the same whatever the objective is; a screened one keeps other heads.
+        Without the name, the rule, its settings, the controls and what judges. An exhaustive search
+        measures the same whatever the objective is; a screened one keeps other heads.
         """
         content = self.content()
-        for key in ("name", "expect", "rule", "top", "significant", "joint", "controls"):
+        chooses = ("rule", "top", "significant", "joint")
+        for key in ("name", "expect", *chooses, "controls", "judge_samples"):
             del content[key]
         if self.method == "exhaustive":
             for key in ("objective", "keep", "screen_tokens"):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -19,18 +19,12 @@ from act_harness.attention import model_facts
 from act_harness.engines import select_engine
 from act_harness.interruption import saved
 from act_harness.search.effects import HeadEffect, as_rows, both_splits, head_effects
+from act_harness.search.judgement import conclude, describe
 from act_harness.search.ledger import VERSION, Ledger
 from act_harness.search.measure import Measurement, Work
 from act_harness.search.processes import Processes
-from act_harness.search.select import (
-    Selection,
-    best_of_each_head,
-    controls,
-    random_sets,
-    refitted,
-    select_heads,
-)
-from act_harness.search.sets import SetJudge, make_heads
+from act_harness.search.select import Selection, best_of_each_head, refitted
+from act_harness.search.sets import ModelSets, SetMeasurement, make_heads
 from act_harness.search.workbench import Workbench
 from act_harness.stats import spearman
 
@@ -38,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from act_harness.data import Document, TaskDocuments
+    from act_harness.search.effects import TaskScores
     from act_harness.search.recipe import Recipe
 
 __all__ = ["SearchResult", "content_sha256", "ledger_folder", "run_search", "stable_content"]
@@ -64,19 +59,9 @@ class SearchResult:
             f"{self.artifact.head_count()} of {search['measured_heads']} measured heads selected "
             f"(rule {search['rule']['name']}, {self.seconds:.0f} s)"
         ]
-        held = search.get("controls")
-        if held:
-            for name, figures in (("no heads", held["untouched"]), ("selected", held["selected"])):
-                lines.append(
-                    f"  verify split, {name}: accuracy {100 * figures['accuracy']:.1f} %, "
-                    f"label-prior corrected {100 * figures['corrected_accuracy']:.1f} %"
-                )
-            drawn = held["random_sets"]
-            if drawn:
-                mean = math.fsum(one["accuracy"] for one in drawn) / len(drawn)
-                lines.append(
-                    f"  {len(drawn)} random sets of that size: mean accuracy {100 * mean:.1f} %"
-                )
+        reason = search["rule"].get("reason")
+        lines += [f"  {reason}"] if reason else []
+        lines += describe(search["judgement"])
         lines += [f"  note: {note}" for note in search.get("notes", [])]
         if self.path is not None:
             lines.append(f"written to {self.path}")
@@ -107,7 +92,7 @@ def stable_content(artifact: Artifact) -> dict[str, Any]:
     content = artifact.document()
     del content["provenance"]
     search = dict(content["search"] or {})
-    for key in ("run", "content_sha256"):
+    for key in ("run", "content_sha256", "held_out"):
         search.pop(key, None)
     return {**content, "search": search}
 
@@ -141,7 +126,7 @@ def run_search(
         facts: what identifies the model; read off it when None.
         ledgers: folder of the ledgers.
         output: the artifact's file; None: not written.
-        token_budget: tokens of a forward on the verify split.
+        token_budget: tokens of a forward on the verify and judge splits.
         show_progress: draw progress bars.
         on_best: called after each chunk with the heads measured so far, the best first.
 
@@ -162,8 +147,7 @@ def run_search(
         search = _Search(recipe, model, known, documents, grid, ledger, processes, show_progress)
         search.measure(on_best)
         effects = search.effects()
-        judge = search.judge(token_budget)
-        selection, content = search.select(effects, judge)
+        selection, content = search.select(effects, token_budget)
     seconds = time.monotonic() - started
     heads, strengths = make_heads(selection.places, recipe)
     content["run"] = {
@@ -275,38 +259,32 @@ class _Search:
         stock = self.measurement.baselines(complete=complete)
         return head_effects(stock, self.measurement.changes(self.grid, stock, complete=complete))
 
-    def judge(self, token_budget: int) -> SetJudge | None:
-        """Return what measures sets on the verify split, None where there is none."""
-        verify: dict[str, Sequence[Document]] = {d.task: d.verify for d in self.documents}
-        if not all(verify.values()):
+    def sets(self, split: Literal["verify", "judge"], token_budget: int) -> SetMeasurement | None:
+        """Return what measures sets on a split; None where no task has documents in it."""
+        tasks: dict[str, Sequence[Document]] = {
+            d.task: found for d in self.documents if (found := d.of(split))
+        }
+        if not tasks or (split == "verify" and len(tasks) < len(self.documents)):
             return None
-        return SetJudge(
-            self.model,
-            self.facts,
-            self.recipe,
-            verify,
-            self.ledger,
-            self.processes,
-            token_budget,
-            self.show,
-        )
+        score = ModelSets(self.model, self.facts, self.recipe, token_budget)
+        return SetMeasurement(score, self.recipe, tasks, self.ledger, self.processes, split)
 
     def select(
-        self, effects: list[HeadEffect], judge: SetJudge | None
+        self, effects: list[HeadEffect], token_budget: int
     ) -> tuple[Selection, dict[str, Any]]:
-        """Apply the rule, measure the controls; return the selection and the artifact's record."""
+        """Apply the rule, judge what it chose; return the selection and the artifact's record."""
         recipe = self.recipe
         stock = self.measurement.baselines()
         arms = [task.arm(task.scores) for task in stock]
-        accuracy = math.fsum(arm.accuracy for arm in arms) / len(arms)
-        selection = select_heads(effects, recipe, baseline_accuracy=accuracy, judge=judge)
-        held = None
-        if judge is not None:
-            drawn = random_sets(selection, self.searched, recipe)
-            outcomes = judge.judge([selection.places, *drawn])
-            held = controls(selection, outcomes[0], outcomes[1:], judge.baseline(), recipe)
-            if recipe.rule == "top" and recipe.top.refit and selection.places:
-                selection = self.refit(selection)
+        selection, judged = conclude(
+            effects,
+            recipe,
+            baseline_accuracy=math.fsum(arm.accuracy for arm in arms) / len(arms),
+            grid=self.searched,
+            verify=self.sets("verify", token_budget),
+            judge=self.sets("judge", token_budget),
+            refit=self.refit,
+        )
         content = {
             "recipe": recipe.content(),
             "recipe_sha256": recipe.sha256(),
@@ -333,8 +311,8 @@ class _Search:
                 "order": [list(place) for place in selection.places],
                 **selection.trace,
             },
-            "controls": held,
-            "notes": _notes(selection, held, stock, recipe),
+            "judgement": judged,
+            "notes": _notes(selection, self.documents, stock, recipe),
         }
         return selection, content
 
@@ -378,30 +356,42 @@ def _split(documents: TaskDocuments) -> dict[str, Any]:
         "num_fewshot": documents.num_fewshot,
         "search": {"n": len(documents.search), "sha256": documents.digest("search")},
         "verify": {"n": len(documents.verify), "sha256": documents.digest("verify")},
+        "judge": {"n": len(documents.judge), "sha256": documents.digest("judge")},
         "too_long": documents.too_long,
     }
 
 
 def _notes(
-    selection: Selection, held: dict[str, Any] | None, stock: Sequence[Any], recipe: Recipe
+    selection: Selection,
+    documents: Sequence[TaskDocuments],
+    stock: Sequence[TaskScores],
+    recipe: Recipe,
 ) -> list[str]:
     """Say what a reader of the head list must know."""
     notes = []
     if not selection.places:
         notes.append("no head set improved on the untouched model; the artifact is empty")
-    elif held is None:
-        notes.append("no verify split: the set as a whole was not checked")
-    else:
-        if not held["beats_untouched"]:
-            notes.append("on the verify split the set does not beat the untouched model")
-        if held["beats_random"] is False:
-            notes.append("on the verify split the set does not beat all of its random controls")
     if "refit" in selection.trace:
+        record = selection.trace["refit"]
         notes.append(
-            "the controls are those of the set before its heads were ordered anew by the documents "
-            f"of both splits, which kept {selection.trace['refit']['kept']} of its "
-            f"{len(selection.trace['refit']['before'])} heads"
+            f"once their number was chosen, heads were ordered anew by search and verify together, "
+            f"which kept {record['kept']} of {len(record['before'])}"
         )
+    wanted = recipe.judge_documents()
+    none = [one.task for one in documents if not one.judge]
+    if none:
+        notes.append(
+            f"not judged on {', '.join(none)}: "
+            + (
+                "no documents were left for the judge split; lower samples, or prepare the "
+                "documents again"
+                if wanted
+                else "the recipe sets no documents aside for that (judge_samples 0)"
+            )
+        )
+    few = [f"{one.task} {len(one.judge)}" for one in documents if 0 < len(one.judge) < wanted]
+    if few:
+        notes.append(f"fewer than {wanted} documents judge: {', '.join(few)}")
     loose = [task.task for task in stock if not task.fixed]
     if recipe.objective == "corrected" and loose:
         notes.append(f"no label prior in {', '.join(loose)}: choices differ by document")

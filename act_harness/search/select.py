@@ -1,11 +1,12 @@
-"""From effects to a head set: the four rules, and the controls it is held against.
+"""From effects to a head set: the four rules, and the random sets it is held against.
 
 ``top`` takes the k heads of largest effect, k chosen on the verify split. ``paper`` takes every
 head whose mean accuracy over the tasks is above the baseline's (the published rule).
 ``significant`` takes the heads whose margin change holds under Benjamini-Hochberg. ``joint`` adds
 heads in the order of their effect while the set improves on the verify split, then drops those
 that hurt.
-Ties count as no improvement everywhere.
+Ties count as no improvement everywhere. What a set is worth is not said here: the documents that
+choose it cannot say it (see :mod:`act_harness.search.judgement`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from act_harness.errors import InternalError
-from act_harness.stats import benjamini_hochberg
+from act_harness.search.sets import chosen_by
+from act_harness.stats import RESAMPLES, benjamini_hochberg
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from act_harness.search.effects import HeadEffect
     from act_harness.search.recipe import Recipe
-    from act_harness.search.sets import Outcome, Place, SetJudge
+    from act_harness.search.sets import Place, SetMeasurement
 
 __all__ = ["Selection", "best_of_each_head", "random_sets", "refitted", "select_heads"]
 
@@ -50,7 +52,8 @@ def select_heads(
     recipe: Recipe,
     *,
     baseline_accuracy: float,
-    judge: SetJudge | None,
+    verify: SetMeasurement | None,
+    resamples: int = RESAMPLES,
 ) -> Selection:
     """Apply the recipe's rule.
 
@@ -58,16 +61,19 @@ def select_heads(
         effects: every measured (layer, head, strength).
         recipe: the rule and its settings.
         baseline_accuracy: mean over the tasks of the untouched model on the search split.
-        judge: measures sets on the verify split; None where there is none.
+        verify: measures sets on the verify split; None where there is none.
+        resamples: of the intervals in the trace of rule ``top``.
     """
     ranked = best_of_each_head(effects)
     if recipe.rule == "paper":
         return _paper(effects, baseline_accuracy)
     if recipe.rule == "significant":
         return _significant(effects, recipe)
-    if judge is None:
+    if verify is None:
         raise InternalError(f"rule {recipe.rule!r} needs a verify split")
-    return (_top if recipe.rule == "top" else _joint)(ranked, recipe, judge)
+    if recipe.rule == "top":
+        return _top(ranked, recipe, verify, resamples)
+    return _joint(ranked, recipe, verify)
 
 
 def _paper(effects: Sequence[HeadEffect], baseline: float) -> Selection:
@@ -93,18 +99,37 @@ def _helpful(ranked: Sequence[HeadEffect]) -> list[Place]:
     return [e.place for e in ranked if e.effect > 0]
 
 
-def _top(ranked: Sequence[HeadEffect], recipe: Recipe, judge: SetJudge) -> Selection:
-    helpful = _helpful(ranked)
+def _top(
+    ranked: Sequence[HeadEffect], recipe: Recipe, verify: SetMeasurement, resamples: int
+) -> Selection:
+    reading, helpful = chosen_by(recipe), _helpful(ranked)
     sizes = sorted({min(size, len(helpful)) for size in recipe.top.sizes} - {0})
-    outcomes = judge.judge([helpful[:size] for size in sizes])
-    best, chosen = judge.baseline().value(recipe), 0
+    outcomes = verify.outcomes([helpful[:size] for size in sizes])
+    untouched = verify.baseline().score(reading)
+    best, chosen, tried = untouched, 0, []
     for size, outcome in zip(sizes, outcomes, strict=True):
-        if outcome.value(recipe) > best + 1e-12:
-            best, chosen = outcome.value(recipe), size
-    tried = [
-        {"heads": size, **_short(outcome)} for size, outcome in zip(sizes, outcomes, strict=True)
-    ]
-    return Selection(tuple(helpful[:chosen]), {"chosen": chosen, "tried": tried})
+        value = outcome.score(reading)
+        if value > best + 1e-12:
+            best, chosen = value, size
+        found = outcome.difference(reading, resamples=resamples)
+        interval = [round(end, 6) for end in found.interval]
+        tried.append(
+            {"heads": size, **outcome.to_json(), "value": round(value, 6), "interval": interval}
+        )
+    trace = {
+        "criterion": reading,
+        "untouched": round(untouched, 6),
+        "chosen": chosen,
+        "reason": _reason(chosen),
+        "tried": tried,
+    }
+    return Selection(tuple(helpful[:chosen]), trace)
+
+
+def _reason(chosen: int) -> str:
+    if not chosen:
+        return "no size has a higher value on verify than no heads"
+    return f"{chosen} heads have the highest value on verify; of equal sizes the smallest is taken"
 
 
 def refitted(selection: Selection, effects: Sequence[HeadEffect], documents: int) -> Selection:
@@ -126,11 +151,11 @@ def refitted(selection: Selection, effects: Sequence[HeadEffect], documents: int
     return Selection(places, {**selection.trace, "refit": record})
 
 
-def _joint(ranked: Sequence[HeadEffect], recipe: Recipe, judge: SetJudge) -> Selection:
-    candidates = _helpful(ranked)[: recipe.joint.candidates]
+def _joint(ranked: Sequence[HeadEffect], recipe: Recipe, verify: SetMeasurement) -> Selection:
+    reading, candidates = chosen_by(recipe), _helpful(ranked)[: recipe.joint.candidates]
 
     def value(places: Sequence[Place]) -> float:
-        return judge.judge([places])[0].value(recipe)
+        return verify.outcomes([places])[0].score(reading)
 
     chosen: list[Place] = []
     best, misses, steps = value(()), 0, []
@@ -152,7 +177,7 @@ def _joint(ranked: Sequence[HeadEffect], recipe: Recipe, judge: SetJudge) -> Sel
         steps.append({"drop": list(place), "value": round(now, 6), "kept": not dropped})
         if dropped:
             chosen, best = rest, now
-    return Selection(tuple(chosen), {"steps": steps})
+    return Selection(tuple(chosen), {"criterion": reading, "steps": steps})
 
 
 def random_sets(
@@ -169,29 +194,3 @@ def random_sets(
         mixed = source.sample(maps, len(maps))
         drawn.append(tuple(sorted((*place, one) for place, one in zip(places, mixed, strict=True))))
     return drawn
-
-
-def controls(
-    selection: Selection,
-    outcome: Outcome,
-    drawn: Sequence[Outcome],
-    baseline: Outcome,
-    recipe: Recipe,
-) -> dict[str, Any]:
-    """Return what the artifact says about the controls."""
-    mine = outcome.value(recipe)
-    beaten = [other.value(recipe) < mine - 1e-12 for other in drawn]
-    return {
-        "untouched": baseline.to_json(),
-        "selected": outcome.to_json(),
-        "random_sets": [_short(other) for other in drawn],
-        "beats_untouched": mine > baseline.value(recipe) + 1e-12,
-        "beats_random": all(beaten) if beaten else None,
-        "heads": len(selection.places),
-    }
-
-
-def _short(outcome: Outcome) -> dict[str, Any]:
-    content = outcome.to_json()
-    del content["by_task"]
-    return content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import torch
 
 from act_harness import places
 from act_harness.attention import model_facts
+from act_harness.checks import check_count, check_kind, check_seed
 from act_harness.data import (
     Prompting,
     TaskDocuments,
@@ -22,6 +23,7 @@ from act_harness.data import (
     write_documents,
 )
 from act_harness.errors import RecipeError
+from act_harness.model_arguments import check_vocabulary, model_arguments
 from act_harness.search.recipe import Recipe, load_recipe, make_recipe
 from act_harness.search.run import SearchResult, run_search
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from act_harness.artifact import ModelFacts
     from act_harness.model import CalibratedHFLM
     from act_harness.search.effects import HeadEffect
+    from act_harness.task_lookup import TaskSelection
 
 __all__ = ["SearchSettings", "search_documents", "search_from_settings"]
 
@@ -41,13 +44,13 @@ class SearchSettings:
 
     recipe: Path | None = None
     """A recipe file or the name of a shipped one; the options below override its fields."""
-    pretrained: str | None = None
-    model_args: str = ""
+    pretrained: str | Path | None = None
+    model_args: str | Mapping[str, Any] = ""
     """As lm-eval takes them: ``pretrained=DIR,dtype=float32``."""
     tasks: Sequence[str] = ()
+    include_path: tuple[str | Path, ...] = ()
+    """Folders of further task files."""
     samples: int | None = None
-    batch_size: str = "auto"
-    """Sequences of a forward on the verify split; chunks of the search are the recipe's."""
     device: str | None = None
     output: Path = Path("artifact.json")
     seed: int | None = None
@@ -64,6 +67,30 @@ class SearchSettings:
     """Print the best heads so far after each chunk of documents."""
     plots: bool = False
     """Draw the head map and the effect by rank beside the output."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used.
+
+        Raises:
+            InputError: A setting is out of range, or would do nothing beside the others.
+        """
+        if isinstance(self.tasks, str):  # a name would be taken letter by letter
+            object.__setattr__(self, "tasks", tuple(self.tasks.split(",")))
+        for name in ("output", "documents", "prepare", "ledgers"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        check_count(self.samples, "--samples", least=2)
+        check_count(self.held_out, "--held-out")
+        check_seed(self.seed)
+        if self.held_out and self.prepare is None:
+            raise RecipeError("--held-out belongs to --prepare; give both or none")
+        if self.prepare is not None and self.documents is not None:
+            raise RecipeError("--prepare draws the documents that --documents reads; give one")
+        if self.documents is not None and (self.data_dir is not None or self.include_path):
+            raise RecipeError(
+                "with --documents no task is read, so --data-dir and --include-path would do "
+                "nothing; leave them out"
+            )
 
     def make_recipe(self) -> Recipe:
         """Return the recipe with the options applied.
@@ -97,7 +124,7 @@ class Prepared:
 
     def summary(self) -> str:
         """Return a line for the terminal."""
-        count = sum(len(one.search) + len(one.verify) for one in self.documents)
+        count = sum(len(one.search + one.verify + one.judge) for one in self.documents)
         return f"{count} documents of {len(self.documents)} tasks written to {self.path}"
 
 
@@ -108,6 +135,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         InputError: recipe, model, tasks or ranges are wrong.
         InfrastructureError: data or disk are missing; what was measured is kept.
     """
+    check_kind(settings, SearchSettings, "settings")
     recipe = settings.make_recipe()
     ledgers = settings.ledgers or _ledgers(settings.output)
     if settings.prepare is None:
@@ -120,14 +148,19 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         model, facts = _plain_model(settings)
         facts = facts_of_tokens(facts, documents)
     else:
-        lm = _load_model(settings)
+        from act_harness.task_lookup import find_tasks
+
+        given = _arguments(settings)
+        found = find_tasks(recipe.tasks, include_path=settings.include_path)
+        recipe = recipe.model_copy(update={"tasks": found.names})  # no path goes into an artifact
+        lm = _load_model(given)
         documents = search_documents(
-            recipe, lm, data_dir=settings.data_dir, held_out=settings.held_out
+            recipe, lm, data_dir=settings.data_dir, held_out=settings.held_out, selection=found
         )
         model, facts = lm.model, _public(lm.facts)
     if settings.prepare is not None:
-        made = facts.tokenizer_sha256
-        documents = [replace(one, tokenizer_sha256=made) for one in documents]
+        made = {key: getattr(facts, key) for key in ("tokenizer_sha256", "tokenizer_probe_sha256")}
+        documents = [replace(one, **made) for one in documents]
         write_documents(settings.prepare, documents)
         return Prepared(settings.prepare, documents)
     result = run_search(
@@ -147,18 +180,27 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
 
 
 def search_documents(
-    recipe: Recipe, lm: CalibratedHFLM, *, data_dir: Path | None = None, held_out: int = 0
+    recipe: Recipe,
+    lm: CalibratedHFLM,
+    *,
+    data_dir: Path | None = None,
+    held_out: int = 0,
+    selection: TaskSelection | None = None,
 ) -> list[TaskDocuments]:
-    """Draw a recipe's documents, tokenised exactly as ``lm`` would score them."""
+    """Draw a recipe's documents, tokenised exactly as ``lm`` would score them.
+
+    ``selection`` is where the recipe's tasks were found; else they are looked up by name.
+    """
     contexts: dict[str, list[int]] = {}
 
     def encode(context: str, continuation: str) -> tuple[Sequence[int], Sequence[int]]:
         return lm._encode_request(context, continuation, contexts)
 
     return load_documents(
-        recipe.tasks,
+        selection or recipe.tasks,
         samples=recipe.samples,
         verify_samples=recipe.verify_samples,
+        judge_samples=recipe.judge_documents(),
         seed=recipe.seed,
         held_out_samples=held_out,
         encode=encode,
@@ -175,37 +217,35 @@ def search_documents(
     )
 
 
-def _load_model(settings: SearchSettings) -> CalibratedHFLM:
+def _arguments(settings: SearchSettings) -> dict[str, Any]:
+    given = model_arguments(settings.pretrained, settings.model_args, device=settings.device)
+    if "artifact" in given:
+        raise RecipeError("a search starts from the untouched model; leave out artifact=")
+    return given
+
+
+def _load_model(given: dict[str, Any]) -> CalibratedHFLM:
     from act_harness.model import CalibratedHFLM
 
-    arguments = settings.model_args
-    if settings.pretrained:
-        arguments = f"pretrained={settings.pretrained}" + (f",{arguments}" if arguments else "")
-    if "pretrained=" not in arguments:
-        raise RecipeError("no model was given; use --model-args pretrained=DIR or --pretrained DIR")
-    if "artifact=" in arguments:
-        raise RecipeError("a search starts from the untouched model; leave out artifact=")
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model: CalibratedHFLM = CalibratedHFLM.create_from_arg_string(
-        f"{arguments},artifact=none", {"batch_size": 1, "device": device}
-    )
-    return model
+    return CalibratedHFLM(artifact="none", **given)
 
 
 def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]:
     """Load the model by transformers alone; only its folder and dtype can be given."""
-    pairs = [pair.partition("=") for pair in settings.model_args.split(",") if pair]
-    given = {"pretrained": settings.pretrained, **{key: value for key, _, value in pairs}}
-    folder, dtype = given.pop("pretrained"), given.pop("dtype", "auto")
-    if not folder:
-        raise RecipeError("no model was given; use --model-args pretrained=DIR or --pretrained DIR")
+    text = settings.model_args
+    if isinstance(text, str):  # lm-eval, which could read it, may be missing here
+        pairs = [pair.partition("=") for pair in text.split(",") if pair]
+        text = {key: value for key, _, value in pairs}
+    given = model_arguments(settings.pretrained, text, device=settings.device)
+    folder, dtype = str(given.pop("pretrained")), given.pop("dtype", "auto")
+    device = given.pop("device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
     if given:
         raise RecipeError(
             f"with prepared documents the model takes pretrained and dtype only, got {list(given)}"
         )
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_plain_model(folder, dtype=dtype or "auto", device=device)
     tokenizer = load_plain_tokenizer(folder)
+    check_vocabulary(model, tokenizer)
     return model, _public(model_facts(model, tokenizer, name=folder))
 
 

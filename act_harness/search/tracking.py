@@ -79,9 +79,10 @@ def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Pa
 
 
 def search_scalars(result: SearchResult) -> dict[str, object]:
-    """Return a search's numbers: what was measured, the baseline, the controls on other documents.
+    """Return a search's numbers: what was measured, the baseline, what the set is worth.
 
-    ``search/...`` rests on the documents the heads were chosen by, ``verify/...`` on others.
+    ``search/...`` rests on the documents that found the heads, ``judge/...`` on documents that
+    neither found nor chose them.
     """
     search: dict[str, Any] = result.artifact.search or {}
     found: dict[str, object] = {
@@ -98,32 +99,18 @@ def search_scalars(result: SearchResult) -> dict[str, object]:
     screen = search.get("screen")
     if screen:
         found["search/screen_rank_correlation"] = screen["rank_correlation_on_kept"]
-    held = search.get("controls")
-    return found | (_control_scalars(held) if held else {})
+    return found | _judged(search["judgement"])
 
 
-def _control_scalars(held: Mapping[str, Any]) -> dict[str, object]:
-    """Flatten the controls: no heads, the selected ones, the mean over random sets."""
-    found: dict[str, object] = {}
-    for name in ("untouched", "selected"):
-        found |= {f"verify/{name}/{key}": value for key, value in _flat(held[name]).items()}
-    drawn = [_flat(one) for one in held["random_sets"]]
-    for key in drawn[0] if drawn else ():
-        values = [one[key] for one in drawn if isinstance(one[key], (int, float))]
-        if len(values) == len(drawn):
-            found[f"verify/random_sets_mean/{key}"] = math.fsum(values) / len(values)
-    found["verify/random_sets"] = len(drawn)
-    # Words rather than 0 and 1: a missing answer (no random set was drawn) is neither.
-    found["verify/beats_untouched"] = str(held["beats_untouched"])
-    found["verify/beats_random"] = str(held["beats_random"])
-    return found
-
-
-def _flat(content: Mapping[str, Any], start: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{start}{key}/")
-        else:
-            found[f"{start}{key}"] = value
+def _judged(judgement: Mapping[str, Any]) -> dict[str, object]:
+    """Flatten what the judge split says; verdicts are words."""
+    found: dict[str, object] = {"judge/verdict": judgement["verdict"]}
+    for name, one in judgement["columns"].items():
+        drawn = one["random_sets"]["scores"]
+        for key in ("untouched", "selected", "difference", "p", "verdict"):
+            found[f"judge/{name}/{key}"] = one[key]
+        found[f"judge/{name}/interval_low"], found[f"judge/{name}/interval_high"] = one["interval"]
+        if drawn:
+            found[f"judge/{name}/random_sets_mean"] = math.fsum(drawn) / len(drawn)
+            found[f"judge/{name}/random_sets_p"] = one["random_sets"]["p"]
     return found

@@ -22,6 +22,11 @@ from act_harness.mtbench.measures import measure
 
 __all__ = ["MTBench", "mean_of_known", "process_results"]
 
+_NO_TEMPLATE = (
+    "mt_bench needs the model's chat template and generation of several turns: run it with "
+    "--model hf-act and --apply_chat_template"
+)
+
 
 class MTBench(ConfigurableTask):
     """The 80 questions; one request, of two turns, for each."""
@@ -55,10 +60,7 @@ class MTBench(ConfigurableTask):
         LM.generate_conversations = _refuse  # what a model without the method says
         template = settings.get("chat_template")
         if template is None:
-            raise TaskError(
-                "mt_bench needs the model's chat template and generation of several turns: run it "
-                "with --model hf-act and --apply_chat_template"
-            )
+            raise TaskError(_NO_TEMPLATE)
         model = getattr(template, "__self__", None)
         if isinstance(model, LM) and type(model).generate_conversations is _refuse:
             _refuse(model)
@@ -67,9 +69,20 @@ class MTBench(ConfigurableTask):
         # A cached request would keep the generation settings of the run that cached it.
         super().build_all_requests(**{**settings, "cache_requests": False})
 
-    def fewshot_context(self, doc: dict[str, Any], **settings: Any) -> str:  # noqa: ANN401
-        """Return turn 1's prompt; the model builds turn 2's itself, from turn 1's answer."""
-        template: Callable[[list[dict[str, str]]], str] = settings["chat_template"]
+    def fewshot_context(
+        self,
+        doc: dict[str, Any],
+        num_fewshot: int = 0,
+        **settings: Any,  # noqa: ANN401
+    ) -> str:
+        """Return turn 1's prompt; the model builds turn 2's itself, from turn 1's answer.
+
+        Raises:
+            TaskError: There is no chat template to build it with.
+        """
+        template: Callable[[list[dict[str, str]]], str] | None = settings.get("chat_template")
+        if template is None:
+            raise TaskError(_NO_TEMPLATE)
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
         return template([*system, {"role": "user", "content": doc["prompt"][0]}])
 
@@ -87,7 +100,8 @@ class MTBench(ConfigurableTask):
             doc=doc,
             arguments=(ctx, conversation),
             idx=0,
-            metadata=settings["metadata"],
+            # lm-eval's own tools build single requests without it
+            metadata=settings.get("metadata", (None, None, None)),
         )
 
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:

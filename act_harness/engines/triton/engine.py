@@ -80,6 +80,10 @@ class TritonEngine:
         self._selections: dict[tuple[int, torch.device], Selection] = {}
         self.steps = Steps(self._note, MOST_ON)
 
+    def __reduce__(self) -> tuple[type[TritonEngine], tuple[Blocks | None]]:
+        """Copy and pickle the settings; what was learned on a device is learned again."""
+        return type(self), (self.blocks,)
+
     def __call__(
         self,
         query: Tensor,
@@ -197,6 +201,8 @@ def _unsupported(
     state: LayerState | None,
 ) -> str:
     """Say what the kernels cannot do; empty where they can."""
+    if not query.dtype == key.dtype == value.dtype:
+        return "queries, keys and values of several dtypes"
     if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{query.dtype} inputs"
     if query.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -1,0 +1,286 @@
+"""README's tables of speed and accuracy, made from the stored results: nothing is typed by hand.
+
+    python -m act_harness.bench.readme            # print the tables
+    python -m act_harness.bench.readme --write    # put them into README.md
+
+Run it after the benchmarks or the reports were made anew. Every row names the file that its figures
+stand in, with the commit that was measured; weak figures come first. Rounding: two decimals below
+10, one below 100, none above; accuracies and their differences in percent with one decimal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from act_harness import reading
+from act_harness.atomic import write_text
+from act_harness.bench.stock import LM_EVAL
+from act_harness.errors import InputError
+
+__all__ = ["BLOCKS", "accuracy_table", "main", "replaced", "speed_table"]
+
+BENCHMARKS = Path("results/benchmarks")
+REPORTS = Path("results/reports")
+BLOCKS = ("speed", "accuracy")
+
+
+class Line(NamedTuple):
+    """A row of a table."""
+
+    what: str
+    where: str
+    figures: str
+    weakest: float
+    """For the order: the least of the figures, as a share of stock's speed."""
+    source: str
+
+
+def number(value: float) -> str:
+    """Return a figure as README shows it."""
+    size = abs(value)
+    return f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 100 else f"{value:.0f}"
+
+
+def percent(value: float) -> str:
+    """Return a share as README shows it, in percent."""
+    return f"{100 * value:.1f}"
+
+
+# -- speed -----------------------------------------------------------------------------------------
+
+
+def speed_table(root: Path) -> str:
+    """Return the table of speed from the benchmarks below a checkout."""
+    rows = ["| what | where | figures | file, commit |", "|---|---|---|---|"]
+    for make in (_scoring, _whole_models, _attention, _search, _equality):
+        rows += [
+            f"| {line.what} | {line.where} | {line.figures} | {line.source} |"
+            for line in sorted(make(root), key=lambda line: line.weakest)
+        ]
+    return "\n".join(rows)
+
+
+def _stored(root: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted((root / BENCHMARKS).glob(pattern)):
+        yield path, reading.read_json(path, lenient=True)
+
+
+def _records(table: dict[str, Any]) -> list[dict[str, Any]]:
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+
+
+def _source(path: Path, report: dict[str, Any], root: Path) -> str:
+    machine = report.get("machine") or report.get("provenance") or {}
+    commit = (machine.get("commit") or "unknown")[:7]
+    changed = ", with local changes" if machine.get("dirty") else ""
+    return f"[{path.stem}]({path.relative_to(root).as_posix()}), {commit}{changed}"
+
+
+def _chip(report: dict[str, Any]) -> str:
+    """Return the machine in a few words: ``H200``, ``AMD EPYC, 2 cores``."""
+    chip = report["machine"]["chip"]
+    found = re.search(r"\b[ABHL]\d+\w*", chip) if "NVIDIA" in chip else None
+    if found:
+        return found[0]
+    threads = report["machine"]["threads"]
+    return f"{chip.split('(R)')[0]} CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _attention(root: Path) -> Iterator[Line]:
+    for path, report in _stored(root, "attention-cuda.json"):
+        records = [r for r in _records(report["tables"][0]) if r["variant"] == "triton"]
+        for selected in dict.fromkeys(r["selected"] for r in records):
+            mine = [r for r in records if r["selected"] == selected]
+            for how, key in (("each call from the host", "ratio"), ("CUDA graph", "device_ratio")):
+                each = ", ".join(f"{number(r[key])} ({r['batch']} x {r['tokens']})" for r in mine)
+                yield Line(
+                    f"attention alone, {selected} of 32 heads: time over stock's, {how}",
+                    _chip(report),
+                    each,
+                    1 / max(r[key] for r in mine),
+                    _source(path, report, root),
+                )
+
+
+def _whole_models(root: Path) -> Iterator[Line]:
+    for kind, size in (("prefill", "tokens"), ("decode", "context")):
+        for path, report in _stored(root, f"attention-{kind}-*.json"):
+            for table in report["tables"]:
+                mine = [r for r in _records(table) if str(r["variant"]).startswith("act")]
+                if not mine:
+                    continue
+                yield Line(
+                    f"whole-model {kind}: time over stock's",
+                    f"{_chip(report)}, {table['title']}",
+                    ", ".join(f"{number(r['ratio'])} ({r['batch']} x {r[size]})" for r in mine),
+                    1 / max(r["ratio"] for r in mine),
+                    _source(path, report, root),
+                )
+
+
+def _scoring(root: Path) -> Iterator[Line]:
+    for path, report in _stored(root, "scoring-*.json"):
+        own = any(LM_EVAL in remark for remark in report["remarks"])
+        stock = "lm-eval's `hf`" if own else "a stand-in for lm-eval's `hf`"
+        model = report["title"].removeprefix("Scoring with ")
+        for table in report["tables"]:
+            records = [r for r in _records(table) if "ACT / stock" in r]
+            if not records:
+                continue
+            records.sort(key=lambda r: r["ACT / stock"])
+            title = "batch size 8" if table["title"] == "Requests per second" else table["title"]
+            where = f"{_chip(report)}, {model}: {title[0].lower() + title[1:]}"
+            each = ", ".join(
+                f"{number(r['ACT / stock'])} ({r['requests of'].removesuffix(' 0-shot')})"
+                for r in records
+            )
+            weakest, source = records[0]["ACT / stock"], _source(path, report, root)
+            yield Line(f"scoring: requests per second over {stock}", where, each, weakest, source)
+
+
+def _search(root: Path) -> Iterator[Line]:
+    for path, report in _stored(root, "search-c*.json"):
+        table = next((t for t in report["tables"] if t["title"] == "Cost"), None)
+        if table is None:
+            continue
+        found = {r["way"]: r["times faster"] for r in _records(table)}
+        documents = table["note"].split(" documents")[0]
+        yield Line(
+            "head search: times faster than one head at a time at batch 1 (scaled)",
+            f"{_chip(report)}, SmolLM2, {documents} documents",
+            f"{number(found['exhaustive'])} exhaustive, {number(found['screened'])} screened",
+            found["exhaustive"],
+            _source(path, report, root),
+        )
+
+
+def _equality(root: Path) -> Iterator[Line]:
+    for path, report in _stored(root, "equality-*.json"):
+        records = _records(report["tables"][0])
+        worst = {
+            kind: max(v for r in records for name, v in r.items() if name.startswith(f"{kind},"))
+            for kind in ("stock", "none", "ACT")
+        }
+        yield Line(
+            "largest difference of a log-likelihood, nats",
+            f"{_chip(report)}, {report['title'].split(' with ')[-1]}",
+            f"{worst['none']:.1e} none against stock, {worst['ACT']:.1e} ACT against one forward a "
+            f"request; stock against itself at another batch size {worst['stock']:.1e}",
+            math.inf,
+            _source(path, report, root),
+        )
+
+
+# -- accuracy --------------------------------------------------------------------------------------
+
+
+def accuracy_table(root: Path) -> str:
+    """Return the table of accuracy from the held-out reports below a checkout.
+
+    A row for each shipped head set, one for as many best heads as the random sets have where a
+    report has that arm, and one for the random sets. Sets whose corrected gain is not shown (its
+    interval holds 0) come first.
+    """
+    shipped = {path.stem for path in (root / "search" / "artifacts").rglob("*.json")}
+    rows: list[tuple[float, str]] = []
+    judged: set[str] = set()
+    for path in sorted((root / REPORTS).glob("*.json")):
+        report = reading.read_json(path, lenient=True)
+        if "arms" in report:
+            rows += _accuracy_rows(path, report, shipped, root)
+            judged |= {arm["name"] for arm in report["arms"]}
+    head = [
+        "| heads | raw accuracy, % | label-prior corrected, % | documents | file, commit |",
+        "|---|---|---|---|---|",
+    ]
+    table = "\n".join([*head, *(row for _, row in sorted(rows, key=lambda pair: pair[0]))])
+    left = sorted(shipped - judged)
+    return (
+        f"{table}\n\nShipped without a stored held-out report: {', '.join(left)}."
+        if left
+        else table
+    )
+
+
+def _accuracy_rows(
+    path: Path, report: dict[str, Any], shipped: set[str], root: Path
+) -> Iterator[tuple[float, str]]:
+    documents = sum(report["documents"].values())
+    tasks = len(report["documents"])
+    end = f"{documents} of {tasks} tasks | {_source(path, report, root)} |"
+    draws = [arm for arm in report["arms"] if arm["name"].startswith("random")]
+    equal = {f"{arm['heads']} best of" for arm in draws}
+    for arm in report["arms"]:
+        same_size = any(arm["name"].startswith(start) for start in equal)
+        if arm["name"] not in shipped and not same_size:
+            continue
+        judged = arm["corrected"] or arm["raw"]
+        heads = "" if same_size else f", {arm['heads']} heads"
+        yield (
+            judged["interval"][0],
+            f"| {arm['name']}{heads} | {_change(arm['raw'])} | {_change(arm['corrected'])} | {end}",
+        )
+    if draws:
+        sizes = sorted({arm["heads"] for arm in draws})
+        name = f"{len(draws)} random sets of {' or '.join(map(str, sizes))}"
+        yield (
+            -math.inf,
+            f"| {name} | {_range(draws, 'raw')} | {_range(draws, 'corrected')} | {end}",
+        )
+
+
+def _change(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    low, high = (percent(end) for end in found["interval"])
+    change = f"{100 * found['difference']:+.1f}"
+    shown = "" if found["interval"][0] > 0 else ", not shown"
+    scores = f"{percent(found['score_a'])} to {percent(found['score_b'])}"
+    return f"{change} ({low} to {high}{shown}), {scores}"
+
+
+def _range(draws: Sequence[dict[str, Any]], column: str) -> str:
+    changes = [arm[column]["difference"] for arm in draws if arm[column] is not None]
+    return f"{100 * min(changes):+.1f} to {100 * max(changes):+.1f}" if changes else "-"
+
+
+# -- README ----------------------------------------------------------------------------------------
+
+
+def replaced(text: str, root: Path) -> str:
+    """Return README's text with both tables as the files have them.
+
+    Raises:
+        InputError: a mark is missing.
+    """
+    made = {"speed": speed_table(root), "accuracy": accuracy_table(root)}
+    for block in BLOCKS:
+        before, first, rest = text.partition(f"<!-- {block}: ")
+        mark, opened, rest = rest.partition("-->\n")
+        _, last, after = rest.partition(f"<!-- end of {block} -->")
+        if not (first and opened and last):
+            raise InputError(f"README has no marks around the table of {block}; put them back")
+        text = f"{before}{first}{mark}{opened}{made[block]}\n{last}{after}"
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables, or write them into README."""
+    parser = argparse.ArgumentParser(description="README's tables from the stored results.")
+    parser.add_argument("--root", type=Path, default=Path(), help="folder of the checkout")
+    parser.add_argument("--write", action="store_true", help="into README.md")
+    given = parser.parse_args(arguments)
+    if given.write:
+        readme = given.root / "README.md"
+        write_text(readme, replaced(readme.read_text(encoding="utf-8"), given.root))
+    else:
+        print(speed_table(given.root), accuracy_table(given.root), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

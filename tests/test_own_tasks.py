@@ -1,0 +1,298 @@
+"""Tasks of one's own and lm-eval's options, in every command that takes tasks."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import pytest
+import yaml
+from own_tasks import caller, few_tasks, write_own_tasks
+
+from act_harness import fetch
+from act_harness.artifact import Artifact, load_artifact
+from act_harness.calibration import Calibration
+from act_harness.errors import InfrastructureError, InputError, TaskError
+from act_harness.evaluate import EvalSettings, run_eval
+from act_harness.results import load_run
+from act_harness.task_lookup import find_tasks, leaf_tasks, load_tasks
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    with few_tasks():
+        yield
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    return caller(monkeypatch, capsys)
+
+
+@pytest.fixture
+def own(tmp_path):
+    return write_own_tasks(tmp_path / "own", "fr_mc", "fr_two")
+
+
+@pytest.fixture(scope="module")
+def artifact_file(tiny_checkpoint, tmp_path_factory):
+    from act_harness.model import CalibratedHFLM
+
+    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
+    artifact = Artifact(
+        name="tiny", model=lm.facts, calibration=Calibration(alpha=1.5, beta=0.0),
+        heads={0: (0, 1, 2), 1: (1, 3), 2: (0, 1)},
+    )  # fmt: skip
+    return artifact.save(tmp_path_factory.mktemp("artifact") / "tiny.json")
+
+
+# -- looking up ------------------------------------------------------------------------------------
+
+
+def test_what_lm_eval_takes_is_taken(own):
+    names = lambda *tasks, **how: find_tasks(tasks, **how).names  # noqa: E731
+    assert names(str(own / "fr_mc.yaml")) == ("fr_mc",)
+    assert names(str(own / "fr_*.yaml")) == ("fr_mc", "fr_two")
+    assert names(str(own)) == ("fr_mc", "fr_two")
+    assert names("fr_two", "fr_mc", "fr_two", include_path=[own]) == ("fr_two", "fr_mc")
+    assert names("fr_*", include_path=[str(own)]) == ("fr_mc", "fr_two")
+    assert names("act_demo_w*") == ("act_demo_word",)
+    (own / "both.yaml").write_text("group: both\ntask: [fr_two, own_tag, act_demo_word]\n")
+    assert leaf_tasks(find_tasks(["own_tag"], include_path=[own])) == ["fr_mc", "fr_two"]
+    group = find_tasks(["both"], include_path=[own])
+    assert leaf_tasks(group) == ["fr_two", "fr_mc", "act_demo_word"]
+    (own / "both.yaml").unlink()
+    assert [len(task.eval_docs) for task in load_tasks(find_tasks([str(own)]))] == [8, 8]
+
+
+def test_a_file_takes_the_place_of_a_task_of_its_name(own):
+    text = (own / "fr_mc.yaml").read_text()
+    (own / "mine.yaml").write_text(text.replace("fr_mc", "act_demo_word"))
+    (task,) = load_tasks(find_tasks([str(own / "mine.yaml")]))
+    assert len(task.eval_docs) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("task: [", "cannot be read"),
+        ("- 1\n", "cannot be read"),
+        ("include: gone.yaml\ntask: x\n", "cannot be read"),
+        ("dataset_path: json\n", "defines no task"),
+        ("task: 3\n", "defines no task"),
+        ("task: x\nmetric_lst: []\n", "cannot be built.*metric_lst"),
+        ("task: x\ndataset_path: json\ntest_split: test\n"
+         "dataset_kwargs: {data_files: {test: gone.jsonl}}\n", "data of task 'x' cannot be had"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_task_is_one_line(tmp_path, text, words):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises((TaskError, InfrastructureError), match=words) as caught:
+        load_tasks(find_tasks([str(file)]))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_task_says_how_own_tasks_are_used(own):
+    with pytest.raises(TaskError, match=r"unknown task 'fr_mc'.*--include_path FOLDER"):
+        find_tasks(["fr_mc"])
+    with pytest.raises(TaskError, match="did you mean 'fr_two'"):
+        find_tasks(["fr_tow"], include_path=[own])
+    (own / "broken.yaml").write_text("task: [")  # which lm-eval skips without a word
+    with pytest.raises(TaskError, match=r"unknown task 'broken', and task file .*broken.yaml"):
+        find_tasks(["broken"], include_path=[own])
+    for place in (own / "gone", own / "fr_mc.yaml", "x" * 5000):
+        with pytest.raises(TaskError, match="no such folder"):
+            find_tasks(["fr_mc"], include_path=[place])
+    for task in (str(own / "gone.yaml"), f"{'x' * 5000}.yaml"):
+        with pytest.raises(TaskError, match="no task file"):
+            find_tasks([task])
+
+
+def test_fetch_finds_the_datasets_of_own_tasks(own):
+    (own / "hub.yaml").write_text("task: hub_task\ndataset_path: owner/rows\ntest_split: test\n")
+    for given, more in ((["hub_task"], {"include_path": [own]}), ([str(own / "hub.yaml")], {})):
+        (source,) = fetch.datasets_of(given, **more)
+        assert (source.id, source.task) == ("owner/rows", "hub_task")
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+
+def test_eval_with_an_own_file_as_lm_eval_takes_it(
+    call, own, tiny_checkpoint, artifact_file, tmp_path, monkeypatch
+):
+    """The relative ``rows.jsonl`` of case 03, too: it is found from where the command runs."""
+    text = (own / "fr_mc.yaml").read_text()
+    (own / "fr_mc.yaml").write_text(re.sub(r"test: .*rows.jsonl", "test: rows.jsonl", text))
+    monkeypatch.chdir(own)
+    done = call(
+        "eval", "--pretrained", tiny_checkpoint, "--artifact", artifact_file, "--device", "cpu",
+        "--tasks", "fr_mc.yaml", "--model_args", "dtype=float32", "--batch_size", "4",
+        "--output_path", tmp_path / "out",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "fr_mc" in done.out
+    base, act = (
+        load_run(next((tmp_path / "out").glob(f"*__{arm}__*"))) for arm in ("baseline", "act-tiny")
+    )
+    for run in (base, act):
+        assert len(run.samples("fr_mc")) == 8
+    assert str(own) not in json.dumps(sorted(base.data["results"]))
+
+
+def test_evals_options_of_lm_eval_reach_the_run(tiny_checkpoint, own, tmp_path, call):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "model": "hf-act",
+                "model_args": {"pretrained": str(tiny_checkpoint), "dtype": "float32"},
+                "tasks": ["fr_mc", "fr_two"],
+                "include_path": str(own),
+                "samples": {"fr_mc": [5, 1, 5]},
+                "apply_chat_template": True,
+                "num_fewshot": 2,
+                "device": "cpu",
+            }
+        )
+    )
+    done = call(
+        "eval", "--config", config, "--artifact", "none", "--system_instruction", "Be brief.",
+        "--num-fewshot", "1", "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    run = load_run(next((tmp_path / "out").glob("*__baseline__*")))
+    assert [sample.doc_id for sample in run.samples("fr_mc")] == [1, 5]
+    assert len(run.samples("fr_two")) == 8
+    assert run.data["n-shot"] == {"fr_mc": 1, "fr_two": 1}  # the command line overrides the file
+    (line, *_) = next((tmp_path / "out").rglob("samples_fr_mc_*.jsonl")).read_text().splitlines()
+    row = json.loads(line)
+    assert row["doc"]["q"].startswith("Q: What is a violin")  # document 1, not the first of two
+    prompt = row["arguments"]["gen_args_0"]["arg_0"]
+    assert prompt.startswith("<system>Be brief.</system><user>")
+    assert prompt.count("<assistant>") == 2, "the example is a turn of its own"
+
+
+def test_examples_in_one_turn_and_a_named_template(tiny_checkpoint, own, tmp_path, call):
+    common = ("eval", "--pretrained", tiny_checkpoint, "--artifact", "none", "--device", "cpu",
+              "--tasks", own / "fr_mc.yaml", "--limit", 1, "--num_fewshot", 1,
+              "--output", tmp_path / "out")  # fmt: skip
+    done = call(*common, "--apply_chat_template", "--fewshot_as_multiturn", "false")
+    assert done.code == 0, done.err
+    text = next((tmp_path / "out").rglob("samples_fr_mc_*.jsonl")).read_text()
+    assert json.loads(text)["arguments"]["gen_args_0"]["arg_0"].count("<assistant>") == 1
+    done = call(*common, "--apply_chat_template", "tool_use")
+    assert (done.code, done.err.count("no chat template 'tool_use'")) == (2, 1)
+
+
+def test_the_named_template_is_the_one_that_renders(tiny_checkpoint, own, tmp_path):
+    """lm-eval looks the name up for its results, and renders with the default one."""
+    from act_harness import evaluate
+    from act_harness.model import CalibratedHFLM
+
+    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", device="cpu")
+    lm.tokenizer.chat_template = {"default": "default", "short": "{{ messages[0].content }}!"}
+    settings = EvalSettings(tasks=("x",), apply_chat_template="short")
+    evaluate._check_template(lm, settings)
+    assert lm.apply_chat_template([{"role": "user", "content": "Hello"}]) == "Hello!"
+    with pytest.raises(InputError, match="no chat template 'shrt'; did you mean 'short'"):
+        evaluate._check_template(lm, EvalSettings(tasks=("x",), apply_chat_template="shrt"))
+
+
+def test_predictions_alone_compare_nothing(tiny_checkpoint, artifact_file, own, tmp_path):
+    outcome = run_eval(
+        EvalSettings(
+            tasks=(str(own / "fr_mc.yaml"),), pretrained=tiny_checkpoint, artifact=artifact_file,
+            predict_only=True, write_out=True, device="cpu", output=tmp_path / "out",
+        )
+    )  # fmt: skip
+    assert outcome.comparisons == {}
+    assert outcome.report is None
+    assert sorted(outcome.folders) == ["act", "baseline"]
+    for folder in outcome.folders.values():
+        assert len(next(folder.glob("samples_*")).read_text().splitlines()) == 8
+
+
+def test_standard_errors_cost_few_resamples(tiny_checkpoint, own, tmp_path, monkeypatch):
+    """f1 has no formula: lm-eval would draw 100,000 times, in a pool of processes."""
+    import lm_eval.api.metrics as metrics
+
+    drawn = []
+    stock = metrics._bootstrap_internal_no_mp
+
+    def count(f, xs, iters):
+        drawn.append(iters)
+        return stock(f, xs, iters)
+
+    monkeypatch.setattr(metrics, "_bootstrap_internal_no_mp", count)
+    text = (own / "fr_mc.yaml").read_text().replace("acc_norm", "f1")
+    (own / "fr_mc.yaml").write_text(text)
+    outcome = run_eval(
+        EvalSettings(
+            tasks=(str(own / "fr_mc.yaml"),), pretrained=tiny_checkpoint, artifact="none",
+            device="cpu", output=tmp_path / "out",
+        )
+    )  # fmt: skip
+    found = load_run(outcome.folders["baseline"]).data["results"]["fr_mc"]
+    assert drawn == [100]
+    right = found["acc,none"]
+    assert found["acc_stderr,none"] == pytest.approx((right * (1 - right) / 7) ** 0.5)
+    assert isinstance(found["f1_stderr,none"], float)
+
+
+def test_search_with_an_own_file_keeps_no_path(call, own, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("samples: 2\nverify_samples: 2\ncontrols: {random_sets: 0}\n"
+                      "layers: [0, 0]\nheads: [0, 1]\ntasks: [fr_mc]\n")  # fmt: skip
+    many = own / "rows.jsonl"
+    rows = [json.loads(line) for line in many.read_text().splitlines()]
+    more = [{**row, "q": f"{n} {row['q']}"} for n in range(6) for row in rows]
+    many.write_text("".join(json.dumps(row) + "\n" for row in more))
+    for option in (("--include_path", own), ("--tasks", own / "fr_mc.yaml")):
+        done = call("search", recipe, "--pretrained", tiny_checkpoint, "--device", "cpu",
+                    "--output", tmp_path / "found.json", *option)  # fmt: skip
+        assert done.code == 0, done.err
+        assert load_artifact(tmp_path / "found.json").search["recipe"]["tasks"] == ["fr_mc"]
+        assert str(own) not in (tmp_path / "found.json").read_text()
+
+
+def test_regress_finds_the_tasks_of_a_suite_in_an_own_folder(own, tiny_checkpoint, tmp_path):
+    from regress_suites import write_suite
+
+    from act_harness.regress.measure import Session
+    from act_harness.regress.suite import load_suite
+
+    for tasks, more in (
+        (["own_tag"], {"include_path": [own]}),
+        ([str(own)], {}),
+    ):
+        folder = write_suite(tmp_path / "suite", tiny_checkpoint, [], tasks=tasks)
+        session = Session(load_suite(str(folder))[0], **more)
+        assert session.tasks == ["fr_mc", "fr_two"]
+
+
+def test_a_class_of_tasks_is_not_loaded_twice(own, tmp_path, tiny_checkpoint, monkeypatch):
+    """Data is looked for before the model, and the first arm takes what was loaded then."""
+    import datasets
+
+    loads = []
+    stock = datasets.load_dataset
+
+    def count(*args, **kwargs):
+        loads.append(args)
+        return stock(*args, **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset", count)
+    run_eval(
+        EvalSettings(
+            tasks=(str(own / "fr_mc.yaml"),), pretrained=tiny_checkpoint, artifact="none",
+            limit=2, device="cpu", output=tmp_path / "out",
+        )
+    )  # fmt: skip
+    assert len(loads) == 1
+    assert "lm_eval" in sys.modules
