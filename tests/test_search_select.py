@@ -119,6 +119,8 @@ def test_the_objective_decides_which_accuracy_chooses(objective, criterion, take
     assert [one["value"] for one in found.trace["tried"]] == values
     assert [one["accuracy"] for one in found.trace["tried"]] == [1.0, 0.25, 0.25]
     assert [one["corrected_accuracy"] for one in found.trace["tried"]] == [0.25, 0.75, 0.25]
+    name = {"accuracy": "raw accuracy", "objective": "label-prior corrected accuracy"}[criterion]
+    assert f"the highest {name} on the verify documents" in found.trace["reason"]
 
 
 def test_where_choices_differ_the_corrected_objective_chooses_by_raw_accuracy():
@@ -142,6 +144,7 @@ def test_the_margin_criterion_chooses_by_the_standardised_change():
     values = [one["value"] for one in found.trace["tried"]]
     assert values == pytest.approx([0.5 / 2**0.5, 0.75 / 2**0.5, 0.6 / 2**0.5], abs=1e-6)
     assert (found.places, found.trace["untouched"]) == ((A, B), 0.0)
+    assert "the highest margin on the verify documents, 0.530 against" in found.trace["reason"]
 
 
 def test_rules_that_choose_on_verify_need_it():
@@ -161,6 +164,11 @@ def test_paper_takes_every_head_above_the_baseline():
     assert found.trace == {"baseline_accuracy": 0.5}
     tied = choose(recipe(rule="paper"), [effect(B, 0, accuracy=0.7), effect(A, 0, accuracy=0.7)])
     assert tied.places == (A, B)
+    assert choose(recipe(rule="paper"), [effect(A, 1, accuracy=0.5)]).places == ()
+    maps = [effect(A, 0, accuracy=0.7), effect((0, 0, 1), 9, accuracy=0.7)]
+    assert choose(recipe(rule="paper"), maps).places == (A,)
+    third = choose(recipe(rule="paper"), [effect(A, 0)], baseline=1 / 3)
+    assert third.trace == {"baseline_accuracy": 0.333333}
 
 
 @pytest.mark.parametrize(
