@@ -336,3 +336,29 @@ def test_heads_and_strengths_of_places():
     assert strengths == {0: {1: given.strengths[1], 3: given.strengths[1]}}
     assert make_heads([(2, 1, 0)], given) == ({2: (1,)}, None)
     assert isinstance(outcome("1", "0"), Outcome)
+
+
+@pytest.mark.parametrize(
+    ("loose", "reading", "untouched", "selected"),
+    [
+        (False, "accuracy", 0.25, 1.0),
+        (False, "objective", 0.25, 0.5),
+        (False, "margin", 0.0, None),
+        (True, "accuracy", 0.25, 1.0),
+        (True, "objective", 0.25, 1.0),  # no label prior: raw
+    ],
+)
+def test_the_record_holds_what_the_set_was_chosen_by(loose, reading, untouched, selected):
+    """Margins 0.5, -0.5, -0.6, -0.7 become 8, 8, 9, 9: less their mean, two are above 0."""
+    answers = {(): [[-1, -1.5], [-1.5, -1], [-1.6, -1], [-1.7, -1]],
+               (A,): [[-1, -9], [-1, -9], [-1, -10], [-1, -10]]}  # fmt: skip
+    found = sets(answers, loose=loose).outcomes([[A]])[0]
+    one = judgement(found, [found], chosen_by=reading, heads=1, resamples=99)["chosen_by"]
+    assert one["reading"] == reading
+    assert one["untouched"] == untouched
+    if reading == "margin":
+        changes = [7.5, 8.5, 9.6, 9.7]
+        selected = sum(changes) / 4 / 0.556028
+    assert one["selected"] == pytest.approx(selected, rel=1e-5)
+    assert one["difference"] == pytest.approx(selected - untouched, rel=1e-5)
+    assert one["random_sets"] == pytest.approx([selected], rel=1e-5)

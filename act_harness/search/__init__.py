@@ -3,8 +3,9 @@
 ``recipe`` says what to search for; ``layout`` and ``workbench`` prepare documents and model;
 ``exact`` measures every head, ``screen`` estimates all of them from one backward pass; ``measure``
 and ``ledger`` split the work into units that survive a kill; ``effects`` and ``select`` turn
-measurements into a head set, ``sets`` checks it on other documents; ``run`` goes from recipe to
-artifact, ``settings`` from the command line to a recipe.
+measurements into a head set, ``sets`` measures whole sets, ``judgement`` says what the chosen one
+is worth on documents that chose nothing, and ``null`` holds all that to a truth that is known;
+``run`` goes from recipe to artifact, ``settings`` from the command line to a recipe.
 
 Only ``settings`` needs lm-eval, and only when it is called.
 """
