@@ -142,6 +142,8 @@ def test_the_best_heads_are_ordered_by_their_best_effect():
     assert best_heads(own, 3).heads == {0: (1,), 1: (2,), 2: (0,)}
     with pytest.raises(InputError, match="has 3 heads of positive effect, not 4"):
         best_heads(own, 4)
+    turned = best_heads(searched(rows[::-1], strengths=maps), 2)
+    assert (turned.heads, turned.strengths) == (two.heads, two.strengths)
     again = searched(rows, refit=[[1, 3, 0, 0.1, 9], [0, 1, 0, 0.05, 9]], strengths=maps)
     assert best_heads(again, 1).heads == {1: (3,)}
     with pytest.raises(InputError, match="no search table"):
