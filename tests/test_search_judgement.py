@@ -362,3 +362,20 @@ def test_the_record_holds_what_the_set_was_chosen_by(loose, reading, untouched, 
     assert one["selected"] == pytest.approx(selected, rel=1e-5)
     assert one["difference"] == pytest.approx(selected - untouched, rel=1e-5)
     assert one["random_sets"] == pytest.approx([selected], rel=1e-5)
+
+
+def test_the_lines_for_a_terminal_hold_the_figures():
+    """32 of 42 right, then 40; the random set has 34."""
+    before, after = changed(10, 2)
+    found = judged(before, after, [before.replace("0", "1", 2)], loose=True)
+    low, high = found["columns"]["raw"]["interval"]
+    assert describe(found) == [
+        "beats the untouched model (42 documents that chose nothing, level 0.05)",
+        f"  raw accuracy: 76.2 %, calibrated 95.2 % (+19.0; 95 % interval {100 * low:+.1f} to "
+        f"{100 * high:+.1f})",
+        "    beats 1 random sets of that size (mean 81.0 %, best 81.0 %; p 0.5, level 0.5)",
+    ]
+    both = judged(before, after)
+    assert [line.split(":")[0] for line in describe(both)[1:]] == [
+        "  raw accuracy", "  label-prior corrected accuracy",
+    ]  # fmt: skip
