@@ -144,6 +144,8 @@ def test_the_best_heads_are_ordered_by_their_best_effect():
         best_heads(own, 4)
     turned = best_heads(searched(rows[::-1], strengths=maps), 2)
     assert (turned.heads, turned.strengths) == (two.heads, two.strengths)
+    first = searched([[0, 1, 0, 0.5, 9], [0, 1, 1, 0.2, 9]], strengths=maps)
+    assert best_heads(first, 1).strengths is None  # the first map is the better one
     again = searched(rows, refit=[[1, 3, 0, 0.1, 9], [0, 1, 0, 0.05, 9]], strengths=maps)
     assert best_heads(again, 1).heads == {1: (3,)}
     with pytest.raises(InputError, match="no search table"):
