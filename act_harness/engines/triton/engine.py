@@ -201,10 +201,10 @@ def _unsupported(
     state: LayerState | None,
 ) -> str:
     """Say what the kernels cannot do; empty where they can."""
-    if not query.dtype == key.dtype == value.dtype:
-        return "queries, keys and values of several dtypes"
     if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{query.dtype} inputs"
+    if not query.dtype == key.dtype == value.dtype:
+        return "queries, keys and values of several dtypes"
     if query.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"tensors on {query.device.type}"
     if not key.shape[-1] == value.shape[-1] <= 256:
