@@ -11,9 +11,9 @@ from act_harness.attention import attach, packable
 from act_harness.counters import CalibrationCounters
 from act_harness.scoring import Item, Scorer
 
-POISON = 13
-CONTEXTS = [(5, 9, 14, 22, 7, 31), (8, 3, 4), (6, 7), (5, POISON, 6), (40, 41, 42, 43)]
-ANSWERS = [(9,), (30, 40, 50), (POISON, 5), (7, POISON, 8, 9), (POISON,), (3, POISON), (44, 45), ()]
+POISON = 12  # none of the tokens that trials and the probe take
+CONTEXTS = [(5, 9, 14, 22, 7, 31), (8, 3, 4), (5, POISON, 6)]
+ANSWERS = [(9,), (30, 40, 50), (POISON, 5), (7, POISON, 8, 9), (3, POISON), ()]
 ITEMS = [Item(context, answer) for context in CONTEXTS for answer in ANSWERS] + [
     # one longer answer beside single tokens: it is computed in the same rows as the context
     Item((50, 51, 52, 53, 54), (9,)),
@@ -51,6 +51,7 @@ def test_a_poisoned_token_spoils_its_own_requests_only(
         monkeypatch.setattr("act_harness.forwards.Forwards._joins_answers", False)
     artifact = None if decode is None else make_artifact(model, decode=decode)
     attachment = attach(model, artifact, engine="torch")
+    assert Scorer(model, attachment).forwards.packs is (kind in ("llama", "llama in rows"))
     expected = alone(model, attachment)
     finite = [math.isfinite(score.loglikelihood) for score in expected]
     assert 0 < sum(finite) < len(finite)
@@ -60,14 +61,13 @@ def test_a_poisoned_token_spoils_its_own_requests_only(
         if item.answer
     )
     counted = {}
-    for batch_size, order in ((None, 1), (3, -1), (1, 1)):
+    for batch_size, order in ((None, 1), (2, -1)):
         counters = CalibrationCounters()
         scorer = Scorer(model, attachment, batch_size=batch_size)
         found = scorer.score(ITEMS[::order], on_prompt=counters.record)
         same(found[::order], expected)
         counted[batch_size] = counters.summary()
-    assert counted[None] == pytest.approx(counted[1])
-    assert counted[None] == pytest.approx(counted[3])
+    assert counted[None] == pytest.approx(counted[2])
     if artifact is not None:
         assert counted[None]["prompts"] == len(CONTEXTS)  # the poisoned one has none to report
 

@@ -57,6 +57,15 @@ class Gap(NamedTuple):
     greedy: int
     """Answers that only one of the two calls greedy."""
 
+    def joined(self, other: Gap) -> Gap:
+        """Return the larger of each figure."""
+        return Gap(
+            max(self.largest, other.largest),
+            max(self.mean, other.mean),
+            max(self.choices, other.choices),
+            max(self.greedy, other.greedy),
+        )
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -73,12 +82,13 @@ class Paths:
 def gap(found: Scores, expected: Scores, pairs: Sequence[Pair]) -> Gap:
     """Compare two scorings; the first best choice counts, as in lm-eval."""
     off = [abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True)]
-    moved = 0
-    for rows in questions(pairs):
-        best = [max(rows, key=lambda n, s=scores: s[n][0]) for scores in (found, expected)]
-        moved += best[0] != best[1]
+    moved = sum(_best(found, rows) != _best(expected, rows) for rows in questions(pairs))
     greedy = sum(a[1] != b[1] for a, b in zip(found, expected, strict=True))
     return Gap(max(off), sum(off) / len(off), moved, greedy)
+
+
+def _best(scores: Scores, rows: range) -> int:
+    return max(rows, key=lambda n: scores[n][0])
 
 
 def questions(pairs: Sequence[Pair]) -> list[range]:
@@ -128,7 +138,7 @@ def bench_equality(
             for what, against, found, expected in runs:
                 one = gap(found, expected, entry.pairs)
                 before = worst.get((what, against), one)
-                worst[what, against] = Gap(*map(max, one, before))
+                worst[what, against] = one.joined(before)
         asked = [entry.name, len(entry.pairs), len(questions(entry.pairs))]
         table.rows += [[*asked, *names, *figures] for names, figures in worst.items()]
     return table
