@@ -218,12 +218,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     given = parser.parse_args(arguments)
     if bool(given.tasks) == bool(given.requests):
         raise InputError("give --tasks or --requests FILE, one of them")
+    machine = describe_machine(given.device)  # now: the clone may change while this runs
     requests, paths = _load(given)
     requests = [Requests(name, pairs[: given.most]) for name, pairs in requests]
     sizes = [int(size) for size in given.batch_sizes.split(",")]
     table = bench_equality(requests, paths, batch_sizes=sizes, rounds=given.rounds)
     title = f"hf-act without an artifact against hf: {Path(given.model).name}, {given.dtype}"
-    report = Report(given.name, title, describe_machine(given.device), command_line(), [table])
+    report = Report(given.name, title, machine, command_line(), [table])
     report.remarks = [
         f"stock: {paths.name}; its log-softmax is in the model's dtype unless told, ours float32",
         f"{given.rounds} rounds, batch sizes {given.batch_sizes}, in turns; largest over rounds",
