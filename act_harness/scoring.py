@@ -17,16 +17,17 @@ import logging
 import math
 from collections import deque
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from act_harness.attention.packable import rope_limit
 from act_harness.errors import InfrastructureError, InputError, InternalError
-from act_harness.forwards import Forwards, Prefilled, RowScores, Told, Work
+from act_harness.forwards import Forwards, Prefilled, Work
 from act_harness.grouping import Group, Item, Load, Score, Tokens, request_tokens
 from act_harness.room import answers_per_sequence, packed_tokens_per_token
+from act_harness.tally import Given, Started, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -137,7 +138,7 @@ class Scorer:
         limit = rope_limit(self.forwards.model)
         long = {n for n, item in enumerate(items) if limit and request_tokens(item) > limit}
         groups = self._groups({n: item for n, item in enumerate(items) if n not in long})
-        given = _Given(results, progress, on_prompt)
+        given = Given(results, progress, on_prompt)
         for number in sorted(long):
             (group,) = self._groups({number: items[number]})
             self.forwards.forget_long_sequences()
@@ -153,7 +154,7 @@ class Scorer:
         for some in (packed, extending, single):
             some.sort(key=lambda group: (-len(group.tokens), group.tokens))
         self.forwards.expect(map(_layout_of, self._batches(packed)))
-        before: _Started | None = None
+        before: Started | None = None
         for batch in (b for some in (packed, extending, single) for b in self._batches(some)):
             started = self._started(batch)
             if before is not None:
@@ -239,7 +240,7 @@ class Scorer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _run(self, batch: list[Group], given: _Given) -> None:
+    def _run(self, batch: list[Group], given: Given) -> None:
         """Score one batch; on running out of memory, its halves."""
         started = self._started(batch)
         if started is None:
@@ -247,14 +248,14 @@ class Scorer:
         else:
             self._finish(started, given)
 
-    def _started(self, batch: list[Group]) -> _Started | None:
+    def _started(self, batch: list[Group]) -> Started | None:
         """Start a batch; None when memory ran out."""
         try:
             return self._start(batch, packed=all(map(self._packs, batch)))
         except torch.OutOfMemoryError:
             return None  # the caller goes on outside this block, whose frames hold tensors
 
-    def _run_halves(self, batch: list[Group], given: _Given) -> None:
+    def _run_halves(self, batch: list[Group], given: Given) -> None:
         """Score the halves of a batch that memory was too small for, with a smaller budget.
 
         Raises:
@@ -275,7 +276,7 @@ class Scorer:
         for part in parts:
             self._run(part, given)
 
-    def _finish(self, started: _Started, given: _Given) -> None:
+    def _finish(self, started: Started, given: Given) -> None:
         """Read what a batch found out, once it is done."""
         started.wait()
         tally = started.tally
@@ -295,7 +296,7 @@ class Scorer:
             answered = (asked for group in batch for asked in group.answers.values())
             given.progress(sum(map(len, answered)))
 
-    def _score_again(self, given: _Given) -> None:
+    def _score_again(self, given: Given) -> None:
         """Compute groups with a score that is not finite once more, each request by itself.
 
         A mask hides a column by a weight of zero, and zero times NaN is NaN: one poisoned token
@@ -312,7 +313,7 @@ class Scorer:
         for group in unsure:
             firsts = dict.fromkeys(answer[:1] for answer in group.answers if answer)
             numbers = {first: [number] for number, first in enumerate(firsts)}
-            alone = _Given([None] * len(firsts), None, given.on_prompt)
+            alone = Given([None] * len(firsts), None, given.on_prompt)
             self._run([Group(group.context, group.prompt, numbers)], alone)
             found = dict(zip(firsts, alone.results, strict=True))
             for answer, asked in group.answers.items():
@@ -327,7 +328,7 @@ class Scorer:
 
     # -- computing ---------------------------------------------------------------------------
 
-    def _start(self, batch: list[Group], *, packed: bool) -> _Started:
+    def _start(self, batch: list[Group], *, packed: bool) -> Started:
         longer = [(b, answer) for b, group in enumerate(batch) for answer in group.longer]
         contexts = [group.tokens for group in batch]
         wanted = [group.rows for group in batch]
@@ -342,7 +343,7 @@ class Scorer:
                 contexts, wanted, prompts=prompts, use_cache=use_cache
             )
             logits, told = prefilled.logits, prefilled.told
-        started = _Started(batch, told)
+        started = Started(batch, told)
         rows, tokens, owners = self._first_tokens(batch, started.tally)
         if packed:  # the answers' own rows follow those of the contexts
             first = sum(len(group.rows) for group in batch)
@@ -357,7 +358,7 @@ class Scorer:
         return started
 
     def _first_tokens(
-        self, batch: list[Group], tally: _Tally
+        self, batch: list[Group], tally: Tally
     ) -> tuple[list[int], list[int], list[tuple[int, Tokens]]]:
         """Return row, token and (context, answer) of the scores in the contexts' own rows."""
         rows: list[int] = []
@@ -375,7 +376,7 @@ class Scorer:
         return rows, tokens, owners
 
     def _extend(
-        self, prefilled: Prefilled, longer: list[tuple[int, Tokens]], started: _Started
+        self, prefilled: Prefilled, longer: list[tuple[int, Tokens]], started: Started
     ) -> None:
         """Add the tokens after the first of each answer in ``longer`` (context, answer)."""
         waiting = deque(sorted(longer, key=lambda pair: -len(pair[1])))
@@ -409,62 +410,3 @@ def _layout_of(batch: list[Group]) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the lengths of a packed batch's contexts, and (context, tokens) of its answers."""
     answers = [(b, len(a) - 1) for b, group in enumerate(batch) for a in group.longer]
     return [len(group.tokens) for group in batch], answers
-
-
-class _Tally:
-    """Sums token scores by (context, answer)."""
-
-    def __init__(self) -> None:
-        self._logprobs: dict[tuple[int, Tokens], list[float]] = {}
-        self._greedy: dict[tuple[int, Tokens], bool] = {}
-
-    def start(self, b: int, answer: Tokens) -> None:
-        self._logprobs[b, answer] = []
-        self._greedy[b, answer] = True
-
-    def add(
-        self, owners: list[tuple[int, Tokens]], logprobs: list[float], greedy: list[bool]
-    ) -> None:
-        for owner, logprob, best in zip(owners, logprobs, greedy, strict=True):
-            self._logprobs[owner].append(logprob)
-            self._greedy[owner] = self._greedy[owner] and best and not math.isnan(logprob)
-
-    def score(self, b: int, answer: Tokens) -> Score:
-        return Score(math.fsum(self._logprobs[b, answer]), self._greedy[b, answer])
-
-
-@dataclass(frozen=True)
-class _Given:
-    """Where results go and who is told of them."""
-
-    results: list[Score | None]
-    progress: Callable[[int], object] | None
-    on_prompt: Callable[[Tokens, PromptRecord], object] | None
-    unsure: list[Group] = field(default_factory=list)
-    """Groups with a score that is not finite, where other requests may be to blame."""
-
-    def take(self, group: Group, scores: dict[Tokens, Score], *, together: int) -> bool:
-        """Store scores of a group that was computed in a batch of ``together`` groups.
-
-        Returns:
-            Whether its context is sound: not every score is NaN or infinite.
-        """
-        for answer, score in scores.items():
-            for number in group.answers[answer]:
-                self.results[number] = score
-        finite = [math.isfinite(score.loglikelihood) for answer, score in scores.items() if answer]
-        if not all(finite) and (together > 1 or len(group.answers) > 1):
-            self.unsure.append(group)
-        return not finite or any(finite)
-
-
-@dataclass
-class _Started:
-    """A batch on the device."""
-
-    batch: list[Group]
-    told: Told
-    tally: _Tally = field(default_factory=_Tally)
-    reads: list[tuple[list[tuple[int, Tokens]], RowScores]] = field(default_factory=list)
-    """(context, answer) of every token read, and what was found."""
-    wait: Callable[[], None] = lambda: None

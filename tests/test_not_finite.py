@@ -9,11 +9,14 @@ import torch
 
 from act_harness.attention import attach, packable
 from act_harness.counters import CalibrationCounters
+from act_harness.data import Document
+from act_harness.errors import InfrastructureError
 from act_harness.scoring import Item, Scorer
+from act_harness.search.effects import TaskScores
 
-POISON = 13
-CONTEXTS = [(5, 9, 14, 22, 7, 31), (8, 3, 4), (6, 7), (5, POISON, 6), (40, 41, 42, 43)]
-ANSWERS = [(9,), (30, 40, 50), (POISON, 5), (7, POISON, 8, 9), (POISON,), (3, POISON), (44, 45), ()]
+POISON = 12  # none of the tokens that trials and the probe take
+CONTEXTS = [(5, 9, 14, 22, 7, 31), (8, 3, 4), (5, POISON, 6)]
+ANSWERS = [(9,), (30, 40, 50), (POISON, 5), (7, POISON, 8, 9), (3, POISON), ()]
 ITEMS = [Item(context, answer) for context in CONTEXTS for answer in ANSWERS] + [
     # one longer answer beside single tokens: it is computed in the same rows as the context
     Item((50, 51, 52, 53, 54), (9,)),
@@ -51,6 +54,7 @@ def test_a_poisoned_token_spoils_its_own_requests_only(
         monkeypatch.setattr("act_harness.forwards.Forwards._joins_answers", False)
     artifact = None if decode is None else make_artifact(model, decode=decode)
     attachment = attach(model, artifact, engine="torch")
+    assert Scorer(model, attachment).forwards.packs is (kind in ("llama", "llama in rows"))
     expected = alone(model, attachment)
     finite = [math.isfinite(score.loglikelihood) for score in expected]
     assert 0 < sum(finite) < len(finite)
@@ -60,14 +64,13 @@ def test_a_poisoned_token_spoils_its_own_requests_only(
         if item.answer
     )
     counted = {}
-    for batch_size, order in ((None, 1), (3, -1), (1, 1)):
+    for batch_size, order in ((None, 1), (2, -1)):
         counters = CalibrationCounters()
         scorer = Scorer(model, attachment, batch_size=batch_size)
         found = scorer.score(ITEMS[::order], on_prompt=counters.record)
         same(found[::order], expected)
         counted[batch_size] = counters.summary()
-    assert counted[None] == pytest.approx(counted[1])
-    assert counted[None] == pytest.approx(counted[3])
+    assert counted[None] == pytest.approx(counted[2])
     if artifact is not None:
         assert counted[None]["prompts"] == len(CONTEXTS)  # the poisoned one has none to report
 
@@ -80,3 +83,27 @@ def test_pads_that_are_poisoned(tiny, make_artifact, decode):
     expected = alone(model, attachment)
     same(Scorer(model, attachment, batch_size=8).score(ITEMS), expected)
     assert all(math.isfinite(score.loglikelihood) for score in expected)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf])
+def test_a_search_does_not_rank_heads_by_what_is_no_number(wrong):
+    documents = [Document("t", f"key{n}", (((4,), (5,)), ((4,), (6,))), 0) for n in range(2)]
+    with pytest.raises(InfrastructureError, match="document key1 of t has scores that are not"):
+        TaskScores.of(documents, [(-1.0, -2.0), (-1.0, wrong)], objective="plain")
+
+
+@pytest.mark.parametrize("engine", ["torch", "reference"])
+def test_a_poisoned_continuation_does_not_undo_a_detection(tiny, make_artifact, engine):
+    """The context's rows share a call with the continuation: means of NaN find no sinks."""
+    model = poisoned(tiny())
+    attachment = attach(model, make_artifact(model, alpha=1.1, beta=0.0), engine=engine)
+    context = (50, 51, 52, 53, 54, 50, 51)
+    (expected,) = Scorer(model, attachment).score([Item(context, (9,))])
+    with attachment.suspended():
+        (baseline,) = Scorer(model).score([Item(context, (9,))])
+    assert abs(expected.loglikelihood - baseline.loglikelihood) > 1e-3
+    found, broken = Scorer(model, attachment).score(
+        [Item(context, (9,)), Item(context, (POISON, 8))]
+    )
+    assert found.loglikelihood == pytest.approx(expected.loglikelihood, abs=1e-6)
+    assert math.isnan(broken.loglikelihood)

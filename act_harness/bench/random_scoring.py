@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from act_harness.artifact import Artifact
-from act_harness.bench.common import Report, Table, command_line, describe_machine
+from act_harness.bench.common import Machine, Report, Table, command_line, describe_machine
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.counters import CalibrationCounters
 from act_harness.errors import InputError
@@ -330,21 +330,22 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--name", default="scoring-random-cpu")
     given = parser.parse_args(arguments)
     families = [name for name in given.families.split(",") if name] or None
+    machine = describe_machine("cpu")  # now: the clone may change while this runs
     outcome = run_cases(given.cases, seed=given.seed, families=families, show=True)
-    path = _report(outcome, given).write(given.output)
+    path = _report(outcome, given, machine).write(given.output)
     print(f"{outcome.cases} cases, {len(outcome.failures)} failures; written: {path}")
     if outcome.failures:
         raise SystemExit(1)
     return path
 
 
-def _report(outcome: Outcome, given: argparse.Namespace) -> Report:
+def _report(outcome: Outcome, given: argparse.Namespace, machine: Machine) -> Report:
     rows: list[Sequence[Any]] = [
         [name, cases, outcome.worst.get(name)] for name, cases in outcome.counts.items()
     ]
     note = "Largest difference of a log-likelihood between the three ways, in nats."
     title = "Random scoring cases: shared, plain and reference"
-    report = Report(given.name, title, describe_machine("cpu"), command_line())
+    report = Report(given.name, title, machine, command_line())
     report.tables = [Table("By family", ["family", "cases", "largest difference"], rows, note=note)]
     report.remarks = [
         f"{outcome.cases} cases, {outcome.answers} answers, seed {given.seed}; float32, tolerated "

@@ -52,6 +52,15 @@ class Gap(NamedTuple):
     greedy: int
     """Answers that only one of the two calls greedy."""
 
+    def joined(self, other: Gap) -> Gap:
+        """Return the larger of each figure."""
+        return Gap(
+            max(self.largest, other.largest),
+            max(self.mean, other.mean),
+            max(self.choices, other.choices),
+            max(self.greedy, other.greedy),
+        )
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -68,15 +77,13 @@ class Paths:
 def gap(found: Scores, expected: Scores, pairs: Sequence[Pair]) -> Gap:
     """Compare two scorings; the first best choice counts, as in lm-eval."""
     off = [abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True)]
-    moved = 0
-    for rows in questions(pairs):
-        moved += _best(found, rows) != _best(expected, rows)
+    moved = sum(_best(found, rows) != _best(expected, rows) for rows in questions(pairs))
     greedy = sum(a[1] != b[1] for a, b in zip(found, expected, strict=True))
     return Gap(max(off), sum(off) / len(off), moved, greedy)
 
 
 def _best(scores: Scores, rows: range) -> int:
-    return max(rows, key=lambda row: scores[row][0])
+    return max(rows, key=lambda n: scores[n][0])
 
 
 def questions(pairs: Sequence[Pair]) -> list[range]:
@@ -126,12 +133,7 @@ def bench_rounding(
             for what, against, found, expected in runs:
                 one = gap(found, expected, entry.pairs)
                 before = worst.get((what, against), one)
-                worst[what, against] = Gap(
-                    max(one.largest, before.largest),
-                    max(one.mean, before.mean),
-                    max(one.choices, before.choices),
-                    max(one.greedy, before.greedy),
-                )
+                worst[what, against] = one.joined(before)
         asked = [entry.name, len(entry.pairs), len(questions(entry.pairs))]
         table.rows += [[*asked, *names, *figures] for names, figures in worst.items()]
     return table
@@ -211,12 +213,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     given = parser.parse_args(arguments)
     if bool(given.tasks) == bool(given.requests):
         raise InputError("give --tasks or --requests FILE, one of them")
+    machine = describe_machine(given.device)  # now: the clone may change while this runs
     requests, paths = _load(given)
     requests = [Requests(name, pairs[: given.most]) for name, pairs in requests]
     sizes = [int(size) for size in given.batch_sizes.split(",")]
     table = bench_rounding(requests, paths, batch_sizes=sizes, rounds=given.rounds)
     title = f"hf-act without an artifact against hf: {Path(given.model).name}, {given.dtype}"
-    report = Report(given.name, title, describe_machine(given.device), command_line(), [table])
+    report = Report(given.name, title, machine, command_line(), [table])
     report.remarks = [
         f"stock: {paths.name}; its log-softmax is in the model's dtype unless told, ours float32",
         f"{given.rounds} rounds, batch sizes {given.batch_sizes}, in turns; largest over rounds",
