@@ -21,7 +21,7 @@ _EXPORTS = {
     "calibrated": "act_harness.attention",
     "attach": "act_harness.attention",
     "detach": "act_harness.attention",
-    "head_set": "act_harness.head_set",
+    "head_set": "act_harness.handmade",
     "load_artifact": "act_harness.artifact",
     "preset": "act_harness.calibration",
 }
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from act_harness.attention import attach, calibrated, detach
     from act_harness.calibration import Calibration, preset
     from act_harness.engines.reference import calibrate_weights
-    from act_harness.head_set import head_set
+    from act_harness.handmade import head_set
 
 
 def lazy_attributes(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

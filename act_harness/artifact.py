@@ -346,8 +346,8 @@ def _load_from_hub(reference: str) -> Artifact:
     parts = place.split("/")
     if len(parts) < 3 or not all(parts) or bool(at) != bool(revision):
         raise ArtifactError(
-            f"artifact {reference!r} is not of the form hub:OWNER/REPO/FILE, with folders before "
-            "FILE and @REVISION behind it where needed"
+            f"artifact {reference!r} cannot be a file on the hub; expected hub:OWNER/REPO/FILE, "
+            "with folders before FILE and @REVISION behind it where needed"
         )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError

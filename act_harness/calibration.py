@@ -9,6 +9,7 @@ Sinks", ICML 2024 (arXiv 2406.15765), sections 3 and 4; the preset ``paper`` is 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,9 +43,25 @@ def validation_line(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^\w+ should (be|have)", "expected", message)
     if first["type"] == "extra_forbidden":
         message = "unknown key"
+    elif first["type"] == "missing":
+        message = "is missing; expected it beside the others"
+    elif message.startswith("expected") and first["type"] != "value_error":  # those are ours
+        message = f"found {_found(first['input'])}, {message}"
     return f"{place}: {message}" if place else message
+
+
+def _found(value: object) -> str:
+    """Return what was given, for a message: numbers and short words; of the rest, the kind."""
+    if value is None or isinstance(value, (bool, float)):
+        return str(value)
+    if isinstance(value, int) and abs(value) < 10**18:
+        return str(value)
+    if isinstance(value, str) and len(value) <= 40:
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 class HeadStrength(BaseModel):

@@ -13,11 +13,14 @@ from __future__ import annotations
 import io
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from act_harness.stats import PairedDifference, Verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["Comparison", "Row", "RunInfo", "Settings"]
 
@@ -145,7 +148,7 @@ class Comparison:
         lines.append("|" + "|".join(marks) + "|")
         for row in self._shown(headline_only):
             cells = [_cell(cell) for cell in _cells(row)]
-            if row.verdict != "inconclusive":
+            if row.verdict != "inconclusive" and row.headline:
                 cells[-1] = f"**{cells[-1]}**"
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", self.summary(), "", _legend(self.settings)]
@@ -153,47 +156,77 @@ class Comparison:
         return "\n".join(lines).rstrip() + "\n"
 
     def to_terminal(self, *, width: int | None = None, colour: bool = False) -> str:
-        """Return the table as text for a terminal.
+        """Return the comparison as text for a terminal, nothing of it cut.
+
+        Where the table does not fit, every row is written out over as many lines as it needs.
 
         Args:
-            width: Columns of the terminal; None: its own.
+            width: Columns; None: the terminal's, without a limit where the output is no terminal.
             colour: Whether to mark verdicts with colour codes.
         """
         from rich.console import Console
+        from rich.measure import Measurement
+        from rich.text import Text
+
+        columns = width or shutil.get_terminal_size((_NO_LIMIT, 24)).columns
+        console = Console(
+            file=io.StringIO(), width=_NO_LIMIT, force_terminal=colour, no_color=not colour,
+            markup=False, highlight=False, emoji=False,
+        )  # fmt: skip
+        console.print(f"A: {self.a}\nB: {self.b}\n", soft_wrap=True)
+        table = self._table()
+        natural = Measurement.get(console, console.options, table).maximum
+        if natural <= columns:
+            console.print(table, width=natural)
+        else:
+            for text, style in self._written_out(columns):
+                console.print(Text(text, style=style), soft_wrap=True)
+        console.print("\n" + _wrapped(self.summary().split(" "), columns), soft_wrap=True)
+        for note in self._all_notes():
+            console.print(_wrapped(f"note: {note}".split(" "), columns), soft_wrap=True)
+        stream = console.file
+        return stream.getvalue() if isinstance(stream, io.StringIO) else ""
+
+    def _table(self) -> Table:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, padding=(0, 1))
         for index, name in enumerate(_header(self.settings)):
-            right = index in _NUMBERS
-            longest = max((len(_cells(row)[0]) for row in self.rows), default=0)
-            table.add_column(
-                name,
-                justify="right" if right else "left",
-                no_wrap=index != 1,
-                min_width=None if index else longest,
-            )
-        styles = {"improved": "green", "regressed": "bold red", "inconclusive": ""}
+            justify: Literal["left", "right"] = "right" if index in _NUMBERS else "left"
+            table.add_column(name, justify=justify, no_wrap=True)
         for row in self.rows:
-            table.add_row(*_cells(row), style=styles[row.verdict])
-        columns = width or max(shutil.get_terminal_size((140, 24)).columns, 100)
-        console = Console(
-            file=io.StringIO(), width=columns, force_terminal=colour, no_color=not colour,
-            markup=False, highlight=False, emoji=False,
-        )  # fmt: skip
-        console.print(f"A: {self.a}\nB: {self.b}\n", soft_wrap=True)
-        console.print(table)
-        console.print("\n" + self.summary(), soft_wrap=True)
-        for note in self._all_notes():
-            console.print(f"note: {note}", soft_wrap=True)
-        stream = console.file
-        return stream.getvalue() if isinstance(stream, io.StringIO) else ""
+            table.add_row(*_cells(row), style=_STYLES[row.verdict])
+        return table
+
+    def _written_out(self, columns: int) -> Iterator[tuple[str, str]]:
+        """Each row as text of no more than so many columns, with its style."""
+        names = _header(self.settings)
+        longest = max((len(_metric(row)) for row in self.rows), default=0)
+        before = None
+        for row in self.rows:
+            cells = _cells(row)
+            if cells[0] != before:
+                yield cells[0], "bold"
+                before = cells[0]
+            said = f"{cells[1] + ':':<{longest + 1}} {cells[-1]:<14}"
+            scores = [f"{cells[3]} -> {cells[4]}"] if cells[3] or cells[4] else []
+            change = [f"{cells[5]} ({cells[6]})" if cells[6] else cells[5]] if cells[5] else []
+            rest = [f"{names[i]} {cells[i]}" for i in (7, 2, 8, 9) if cells[i]]
+            parts = [said, *scores, *change, *rest]
+            yield (
+                _wrapped(parts, columns, between="  ", first="  ", indent="      "),
+                _STYLES[row.verdict],
+            )
 
     def summary(self) -> str:
-        """Return one line: how many tasks and groups improved, regressed or are open."""
+        """Return how many tasks and groups improved, regressed or are open, and other metrics."""
         rows = [row for row in self.rows if row.headline]
-        counts = {said: sum(row.verdict == said for row in rows) for said in _VERDICTS}
-        text = ", ".join(f"{number} {said}" for said, number in counts.items())
         what = "task or group" if len(rows) == 1 else "tasks and groups"
+        metrics = ", ".join(dict.fromkeys(_metric(row) for row in rows))
+        text = f"{len(rows)} {what} by {metrics or 'no metric'}: {_counts(rows)}"
+        others = [row for row in self.rows if not row.headline and row.result is not None]
+        further = f" Further metrics, in brackets, which do not decide: {_counts(others)}."
+        further = further if others else ""
         lost = f"; not tested: {self.not_finite} non-finite answers" if self.not_finite else ""
         if not self.tested:
             return f"{len(rows)} {what}: no verdict, nothing could be tested{lost}."
@@ -201,7 +234,7 @@ class Comparison:
         if names:
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
             lost += f"; {len(names)} {_metrics(names)} not tested ({', '.join(names[:6])}{more})"
-        return f"{len(rows)} {what}: {text}{lost}."
+        return f"{text}{lost}.{further}"
 
     def _shown(self, headline_only: bool) -> Sequence[Row]:
         return [row for row in self.rows if row.headline or not headline_only]
@@ -212,6 +245,26 @@ class Comparison:
 
 
 _VERDICTS: tuple[Verdict, ...] = ("improved", "regressed", "inconclusive")
+_STYLES = {"improved": "green", "regressed": "bold red", "inconclusive": ""}
+_NO_LIMIT = 1 << 16
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{sum(row.verdict == said for row in rows)} {said}" for said in _VERDICTS)
+
+
+def _wrapped(
+    parts: Sequence[str], columns: int, *, between: str = " ", first: str = "", indent: str = ""
+) -> str:
+    """Join parts over lines of so many columns; a part stays whole even where it is longer."""
+    lines = [first + parts[0]]
+    for part in parts[1:]:
+        joined = lines[-1] + between + part
+        if len(joined) <= columns:
+            lines[-1] = joined
+        else:
+            lines.append(indent + part)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _metrics(names: Sequence[str]) -> str:
@@ -226,7 +279,8 @@ def _header(settings: Settings) -> list[str]:
 
 def _cells(row: Row) -> list[str]:
     name = f"{row.name} (group)" if row.kind == "group" else row.name
-    said = row.verdict if row.result is not None else "not tested"
+    verdict = row.verdict if row.result is not None else "not tested"
+    said = verdict if row.headline else f"({verdict})"
     start = [name, _metric(row)]
     if row.result is None:
         both = row.score_a is not None and row.score_b is not None
@@ -256,14 +310,17 @@ def _metric(row: Row) -> str:
 
 def _legend(settings: Settings) -> str:
     return (
-        "B - A on the same documents, with its paired bootstrap interval; p: exact McNemar for 0/1 "
-        "metrics of single documents, otherwise random signs of the documents' or clusters' "
-        "differences, adjusted by Benjamini-Hochberg over the rows of its kind; "
+        "B - A on the same documents, with its paired interval (Bonett and Price's for 0/1 metrics "
+        "of single documents, otherwise by bootstrap, below ten units Student's); p: exact "
+        "McNemar for 0/1 metrics of single documents, otherwise random signs of the documents' or "
+        "clusters' differences, adjusted by Benjamini-Hochberg over the rows of its kind; "
         "gained/lost: documents right in B only and in A only; detectable: the true difference "
-        "that would be found in 80 % of repetitions; *: computed from the samples (acc_corrected: "
+        "that would be found in 80 % of repetitions as the only one among the rows of its kind, "
+        "empty where none could be; *: computed from the samples (acc_corrected: "
         "each choice's mean score over the documents subtracted; margin: score of the right choice "
         f"minus the best wrong one, in nats). A verdict needs p at most {settings.alpha:g} and an "
-        "interval without zero."
+        "interval without zero. Verdicts in brackets are of further metrics of a task: they are no "
+        "finding about its score and do not count in the line above."
     )
 
 

@@ -18,6 +18,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from act_harness import reading
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError
 
 __all__ = ["PACKAGE", "convert", "find_gguf", "main"]
@@ -60,9 +61,10 @@ def convert(folder: Path, *, source: Path | None = None) -> bool:
         InfrastructureError: There is no model file, or it cannot be read.
         InputError: ``folder`` exists and is something else.
     """
-    if (folder / "config.json").is_file():
+    if _is_checkpoint(folder):
         return False
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    full = reading.is_folder(folder) and any(folder.iterdir())
+    if full or reading.is_file(folder):
         raise InputError(f"{folder} exists and is no checkpoint; name another folder or remove it")
     source = source or find_gguf()
     scratch = _scratch(folder)
@@ -71,7 +73,7 @@ def convert(folder: Path, *, source: Path | None = None) -> bool:
         scratch.chmod(0o755)
         scratch.rename(folder)  # in the place of an empty folder too
     except OSError as error:
-        if (folder / "config.json").is_file():  # another process was faster, and its copy is whole
+        if _is_checkpoint(folder):  # another process was faster, and its copy is whole
             return False
         raise InfrastructureError(
             f"{folder} cannot be written: {error.strerror or error}; name another folder"
@@ -79,6 +81,10 @@ def convert(folder: Path, *, source: Path | None = None) -> bool:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return True
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return reading.is_file(folder / "config.json")
 
 
 def _scratch(folder: Path) -> Path:

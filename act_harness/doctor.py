@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from act_harness import paths, plugin
-from act_harness.errors import ActHarnessError
+from act_harness.errors import EXTRAS, ActHarnessError, install_command
 
 __all__ = ["Diagnosis", "Finding", "examine", "render"]
 
@@ -25,13 +25,6 @@ State = Literal["ok", "off", "fail"]
 
 _DISTRIBUTION = "act-harness"
 _REQUIRED = ("lm_eval", "torch", "transformers", "accelerate", "datasets", "pydantic", "scipy")
-_EXTRAS = {
-    "wandb": ("wandb",),
-    "mtbench": ("openai", "tenacity"),
-    "report": ("matplotlib", "jinja2"),
-    "triton": ("triton",),
-    "demo": ("gguf", "vaderSentiment"),
-}
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
@@ -91,7 +84,7 @@ def _versions() -> list[Finding]:
     findings = [Finding("python", "ok", f"{version}, {sys.executable}")]
     for name in _REQUIRED:
         found = _version(name)
-        text = found or "not installed; run `pip install act-harness` once more"
+        text = found or f"not installed; run `pip install {name}`"
         findings.append(Finding(name, "ok" if found else "fail", text))
     return findings
 
@@ -194,9 +187,10 @@ def _device() -> Finding:
 
 def _extras() -> list[Finding]:
     findings = []
-    for extra, packages in _EXTRAS.items():
-        missing = [name for name in packages if _version(name) is None]
-        text = f"not installed: {', '.join(missing)}; `pip install 'act-harness[{extra}]'`"
+    for extra, requirements in EXTRAS.items():
+        names = [requirement.partition(">=")[0] for requirement in requirements]
+        missing = [name for name in names if _version(name) is None]
+        text = f"not installed: {', '.join(missing)}; run `{install_command(extra)}`"
         findings.append(
             Finding(f"extra {extra}", "off" if missing else "ok", text if missing else "installed")
         )

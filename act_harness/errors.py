@@ -38,6 +38,7 @@ __all__ = [
     "TaskError",
     "UnsupportedCallError",
     "UnsupportedModelError",
+    "install_command",
     "one_line",
     "suggestion",
 ]
@@ -116,3 +117,22 @@ def one_line(error: BaseException | str, *, limit: int = 600) -> str:
     ]
     text = " ".join(words) or type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+
+
+EXTRAS = {
+    "wandb": ("wandb>=0.31", "wandb-workspaces>=0.4"),
+    "mtbench": ("openai>=1", "tenacity>=8"),
+    "report": ("matplotlib>=3.8",),
+    "triton": ("triton>=3.2",),
+    "demo": ("gguf>=0.17", "vadersentiment>=3.3.2"),
+}
+"""What the extras of pyproject.toml ask for."""
+
+
+def install_command(extra: str) -> str:
+    """Return the line that installs what an extra asks for, from a checkout and from a wheel.
+
+    It names the packages: the name of this one is not on the package index, so pip cannot be asked
+    for its extras.
+    """
+    return "pip install " + " ".join(f"'{requirement}'" for requirement in EXTRAS[extra])

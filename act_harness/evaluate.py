@@ -31,7 +31,13 @@ from act_harness.checks import (
 )
 from act_harness.compare import Comparison, compare
 from act_harness.data_folder import data_directory
-from act_harness.errors import InfrastructureError, InputError, TaskError, suggestion
+from act_harness.errors import (
+    InfrastructureError,
+    InputError,
+    TaskError,
+    install_command,
+    suggestion,
+)
 from act_harness.failures import running
 from act_harness.interruption import saved
 from act_harness.model_arguments import model_arguments
@@ -221,9 +227,9 @@ def run_eval(settings: EvalSettings) -> EvalOutcome:
 
 def _run(settings: EvalSettings) -> EvalOutcome:
     selection = _selection(settings)
-    places.prepare_folder(settings.output)
-    tasks: list[Any] | None = load_tasks(selection)  # missing data is found before the model loads
+    tasks = load_tasks(selection)  # missing data is found before the model loads
     _check_samples(tasks or [], settings.samples)
+    places.prepare_folder(settings.output)
     lm, artifact = load_model(settings)
     _check_template(lm, settings)
     _warn_of_other_prompts(artifact, settings)
@@ -356,7 +362,9 @@ def load_model(settings: EvalSettings) -> tuple[CalibratedHFLM, Any]:
     if reference and not isinstance(reference, Artifact) and str(reference).lower() != "none":
         reference = load_artifact(reference)  # a misspelt name fails before the model is loaded
     lm = CalibratedHFLM(artifact=None, **arguments)
-    return lm, resolve_artifact(reference, lm.facts)
+    artifact = resolve_artifact(reference, lm.facts)
+    lm.try_artifacts([artifact])  # a model that cannot be calibrated fails before it is scored
+    return lm, artifact
 
 
 def _arguments(settings: EvalSettings) -> dict[str, Any]:
@@ -368,6 +376,12 @@ def _arguments(settings: EvalSettings) -> dict[str, Any]:
         batch_size=settings.batch_size,
     )
     if settings.artifact:
+        other = arguments.get("artifact")
+        if other is not None and str(other) != str(settings.artifact):
+            raise InputError(
+                f"--artifact is {str(settings.artifact)!r} and --model_args says artifact={other}; "
+                "give one of them"
+            )
         arguments["artifact"] = settings.artifact
     if settings.trust_remote_code:
         arguments["trust_remote_code"] = True
@@ -401,7 +415,7 @@ def _check_samples(tasks: Sequence[Any], samples: Mapping[str, Sequence[int]] | 
             if wanted and max(wanted) >= have:
                 raise TaskError(
                     f"--samples asks for document {max(wanted)} of {task.task_name!r}, which has "
-                    f"{have}, counted from 0"
+                    f"{have}; expected numbers from 0 to {have - 1}"
                 )
 
 
@@ -612,7 +626,7 @@ def _comparison_files(comparison: Comparison, folder: Path) -> Path:
     """Write table, JSON and, where matplotlib (extra ``report``) is there, the plot."""
     if find_spec("matplotlib") is not None:
         return comparison_files(comparison, folder)["comparison.md"]
-    _logger.warning("no plots: matplotlib is not installed; pip install 'act-harness[report]'")
+    _logger.warning("no plots: matplotlib is not installed; run: %s", install_command("report"))
     atomic.write_json(folder / "comparison.json", comparison.to_json())
     return atomic.write_text(folder / "comparison.md", comparison.to_markdown())
 

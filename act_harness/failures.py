@@ -83,7 +83,7 @@ def complaint_of_harness(error: BaseException) -> InputError | None:
     if not any(module == name or module.startswith(f"{name}.") for name in _HARNESS):
         return None
     whose = module.partition(".")[0].replace("_", "-")
-    return InputError(f"{whose} refuses these settings: {_first(error)}")
+    return InputError(f"{whose} refuses these settings: {_first(error)}; change them")
 
 
 def _first(error: BaseException) -> str:

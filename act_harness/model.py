@@ -31,12 +31,17 @@ from act_harness.counters import CalibrationCounters, prompt_key
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
 from act_harness.forwards import pad_tokens
-from act_harness.model_arguments import check_arguments, check_vocabulary, loading
+from act_harness.model_arguments import (
+    check_arguments,
+    check_vocabulary,
+    loading,
+    usable_device,
+)
 from act_harness.requests import OVERLENGTH, Prepared, prepare
 from act_harness.scoring import Item, Score, Scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -95,9 +100,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         if isinstance(pretrained, (str, os.PathLike)):
             pretrained = os.path.expanduser(pretrained)  # noqa: PTH111 - a hub id is no path
         check_arguments(pretrained, kwargs)
-        if kwargs.get("device") is None:  # HFLM asks for "cuda" even where there is none
-            kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-        kwargs["device"] = str(kwargs["device"])
+        kwargs["device"] = usable_device(kwargs.get("device"))
         with loading(pretrained, known=_ARGUMENTS):
             super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
@@ -147,6 +150,17 @@ class CalibratedHFLM(ConversationMixin, HFLM):
     def _arm(self) -> AbstractContextManager[None]:
         """Have this arm, and nothing else, in force on the model inside the block."""
         return stock_model(self.model) if self.attachment is None else self.attachment.engaged()
+
+    def try_artifacts(self, artifacts: Iterable[Artifact | None]) -> None:
+        """Attach each head set once, then none: what cannot be used is refused before any score.
+
+        Raises:
+            ArtifactError: one is for another model.
+            UnsupportedModelError: the model cannot be calibrated.
+        """
+        for artifact in artifacts:
+            self.use_artifact(artifact)
+        self.use_artifact(None)
 
     @property
     def artifact(self) -> Artifact | None:

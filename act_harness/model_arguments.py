@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from act_harness import reading
 from act_harness.checks import check_batch_size, check_count
 from act_harness.errors import (
     ActHarnessError,
@@ -37,6 +38,7 @@ __all__ = [
     "loading",
     "model_arguments",
     "parse_arguments",
+    "usable_device",
 ]
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -94,8 +96,10 @@ def model_arguments(
 
     Raises:
         InputError: No model is named, or an argument has two values.
+        InfrastructureError: This machine has no such device.
     """
     given = parse_arguments(model_args) if isinstance(model_args, str) else dict(model_args)
+    check_device(device)
     options = {"pretrained": pretrained, "device": device, "batch_size": batch_size}
     for key, value in options.items():
         if value is None:
@@ -131,7 +135,8 @@ def check_arguments(pretrained: Any, given: Mapping[str, Any]) -> None:  # noqa:
         raise InputError(f"no model was named{near}; give pretrained=DIR or a hub id")
     for name in ("dtype", "softmax_dtype", "mixed_precision_dtype"):
         check_dtype(given.get(name), name)
-    check_device(given.get("device"))
+    if not _is_harness_default(given.get("device")):
+        check_device(given.get("device"))
     check_batch_size(given.get("batch_size"), "batch_size")
     check_count(given.get("max_length"), "max_length", least=1)
     check_count(given.get("prefix_token_id"), "prefix_token_id")
@@ -145,6 +150,18 @@ def check_arguments(pretrained: Any, given: Mapping[str, Any]) -> None:  # noqa:
             warnings.warn(f"{name} does nothing with hf-act: {instead}", stacklevel=3)
     if isinstance(pretrained, str):
         check_place(pretrained, given)
+
+
+def usable_device(device: Any) -> str:  # noqa: ANN401 - what a user or lm-eval gave
+    """Return the device to load on, for one that :func:`check_arguments` has let pass."""
+    if device is None or _is_harness_default(device):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(device)
+
+
+def _is_harness_default(device: Any) -> bool:  # noqa: ANN401
+    """Whether this is what lm-eval's command line says where ``--device`` was left out."""
+    return str(device) == "cuda:0" and not torch.cuda.is_available()
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> None:  # noqa: ANN401 - what a user gave
@@ -207,12 +224,12 @@ def check_place(pretrained: str, given: Mapping[str, Any] | None = None) -> None
     """
     more = given or {}
     shown = one_line(pretrained)
-    if os.path.isfile(pretrained):  # noqa: PTH113 - Path.is_file raises for an over-long name
+    if reading.is_file(pretrained):
         raise InfrastructureError(
             f"no model at {shown}: it is a file; name the folder that holds config.json (for GGUF "
             "pretrained=FOLDER,gguf_file=FILE)"
         )
-    if not os.path.isdir(pretrained):  # noqa: PTH112 - as above
+    if not reading.is_folder(pretrained):
         if _HUB_ID.fullmatch(pretrained) and len(pretrained) <= 96:
             return
         raise InfrastructureError(
@@ -224,9 +241,9 @@ def check_place(pretrained: str, given: Mapping[str, Any] | None = None) -> None
             "give the hub id"
         )
     folder = Path(pretrained, str(more.get("subfolder") or ""))
-    if more.get("gguf_file") or (folder / "config.json").is_file():
+    if more.get("gguf_file") or reading.is_file(folder / "config.json"):
         return
-    if (folder / "adapter_config.json").is_file():
+    if reading.is_file(folder / "adapter_config.json"):
         raise InputError(
             f"{shown} holds a peft adapter and no model; give pretrained=BASE,peft={shown}"
         )

@@ -92,7 +92,7 @@ def _locate(folder: _Folder) -> Path:
         advice = (
             "restore it from version control"
             if is_checkout()
-            else "reinstall with `pip install --force-reinstall --no-deps act-harness`"
+            else "install the wheel again with `pip install --force-reinstall --no-deps`"
         )
         raise InfrastructureError(f"the {folder.what} of act-harness are not at {found}; {advice}")
     return found

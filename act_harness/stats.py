@@ -31,7 +31,7 @@ from act_harness.choices import (
     label_prior_corrected,
 )
 from act_harness.errors import ResultError
-from act_harness.intervals import degrees_of_freedom, spread
+from act_harness.intervals import degrees_of_freedom, flips_interval, spread
 from act_harness.resampling import (
     Array,
     Interval,
@@ -221,6 +221,10 @@ def combined_difference(
     rng = np.random.default_rng(seed)
     changed = (exact.gained, exact.lost) if exact else None
     stderr, interval = spread(units, shares, changed, confidence, rng, resamples)
+    number = sum(len(one.sums) for one in units)
+    if exact is None and flips is not None and flips.gained == flips.lost == 0:
+        # No answer changed: there is no spread to resample, which does not mean that none can.
+        interval = flips_interval(0, 0, number, confidence) if number > 1 else interval
     if exact is None:
         moves = np.concatenate(
             [share * one.moves() for share, one in zip(shares, units, strict=True)]
@@ -240,7 +244,7 @@ def combined_difference(
         flips=flips,
         minimum_detectable=math.inf,
         degrees=degrees_of_freedom(units, shares),
-        units=sum(len(one.sums) for one in units),
+        units=number,
     )
     return at_level(result, 1 - confidence)
 

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from act_harness import tracked
-from act_harness.errors import ActHarnessError
+from act_harness.errors import ActHarnessError, install_command
 from act_harness.reading import read_lines
 from act_harness.results import Run, load_run
 from act_harness.tracked import Table
@@ -259,7 +259,8 @@ def _log_calibration(
 def _log_map(tracker: Tracker, artifact: Artifact, folder: Path) -> None:
     """Draw and log the head map; without matplotlib (extra ``report``) only say so."""
     if find_spec("matplotlib") is None:
-        _LOG.warning("no head map: matplotlib is not installed; pip install 'act-harness[report]'")
+        command = install_command("report")
+        _LOG.warning("no head map: matplotlib is not installed; run: %s", command)
         return
     from act_harness.report import head_map
 

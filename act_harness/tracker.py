@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Literal, Protocol
 
-from act_harness.errors import InputError
+from act_harness.errors import InputError, install_command
 
 __all__ = ["Files", "JobType", "NullTracker", "Tracker", "TrackingSettings", "check_installed"]
 
@@ -154,5 +154,5 @@ def check_installed() -> None:
     if found is None or found.origin is None:
         raise InputError(
             "tracking with W&B needs wandb, which is not installed; "
-            "run: pip install 'act-harness[wandb]'"
+            f"run: {install_command('wandb')}"
         )

@@ -28,7 +28,7 @@ from typing import Any
 
 from act_harness import reading
 from act_harness.atomic import canonical_json, write_json
-from act_harness.errors import InfrastructureError, InputError, ResultError
+from act_harness.errors import InfrastructureError, InputError, ResultError, install_command
 from act_harness.provenance import sha256_text
 from act_harness.tracked import plain, uniform
 from act_harness.tracker import Files, JobType, NullTracker, Tracker, TrackingSettings
@@ -310,8 +310,7 @@ def optional_module(name: str, purpose: str) -> Any:  # noqa: ANN401 - a module
     except ModuleNotFoundError as error:
         package = name.partition(".")[0].replace("_", "-")
         raise InputError(
-            f"{purpose} needs {package}, which is not installed; "
-            "run: pip install 'act-harness[wandb]'"
+            f"{purpose} needs {package}, which is not installed; run: {install_command('wandb')}"
         ) from error
 
 

@@ -62,6 +62,7 @@ def few_tasks() -> Iterator[None]:
         patch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
         patch.setattr(paths, "task_route", lambda: paths.TaskRoute(False, ""))
         patch.setattr(paths, "tasks_path", lambda: DEMO)
+        patch.setattr("lm_eval.utils.setup_logging", lambda *given: None)  # keeps pytest's streams
         patch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)  # asks pip
         yield
 

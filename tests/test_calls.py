@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import warnings
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, StaticCache
 
 from act_harness.attention import calibrated, select_cache
 from act_harness.attention.cached import Forward
@@ -61,6 +63,10 @@ def test_a_setting_is_refused_wherever_it_stands(model, artifact, settings, mess
         assert "\n" not in str(caught.value)
         with refused(message):
             model.generate(PROMPT, generation_config=given)
+        with refused(message):
+            GenerationMixin.generate(model, PROMPT, given)
+        with refused(message):
+            type(model).generate(model, PROMPT, max_new_tokens=2, **settings)
         with refused(message):
             model.generate(PROMPT, plain, **settings)
         model.generation_config.update(**settings)
@@ -123,6 +129,18 @@ def test_a_cache_that_was_reordered_is_refused_by_the_forward_itself(model, make
             logits(model, both[:, :1], past_key_values=cache)
         direct = logits(model, both.flip(0)[:, :1], past_key_values=kept)
     torch.testing.assert_close(want.flip(0), direct, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])  # noqa: S301
+def test_a_copied_cache_goes_on_as_the_original(model, make_artifact, duplicate):
+    with calibrated(model, make_artifact(model, decode="running")), torch.no_grad():
+        cache = model(PROMPT, use_cache=True).past_key_values
+        twin = duplicate(cache)
+        want = logits(model, PROMPT[:, :3], past_key_values=cache)
+        assert torch.equal(logits(model, PROMPT[:, :3], past_key_values=twin), want)
+        twin.reorder_cache(torch.tensor([0]))
+        with refused("reordered"):
+            logits(model, PROMPT[:, :1], past_key_values=twin)
 
 
 # -- forwards ------------------------------------------------------------------------------------
@@ -294,6 +312,19 @@ def test_outputs_have_the_form_that_stock_has(tiny, make_artifact, kernel):
             assert found.keys() == stock.keys()
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_configuration_may_ask_for_maps(tiny, make_artifact, kind):
+    more = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128} if kind == "gpt2" else {}
+    model = tiny(kind, attn_implementation="eager", **more)
+    with calibrated(model, make_artifact(model, {0: (1,), 2: (2, 3)})), torch.no_grad():
+        want = model(PROMPT, output_attentions=True).attentions
+        model.config._output_attentions = True
+        found = model(PROMPT).attentions
+        assert not model(PROMPT, output_attentions=False).attentions
+    for one, other in zip(found, want, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_maps_over_a_static_cache_have_its_length(tiny, make_artifact):
     model = tiny(attn_implementation="eager")
     with torch.no_grad():
@@ -373,8 +404,10 @@ def test_gradient_checkpointing_and_dropout_are_refused(tiny, make_artifact):
             layer.self_attn.attention_dropout = 0.0
         assert torch.equal(logits(model), calm)
         model.gradient_checkpointing_enable()
-        with refused("gradient_checkpointing_disable"):
-            logits(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with refused("gradient_checkpointing_disable"):
+                logits(model)
         model.eval()
         assert torch.equal(logits(model), calm)
 

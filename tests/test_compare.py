@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from act_harness import pairing, results, stats
+from act_harness import comparison, pairing, results, stats
 from act_harness.compare import compare
 from act_harness.errors import ResultError
 
@@ -502,9 +503,75 @@ def test_json_markdown_and_terminal_say_the_same(tmp_path):
         assert "+0 / -15" in text
         assert found.summary() in text
     assert found.summary() == (
-        "3 tasks and groups: 0 improved, 1 regressed, 2 inconclusive; "
+        "3 tasks and groups by acc: 0 improved, 1 regressed, 2 inconclusive; "
         "2 metrics not tested (one acc, g acc)."
     )
+
+
+def wide_comparison(tmp_path):
+    """Long names, further metrics, passages, a group and a score below -10: all that is wide."""
+    rng = np.random.default_rng(0)
+    tasks = ({}, {})
+    for task in ("act_boolq_with_a_long_name", "act_sst2"):
+        for arm in (0, 1):
+            rows = []
+            for i in range(40):
+                first = -30.0 + 12 * (i % 2) + arm * (8 + rng.normal(0, 0.5))
+                row = choice_sample(i, (first, -20.0), acc=float(first > -20.0))
+                rows.append(row | {"doc": {"text": f"t{i}", "passage": f"p{i // 2}"}})
+            tasks[arm][task] = rows
+    groups = {"act_classification_of_everything": list(tasks[0])}
+    return compare(
+        write(tmp_path / "m__baseline", tasks[0], groups=groups),
+        write(tmp_path / "m__act", tasks[1], groups=groups),
+    )
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, None])
+def test_nothing_is_cut_at_any_width(tmp_path, width, monkeypatch):
+    """At 80 columns the metric column was gone, and numbers ended in an ellipsis."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    found = wide_comparison(tmp_path)
+    text = found.to_terminal(width=width)
+    assert "…" not in text
+    body = text.split("\n\n", 1)[1]
+    for row in found.rows:
+        cells = [cell for cell in comparison._cells(row) if cell]
+        assert len(cells) >= 9
+        for cell in cells:
+            assert re.search(rf"(?<![\w.+-]){re.escape(cell)}(?![\w.])", body), (cell, text)
+    if width is not None:
+        assert max(len(line) for line in body.splitlines()) <= width
+        per_row = [line for line in body.splitlines() if re.match(r"  (acc|margin)", line)]
+        assert len(per_row) == len(found.rows)
+        for line, row in zip(per_row, found.rows, strict=True):
+            assert line.split(":")[0].strip() == comparison._metric(row)
+            assert row.verdict in line  # beside the metric, whatever the width
+    else:  # no terminal: one line a row
+        assert sum("act_sst2 " in line for line in body.splitlines()) == 3
+
+
+def test_a_table_that_fits_is_a_table(tmp_path, monkeypatch):
+    found = compare(*arms(tmp_path, {"t": (50, 6, 0)}))
+    (line,) = [x for x in found.to_terminal(width=160).splitlines() if x.startswith("t ")]
+    assert line.split()[:5] == ["t", "acc", "50", "0.4400", "0.5600"]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "t\n  acc:" in found.to_terminal()
+
+
+def test_further_metrics_do_not_contradict_the_summary(tmp_path):
+    """Rows said "improved" above "0 improved": those were margins, which decide nothing."""
+    found = wide_comparison(tmp_path)
+    further = [row for row in found.rows if not row.headline]
+    assert {row.verdict for row in further if row.metric == "margin"} == {"improved"}
+    said = comparison._cells(next(row for row in further if row.metric == "margin"))[-1]
+    assert said == "(improved)"
+    assert found.summary().startswith("3 tasks and groups by acc: ")
+    assert "Further metrics, in brackets, which do not decide: 3 improved" in found.summary()
+    for text in (found.to_markdown(), found.to_terminal(width=80)):
+        table = text.split("3 tasks")[0]
+        count = len(re.findall(r"(?<!\()improved", table))
+        assert count == sum(row.verdict == "improved" for row in found.rows if row.headline)
 
 
 def test_headlines_alone(tmp_path):

@@ -51,6 +51,28 @@ def test_an_empty_folder_is_used_and_a_full_one_is_left(writes, tmp_path):
         demo_model.convert(tmp_path / "full", source=tmp_path / "a.gguf")
 
 
+def test_two_conversions_at_once_leave_one_whole_folder(writes, tmp_path, monkeypatch):
+    """The slower of two finds the folder there when it is done, and leaves it."""
+    folder, write = tmp_path / "model", demo_model._write
+
+    def slower(source, target):
+        monkeypatch.setattr(demo_model, "_write", write)
+        assert demo_model.convert(folder, source=tmp_path / "a.gguf")
+        write(source, target)
+
+    monkeypatch.setattr(demo_model, "_write", slower)
+    assert not demo_model.convert(folder, source=tmp_path / "a.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(writes, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file/model", tmp_path / ("x" * 300)):
+        with pytest.raises((InfrastructureError, InputError), match="name another folder"):
+            demo_model.convert(folder, source=tmp_path / "a.gguf")
+
+
 @pytest.mark.parametrize("installed", [False, True])
 def test_a_missing_model_says_what_to_install(monkeypatch, tmp_path, installed):
     spec = SimpleNamespace(origin=str(tmp_path / "__init__.py")) if installed else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,13 @@ import torch
 from act_harness import cli, evaluate, reading
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
-from act_harness.errors import ArtifactError, InfrastructureError, InputError, TaskError
+from act_harness.errors import (
+    ArtifactError,
+    InfrastructureError,
+    InputError,
+    TaskError,
+    UnsupportedModelError,
+)
 from act_harness.evaluate import EvalSettings, _new_folders, _write_run, run_eval
 from act_harness.results import load_run
 
@@ -103,6 +110,24 @@ def test_answers_that_are_no_numbers_get_no_verdict(
     with pytest.raises(SystemExit) as left:
         cli.app(["compare", *folders], prog_name="act-harness")
     assert left.value.code == 3
+
+
+def test_compare_gives_evals_own_figures(tiny_checkpoint, artifact_file, tmp_path, monkeypatch):
+    """One seed for both: they gave other p-values and intervals for the same folders."""
+    from act_harness import cli
+
+    given = settings(tiny_checkpoint, tmp_path, artifact_file, seed=7, limit=16)
+    outcome = run_eval(given)
+    stored = json.loads((outcome.report.parent / "comparison.json").read_text())
+    folders = [str(outcome.folders[arm]) for arm in ("baseline", "act")]
+    line = ["act-harness", "compare", *folders, "--output", str(tmp_path / "again")]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit):
+        cli.main()
+    again = json.loads((tmp_path / "again" / "comparison.json").read_text())
+    assert any(row["result"]["test"] == "sign-flip" for row in stored["rows"])
+    assert again["rows"] == stored["rows"]
+    assert again["settings"] == stored["settings"]
 
 
 def test_a_baseline_alone(tiny_checkpoint, tmp_path):
@@ -251,6 +276,25 @@ def test_half_a_surrogate_pair_loses_nothing(tmp_path):
     assert run.data["note"] == texts[0]
     assert [sample.target for sample in run.samples(long)] == texts
     assert all(path.read_bytes().decode("utf-8") for path in tmp_path.iterdir())
+
+
+def test_a_model_that_cannot_be_calibrated_is_found_before_it_is_scored(
+    tiny, tiny_checkpoint, make_artifact, tmp_path, monkeypatch
+):
+    """GPT-J does not pass through the attention interface; its baseline took hours first."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = tiny("gptj", dtype=torch.float32, vocab_size=len(tokenizer), n_embd=32, n_layer=3,
+                 n_head=4, rotary_dim=4)  # fmt: skip
+    model.save_pretrained(tmp_path / "model")
+    artifact = make_artifact(model).save(tmp_path / "heads.json")
+    scored = []
+    monkeypatch.setattr(evaluate, "_evaluate", lambda *given, **more: scored.append(given))
+    with pytest.raises(UnsupportedModelError):
+        run_eval(settings(tmp_path / "model", tmp_path / "out", artifact))
+    assert scored == []
 
 
 def test_real_rows_through_the_real_model(smollm, hub_dir, tmp_path):

@@ -163,9 +163,10 @@ def by_hand(lm, turns):
             messages, tokenize=False, add_generation_prompt=True
         )
         ids = torch.tensor([lm.tokenizer.encode(text, add_special_tokens=False)])
-        output = lm.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False
-        )
+        with lm.attachment.engaged():  # between requests the model is stock
+            output = lm.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False
+            )
         new = lm.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
         answers.append(new)
         messages.append({"role": "assistant", "content": new})
@@ -602,3 +603,22 @@ def test_other_models_are_refused_in_one_line_that_names_hf_act(
     assert "\n" not in str(caught.value)
     with pytest.raises(UnsupportedCallError, match="HFLM"):  # where no template tells the model
         getattr(lm, REQUEST_TYPE)([])
+
+
+def test_single_requests_through_lm_evals_generic_calls(questions):
+    """lm-eval's own tools ask a task for a prompt and a request without a model at hand."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(TASKS / "mt_bench"), include_defaults=False)
+    task = manager.load(["mt_bench"])["tasks"]["mt_bench"]
+    doc = task.eval_docs[0]
+    request = task.construct_requests(doc=doc, ctx="prompt")
+    assert (request.request_type, request.args[0]) == (REQUEST_TYPE, "prompt")
+    assert request.args[1]["turns"] == doc["prompt"]
+    assert request.metadata == (None, None, None)
+    named = task.construct_requests(doc, "prompt", metadata=("mt_bench", 3, 1))
+    assert (named.task_name, named.doc_id) == ("mt_bench", 3)
+    shown = task.fewshot_context(doc, 0, chat_template=lambda turns: turns[0]["content"])
+    assert shown == doc["prompt"][0]
+    with pytest.raises(TaskError, match="--apply_chat_template"):
+        task.fewshot_context(doc, num_fewshot=0)

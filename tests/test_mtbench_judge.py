@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from mtbench_runs import doc, graded, write_run
@@ -390,6 +391,66 @@ def test_without_a_key_openai_itself_is_not_asked(tmp_path):
     settings = JudgeSettings(paths=(one_question(tmp_path),), model="judge")
     with pytest.raises(RecipeError, match="set OPENAI_API_KEY"):
         judge(settings, announce=lambda text: None, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "fields", "message"),
+    [
+        ({}, {"api_key_env": "JUDGE_KEY"}, "JUDGE_KEY, which --api-key-env names, is not set"),
+        ({"JUDGE_KEY": "  "}, {"api_key_env": "JUDGE_KEY"}, "is not set"),
+        ({"JUDGE_KEY": f"{KEY}\n"}, {"api_key_env": "JUDGE_KEY"}, "JUDGE_KEY holds a blank"),
+        ({"OPENAI_API_KEY": f"{KEY} {KEY}"}, {}, "OPENAI_API_KEY holds a blank"),
+        ({"OPENAI_API_KEY": f"{KEY}\u2013"}, {}, "a letter that no key has"),
+        ({"OPENAI_API_KEY": KEY}, {"base_url": "http://judge.example/v1"}, "unencrypted to http:"),
+        ({"OPENAI_API_KEY": KEY}, {"base_url": "http://10.0.0.7:8000/v1"}, "unencrypted to http:"),
+        ({"OPENAI_API_KEY": KEY}, {"base_url": "http://localhost.example/v1"}, "--allow-insecure"),
+    ],
+)  # fmt: skip
+def test_a_key_that_cannot_be_sent_stops_the_run_before_anything_is_written(
+    tmp_path, monkeypatch, variables, fields, message
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with serving(by_quality) as server:
+        one_question(tmp_path)
+        before = sorted(tmp_path.rglob("*"))
+        settings = JudgeSettings(
+            paths=(tmp_path,), model="judge", **{"base_url": server.url, **fields}
+        )
+        with pytest.raises(RecipeError, match=message) as caught:
+            judge(settings, announce=lambda text: None, progress=False)
+        assert server.calls == 0
+    assert KEY not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_where_a_key_may_go():
+    def key(**fields):
+        return JudgeSettings(paths=(Path("x"),), model="m", **fields).api_key()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", KEY)
+        for address in (None, "https://judge.example/v1", "http://localhost:1/v1",
+                        "http://127.0.0.9:1/v1", "http://[::1]:1/v1"):  # fmt: skip
+            assert key(base_url=address) == KEY
+        assert key(base_url="http://judge.example/v1", allow_insecure_key=True) == KEY
+        assert key(base_url="http://judge.example/v1", api_key_env="none") == "none"
+        patch.delenv("OPENAI_API_KEY")
+        assert key(base_url="http://judge.example/v1") == "none"
+
+
+def test_a_key_is_scrubbed_in_every_form():
+    odd = 'sk"quote\\back'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", odd)
+        client = Client(JudgeSettings(paths=(Path("x"),), model="m"))
+    for text in (f"a {odd} b", f"a {json.dumps(odd)} b", f"a {odd!r} b", f"Authorization: {odd}"):
+        shown = client.redact(text)
+        assert "quote" not in shown
+        assert "[key]" in shown
+    assert client.redact("header 'Bearer another-secret-of-a-proxy'") == "header 'Bearer [key]'"
+    assert client.redact("the bearer of news") == "the bearer of news"
+    client.close()
 
 
 def test_a_tracker_gets_scores_conversations_and_pictures(tmp_path):

@@ -16,7 +16,7 @@ from installed import REPOSITORY, pyproject, python
 
 import act_harness
 from act_harness import paths
-from act_harness.errors import InfrastructureError
+from act_harness.errors import EXTRAS, InfrastructureError, install_command
 
 # Where a wheel carries the repository's data folders; hatch_build.py and paths.py must agree.
 CARRIED = {
@@ -300,6 +300,17 @@ def test_every_declared_package_is_pinned():
     missing = {normalised(name) for name in declared} - {normalised(pin) for pin in pins}
     assert missing == set()
     assert "torch==2.13.0" in pins
+
+
+def test_commands_that_install_an_extra_name_packages_of_the_index():
+    extras = dict(pyproject()["project"]["optional-dependencies"])
+    del extras["dev"]  # nothing that runs asks for it
+    declared = {name: tuple(r.partition(";")[0] for r in own) for name, own in extras.items()}
+    assert declared == EXTRAS
+    assert install_command("wandb") == "pip install 'wandb>=0.31' 'wandb-workspaces>=0.4'"
+    for file in (REPOSITORY / "act_harness").rglob("*.py"):
+        told = re.findall(r"pip install[^`\n]*act-harness", file.read_text(encoding="utf-8"))
+        assert told == [], f"{file.name}: no such package is on the index"
 
 
 def test_entry_points_name_what_exists():

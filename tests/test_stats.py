@@ -147,6 +147,18 @@ def test_equal_arms_are_inconclusive_and_the_smallest_finding_is_six_flips():
     assert result.minimum_detectable == pytest.approx(6 / 200)
 
 
+def test_no_change_in_clusters_or_groups_is_no_certainty():
+    half = 1.959964 * math.sqrt(2 / 22 / 22)
+    right = np.tile([0.0, 1.0], 20)
+    clustered = stats.paired_difference(right, right, clusters=np.repeat(range(20), 2).tolist())
+    assert clustered.interval == pytest.approx((-half, half))
+    group = stats.combined_difference([stats.Part(right[:10], right[:10])] * 2)
+    assert group.interval == pytest.approx((-half, half))
+    assert group.p_value == 1
+    lone = stats.combined_difference([stats.Part([1.0], [1.0])] * 2)
+    assert lone.stderr == math.inf
+
+
 def test_few_units_have_students_interval():
     a, b = [5.0, 7.0, 2.0, 6.0], [6.0, 9.0, 2.5, 6.5]
     result = stats.paired_difference(a, b)

@@ -228,7 +228,7 @@ def test_bad_options_are_found_before_anything_is_done(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     code, _, err = call("eval", "--tasks", "x", "--wandb-project", "p")
     assert code == 2
-    assert "pip install 'act-harness[wandb]'" in err
+    assert "pip install 'wandb>=0.31' 'wandb-workspaces>=0.4'" in err
 
 
 @pytest.mark.parametrize("name", ["eval", "search", "judge"])

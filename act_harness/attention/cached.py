@@ -9,6 +9,7 @@ reordered in size, or filled by somebody else is an error, never a silent baseli
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,13 +38,25 @@ class _Remembered:
     owner: str  # the attachment's token
     state: LayerState
     real: Tensor  # (B, T) bool
-    keys: Tensor | None = None  # what the cache then held, the tensor itself
+    keys: weakref.ref[Tensor] | None = None  # what the cache then held, and keeps alive
 
     def keep(self, cache: Cache | None, layer: int, state: LayerState | None, real: Tensor) -> None:
         """Take what a call over the cache leaves."""
         if state is not None:
             self.state, self.real = state, real
-        self.keys = _keys_of(cache, layer)
+        self.keys = _reference(_keys_of(cache, layer))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give a copy or a pickle the keys themselves, which are those of the copied cache."""
+        return {**self.__dict__, "keys": None if self.keys is None else self.keys()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See :meth:`__getstate__`."""
+        self.__dict__.update({**state, "keys": _reference(state["keys"])})
+
+
+def _reference(keys: Tensor | None) -> weakref.ref[Tensor] | None:
+    return None if keys is None else weakref.ref(keys)
 
 
 class _Alike(NamedTuple):
@@ -230,12 +243,9 @@ def refuse_changed(cache: Cache) -> None:
     """
     for layer, noted in getattr(cache, _STATES, {}).items():
         held = _keys_of(cache, layer)
-        if (
-            held is not None
-            and noted.keys is not None
-            and held is not noted.keys
-            and held.shape == noted.keys.shape
-        ):
+        if held is None or noted.keys is None or noted.keys() is held:
+            continue
+        if (held.shape[0], cache.get_seq_length(layer)) == noted.real.shape:  # else: see recall()
             raise UnsupportedCallError(
                 "the cache was reordered or changed under the calibration's statistics (beam "
                 "search does); take sequences with act_harness.attention.select_cache"
@@ -278,7 +288,7 @@ def remember(
     """Keep what this call leaves for the next one, on the cache itself."""
     if cache is not None and state is not None:
         states = cache.__dict__.setdefault(_STATES, {})
-        states[layer] = _Remembered(owner, state, real, _keys_of(cache, layer))
+        states[layer] = _Remembered(owner, state, real, _reference(_keys_of(cache, layer)))
 
 
 def select_cache(cache: Cache, index: Tensor) -> Cache:
@@ -301,7 +311,7 @@ def select_cache(cache: Cache, index: Tensor) -> Cache:
                 noted.owner,
                 noted.state.select(index.to(noted.real.device)),
                 noted.real[index.to(noted.real.device)],
-                _keys_of(picked, number),
+                _reference(_keys_of(picked, number)),
             )
             for number, noted in cache.__dict__[_STATES].items()
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,27 +11,26 @@ from act_harness.engines.operation import Stock
 from act_harness.errors import UnsupportedCallError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-    from act_harness.engines.operation import Engine
+    from act_harness.engines.operation import Engine, EngineResult
 
-__all__ = ["full_precision", "refuse_backward"]
+__all__ = ["in_full_precision", "refuse_backward"]
 
 
-@contextmanager
-def full_precision(device: str, stock: Stock) -> Iterator[Stock]:
-    """Let an engine sum in the precision it chose inside the block, also under autocast.
+def in_full_precision(
+    compute: Callable[..., EngineResult], device: str, stock: Stock
+) -> EngineResult:
+    """Let an engine sum in the precision that it chose, under autocast, which would lower it.
 
-    Autocast would lower its float32 products. The model's own attention stays under it; which
-    kernel that runs is autocast's to decide, so the stock yielded names none.
+    The model's own attention stays under autocast. Which kernel that runs is autocast's to
+    decide, so the stock attention that the engine is given names none.
 
     Args:
+        compute: calls the engine, given ``stock``.
         device: type of the device that computes.
         stock: the model's own attention.
     """
-    if not torch.is_autocast_enabled(device):
-        yield stock
-        return
     dtype = torch.get_autocast_dtype(device)
 
     def run() -> Tensor:
@@ -40,7 +38,7 @@ def full_precision(device: str, stock: Stock) -> Iterator[Stock]:
             return stock()
 
     with torch.autocast(device, enabled=False):
-        yield Stock(run)
+        return compute(stock=Stock(run))
 
 
 class _NoBackward(torch.autograd.Function):

@@ -7,7 +7,6 @@ what stock attention itself loses in the same rows. Run as ``python -m act_harne
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
 from collections.abc import Sequence
@@ -20,6 +19,12 @@ from torch import Tensor
 from act_harness import places
 from act_harness.artifact import Artifact
 from act_harness.attention import attach, model_facts
+from act_harness.bench.arguments import (
+    Arguments,
+    read_counts,
+    read_device,
+    read_dtypes,
+)
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import Report, Table, command_line, describe_machine
 from act_harness.bench.scoring import read_requests
@@ -152,14 +157,16 @@ def _summary(errors: Tensor) -> tuple[float, float]:
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run the comparison from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(prog="act-harness bench accuracy", description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = Arguments(prog="act-harness bench accuracy", description=__doc__)
+    parser.add_argument(
+        "--device", type=read_device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--dtypes", default="bfloat16,float16,float32")
-    parser.add_argument("--tokens", default="1,2,31,127,1000,4097")
+    parser.add_argument("--dtypes", type=read_dtypes, default="bfloat16,float16,float32")
+    parser.add_argument("--tokens", type=read_counts, default="1,2,31,127,1000,4097")
     parser.add_argument("--model", default=None, help="folder of a model, for real maps")
     parser.add_argument("--requests", type=Path, help="written by bench scoring --export")
-    parser.add_argument("--layers", default="0,2,8,15,22,29", help="of the model")
+    parser.add_argument("--layers", type=read_counts, default="0,2,8,15,22,29", help="of the model")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
     places.prepare_folder(given.out)
@@ -173,11 +180,11 @@ def main(arguments: list[str] | None = None) -> Path:
         contexts = [c for _, pairs in read_requests(given.requests) for c, _ in pairs]
         model = load_plain_model(given.model, dtype="float32", device=given.device)
         longest = max(contexts, key=len)[:1000]
-        real = real_inputs(model, longest, [int(layer) for layer in given.layers.split(",")])
-    for name in given.dtypes.split(","):
+        real = real_inputs(model, longest, given.layers)
+    for name in given.dtypes:
         dtype = getattr(torch, name)
         records: list[dict[str, Any]] = []
-        for tokens in map(int, given.tokens.split(",")):
+        for tokens in given.tokens:
             inputs = planted(
                 tokens, batch=1, heads=8, groups=2, tokens=tokens, size=128,
                 dtype=dtype, device=given.device, strength=9.0,

@@ -21,6 +21,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from act_harness import places
+from act_harness.bench.arguments import (
+    Arguments,
+    read_count,
+    read_counts,
+    read_device,
+    read_dtype,
+    read_shapes,
+)
 from act_harness.bench.common import (
     Report,
     Table,
@@ -268,25 +276,38 @@ _COLUMNS = (
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run the benchmark from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(prog="act-harness bench attention", description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--shapes", default="4x2048,1x8192,1x32768", help="batch x tokens")
-    parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--groups", type=int, default=8, help="key heads")
-    parser.add_argument("--size", type=int, default=128, help="values of a head")
-    parser.add_argument("--selected", default="7,32", help="numbers of calibrated heads")
+    parser = Arguments(prog="act-harness bench attention", description=__doc__)
+    parser.add_argument(
+        "--device",
+        type=read_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    parser.add_argument("--dtype", type=read_dtype, default="bfloat16")
+    parser.add_argument(
+        "--shapes",
+        type=read_shapes,
+        default="4x2048,1x8192,1x32768",
+        help="batch x tokens",
+    )
+    parser.add_argument("--heads", type=read_count, default=32)
+    parser.add_argument("--groups", type=read_count, default=8, help="key heads")
+    parser.add_argument("--size", type=read_count, default=128, help="values of a head")
+    parser.add_argument(
+        "--selected",
+        type=read_counts,
+        default="7,32",
+        help="numbers of calibrated heads",
+    )
     parser.add_argument("--engines", default="triton" if torch.cuda.is_available() else "torch")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=read_count, default=20)
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
-    places.prepare_folder(given.out)
+    places.prepare_folder(given.output)
     engines = {name: select_engine(name, device=given.device) for name in given.engines.split(",")}
     limits = ceilings(given.device)
     records: list[dict[str, Any]] = []
     rounds: dict[str, dict[str, Timing]] = {}
-    for text in given.shapes.split(","):
-        batch, tokens = map(int, text.split("x"))
+    for batch, tokens in given.shapes:
         shape = {
             "batch": batch,
             "heads": given.heads,
@@ -294,7 +315,7 @@ def main(arguments: list[str] | None = None) -> Path:
             "tokens": tokens,
             "size": given.size,
         }
-        for selected in map(int, given.selected.split(",")):
+        for selected in given.selected:
             found, timings = measure(
                 shape,
                 selected,
@@ -305,7 +326,9 @@ def main(arguments: list[str] | None = None) -> Path:
                 limits=limits,
             )
             records += found
-            rounds |= {f"{text}, {selected} heads, {how}": t for how, t in timings.items() if t}
+            rounds |= {
+                f"{batch}x{tokens}, {selected} heads, {how}": t for how, t in timings.items() if t
+            }
     return _write(records, rounds, given, limits)
 
 

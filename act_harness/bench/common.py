@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from act_harness.atomic import write_bytes, write_json, write_text
-from act_harness.errors import InfrastructureError
+from act_harness.errors import InfrastructureError, install_command
 from act_harness.provenance import collect, describe_device
 
 __all__ = [
@@ -324,7 +324,7 @@ def write_plot(
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise InfrastructureError(
-            "plots need matplotlib, which is not installed; pip install 'act-harness[report]'"
+            f"plots need matplotlib, which is not installed; run: {install_command('report')}"
         ) from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -10,7 +10,6 @@ the allocator's, on the CPU the process's resident memory.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import random
 from pathlib import Path
@@ -20,6 +19,12 @@ import torch
 
 from act_harness import places
 from act_harness.attention import attach, model_facts
+from act_harness.bench.arguments import (
+    Arguments,
+    read_count,
+    read_device,
+    read_dtype,
+)
 from act_harness.bench.common import Report, Table, command_line, describe_machine, peak_memory
 from act_harness.bench.scoring import StockPath, random_heads
 from act_harness.counters import CalibrationCounters
@@ -104,15 +109,17 @@ def _over(value: int | None, base: int | None) -> float | str:
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run the benchmark from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="act-harness bench memory", description="Peak memory of scoring, large vocabulary."
     )
     parser.add_argument("--shape", default="vocabulary", help="shape of the random Llama")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--contexts", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument(
+        "--device", type=read_device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument("--dtype", type=read_dtype, default="float32")
+    parser.add_argument("--contexts", type=read_count, default=16)
+    parser.add_argument("--tokens", type=read_count, default=2048)
+    parser.add_argument("--batch-size", type=read_count, default=16)
     parser.add_argument("--with-stock", action="store_true", help="run stock scoring as well")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--name", default="scoring-memory")

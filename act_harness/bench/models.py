@@ -13,9 +13,17 @@ import torch
 from act_harness import places
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach
+from act_harness.bench.arguments import (
+    Arguments,
+    read_count,
+    read_device,
+    read_dtype,
+    read_shapes,
+    read_share,
+)
 from act_harness.bench.common import Report, Table, Timing, command_line, describe_machine
 from act_harness.calibration import Calibration
-from act_harness.errors import InputError
+from act_harness.data import load_plain_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,15 +112,7 @@ def arms_of(given: argparse.Namespace) -> Arms:
         groups = 8 if given.model.endswith("-gqa") else 32
         model = llama(given.device, dtype, groups=groups, layers=given.layers)
     else:
-        from transformers import AutoModelForCausalLM
-
-        try:
-            model = AutoModelForCausalLM.from_pretrained(given.model, dtype=dtype)
-        except OSError as error:
-            raise InputError(
-                f"{given.model}: no model there; give a folder, a hub id, or llama-7b"
-            ) from error
-        model = model.to(given.device).eval()
+        model = load_plain_model(given.model, dtype=given.dtype, device=given.device)
     return arms(model, share=given.share, engine=given.engine)
 
 
@@ -126,12 +126,16 @@ def random_tokens(model: PreTrainedModel, batch: int, tokens: int, seed: int) ->
 def common_options(parser: argparse.ArgumentParser) -> None:
     """Add what the benchmarks of whole models share."""
     parser.add_argument("--model", default="llama-7b", help="llama-7b, llama-7b-gqa, or a folder")
-    parser.add_argument("--layers", type=int, default=32, help="layers of llama-7b")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--layers", type=read_count, default=32, help="layers of llama-7b")
+    parser.add_argument(
+        "--device",
+        type=read_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    parser.add_argument("--dtype", type=read_dtype, default="bfloat16")
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--share", type=float, default=0.22, help="share of heads calibrated")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--share", type=read_share, default=0.22, help="share of heads calibrated")
+    parser.add_argument("--rounds", type=read_count, default=10)
     parser.add_argument("--name", default=None, help="name of the report")
 
 
@@ -157,12 +161,12 @@ def bench_model(
         shapes: default of ``--shapes`` and what its two numbers are.
         columns: of the table.
     """
-    parser = argparse.ArgumentParser(prog=f"act-harness bench {name}", description=description)
+    parser = Arguments(prog=f"act-harness bench {name}", description=description)
     common_options(parser)
-    parser.add_argument("--shapes", default=shapes[0], help=shapes[1])
+    parser.add_argument("--shapes", type=read_shapes, default=shapes[0], help=shapes[1])
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
-    places.prepare_folder(given.out)
+    places.prepare_folder(given.output)
     pair = arms_of(given)
     kind = torch.device(given.device).type
     heading = f"{Path(given.model).name}, {given.dtype}, {given.share:.0%} of the heads"
@@ -174,11 +178,10 @@ def bench_model(
         remarks=[f"{given.rounds} rounds, arms in turns, order reversed every other round"],
     )
     records: list[dict[str, Any]] = []
-    for text in given.shapes.split(","):
-        batch, tokens = map(int, text.split("x"))
+    for batch, tokens in given.shapes:
         found, timings = measure(pair, batch, tokens, device=given.device, rounds=given.rounds)
         records += found
-        report.add_rounds(text, timings)
+        report.add_rounds(f"{batch}x{tokens}", timings)
         report.tables = [table_of(heading, records, columns)]
         report.write(given.output)  # a run that is stopped keeps what it measured
     return Path(given.output) / f"{report.name}.md"

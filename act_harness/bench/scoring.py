@@ -13,7 +13,6 @@ and the largest score difference. The JSON file has the seconds of every round a
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
@@ -27,6 +26,7 @@ import torch
 from act_harness import atomic, places, reading
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach, model_facts
+from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype
 from act_harness.bench.common import (
     Report,
     Table,
@@ -314,23 +314,32 @@ def _gib(value: int | None) -> float | None:
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Measure stored requests from a command line; return the report's path."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m act_harness.bench.scoring", description="Scoring of stored requests."
     )
     parser.add_argument("--requests", type=Path, required=True, help="written with --export")
     parser.add_argument("--only", default="", help="these entries, separated by commas")
-    parser.add_argument("--limit", type=int, help="requests of an entry")
+    parser.add_argument("--limit", type=read_count, help="requests of an entry")
     parser.add_argument("--model", help="folder of a model")
     parser.add_argument("--random", default="tiny", help="shape of a random Llama instead")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", type=read_dtype, default="bfloat16")
+    parser.add_argument(
+        "--device",
+        type=read_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+    )
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--batch-size", default="auto", help="by commas; auto: a token budget")
-    parser.add_argument("--stock-batch-size", type=int, default=64, help="of stock beside auto")
+    parser.add_argument(
+        "--stock-batch-size",
+        type=read_count,
+        default=64,
+        help="of stock beside auto",
+    )
     parser.add_argument("--stock", default="auto", help="hf, stand-in, or auto: hf where it is")
     parser.add_argument("--tokenizer", help="folder, for hf; else the model's")
-    parser.add_argument("--token-budget", type=int, help="most tokens of a forward of ours")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--token-budget", type=read_count, help="most tokens of a forward of ours")
+    parser.add_argument("--rounds", type=read_count, default=3)
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--name", default="scoring")
     given = parser.parse_args(arguments)

@@ -18,7 +18,6 @@ call adds them up (see ``search_parts``):
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 import time
@@ -31,6 +30,7 @@ import torch
 from act_harness import places
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach, model_facts
+from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype, read_share
 from act_harness.bench.common import (
     Machine,
     Report,
@@ -382,28 +382,34 @@ def _parts_table(exact: Pass, screen: Pass) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the benchmark; return the path of the report."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="act-harness bench search", description="Cost of the head search, three ways."
     )
     parser.add_argument("--model", help="folder of a model")
     parser.add_argument("--random", help="7b, 1b or tiny: a random model with planted sinks")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", type=read_dtype, default="float32")
+    parser.add_argument("--device", type=read_device, default="cpu")
     parser.add_argument("--documents", type=Path, help="written by act-harness search --prepare")
-    parser.add_argument("--samples", type=int, help="documents per task")
-    parser.add_argument("--loop-heads", type=int, default=8)
-    parser.add_argument("--loop-documents", type=int)
-    parser.add_argument("--rounds", type=int, default=1, help="of all three ways, in turns")
-    parser.add_argument("--keep", type=float, default=0.15)
-    parser.add_argument("--chunk-tokens", type=int, help="else by the device, as in a recipe")
-    parser.add_argument("--screen-tokens", type=int)
-    parser.add_argument("--pack-tokens", type=int)
+    parser.add_argument("--samples", type=read_count, help="documents per task")
+    parser.add_argument("--loop-heads", type=read_count, default=8)
+    parser.add_argument("--loop-documents", type=read_count)
+    parser.add_argument("--rounds", type=read_count, default=1, help="of all three ways, in turns")
+    parser.add_argument("--keep", type=read_share, default=0.15)
+    parser.add_argument(
+        "--chunk-tokens",
+        type=read_count,
+        help="else by the device, as in a recipe",
+    )
+    parser.add_argument("--screen-tokens", type=read_count)
+    parser.add_argument("--pack-tokens", type=read_count)
     parser.add_argument("--slice", help="I/N: measure only these chunks of documents, into --parts")
     parser.add_argument("--parts", type=Path, help="folder of the slices' results")
     parser.add_argument("--join", type=Path, help="add up the slices in this folder")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--name", default="search")
     given = parser.parse_args(arguments)
+    if not (given.join or given.random or given.model):
+        parser.error("no model was named, expected --model DIR or --random SHAPE")
     places.prepare_folder(given.output)
     if given.join:
         from act_harness.bench.search_parts import join_parts

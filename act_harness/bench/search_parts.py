@@ -127,7 +127,9 @@ def join_parts(folder: Path) -> tuple[list[Table], Machine, str]:
     """
     rows = [row for p in sorted(folder.glob("slice-*.jsonl")) for row in reading.read_lines(p)]
     if not rows:
-        raise InputError(f"{folder} holds no results of --slice")
+        raise InputError(
+            f"{folder} holds no results of --slice; run the slices first, with --parts"
+        )
     total = {way: _sum(rows, way) for way in _WAYS}
     cost: list[Sequence[Any]] = [
         [

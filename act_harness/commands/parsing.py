@@ -115,13 +115,13 @@ def document_numbers(text: str | None, option: str = "--samples") -> dict[str, A
     """
     if text is None:
         return None
-    expected = 'expected {"TASK": [0, 1, 2]} or the path of a JSON file that holds it'
+    advice = 'expected {"TASK": [0, 1, 2]} or the path of a JSON file that holds it'
     if text.lstrip().startswith("{"):
-        found = reading.parse_json(text, source=option, error=InputError, advice=expected)
+        found = reading.parse_json(text, source=option, error=InputError, advice=advice)
     else:
-        found = reading.read_json(text, error=InputError, advice=f"{option}: {expected}")
+        found = reading.read_json(text, error=InputError, advice=f"{option}: {advice}")
     if not isinstance(found, dict) or not found:
-        raise InputError(f"{option} holds {type(found).__name__}, {expected}")
+        raise InputError(f"{option} holds {one_line(str(found), limit=80)}, {advice}")
     return found
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from act_harness import reading
-from act_harness.errors import InfrastructureError, InputError, ResultError
+from act_harness.errors import InfrastructureError, InputError, ResultError, install_command
 from act_harness.mtbench.settings import NO_KEY, JudgeSettings
 from act_harness.mtbench.verdict import rating_of
 
@@ -88,7 +88,7 @@ class Client:
         except ModuleNotFoundError as error:
             raise InputError(
                 f"judging needs {error.name}, which is not installed; run: "
-                "pip install 'act-harness[mtbench]'"
+                f"{install_command('mtbench')}"
             ) from None
         self._openai, self._tenacity = openai, tenacity
         self._settings = settings

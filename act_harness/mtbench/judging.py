@@ -106,6 +106,7 @@ def judge(
     calls = 0
     waiting = [request for request in requests if not ledger.rated(request.key)]
     if waiting:
+        settings.api_key()  # one that cannot be sent is refused before anything is written
         with ledger.sole_writer(), saved(lambda: f"judgments so far are in {ledger.path}"):
             calls = _ask_all(waiting, ledger, settings, progress=progress)
     ratings = _ratings(requests, ledger)

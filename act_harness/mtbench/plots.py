@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_harness.atomic import write_bytes
-from act_harness.errors import InputError
+from act_harness.errors import InputError, install_command
 from act_harness.mtbench.scores import ArmScores
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _figure(*, width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise InputError(
-            "plots need matplotlib, which is not installed; run: pip install 'act-harness[report]'"
+            f"plots need matplotlib, which is not installed; run: {install_command('report')}"
         ) from error
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from act_harness import reading
+from act_harness.calibration import validation_line
 from act_harness.errors import RecipeError, suggestion
 
 __all__ = ["NO_KEY", "JudgeSettings", "load_judge_settings"]
@@ -172,16 +173,18 @@ def load_judge_settings(path: Path | None = None, **overrides: Any) -> JudgeSett
     if path is not None:
         given = reading.read_yaml(path, error=RecipeError, advice="check --config") or {}
         if not isinstance(given, dict):
-            raise RecipeError(f"judge settings {path} must be a mapping of settings to values")
+            raise RecipeError(
+                f"judge settings {path}: found a {type(given).__name__}, expected settings and "
+                "their values"
+            )
     given.update({name: value for name, value in overrides.items() if value is not None})
     for name in given:
         if name not in JudgeSettings.model_fields:
             near = suggestion(str(name), JudgeSettings.model_fields)
+            near = near or "; see `act-harness judge --help` for those there are"
             raise RecipeError(f"judge setting {name!r} is unknown{near}")
     try:
         return reading.validated(JudgeSettings, given)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        # The value is left out: an address with a password would be printed.
-        raise RecipeError(f"judge setting {place}: {first['msg']}") from None
+        # Of an address the value is left out: a password would be printed.
+        raise RecipeError(f"judge setting {validation_line(error)}") from None

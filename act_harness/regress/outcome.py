@@ -66,8 +66,7 @@ class RegressOutcome:
         if self.comparison is not None:
             rows = tuple(row for row in self.comparison.rows if row.headline)
             shown = replace(self.comparison, rows=rows)
-            # "task@arm" is long; where no terminal's width counts, nothing is cut.
-            parts.append(shown.to_terminal(width=None if colour else 180, colour=colour))
+            parts.append(shown.to_terminal(colour=colour))
         parts += [f"{row.task}, arm {row.arm}: drift {row.drift:.1e} nats, {row.flips} flips"
                   for row in self.drifts]  # fmt: skip
         parts += [f"note: {note}" for note in self.notes]

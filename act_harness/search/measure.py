@@ -85,6 +85,7 @@ class Measurement:
         grid: Grid,
         *,
         progress: Callable[[int], object],
+        known: Callable[[int], object] | None = None,
         after_chunk: Callable[[Chunk], object] = lambda chunk: None,
     ) -> None:
         """Measure what the ledger lacks of ``grid``; returns when all processes are done.
@@ -93,13 +94,15 @@ class Measurement:
             bench: the opened model.
             grid: heads by layer.
             progress: called with (layer, head, mass map, document) combinations done.
+            known: called with those that the ledger had; None: ``progress`` is.
             after_chunk: called after each chunk of this process.
         """
         maps = len(self.recipe.mass_maps())
         for chunk in self.share:
             missing = [layer for layer in grid if self._key(chunk, layer) not in self.ledger]
             done = sum(len(grid[layer]) for layer in grid if layer not in missing)
-            progress(done * maps * len(chunk.documents))
+            if done:
+                (known or progress)(done * maps * len(chunk.documents))
             if missing or self._base_key(chunk) not in self.ledger:
                 self._chunk(bench, chunk, {layer: grid[layer] for layer in missing}, progress)
             after_chunk(chunk)
@@ -134,21 +137,30 @@ class Measurement:
 
     # -- screening ---------------------------------------------------------------------------
 
-    def screen(self, bench: Workbench, grid: Grid, *, progress: Callable[[int], object]) -> None:
+    def screen(
+        self,
+        bench: Workbench,
+        grid: Grid,
+        *,
+        progress: Callable[[int], object],
+        known: Callable[[int], object] | None = None,
+    ) -> None:
         """Estimate every head of ``grid`` on this process's chunks; wait for the others.
 
         Args:
             bench: the opened model.
             grid: heads by layer.
             progress: called with the number of documents done.
+            known: called with the number that the ledger had; None: ``progress`` is.
         """
         if self.recipe.objective == "corrected":  # the label prior needs all documents first
             self.run(bench, {}, progress=lambda done: None)
         for chunk in self.share:
             key = ("screen", chunk.task, chunk.number)
-            if key not in self.ledger:
+            there = key in self.ledger
+            if not there:
                 self._screen_chunk(bench, chunk, grid, key)
-            progress(len(chunk.documents))
+            (known if there and known else progress)(len(chunk.documents))
         self.processes.read_together(self.ledger)
 
     def _screen_chunk(self, bench: Workbench, chunk: Chunk, grid: Grid, key: Any) -> None:  # noqa: ANN401

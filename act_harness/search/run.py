@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from tqdm import tqdm
 
 from act_harness import provenance
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.atomic import canonical_json
-from act_harness.attention import model_facts
+from act_harness.attention import attach, model_facts
 from act_harness.engines import select_engine
 from act_harness.interruption import saved
 from act_harness.search.effects import HeadEffect, as_rows, both_splits, head_effects
@@ -23,6 +22,7 @@ from act_harness.search.judgement import conclude, describe
 from act_harness.search.ledger import VERSION, Ledger
 from act_harness.search.measure import Measurement, Work
 from act_harness.search.processes import Processes
+from act_harness.search.progress import Progress, phases_of
 from act_harness.search.select import Selection, best_of_each_head, refitted
 from act_harness.search.sets import ModelSets, SetMeasurement, make_heads
 from act_harness.search.workbench import Workbench
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from act_harness.search.recipe import Recipe
 
 __all__ = ["SearchResult", "content_sha256", "ledger_folder", "run_search", "stable_content"]
+
+_SET_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Tokens of a forward where whole sets are measured: what fills the device."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class SearchResult:
             f"{self.artifact.head_count()} of {search['measured_heads']} measured heads selected "
             f"(rule {search['rule']['name']}, {self.seconds:.0f} s)"
         ]
+        if search["run"]["units_from_ledger"]:
+            lines.append(f"  continued: {search['run']['units_from_ledger']} units were there")
         reason = search["rule"].get("reason")
         lines += [f"  {reason}"] if reason else []
         lines += describe(search["judgement"])
@@ -76,15 +81,26 @@ def ledger_folder(
         "version": VERSION,
         "recipe": recipe.measured(),
         "model": {
-            key: value
-            for key, value in facts.model_dump().items()
-            if key not in ("id", "revision")  # a moved folder is the same model
+            key: value for key, value in facts.model_dump().items() if key not in _NOT_MEASURED
         },
         "documents": {d.task: [d.digest("search"), d.digest("verify")] for d in documents},
         "device": device,
     }
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in "+".join(recipe.tasks))[:40]
     return root / f"{name}-{provenance.sha256_json(identity)[:12]}", identity
+
+
+# A moved folder is the same model, and the tokenizer's work is in the documents' digests: the same
+# files read by another release of transformers continue a search.
+_NOT_MEASURED = {
+    "id",
+    "revision",
+    "tokenizer_sha256",
+    "tokenizer_probe_sha256",
+    "chat_template_sha256",
+    "chat_probe_sha256",
+    "adds_bos",
+}
 
 
 def stable_content(artifact: Artifact) -> dict[str, Any]:
@@ -110,7 +126,7 @@ def run_search(
     facts: ModelFacts | None = None,
     ledgers: str | Path = "search/ledgers",
     output: str | Path | None = None,
-    token_budget: int = 4096,
+    token_budget: int | None = None,
     show_progress: bool = True,
     on_best: Callable[[list[HeadEffect]], object] | None = None,
 ) -> SearchResult:
@@ -126,7 +142,7 @@ def run_search(
         facts: what identifies the model; read off it when None.
         ledgers: folder of the ledgers.
         output: the artifact's file; None: not written.
-        token_budget: tokens of a forward on the verify and judge splits.
+        token_budget: tokens of a forward on the verify and judge splits; None: by the device.
         show_progress: draw progress bars.
         on_best: called after each chunk with the heads measured so far, the best first.
 
@@ -138,16 +154,27 @@ def run_search(
     started = time.monotonic()
     known = facts or model_facts(model)
     grid = recipe.grid(known)
+    _try_all_heads(model, known, recipe, grid)
     processes = Processes.here()
     device: torch.device = next(model.parameters()).device
     recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     ledger = Ledger(folder, identity=identity, rank=processes.rank)
-    with ledger.locked(), saved(lambda: f"what was measured is in {ledger.folder}"):
-        search = _Search(recipe, model, known, documents, grid, ledger, processes, show_progress)
+    phases = phases_of(
+        recipe, list(documents), sum(map(len, grid.values())), processes=processes.count
+    )
+    with (
+        ledger.locked(),
+        saved(lambda: f"what was measured is in {ledger.folder}"),
+        Progress(phases, show=show_progress and processes.rank == 0) as progress,
+    ):
+        if ledger.found:
+            progress.say(f"continuing {folder}: {ledger.found} units are there already")
+        search = _Search(recipe, model, known, documents, grid, ledger, processes, progress)
         search.measure(on_best)
         effects = search.effects()
-        selection, content = search.select(effects, token_budget)
+        budget = token_budget or _SET_TOKENS.get(device.type, _SET_TOKENS["cpu"])
+        selection, content = search.select(effects, budget)
     seconds = time.monotonic() - started
     heads, strengths = make_heads(selection.places, recipe)
     content["run"] = {
@@ -174,6 +201,14 @@ def run_search(
     return SearchResult(artifact, effects, selection, search.measurement.work, seconds, path)
 
 
+def _try_all_heads(
+    model: PreTrainedModel, facts: ModelFacts, recipe: Recipe, grid: dict[int, tuple[int, ...]]
+) -> None:
+    """Attach the heads at stake once: a model that takes none is found before any is measured."""
+    trial = Artifact(name=recipe.name, model=facts, calibration=recipe.calibration, heads=grid)
+    attach(model, trial, facts=facts, engine=recipe.engine).detach()
+
+
 class _Search:
     """The parts of :func:`run_search` that share what it was given."""
 
@@ -186,14 +221,14 @@ class _Search:
         grid: dict[int, tuple[int, ...]],
         ledger: Ledger,
         processes: Processes,
-        show_progress: bool,
+        progress: Progress,
     ) -> None:
         self.recipe, self.model, self.facts, self.documents = recipe, model, facts, documents
         self.grid, self.ledger, self.processes = grid, ledger, processes
         self.searched = grid
         """Heads the recipe asks for; ``grid`` shrinks to those that are measured exactly."""
         self.estimates: dict[tuple[int, int, int], float] = {}
-        self.show = show_progress and processes.rank == 0
+        self.progress = progress
         device: torch.device = next(model.parameters()).device
         engine = select_engine(recipe.engine, device=device.type)
         self.measurement = Measurement(
@@ -228,16 +263,18 @@ class _Search:
         name: str,
         after_chunk: Callable[[Any], object] = lambda chunk: None,
     ) -> None:
-        documents = sum(len(chunk.documents) for chunk in measurement.share)
-        count = sum(map(len, self.grid.values())) * len(self.recipe.mass_maps())
-        total = count * documents
-        with tqdm(total=total, desc=name, unit="pair", disable=not self.show) as bar:
-            measurement.run(bench, self.grid, progress=bar.update, after_chunk=after_chunk)
+        measurement.run(
+            bench,
+            self.grid,
+            progress=self.progress.done(name),
+            known=self.progress.known(name),
+            after_chunk=after_chunk,
+        )
 
     def refit(self, selection: Selection) -> Selection:
         """Measure single heads on the verify split too; order the heads by both splits."""
         with Workbench(self.model) as bench:
-            self._run(bench, self.verifying, "heads, verify")
+            self._run(bench, self.verifying, "refit")
         found = []
         for measurement in (self.measurement, self.verifying):
             stock = measurement.baselines()
@@ -248,9 +285,8 @@ class _Search:
 
     def _screen(self, bench: Workbench) -> None:
         """Estimate all heads and keep the best share of them in the grid."""
-        documents = sum(len(chunk.documents) for chunk in self.measurement.share)
-        with tqdm(total=documents, desc="screen", unit="doc", disable=not self.show) as bar:
-            self.measurement.screen(bench, self.grid, progress=bar.update)
+        progress, known = self.progress.done("screen"), self.progress.known("screen")
+        self.measurement.screen(bench, self.grid, progress=progress, known=known)
         self.estimates = self.measurement.estimates(self.grid)
         self.grid = kept_heads(self.estimates, self.recipe.keep)
 
@@ -267,7 +303,8 @@ class _Search:
         if not tasks or (split == "verify" and len(tasks) < len(self.documents)):
             return None
         score = ModelSets(self.model, self.facts, self.recipe, token_budget)
-        return SetMeasurement(score, self.recipe, tasks, self.ledger, self.processes, split)
+        done = self.progress.done("choose" if split == "verify" else "judge")
+        return SetMeasurement(score, self.recipe, tasks, self.ledger, self.processes, split, done)
 
     def select(
         self, effects: list[HeadEffect], token_budget: int

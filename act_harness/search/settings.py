@@ -256,7 +256,10 @@ def _public(facts: ModelFacts) -> ModelFacts:
 
 
 def _fitting(documents: list[TaskDocuments], recipe: Recipe) -> list[TaskDocuments]:
-    """Check that prepared documents are those the recipe asks for."""
+    """Take the recipe's tasks, where it names them one by one, and check what it asks of them."""
+    held = {one.task: one for one in documents}
+    if set(recipe.tasks) <= set(held):
+        documents = [held[name] for name in recipe.tasks]
     for one in documents:
         if len(one.search) != recipe.samples:
             raise RecipeError(

@@ -179,8 +179,6 @@ def _by_blocks(
 class _Tap:
     """Bound to an attention module (see ``attention.interface``): sees queries, keys, values."""
 
-    awake = True
-
     def __init__(self, bench: Workbench, layer: int) -> None:
         self.bench, self.layer = bench, layer
 
@@ -192,9 +190,10 @@ class _Tap:
         mask: Tensor | None,
         *,
         stock: Callable[[], Tensor],
+        stock_maps: Callable[[], Tensor | None],
         scale: float,
         softcap: float | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """See :class:`act_harness.attention.interface.BoundLayer`."""
         output = stock()
         run = self.bench.running
@@ -206,7 +205,7 @@ class _Tap:
                 record.query, record.attention = query, output
                 if run.on_attention is not None:
                     run.on_attention(self.layer, record)
-        return output
+        return output, None  # nobody asks a search's forward for its maps
 
 
 class Workbench:
