@@ -257,7 +257,9 @@ def _new_folders(
 
 def _what_is_saved(folders: Mapping[str, Path]) -> str:
     done = [str(place) for place in folders.values() if any(place.rglob("results_*.json"))]
-    return f"complete results are in {', '.join(done)}" if done else "no arm was complete"
+    if not done:
+        return "no arm was complete, so a repeated command starts anew"
+    return f"complete results are in {', '.join(done)}; a repeated command starts anew"
 
 
 def _run_arms(
