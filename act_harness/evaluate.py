@@ -257,7 +257,9 @@ def _new_folders(
 
 def _what_is_saved(folders: Mapping[str, Path]) -> str:
     done = [str(place) for place in folders.values() if any(place.rglob("results_*.json"))]
-    return f"complete results are in {', '.join(done)}" if done else "no arm was complete"
+    if not done:
+        return "no arm was complete, so a repeated command starts anew"
+    return f"complete results are in {', '.join(done)}; a repeated command starts anew"
 
 
 def _run_arms(
@@ -456,7 +458,7 @@ def _evaluate(
     """Evaluate one arm; None on every process but the first."""
     import lm_eval
 
-    with _few_resamples(), running("the evaluation"):
+    with _few_resamples(), _hashes_of_any_text(), running("the evaluation"):
         results = lm_eval.simple_evaluate(
             model=lm,
             tasks=tasks or load_tasks(selection),
@@ -503,6 +505,22 @@ def _few_resamples() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+@contextmanager
+def _hashes_of_any_text() -> Iterator[None]:
+    """Let lm-eval hash a document with half a surrogate pair; it would lose the arm, all scored.
+
+    Every other text keeps its hash, so that runs of lm-eval itself can be paired with these.
+    """
+    from lm_eval import evaluator
+
+    before = evaluator.hash_string
+    evaluator.hash_string = provenance.sha256_text
+    try:
+        yield
+    finally:
+        evaluator.hash_string = before
 
 
 def _write_run(results: dict[str, Any], folder: Path, stamp: str) -> None:

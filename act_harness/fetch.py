@@ -157,10 +157,23 @@ def fetch_tasks(
     Raises:
         TaskError: See :func:`datasets_of`; or the manifest in ``dest`` cannot be read.
         InfrastructureError: A dataset cannot be downloaded or written; earlier ones are kept.
+        InputError: Another process is filling ``dest``: each would lose the other's entries.
     """
     folder = Path(dest).expanduser()
     places.prepare_folder(folder)
     sources = datasets_of(tasks, task_manager=task_manager, include_path=include_path)
+    refusal = f"another fetch is filling {folder}; wait for it, or give another --dest"
+    with places.sole_writer(folder / ".fetching", refusal):
+        return _fetch(sources, folder, load or datasets.load_dataset, commit_of, progress)
+
+
+def _fetch(
+    sources: Sequence[Source],
+    folder: Path,
+    load: Loader,
+    commit_of: CommitOf | None,
+    progress: bool,
+) -> Manifest:
     manifest = read_manifest(folder)
     bar = tqdm(sources, unit="dataset", disable=not progress)
     with saved(lambda: f"{len(manifest.datasets)} datasets are complete in {folder}"):
@@ -170,7 +183,7 @@ def fetch_tasks(
             if known is not None and not damage(known, folder):
                 continue
             commit = (commit_of or _commit_on_hub)(source.id, source.revision)
-            rows = _download(source, commit, load or datasets.load_dataset)
+            rows = _download(source, commit, load)
             manifest = save_dataset(rows, folder, source=source, commit=commit)
     if not (folder / MANIFEST).exists():
         write_manifest(manifest, folder)

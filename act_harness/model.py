@@ -378,6 +378,15 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         finally:
             self.batch_size_per_gpu = before
 
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:  # noqa: ANN401 - HFLM's
+        """Encode as HFLM does; half a surrogate pair, which no tokenizer takes, is U+FFFD."""
+        try:
+            string.encode("utf-8")
+        except UnicodeEncodeError:
+            string = string.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        tokens: list[int] = super().tok_encode(string, *args, **kwargs)
+        return tokens
+
     def tok_batch_encode(
         self,
         strings: list[str],

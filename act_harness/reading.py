@@ -18,14 +18,15 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel
 
 from act_harness.errors import ActHarnessError, InfrastructureError, ResultError
+from act_harness.strict_yaml import MOST_DEPTH, WIDEST, Loader, shown
 
 __all__ = [
     "is_file",
@@ -39,8 +40,6 @@ __all__ = [
     "validated",
 ]
 
-MOST_DEPTH = 100
-"""Levels of nesting: no format here needs a dozen, and Python's parsers fail at a thousand."""
 MOST_BYTES = 1 << 30
 """Of a JSON file or of one JSON line."""
 MOST_YAML_BYTES = 1 << 22
@@ -49,7 +48,6 @@ MOST_YAML_BYTES = 1 << 22
 Model = TypeVar("Model", bound=BaseModel)
 HalfLine = Literal["drop", "refuse", "keep"]
 
-_WIDEST = 1 << 64
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
 _LONG_NUMBER = re.compile(r"\d{18}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -270,7 +268,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _RefusedError(f"the key {_shown(key)} stands there twice")
+                raise _RefusedError(f"the key {shown(key)} stands there twice")
             seen.add(key)
     return content
 
@@ -282,18 +280,18 @@ def _refuse_constant(name: str) -> NoReturn:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _RefusedError(f"the number {_shown(text)} is too large")
+        raise _RefusedError(f"the number {shown(text)} is too large")
     return number
 
 
 def _narrow(text: str) -> int:
-    if len(text) > 21 or abs(int(text)) >= _WIDEST:
-        raise _RefusedError(f"the whole number {_shown(text)} is wider than 64 bits")
+    if len(text) > 21 or abs(int(text)) >= WIDEST:
+        raise _RefusedError(f"the whole number {shown(text)} is wider than 64 bits")
     return int(text)
 
 
 def _wide(text: str) -> int | float:
-    return float(text) if len(text) > 21 or abs(int(text)) >= _WIDEST else int(text)
+    return float(text) if len(text) > 21 or abs(int(text)) >= WIDEST else int(text)
 
 
 def _check_surrogates(value: object) -> None:
@@ -302,10 +300,6 @@ def _check_surrogates(value: object) -> None:
     except UnicodeEncodeError as problem:
         code = ord(problem.object[problem.start])
         raise _RefusedError(f"half a surrogate pair (\\u{code:04x}) is no character") from None
-
-
-def _shown(text: str) -> str:
-    return ascii(text if len(text) <= 40 else f"{text[:40]}...")
 
 
 # -- YAML ------------------------------------------------------------------------------------------
@@ -332,7 +326,7 @@ def parse_yaml(
         ActHarnessError: ``error``, in one line.
     """
     try:
-        loader = _Loader(io.StringIO(text))
+        loader = Loader(io.StringIO(text))
         try:
             return loader.get_single_data()
         finally:
@@ -342,96 +336,6 @@ def parse_yaml(
         place = f"line {mark.line + 1}: " if mark else ""
         said = getattr(problem, "problem", None) or " ".join(str(problem).split())
         raise error(f"{source} is not YAML ({place}{said}); {advice}") from None
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML is untyped
-    """PyYAML's safe loader without what JSON lacks, with bounds."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        super().__init__(stream)
-        self._depth = self._nodes = 0
-        self._open: list[str] = []
-
-    def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - PyYAML's nodes
-        event = self.peek_event()
-        anchor, where = event.anchor, event.start_mark
-        if isinstance(event, yaml.AliasEvent):
-            if anchor in self._open:
-                _refuse_yaml(f"*{anchor} would be part of itself", where)
-            # Every use is a copy for who walks through the value: exponentially many by a few.
-            if isinstance(self.anchors.get(anchor), yaml.CollectionNode):
-                self._nodes += 1
-                if self._nodes > MOST_DEPTH:
-                    _refuse_yaml(f"more than {MOST_DEPTH} uses of anchors", where)
-            return super().compose_node(parent, index)
-        if getattr(event, "tag", None) not in (None, "!"):
-            _refuse_yaml(f"the tag {event.tag} is not known", where)
-        self._depth += 1
-        if self._depth > MOST_DEPTH:
-            _refuse_yaml(f"nested more than {MOST_DEPTH} levels deep", where)
-        if anchor:
-            self._open.append(anchor)
-        node = super().compose_node(parent, index)
-        if anchor:
-            self._open.pop()
-        self._depth -= 1
-        return node
-
-
-def _refuse_yaml(problem: str, mark: object) -> NoReturn:
-    raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
-
-
-def _yaml_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:  # before merge keys are replaced by what they bring
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, (str, int, float, bool)) and key is not None:
-            _refuse_yaml("a key is neither a text nor a number", key_node.start_mark)
-        if key in seen:
-            _refuse_yaml(f"the key {_shown(str(key))} stands there twice", key_node.start_mark)
-        seen.add(key)
-    loader.flatten_mapping(node)
-    return dict(loader.construct_pairs(node, deep=True))
-
-
-def _yaml_sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
-    return list(loader.construct_sequence(node, deep=True))
-
-
-def _yaml_integer(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = str(node.value)
-    try:
-        number = int(loader.construct_yaml_int(node)) if len(text) <= 80 else _WIDEST
-    except ValueError:  # "0x_" looks like a number to PyYAML
-        _refuse_yaml(f"{_shown(text)} is no whole number", node.start_mark)
-    if abs(number) >= _WIDEST:
-        problem = f"the whole number {_shown(text)} is wider than 64 bits"
-        _refuse_yaml(problem, node.start_mark)
-    return number
-
-
-def _yaml_float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    try:
-        number = float(loader.construct_yaml_float(node))
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        _refuse_yaml(f"{_shown(str(node.value))} is no finite number", node.start_mark)
-    return number
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _yaml_mapping)
-_Loader.add_constructor("tag:yaml.org,2002:seq", _yaml_sequence)
-_Loader.add_constructor("tag:yaml.org,2002:int", _yaml_integer)
-_Loader.add_constructor("tag:yaml.org,2002:float", _yaml_float)
-# A date stays the text it is: no setting is one, and JSON has none.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 # -- models ----------------------------------------------------------------------------------------

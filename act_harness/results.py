@@ -370,12 +370,8 @@ def _number(given: Any) -> float | None:  # noqa: ANN401 - whatever stands in th
 
 def _choices(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Continuations and their log-likelihoods, or nothing where a row is not multiple choice."""
-    responses, arguments = row.get("filtered_resps"), row.get("arguments")
-    if isinstance(arguments, Mapping):  # as written: {"gen_args_0": {"arg_0": ..., "arg_1": ...}}
-        arguments = [
-            list(one.values()) if isinstance(one, Mapping) else () for one in arguments.values()
-        ]
-    if not isinstance(responses, list) or not isinstance(arguments, list):
+    responses, arguments = row.get("filtered_resps"), _arguments(row)
+    if not isinstance(responses, list):
         return (), ()
     scores = []
     for response in responses:
@@ -387,8 +383,7 @@ def _choices(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]
             scores.append(float(response[0]))
         except (TypeError, ValueError):
             return (), ()
-    pairs = [one for one in arguments if isinstance(one, (list, tuple)) and len(one) >= 2]
-    texts = [(str(one[0]), str(one[1])) for one in pairs]
+    texts = [(str(one[0]), str(one[1])) for one in arguments if len(one) >= 2]
     # Choices scored without their context as well (mutual information) are another measure.
     bare = sum(context == "" for context, _ in texts)
     if len(scores) < 2 or len(texts) != len(scores) or 0 < bare < len(texts):
@@ -396,12 +391,20 @@ def _choices(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]
     return tuple(choice for _, choice in texts), tuple(scores)
 
 
+def _arguments(row: Mapping[str, Any]) -> list[Sequence[Any]]:
+    """Arguments of each of a sample's requests; nothing for what is no request."""
+    given = row.get("arguments")
+    if isinstance(given, Mapping):  # as written: {"gen_args_0": {"arg_0": ..., "arg_1": ...}}
+        given = [list(one.values()) if isinstance(one, Mapping) else () for one in given.values()]
+    if not isinstance(given, list):
+        return []
+    return [one if isinstance(one, (list, tuple)) else () for one in given]
+
+
 def _not_finite(row: Mapping[str, Any]) -> int:
     """Count a sample's log-likelihoods that are no numbers."""
-    responses, arguments = row.get("resps"), row.get("arguments")
-    if isinstance(arguments, Mapping):
-        arguments = [list(one.values()) for one in arguments.values()]
-    if not isinstance(responses, list) or not isinstance(arguments, list):
+    responses, arguments = row.get("resps"), _arguments(row)
+    if not isinstance(responses, list):
         return 0
     found = 0
     for repeats, asked in zip(responses, arguments, strict=False):

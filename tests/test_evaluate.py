@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from act_harness import cli, evaluate
+from act_harness import cli, evaluate, reading
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
 from act_harness.errors import (
@@ -210,6 +210,53 @@ def test_a_run_that_fails_leaves_no_empty_folders(tiny_checkpoint, tmp_path, mon
     with pytest.raises(KeyboardInterrupt, match="no arm was complete"):
         run_eval(settings(tiny_checkpoint, tmp_path, "none"))
     assert list(tmp_path.iterdir()) == []
+
+
+_ODD_TASK = """
+task: odd_texts
+custom_dataset: !function odd_texts.rows
+test_split: test
+process_docs: !function odd_texts.read
+output_type: multiple_choice
+doc_to_text: !function odd_texts.question
+doc_to_choice: ["old", "new and shiny"]
+doc_to_target: label
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+_ODD_ROWS = r"""
+import datasets
+
+TEXTS = ["half \ud835 sign", "\udc00", "plain", "\u2028"]
+
+def rows(**_):
+    made = [{"number": n, "text": "", "label": n % 2} for n in range(4)]
+    return datasets.DatasetDict({"test": datasets.Dataset.from_list(made)})
+
+def read(docs):  # arrow itself holds no such text; what a task makes of its rows may
+    return docs.with_transform(
+        lambda rows: {**rows, "text": [TEXTS[number] for number in rows["number"]]}
+    )
+
+def question(doc):
+    return f"It is {doc['text']}, not"
+"""
+
+
+def test_a_document_with_half_a_surrogate_pair_is_kept(tiny_checkpoint, artifact_file, tmp_path):
+    (tmp_path / "odd_texts.yaml").write_text(_ODD_TASK)
+    (tmp_path / "odd_texts.py").write_text(_ODD_ROWS)
+    outcome = run_eval(
+        settings(
+            tiny_checkpoint, tmp_path / "out", artifact_file,
+            tasks=("odd_texts",), include_path=(str(tmp_path),),
+        )
+    )  # fmt: skip
+    (comparison,) = outcome.comparisons.values()
+    assert comparison.rows[0].result.documents == 4
+    for arm in ("baseline", "act"):
+        (path,) = outcome.folders[arm].glob("samples_*.jsonl")
+        texts = [row["doc"]["text"] for row in reading.read_lines(path)]
+        assert texts == ["half \ud835 sign", "\udc00", "plain", "\u2028"]
 
 
 def test_half_a_surrogate_pair_loses_nothing(tmp_path):

@@ -88,6 +88,15 @@ def test_search_and_fetch_look_at_their_output_before_anything_else(tmp_path):
         fetch_tasks(["act_sst2"], tmp_path / "file", load=load, progress=False)
 
 
+def test_a_data_folder_is_filled_by_one_fetch_at_a_time(tmp_path):
+    with (
+        places.sole_writer(tmp_path / ".fetching", "busy"),
+        pytest.raises(InputError, match=r"another fetch is filling .*--dest"),
+    ):
+        fetch_tasks(["act_demo_word"], tmp_path, progress=False)
+    assert fetch_tasks(["act_demo_word"], tmp_path, progress=False).datasets == ()
+
+
 # -- the terminal ----------------------------------------------------------------------------------
 
 

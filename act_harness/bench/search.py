@@ -445,9 +445,11 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     if given.slice:
         from act_harness.bench.search_parts import measure_parts, read_slice
 
-        return measure_parts(
-            model, documents, read_slice(given.slice), folder=given.parts, **options
-        )
+        share = read_slice(given.slice)
+        lock = given.parts / f"lock-{share[0]:03d}-of-{share[1]:03d}"
+        refusal = f"slice {given.slice} is being measured by another process; wait for it"
+        with places.sole_writer(lock, refusal):
+            return measure_parts(model, documents, share, folder=given.parts, **options)
     tables, timings = bench_search(model, documents, **options, rounds=given.rounds)
     return _write(given, tables, describe_machine(given.device), command_line(), timings)
 
