@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from act_harness import places, plugin, reading
 from act_harness.checks import check_limit
 from act_harness.errors import ActHarnessError, InputError, TaskError, suggestion
-from act_harness.failures import complaint_of_harness
+from act_harness.failures import COMPLAINTS, complaint_of_harness
 from act_harness.paths import task_route, tasks_path
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     _name_output(namespace, config)
     try:
         harness.execute(namespace)
-    except (ValueError, TypeError, AssertionError, KeyError) as error:
+    except COMPLAINTS as error:
         include_path = getattr(namespace, "include_path", None)
         known = _explained(error, include_path=include_path) or complaint_of_harness(error)
         if known is None:
