@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from act_harness import places, plugin, reading
 from act_harness.checks import check_limit
 from act_harness.errors import ActHarnessError, InputError, TaskError, suggestion
-from act_harness.failures import COMPLAINTS, complaint_of_harness
 from act_harness.paths import task_route, tasks_path
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     plugin.register()
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
+
+    from act_harness.failures import COMPLAINTS, complaint_of_harness
 
     setup_logging()
     with _command_line(arguments):
