@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jinja2 import TemplateError
 
 from act_harness.errors import InfrastructureError, InputError, one_line
 
-__all__ = ["complaint_of_harness", "infrastructure", "running"]
+__all__ = ["COMPLAINTS", "complaint_of_harness", "infrastructure", "running"]
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _NO_DEVICE = ("No CUDA GPUs", "Found no NVIDIA driver", "CUDA error", "not compiled with CUDA")
@@ -26,11 +27,17 @@ _HARNESS = (
     "lm_eval.evaluator",
     "lm_eval.models.huggingface",
     "lm_eval.models.utils",
+    "lm_eval.models.utils_hf",
     "lm_eval.tasks",
+    "lm_eval.utils",
     "transformers.generation",
 )
-"""Modules that check settings: a ValueError raised in one of them is about what a user gave."""
+"""Modules that use settings: what they raise of COMPLAINTS is about what a user gave."""
 # Not lm_eval.api.metrics or the filters: what fails there is a task's code.
+
+
+COMPLAINTS = (ValueError, TypeError, AssertionError, TemplateError)
+"""What a setting of the wrong kind, a template or too many examples end in."""
 
 
 @contextmanager
@@ -61,7 +68,7 @@ def running(what: str) -> Iterator[None]:
     with infrastructure(what):
         try:
             yield
-        except (ValueError, AssertionError) as error:
+        except (*COMPLAINTS,) as error:
             known = complaint_of_harness(error)
             if known is None:
                 raise
@@ -74,16 +81,21 @@ def complaint_of_harness(error: BaseException) -> InputError | None:
     Args:
         error: As it was caught; the module that raised it decides.
     """
+    modules = []
     place = error.__traceback__
-    if place is None:
-        return None
-    while place.tb_next is not None:
+    while place is not None:
+        modules.append(str(place.tb_frame.f_globals.get("__name__", "")))
         place = place.tb_next
-    module = str(place.tb_frame.f_globals.get("__name__", ""))
-    if not any(module == name or module.startswith(f"{name}.") for name in _HARNESS):
+    for module in reversed(modules):  # of theirs and ours, the one nearest to the error decides
+        if module.partition(".")[0] == "act_harness":
+            return None
+        if any(module == name or module.startswith(f"{name}.") for name in _HARNESS):
+            break
+    else:
         return None
     whose = module.partition(".")[0].replace("_", "-")
-    return InputError(f"{whose} refuses these settings: {_first(error)}; change them")
+    said = _first(error).rstrip(".")
+    return InputError(f"{whose} refuses these settings: {said}; change them, or the task")
 
 
 def _first(error: BaseException) -> str:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from act_harness import places, plugin, reading
 from act_harness.checks import check_limit
 from act_harness.errors import ActHarnessError, InputError, TaskError, suggestion
-from act_harness.failures import complaint_of_harness
 from act_harness.paths import task_route, tasks_path
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
+    from act_harness.failures import COMPLAINTS, complaint_of_harness
+
     setup_logging()
     with _command_line(arguments):
         harness = HarnessCLI()
@@ -56,7 +57,7 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     _name_output(namespace, config)
     try:
         harness.execute(namespace)
-    except (ValueError, TypeError, AssertionError, KeyError) as error:
+    except COMPLAINTS as error:
         include_path = getattr(namespace, "include_path", None)
         known = _explained(error, include_path=include_path) or complaint_of_harness(error)
         if known is None:

@@ -53,8 +53,10 @@ _WITHOUT_EFFECT = {
 }
 """Arguments of ``hf`` that hf-act takes no notice of, and what stands in their place."""
 
+_SWITCHES = ("add_bos_token", "parallelize", "trust_remote_code", "use_fast_tokenizer")
+
 _OF_TRANSFORMERS = (
-    "attn_implementation", "cache_dir", "device_map", "load_in_4bit", "load_in_8bit",
+    "attn_implementation", "cache_dir", "device_map",
     "local_files_only", "low_cpu_mem_usage", "quantization_config", "token", "use_safetensors",
     "variant",
 )  # fmt: skip
@@ -140,6 +142,9 @@ def check_arguments(pretrained: Any, given: Mapping[str, Any]) -> None:  # noqa:
     check_batch_size(given.get("batch_size"), "batch_size")
     check_count(given.get("max_length"), "max_length", least=1)
     check_count(given.get("prefix_token_id"), "prefix_token_id")
+    for name in _SWITCHES:
+        if given.get(name) not in (None, True, False):
+            raise InputError(f"{name}={one_line(str(given[name]))}, expected True or False")
     if given.get("use_cache") not in (None, True):
         raise UnsupportedCallError(
             "use_cache=False as a model argument would do nothing: generation keeps its cache, "
@@ -277,10 +282,10 @@ def loading(pretrained: Any, known: Iterable[str] = ()) -> Iterator[None]:  # no
     except Exception as error:
         unknown = _UNKNOWN_KEY.search(str(error)) if isinstance(error, TypeError) else None
         if unknown is not None:
-            names = [*known, *_OF_TRANSFORMERS]
+            names = {*known, *_OF_TRANSFORMERS} - {unknown[1]}
             hint = suggestion(unknown[1], names) or "; hf-act takes those of lm-eval's hf"
             raise InputError(f"unknown model argument {unknown[1]!r}{hint}") from error
-        reason = one_line(next(iter(str(error).strip().splitlines()), ""))
+        reason = one_line(error, limit=300)
         raise InfrastructureError(
             f"the model {shown} cannot be loaded ({type(error).__name__}: "
             f"{reason.rstrip('.')}); check its name, its files and the model's arguments"

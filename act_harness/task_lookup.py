@@ -19,8 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from act_harness import paths, reading
-from act_harness.data_folder import NOT_HAD, first_line
-from act_harness.errors import InfrastructureError, TaskError, suggestion
+from act_harness.data_folder import first_line
+from act_harness.errors import (
+    ActHarnessError,
+    InfrastructureError,
+    TaskError,
+    one_line,
+    suggestion,
+)
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -32,6 +38,7 @@ _logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".yaml", ".yml")
 # What lm-eval raises on a YAML file that is no task, and on a task whose settings do not hold.
+_OF_DATA = ("datasets", "huggingface_hub", "fsspec")
 _NO_TASK = (KeyError, TypeError, AttributeError, ImportError, SyntaxError, AssertionError)
 _UNREADABLE = (OSError, ValueError, yaml.YAMLError, RecursionError, *_NO_TASK)
 
@@ -225,7 +232,7 @@ def load_tasks(selection: TaskSelection) -> list[Any]:
     """
     built: list[Any] = []
     for name in selection.names:
-        with _task_errors(name):
+        with _task_errors(name, selection):
             loaded = selection.manager.load([name])
         group = loaded.get("groups", {}).get(name)
         built += [group] if group is not None else loaded["tasks"].values()
@@ -237,15 +244,40 @@ def load_tasks(selection: TaskSelection) -> list[Any]:
 
 
 @contextmanager
-def _task_errors(name: str) -> Iterator[None]:
-    """Turn what lm-eval and datasets raise on a task into one line."""
+def _task_errors(name: str, selection: TaskSelection) -> Iterator[None]:
+    """Turn what lm-eval, datasets and a task's own code raise on building it into one line."""
     try:
         yield
-    except (*NOT_HAD, OSError) as error:
-        raise InfrastructureError(
-            f"the data of task {name!r} cannot be had: {first_line(error).rstrip('.')}; give "
-            "--data-dir, a folder filled by `act-harness fetch`"
+    except ActHarnessError:
+        raise
+    except Exception as error:
+        leaf_tasks(TaskSelection(selection.manager, (name,)))  # says so where a member is unknown
+        place = _place(error)
+        if isinstance(error, OSError) or any(part in place.modules for part in _OF_DATA):
+            raise InfrastructureError(
+                f"the data of task {name!r} cannot be had: {one_line(first_line(error), limit=300)}"
+                "; give --data-dir, a folder filled by `act-harness fetch`"
+            ) from error
+        what = f"{type(error).__name__}: {one_line(first_line(error), limit=300)}"
+        raise TaskError(
+            f"task {name!r} cannot be built ({what}, {place.line}); check its YAML file"
         ) from error
-    except _NO_TASK as error:
-        what = f"{type(error).__name__}: {first_line(error)}"
-        raise TaskError(f"task {name!r} cannot be built ({what}); check its YAML file") from error
+
+
+class _Place(NamedTuple):
+    """Where an error was raised."""
+
+    modules: tuple[str, ...]
+    """Packages on the way, each once."""
+    line: str
+
+
+def _place(error: BaseException) -> _Place:
+    modules: dict[str, None] = {}
+    line, frame = "", error.__traceback__
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        modules[str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]] = None
+        line = f"{Path(code.co_filename).name} line {frame.tb_lineno}"
+        frame = frame.tb_next
+    return _Place(tuple(modules), line)

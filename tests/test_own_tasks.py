@@ -88,11 +88,15 @@ def test_a_file_takes_the_place_of_a_task_of_its_name(own):
         ("dataset_path: json\n", "defines no task"),
         ("task: 3\n", "defines no task"),
         ("task: x\nmetric_lst: []\n", "cannot be built.*metric_lst"),
+        ("task: x\ndataset_path: json\noutput_type: multi\n", "cannot be built.*output_type"),
+        ("group: x\ntask: [act_demo_word, nothing_there]\n", "unknown task 'nothing_there'"),
+        ("task: x\ncustom_dataset: !function parts.fail\n", "ZeroDivisionError.*parts.py line 2"),
         ("task: x\ndataset_path: json\ntest_split: test\n"
          "dataset_kwargs: {data_files: {test: gone.jsonl}}\n", "data of task 'x' cannot be had"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_task_is_one_line(tmp_path, text, words):
+    (tmp_path / "parts.py").write_text("def fail(**_):\n    1 / 0\n")
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     with pytest.raises((TaskError, InfrastructureError), match=words) as caught:
@@ -141,7 +145,7 @@ def test_eval_with_an_own_file_as_lm_eval_takes_it(
     assert done.code == 0, done.err
     assert "fr_mc" in done.out
     base, act = (
-        load_run(next((tmp_path / "out").glob(f"*__{arm}__*"))) for arm in ("baseline", "act-tiny")
+        load_run(next((tmp_path / "out").glob(f"*__{arm}__2*"))) for arm in ("baseline", "act-tiny")
     )
     for run in (base, act):
         assert len(run.samples("fr_mc")) == 8
@@ -234,6 +238,32 @@ def test_the_named_template_is_the_one_that_renders(tiny_checkpoint, own, tmp_pa
     assert lm.apply_chat_template([{"role": "user", "content": "Hello"}]) == "Hello!"
     with pytest.raises(InputError, match="no chat template 'shrt'; did you mean 'short'"):
         evaluate._check_template(lm, EvalSettings(tasks=("x",), apply_chat_template="shrt"))
+
+
+def test_settings_that_fail_while_a_task_runs_are_one_line(call, own, tiny_checkpoint, tmp_path):
+    (own / "talk.yaml").write_text(
+        (own / "fr_mc.yaml").read_text().replace("task: fr_mc", "task: talk")
+        .replace("multiple_choice", "generate_until").replace("acc_norm", "exact_match")
+        .replace("  - metric: acc\n", "") + "generation_kwargs: {max_gen_toks: 2, until: [x]}\n"
+    )  # fmt: skip
+    (own / "odd.yaml").write_text(
+        (own / "fr_mc.yaml").read_text().replace("fr_mc", "odd").replace("{{q}}", "{{q.a.b}}")
+    )
+    common = ("eval", "--pretrained", tiny_checkpoint, "--artifact", "none", "--device", "cpu",
+              "--include_path", own, "--limit", 1, "--output", tmp_path / "out")  # fmt: skip
+    for task, more, words in (
+        ("talk", ("--gen_kwargs", "temprature=1"), "transformers refuses.*temprature"),
+        ("talk", ("--gen_kwargs", "do_sample=true,temperature=-1"), "transformers refuses.*temper"),
+        ("talk", ("--gen_kwargs", "max_gen_toks=x"), "lm-eval refuses"),
+        ("talk", ("--gen_kwargs", "num_beams=x"), "refuses these settings"),
+        ("fr_mc", ("--num_fewshot", "100"), "lm-eval refuses.*population"),
+        ("odd", (), "UndefinedError"),
+    ):
+        done = call(*common, "--tasks", task, *more)
+        assert done.code == 2, done.err
+        assert re.search(words, done.err), done.err
+        assert "Traceback" not in done.err
+        assert not (tmp_path / "out").exists()
 
 
 def test_predictions_alone_compare_nothing(tiny_checkpoint, artifact_file, own, tmp_path):

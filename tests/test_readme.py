@@ -102,6 +102,8 @@ def test_links_and_folders_exist():
 @pytest.mark.slow
 def test_the_python_examples_say_what_the_model_writes(smollm, tmp_path):
     block = "\n".join(text for language, text in BLOCKS if language == "python")
+    assert "calibrated(" in block
+    assert "head_set(" in block
     (tmp_path / ".demo").mkdir()
     (tmp_path / ".demo/model").symlink_to(smollm)
     shipped = artifact.shipped_artifacts()["smollm2-135m-instruct/demo"]
