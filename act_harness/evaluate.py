@@ -235,7 +235,10 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     _warn_of_other_prompts(artifact, settings)
     model = places.file_name(Path(str(lm.pretrained)).name)
     stamp = datetime.now().isoformat(timespec="seconds").replace(":", "-")
-    folders = {} if lm.rank != 0 else _new_folders(settings, model, artifact, stamp)
+    folders = {}
+    if lm.rank == 0:
+        compared = not settings.predict_only
+        folders = _new_folders(settings.output, model, artifact, stamp, compared=compared)
     try:
         with saved(lambda: _what_is_saved(folders)):
             return _run_arms(settings, lm, artifact, selection, tasks, folders, model, stamp)
@@ -245,16 +248,16 @@ def _run(settings: EvalSettings) -> EvalOutcome:
 
 
 def _new_folders(
-    settings: EvalSettings, model: str, artifact: Artifact | None, stamp: str
+    output: Path, model: str, artifact: Artifact | None, stamp: str, *, compared: bool = True
 ) -> dict[str, Path]:
     """Make this run's own folders: of the arms, and of their comparison."""
     names = {"baseline": f"{model}__baseline__{stamp}"}
     if artifact is not None:
         act = f"act-{places.file_name(artifact.name)}"
         names["act"] = f"{model}__{act}__{stamp}"
-        if not settings.predict_only:
+        if compared:
             names["comparison"] = f"{model}__{act}__comparison__{stamp}"
-    return places.new_folders(settings.output, names)
+    return places.new_folders(output, names)
 
 
 def _what_is_saved(folders: Mapping[str, Path]) -> str:
@@ -370,7 +373,9 @@ def load_model(settings: EvalSettings) -> tuple[CalibratedHFLM, Any]:
     if reference and not isinstance(reference, Artifact) and str(reference).lower() != "none":
         reference = load_artifact(reference)  # a misspelt name fails before the model is loaded
     lm = CalibratedHFLM(artifact=None, **arguments)
-    return lm, resolve_artifact(reference, lm.facts)
+    artifact = resolve_artifact(reference, lm.facts)
+    lm.try_artifacts([artifact])  # a model that cannot be calibrated fails before it is scored
+    return lm, artifact
 
 
 def _arguments(settings: EvalSettings) -> dict[str, Any]:
@@ -382,6 +387,12 @@ def _arguments(settings: EvalSettings) -> dict[str, Any]:
         batch_size=settings.batch_size,
     )
     if settings.artifact:
+        other = arguments.get("artifact")
+        if other is not None and str(other) != str(settings.artifact):
+            raise InputError(
+                f"--artifact is {str(settings.artifact)!r} and --model_args says artifact={other}; "
+                "give one of them"
+            )
         arguments["artifact"] = settings.artifact
     if settings.trust_remote_code:
         arguments["trust_remote_code"] = True

@@ -41,7 +41,7 @@ from act_harness.requests import OVERLENGTH, Prepared, prepare
 from act_harness.scoring import Item, Score, Scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -150,6 +150,17 @@ class CalibratedHFLM(ConversationMixin, HFLM):
     def _arm(self) -> AbstractContextManager[None]:
         """Have this arm, and nothing else, in force on the model inside the block."""
         return stock_model(self.model) if self.attachment is None else self.attachment.engaged()
+
+    def try_artifacts(self, artifacts: Iterable[Artifact | None]) -> None:
+        """Attach each head set once, then none: what cannot be used is refused before any score.
+
+        Raises:
+            ArtifactError: one is for another model.
+            UnsupportedModelError: the model cannot be calibrated.
+        """
+        for artifact in artifacts:
+            self.use_artifact(artifact)
+        self.use_artifact(None)
 
     @property
     def artifact(self) -> Artifact | None:

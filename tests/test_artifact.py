@@ -109,7 +109,7 @@ def test_unknown_names_get_a_suggestion():
         load_artifact("llama-2-7b-chat/releas-classification")
     with pytest.raises(ArtifactError, match="artifact=none is the baseline"):
         load_artifact("qqqqqqqq")
-    with pytest.raises(ArtifactError, match="hub:<owner>/<repository>/<file>"):
+    with pytest.raises(ArtifactError, match="expected hub:OWNER/REPO/FILE"):
         load_artifact("hub:what")
     with pytest.raises(ArtifactError, match="give its path"):
         load_artifact("hub:someone/heads/mine.json")  # offline
@@ -177,6 +177,16 @@ def test_the_releases_lists_are_shipped():
         "mistral-7b-instruct-v0.2/release-classification": 16,
         "mistral-7b-instruct-v0.2/release-multiple-choice": 104,
     }
+
+
+def test_searched_artifacts_hold_the_hash_of_their_content():
+    from act_harness.search.run import content_sha256
+
+    found = [load_artifact(path) for path in shipped_artifacts().values()]
+    searched = [one for one in found if one.search is not None]
+    assert len(searched) >= 8
+    for one in searched:
+        assert content_sha256(one) == one.search["content_sha256"], one.name
 
 
 def test_the_releases_lists_are_the_published_ones(golden_dir):

@@ -16,7 +16,13 @@ import torch
 from act_harness import cli, evaluate
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
-from act_harness.errors import ArtifactError, InfrastructureError, InputError, TaskError
+from act_harness.errors import (
+    ArtifactError,
+    InfrastructureError,
+    InputError,
+    TaskError,
+    UnsupportedModelError,
+)
 from act_harness.evaluate import EvalSettings, _new_folders, _write_run, run_eval
 from act_harness.results import load_run
 
@@ -189,7 +195,7 @@ def test_a_bad_output_is_found_before_the_model_is_loaded(tmp_path, case):
 
 
 def test_a_run_that_fails_leaves_no_empty_folders(tiny_checkpoint, tmp_path, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "_evaluate", fails)
@@ -215,6 +221,25 @@ def test_half_a_surrogate_pair_loses_nothing(tmp_path):
     assert run.data["note"] == texts[0]
     assert [sample.target for sample in run.samples(long)] == texts
     assert all(path.read_bytes().decode("utf-8") for path in tmp_path.iterdir())
+
+
+def test_a_model_that_cannot_be_calibrated_is_found_before_it_is_scored(
+    tiny, tiny_checkpoint, make_artifact, tmp_path, monkeypatch
+):
+    """GPT-J does not pass through the attention interface; its baseline took hours first."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = tiny("gptj", dtype=torch.float32, vocab_size=len(tokenizer), n_embd=32, n_layer=3,
+                 n_head=4, rotary_dim=4)  # fmt: skip
+    model.save_pretrained(tmp_path / "model")
+    artifact = make_artifact(model).save(tmp_path / "heads.json")
+    scored = []
+    monkeypatch.setattr(evaluate, "_evaluate", lambda *given, **more: scored.append(given))
+    with pytest.raises(UnsupportedModelError):
+        run_eval(settings(tmp_path / "model", tmp_path / "out", artifact))
+    assert scored == []
 
 
 def test_real_rows_through_the_real_model(smollm, hub_dir, tmp_path):

@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 from tiny_search import drawn, tiny
 
-from act_harness.artifact import load_artifact
+from act_harness.artifact import ModelFacts, load_artifact
 from act_harness.atomic import canonical_json
 from act_harness.attention import attach, model_facts
-from act_harness.errors import InfrastructureError, InputError, RecipeError, ResultError
+from act_harness.errors import (
+    InfrastructureError,
+    InputError,
+    RecipeError,
+    ResultError,
+    UnsupportedModelError,
+)
 from act_harness.scoring import Item, Scorer
+from act_harness.search import run
 from act_harness.search.recipe import load_recipe, make_recipe
-from act_harness.search.run import run_search, stable_content
+from act_harness.search.run import ledger_folder, run_search, stable_content
 
 DRAWN = [drawn("a", 5), drawn("b", 6)]
 
@@ -76,6 +83,34 @@ def test_a_second_run_measures_nothing_and_gives_the_same(tmp_path):
     assert first.work.forwards > 0
     assert second.work.forwards == 0
     assert first.artifact.search["content_sha256"] == second.artifact.search["content_sha256"]
+
+
+def test_a_ledger_does_not_ask_who_read_the_tokenizers_file(tmp_path):
+    """Documents are compared by their tokens; another transformers release continues a search."""
+    facts = ModelFacts(
+        id="m", architecture="A", num_hidden_layers=1, num_attention_heads=1,
+        weights_sha256="w", tokenizer_sha256="a",
+    )  # fmt: skip
+
+    def folder(**changes):
+        other = facts.model_copy(update=changes)
+        return ledger_folder(tmp_path, recipe(), other, DRAWN, "cpu")[0]
+
+    assert folder(tokenizer_sha256="b", id="n", tokenizer_probe_sha256="c") == folder()
+    assert folder(weights_sha256="v") != folder()
+    assert folder(dtype="bfloat16") != folder()
+
+
+def test_a_model_that_cannot_be_calibrated_is_found_before_a_head_is_measured(
+    tmp_path, monkeypatch
+):
+    def refuse(*arguments, **more):
+        raise UnsupportedModelError("no interface")
+
+    monkeypatch.setattr(run, "attach", refuse)
+    with pytest.raises(UnsupportedModelError, match="no interface"):
+        search(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("rule", ["paper", "significant", "joint"])

@@ -43,7 +43,7 @@ class Part:
 
 
 PART_NAMES = (
-    "attention", "prefill", "decode", "scoring", "scoring-7b", "search", "equality",
+    "attention", "prefill", "decode", "scoring", "scoring-7b", "search", "equality", "rounding",
 )  # fmt: skip
 
 
@@ -60,6 +60,7 @@ def parts_of(given: argparse.Namespace) -> list[Part]:
     needs = {
         "scoring": ("model", "requests"), "scoring-7b": ("model", "requests"),
         "search": ("model", "documents"), "equality": ("model", "requests"),
+        "rounding": ("model", "requests"),
     }  # fmt: skip
     for name in wanted:
         lacking = [one for one in needs.get(name, ()) if getattr(given, one) is None]
@@ -99,6 +100,13 @@ def _cuda_parts(given: argparse.Namespace) -> list[Part]:
             "equality",
             (*model, "--requests", str(given.requests), "--limit", "200",
              "--name", "equality-cuda"),
+            150,
+        ),
+        Part(
+            "rounding",
+            "rounding",
+            (*model, "--requests", str(given.requests), "--most", "400", "--rounds", "1",
+             "--name", "rounding-cuda"),
             150,
         ),
     ]  # fmt: skip

@@ -70,6 +70,7 @@ class Session:
         self.selection = find_tasks(suite.tasks, include_path=include_path)
         self.tasks = _selected(_leaves(self.selection), tasks)
         self.lm = _load(suite, suite.model.find(pretrained))
+        self.lm.try_artifacts(self.artifacts.values())  # none is found unfit after hours of others
 
     def run(self, variation: Variation | None = None, *, title: str = "regress") -> Measurement:
         """Score all arms and tasks; of several processes the first alone has them.

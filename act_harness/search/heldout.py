@@ -106,6 +106,8 @@ def compare_arms(
         token_budget: tokens of a forward.
     """
     judge = _Judge(model, facts or model_facts(model), tasks, token_budget)
+    for artifact in arms.values():  # one that does not fit is found before anything is scored
+        attach(model, artifact, facts=judge.facts).detach()
     stock = judge.scores(None)
     return [
         _compare(name, artifact, stock, judge.scores(artifact)) for name, artifact in arms.items()

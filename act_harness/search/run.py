@@ -14,7 +14,7 @@ import torch
 from act_harness import provenance
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.atomic import canonical_json
-from act_harness.attention import model_facts
+from act_harness.attention import attach, model_facts
 from act_harness.engines import select_engine
 from act_harness.interruption import saved
 from act_harness.search.effects import HeadEffect, as_rows, both_splits, head_effects
@@ -81,15 +81,26 @@ def ledger_folder(
         "version": VERSION,
         "recipe": recipe.measured(),
         "model": {
-            key: value
-            for key, value in facts.model_dump().items()
-            if key not in ("id", "revision")  # a moved folder is the same model
+            key: value for key, value in facts.model_dump().items() if key not in _NOT_MEASURED
         },
         "documents": {d.task: [d.digest("search"), d.digest("verify")] for d in documents},
         "device": device,
     }
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in "+".join(recipe.tasks))[:40]
     return root / f"{name}-{provenance.sha256_json(identity)[:12]}", identity
+
+
+# A moved folder is the same model, and the tokenizer's work is in the documents' digests: the same
+# files read by another release of transformers continue a search.
+_NOT_MEASURED = {
+    "id",
+    "revision",
+    "tokenizer_sha256",
+    "tokenizer_probe_sha256",
+    "chat_template_sha256",
+    "chat_probe_sha256",
+    "adds_bos",
+}
 
 
 def stable_content(artifact: Artifact) -> dict[str, Any]:
@@ -143,6 +154,7 @@ def run_search(
     started = time.monotonic()
     known = facts or model_facts(model)
     grid = recipe.grid(known)
+    _try_all_heads(model, known, recipe, grid)
     processes = Processes.here()
     device: torch.device = next(model.parameters()).device
     recipe = recipe.on(device.type)
@@ -187,6 +199,14 @@ def run_search(
     if output is not None and processes.rank == 0:
         path = artifact.save(output)
     return SearchResult(artifact, effects, selection, search.measurement.work, seconds, path)
+
+
+def _try_all_heads(
+    model: PreTrainedModel, facts: ModelFacts, recipe: Recipe, grid: dict[int, tuple[int, ...]]
+) -> None:
+    """Attach the heads at stake once: a model that takes none is found before any is measured."""
+    trial = Artifact(name=recipe.name, model=facts, calibration=recipe.calibration, heads=grid)
+    attach(model, trial, facts=facts, engine=recipe.engine).detach()
 
 
 class _Search:
