@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from act_harness import stats
+from act_harness import intervals, stats
 from act_harness.bench import coverage
 from act_harness.errors import ResultError
 
@@ -284,6 +284,36 @@ def test_the_bound_of_rounding_is_a_share_of_the_score_or_of_one(score, change, 
     a = np.full(40, score)
     result = stats.paired_difference(a, a + change + rng.normal(0, change / 1e3, 40))
     assert stats.verdict(result) == said
+
+
+def test_bounds_that_are_met_exactly():
+    quarter = stats.paired_difference(np.zeros(40), np.full(40, 0.25))
+    assert stats.verdict(quarter, negligible=0.25) == "inconclusive"
+    assert stats.verdict(quarter, negligible=0.2499) == "improved"
+    assert stats.verdict(quarter, 0.05) == "improved"
+    assert stats.verdict(quarter, 0.0501) == "inconclusive"
+    assert stats.benjamini_hochberg([0.05]).rejected.tolist() == [True]
+    assert stats.benjamini_hochberg([0.0501]).rejected.tolist() == [False]
+    with pytest.raises(FrozenInstanceError):
+        quarter.stderr = 0.0
+
+
+def test_percentiles_leave_the_same_number_out_on_both_sides():
+    draws = np.random.default_rng(0).permutation(1000).astype(float)
+    assert intervals.percentile_interval(draws, 0.95) == (25, 974)
+    assert intervals.percentile_interval(draws, 0.9) == (50, 949)
+    assert intervals.percentile_interval(draws, 0.9999) == (0, 999)
+
+
+def test_the_level_of_percentiles_by_hand():
+    # Student's 2.262157 of 9 degrees times the root of 10/9 is a normal quantile of 2.38451.
+    level = intervals.expanded(0.95, 9, math.sqrt(10 / 9))
+    assert level == pytest.approx(1 - 2 * scipy.stats.norm.sf(2.38451), abs=1e-6)
+    assert intervals.expanded(0.95, 1e9, 1.0) == pytest.approx(0.95, abs=1e-6)
+    assert intervals.flips_interval(3, 0, 3, 0.99) == pytest.approx(
+        (0.6 - 2.575829 * math.sqrt((1.0 - 0.36) / 5), 1.0)
+    )
+    assert intervals.flips_interval(0, 3, 3, 0.99).low == -1
 
 
 def test_the_spread_of_a_transformed_score_is_that_of_its_draws_widened():
