@@ -292,6 +292,13 @@ def test_bounds_that_are_met_exactly():
     assert stats.verdict(quarter, negligible=0.2499) == "improved"
     assert stats.verdict(quarter, 0.05) == "improved"
     assert stats.verdict(quarter, 0.0501) == "inconclusive"
+    # An interval that ends at zero does not exclude it.
+    for ends in ((0.0, 0.5), (-0.5, 0.0), (0.0, 0.0)):
+        touching = replace(quarter, interval=stats.Interval(*ends))
+        assert stats.verdict(touching) == "inconclusive"
+    assert stats.verdict(replace(quarter, interval=stats.Interval(0.01, 0.5))) == "improved"
+    alone = stats.paired_difference([1.0], [1.0], weights=[2.0])
+    assert alone.interval == (-math.inf, math.inf)
     assert stats.benjamini_hochberg([0.05]).rejected.tolist() == [True]
     assert stats.benjamini_hochberg([0.0501]).rejected.tolist() == [False]
     with pytest.raises(FrozenInstanceError):
