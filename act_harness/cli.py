@@ -306,7 +306,7 @@ def compare(
 
     Takes folders and files of `act-harness eval` and of `lm_eval --log_samples`. Exit code 1
     when a task or group regressed, 2 when the runs answer other documents or prompts, 3 when
-    answers are not finite (their tasks are not tested).
+    answers are not finite (their tasks are not tested), or nothing at all could be tested.
 
     \b
     Example:

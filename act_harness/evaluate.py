@@ -235,28 +235,23 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     _warn_of_other_prompts(artifact, settings)
     model = places.file_name(Path(str(lm.pretrained)).name)
     stamp = datetime.now().isoformat(timespec="seconds").replace(":", "-")
-    folders = {}
-    if lm.rank == 0:
-        compared = not settings.predict_only
-        folders = _new_folders(settings.output, model, artifact, stamp, compared=compared)
+    folders = {} if lm.rank != 0 else _new_folders(settings.output, model, artifact, stamp)
     try:
         with saved(lambda: _what_is_saved(folders)):
-            return _run_arms(settings, lm, artifact, selection, tasks, folders, model, stamp)
-    except BaseException:
+            return _run_arms(settings, lm, artifact, selection, tasks, folders, stamp)
+    finally:
         places.remove_empty(folders)
-        raise
 
 
 def _new_folders(
-    output: Path, model: str, artifact: Artifact | None, stamp: str, *, compared: bool = True
+    output: Path, model: str, artifact: Artifact | None, stamp: str
 ) -> dict[str, Path]:
     """Make this run's own folders: of the arms, and of their comparison."""
     names = {"baseline": f"{model}__baseline__{stamp}"}
     if artifact is not None:
         act = f"act-{places.file_name(artifact.name)}"
         names["act"] = f"{model}__{act}__{stamp}"
-        if compared:
-            names["comparison"] = f"{model}__{act}__comparison__{stamp}"
+        names["comparison"] = f"{model}__{act}__comparison__{stamp}"
     return places.new_folders(output, names)
 
 
@@ -272,9 +267,9 @@ def _run_arms(
     selection: TaskSelection,
     tasks: list[Any] | None,
     folders: dict[str, Path],
-    model: str,
     stamp: str,
 ) -> EvalOutcome:
+    model = places.file_name(Path(str(lm.pretrained)).name)
     arms = ["baseline"] if artifact is None else ["baseline", "act"]
     comparisons: dict[int, Comparison] = {}
     counters: dict[str, Any] = {}
@@ -306,17 +301,11 @@ def _run_arms(
     averages = _averages(comparisons) if len(comparisons) > 1 else ()
     if comparisons:
         report = _write_report(folders["comparison"], comparisons, averages, counters)
+    own = {arm: folders[arm] for arm in arms}
     return EvalOutcome(
-        {arm: folders[arm] for arm in arms},
-        comparisons,
-        report,
-        averages,
-        counters,
-        scores,
-        model=model,
-        artifact=artifact,
+        own, comparisons, report, averages, counters, scores, model=model, artifact=artifact,
         not_finite=not_finite,
-    )
+    )  # fmt: skip
 
 
 def track_eval(

@@ -66,7 +66,7 @@ def comparison_files(comparison: Comparison, folder: str | os.PathLike[str]) -> 
     place = Path(folder)
     written = {"comparison.json": write_json(place / "comparison.json", comparison.to_json())}
     text = comparison.to_markdown()
-    tested = [row for row in comparison.rows if row.headline and row.result is not None]
+    tested = [row for row in comparison.rows if row.headline and row.tested]
     if tested:
         title = f"{comparison.b.label} against {comparison.a.label}"
         written["forest.png"] = forest_plot(tested, place / "forest.png", title=title)

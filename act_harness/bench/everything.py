@@ -12,7 +12,6 @@ Where the code is a copy without its repository, ``ACT_HARNESS_COMMIT`` names th
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 
+from act_harness import reading
 from act_harness.atomic import write_json
 from act_harness.bench.common import command_line, describe_machine
 from act_harness.errors import InputError, suggestion
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         print(f"{part.name}: {fate['fate']}, {fate['took']} s", flush=True)
         fate |= {"machine": asdict(describe_machine(given.device)), "command": command_line()}
         # What other calls left in this folder stays, so that parts may be run one by one.
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = reading.read_json(path, lenient=True) if path.exists() else {}
         write_json(path, {**known, part.name: fate})
     return path
 

@@ -339,7 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 
 def _report(outcome: Outcome, given: argparse.Namespace) -> Report:
-    rows = [[name, cases, outcome.worst.get(name)] for name, cases in outcome.counts.items()]
+    rows: list[Sequence[Any]] = [
+        [name, cases, outcome.worst.get(name)] for name, cases in outcome.counts.items()
+    ]
     note = "Largest difference of a log-likelihood between the three ways, in nats."
     title = "Random scoring cases: shared, plain and reference"
     report = Report(given.name, title, describe_machine("cpu"), command_line())

@@ -11,13 +11,13 @@ stand in, with the commit that was measured; weak figures come first. Rounding: 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from act_harness import reading
 from act_harness.atomic import write_text
 from act_harness.bench.stock import LM_EVAL
 from act_harness.errors import InputError
@@ -67,7 +67,7 @@ def speed_table(root: Path) -> str:
 
 def _stored(root: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted((root / BENCHMARKS).glob(pattern)):
-        yield path, json.loads(path.read_text(encoding="utf-8"))
+        yield path, reading.read_json(path, lenient=True)
 
 
 def _records(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -190,7 +190,7 @@ def accuracy_table(root: Path) -> str:
     rows: list[tuple[float, str]] = []
     judged: set[str] = set()
     for path in sorted((root / REPORTS).glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = reading.read_json(path, lenient=True)
         if "arms" in report:
             rows += _accuracy_rows(path, report, shipped, root)
             judged |= {arm["name"] for arm in report["arms"]}

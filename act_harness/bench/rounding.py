@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import torch
 
 from act_harness.bench.common import Report, Table, command_line, describe_machine
-from act_harness.bench.scoring import Pair, Requests, read_requests, requests_of_tasks
-from act_harness.bench.stock import StockPath
+from act_harness.bench.scoring import Requests, read_requests, requests_of_tasks
+from act_harness.bench.stock import Pair, StockPath
 from act_harness.data import load_plain_model
 from act_harness.errors import InputError
 from act_harness.scoring import Item, Scorer
@@ -70,10 +70,13 @@ def gap(found: Scores, expected: Scores, pairs: Sequence[Pair]) -> Gap:
     off = [abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True)]
     moved = 0
     for rows in questions(pairs):
-        best = [max(rows, key=lambda n, s=scores: s[n][0]) for scores in (found, expected)]
-        moved += best[0] != best[1]
+        moved += _best(found, rows) != _best(expected, rows)
     greedy = sum(a[1] != b[1] for a, b in zip(found, expected, strict=True))
     return Gap(max(off), sum(off) / len(off), moved, greedy)
+
+
+def _best(scores: Scores, rows: range) -> int:
+    return max(rows, key=lambda row: scores[row][0])
 
 
 def questions(pairs: Sequence[Pair]) -> list[range]:
@@ -123,7 +126,12 @@ def bench_rounding(
             for what, against, found, expected in runs:
                 one = gap(found, expected, entry.pairs)
                 before = worst.get((what, against), one)
-                worst[what, against] = Gap(*map(max, one, before))
+                worst[what, against] = Gap(
+                    max(one.largest, before.largest),
+                    max(one.mean, before.mean),
+                    max(one.choices, before.choices),
+                    max(one.greedy, before.greedy),
+                )
         asked = [entry.name, len(entry.pairs), len(questions(entry.pairs))]
         table.rows += [[*asked, *names, *figures] for names, figures in worst.items()]
     return table

@@ -133,7 +133,7 @@ def use_config(context: typer.Context, file: Path | None) -> Path | None:
     """
     if file is None:
         return None
-    advice = "--config takes a YAML file of options"
+    advice = "--config: expected a YAML file of options"
     content = reading.read_yaml(file, error=InputError, advice=advice)
     if not isinstance(content, dict):
         raise InputError(f"--config {file} holds {type(content).__name__}, expected options")
