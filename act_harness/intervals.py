@@ -135,6 +135,6 @@ def expanded(confidence: float, degrees: float, widening: float) -> float:
 def percentile_interval(draws: Array, confidence: float) -> Interval:
     """Interval that leaves half of ``1 - confidence`` of the draws out on each side."""
     ordered = np.sort(draws)
-    # Mirrored when the arms are.
-    skipped = math.floor(len(ordered) * (1 - confidence) / 2)
+    # Mirrored when the arms are. 1 - 0.9 is a little below 0.1, which must not cost a draw.
+    skipped = math.floor(len(ordered) * (1 - confidence) / 2 + 1e-9)
     return Interval(float(ordered[skipped]), float(ordered[len(ordered) - 1 - skipped]))

@@ -259,7 +259,8 @@ def at_level(result: PairedDifference, alpha: float) -> PairedDifference:
     found = minimum_detectable_effect(result.stderr, alpha=alpha, degrees=result.degrees)
     if result.flips is not None:
         found = max(found, fewest / result.documents)
-    if result.units < fewest or (result.flips is not None and found > 1):
+    unknown = not math.isfinite(result.stderr)
+    if unknown or result.units < fewest or (result.flips is not None and found > 1):
         found = math.inf
     return replace(result, minimum_detectable=found)
 

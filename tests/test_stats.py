@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from act_harness import stats
+from act_harness import intervals, stats
 from act_harness.bench import coverage
 from act_harness.errors import ResultError
 
@@ -246,6 +246,95 @@ def test_what_is_detectable_as_one_of_several_is_found_in_80_percent():
         found[effect] = np.mean([stats.benjamini_hochberg(p).rejected[0] for p in p_values])
     assert found[of_nine] >= 0.76
     assert found[alone] < 0.65
+
+
+def test_what_is_detectable_of_other_values_has_no_floor_of_answers():
+    """Six changed answers of 50 are the least for right and wrong, not for tiny differences."""
+    rng = np.random.default_rng(0)
+    moves = rng.normal(0, 1e-3, 50)
+    found = stats.paired_difference(np.zeros(50), moves).minimum_detectable
+    t = scipy.stats.t
+    assert found == pytest.approx((t.isf(0.025, 49) + t.ppf(0.8, 49)) * scipy.stats.sem(moves))
+    assert found < 6 / 50 / 100
+
+
+def test_tasks_of_one_document_say_nothing():
+    """Ten of them neither: no task has a spread of its own."""
+    found = stats.combined_difference([stats.Part([0.0], [float(n)]) for n in range(1, 11)])
+    assert (found.stderr, found.interval) == (math.inf, (-math.inf, math.inf))
+    assert (found.degrees, found.minimum_detectable, found.units) == (0, math.inf, 10)
+
+
+def test_defaults_of_the_draws():
+    """The least p of a drawn test is one of its draws and one; equal calls draw equally."""
+    assert (stats.SEED, stats.RESAMPLES) == (0, 9999)
+    moves = np.random.default_rng(0).normal(5, 1, 30)
+    found = stats.paired_difference(np.zeros(30), moves)
+    assert found.p_value == pytest.approx(1 / 10000)
+    assert found == stats.paired_difference(np.zeros(30), moves, seed=0, resamples=9999)
+    assert found.interval != stats.paired_difference(np.zeros(30), moves, seed=1).interval
+
+
+@pytest.mark.parametrize(("score", "change", "said"), [
+    (0.5, 0.9e-4, "inconclusive"), (0.5, 1.1e-4, "improved"),
+    (-20.0, 19e-4, "inconclusive"), (-20.0, 21e-4, "improved"),
+])  # fmt: skip
+def test_the_bound_of_rounding_is_a_share_of_the_score_or_of_one(score, change, said):
+    rng = np.random.default_rng(0)
+    a = np.full(40, score)
+    result = stats.paired_difference(a, a + change + rng.normal(0, change / 1e3, 40))
+    assert stats.verdict(result) == said
+
+
+def test_bounds_that_are_met_exactly():
+    quarter = stats.paired_difference(np.zeros(40), np.full(40, 0.25))
+    assert stats.verdict(quarter, negligible=0.25) == "inconclusive"
+    assert stats.verdict(quarter, negligible=0.2499) == "improved"
+    assert stats.verdict(quarter, 0.05) == "improved"
+    assert stats.verdict(quarter, 0.0501) == "inconclusive"
+    # An interval that ends at zero does not exclude it.
+    for ends in ((0.0, 0.5), (-0.5, 0.0), (0.0, 0.0)):
+        touching = replace(quarter, interval=stats.Interval(*ends))
+        assert stats.verdict(touching) == "inconclusive"
+    assert stats.verdict(replace(quarter, interval=stats.Interval(0.01, 0.5))) == "improved"
+    alone = stats.paired_difference([1.0], [1.0], weights=[2.0])
+    assert alone.interval == (-math.inf, math.inf)
+    assert stats.benjamini_hochberg([0.05]).rejected.tolist() == [True]
+    assert stats.benjamini_hochberg([0.0501]).rejected.tolist() == [False]
+    with pytest.raises(FrozenInstanceError):
+        quarter.stderr = 0.0
+
+
+def test_percentiles_leave_the_same_number_out_on_both_sides():
+    draws = np.random.default_rng(0).permutation(1000).astype(float)
+    assert intervals.percentile_interval(draws, 0.95) == (25, 974)
+    assert intervals.percentile_interval(draws, 0.9) == (50, 949)
+    assert intervals.percentile_interval(draws, 0.9999) == (0, 999)
+
+
+def test_the_level_of_percentiles_by_hand():
+    # Student's 2.262157 of 9 degrees times the root of 10/9 is a normal quantile of 2.38451.
+    level = intervals.expanded(0.95, 9, math.sqrt(10 / 9))
+    assert level == pytest.approx(1 - 2 * scipy.stats.norm.sf(2.38451), abs=1e-6)
+    assert intervals.expanded(0.95, 1e9, 1.0) == pytest.approx(0.95, abs=1e-6)
+    assert intervals.flips_interval(3, 0, 3, 0.99) == pytest.approx(
+        (0.6 - 2.575829 * math.sqrt((1.0 - 0.36) / 5), 1.0)
+    )
+    assert intervals.flips_interval(0, 3, 3, 0.99).low == -1
+
+
+def test_the_spread_of_a_transformed_score_is_that_of_its_draws_widened():
+    """Perplexity of 12 texts: the bootstrap lacks the square root of 12/11."""
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(3, 0.2, (2, 12))
+    result = stats.paired_difference(a, b, transform=np.exp, resamples=60000)
+    drawn = np.random.default_rng(5).integers(0, 12, size=(60000, 12))
+    draws = np.exp(b[drawn].mean(axis=1)) - np.exp(a[drawn].mean(axis=1))
+    assert result.stderr == pytest.approx(draws.std(ddof=1) * math.sqrt(12 / 11), rel=0.015)
+    few = stats.paired_difference(a[:6], b[:6], transform=np.exp)
+    half = scipy.stats.t.isf(0.025, 5) * few.stderr
+    assert few.interval == pytest.approx((few.difference - half, few.difference + half))
+    assert few.difference == pytest.approx(np.exp(b[:6].mean()) - np.exp(a[:6].mean()))
 
 
 def test_nothing_is_detectable_where_no_p_value_is_small_enough():

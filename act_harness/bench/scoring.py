@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
+    "Pair",
     "Requests",
     "ScoringSettings",
     "StockChoice",
