@@ -111,6 +111,8 @@ demo: venv
 	    --device cpu --plots --output $(DEMO)/artifact.json
 	$(BIN)/act-harness eval --pretrained $(DEMO)/model --model-args dtype=float32 --device cpu \
 	    --artifact $(DEMO)/artifact.json --tasks act_demo --batch-size 16 --output $(DEMO)/results
+	@echo "make demo: open $$(ls -td $(DEMO)/results/*__comparison__*/ | head -n 1)comparison.md (both arms)" \
+	    "and $(DEMO)/artifact-map.png (the heads)"
 
 # --- nightly ----------------------------------------------------------------------------------
 
