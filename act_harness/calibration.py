@@ -9,6 +9,7 @@ Sinks", ICML 2024 (arXiv 2406.15765), sections 3 and 4; the preset ``paper`` is 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,7 +42,8 @@ def validation_line(error: ValidationError) -> str:
     """Return the first problem of a pydantic error as one line, with its place."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = first["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^\w+ should (be|have)", "expected", message)
     if first["type"] == "extra_forbidden":
         message = "unknown key"
     elif first["type"] == "missing":

@@ -101,9 +101,7 @@ def check_batch_size(size: int | str | None, name: str = "--batch-size") -> None
     number = times if kind == "auto" and colon else "1" if kind == "auto" else text
     counts = number.isascii() and number.isdecimal() and len(number) <= 9 and int(number) > 0
     if isinstance(size, bool) or not counts:
-        raise InputError(
-            f"{name} is {one_line(repr(text))}, expected a whole number above 0, or 'auto'"
-        )
+        raise InputError(f"{name} is {one_line(repr(text))}, expected a number above 0, or 'auto'")
 
 
 def _is_number(value: object) -> bool:

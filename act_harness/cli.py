@@ -24,7 +24,7 @@ import act_harness
 from act_harness.commands.artifact import artifact_app
 from act_harness.commands.bench import bench_app
 from act_harness.commands.dashboard import dashboard
-from act_harness.commands.evaluate import EvalCommand, evaluate
+from act_harness.commands.evaluate import LEFT_OUT, EvalCommand, evaluate
 from act_harness.commands.options import (
     DataDir,
     Device,
@@ -38,7 +38,7 @@ from act_harness.commands.parsing import SPELLING, Command, names
 from act_harness.commands.regress import regress
 from act_harness.errors import ActHarnessError, InternalError, one_line
 from act_harness.interruption import end_like_ctrl_c
-from act_harness.places import prepare_folder
+from act_harness.places import prepare_folder, remove_unused
 from act_harness.threads import wait_passively
 from act_harness.tracker import TrackingSettings
 
@@ -114,6 +114,7 @@ def _run() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_NOBODY_READS)
     except (ActHarnessError, _StoppedError) as error:
+        remove_unused()
         print(f"act-harness: {one_line(error, limit=2000)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - exit code 1 is a verdict; a crash must not look so
@@ -155,6 +156,9 @@ def _wrong_call(error: Exception) -> NoReturn:
         sys.exit(2)
     path = context.command_path if context is not None else "act-harness"
     text = one_line(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+    left_out = LEFT_OUT.get(str(getattr(error, "option_name", "")).replace("_", "-"))
+    if left_out is not None and path.endswith(" eval"):
+        text = f"eval has no option {error.option_name} of lm-eval's: {left_out}"  # type: ignore[attr-defined]
     found = _given(getattr(error, "param", None))
     if found is not None and found not in text:
         text = f"{text} (found {one_line(repr(found))})"
@@ -304,7 +308,7 @@ def compare(
 
     Takes folders and files of `act-harness eval` and of `lm_eval --log_samples`. Exit code 1
     when a task or group regressed, 2 when the runs answer other documents or prompts, 3 when
-    answers are not finite (their tasks are not tested).
+    answers are not finite (their tasks are not tested), or nothing at all could be tested.
 
     \b
     Example:

@@ -21,6 +21,7 @@ import numpy as np
 
 from act_harness.checks import check_seed, check_share
 from act_harness.comparison import Comparison, Row, RunInfo, Settings
+from act_harness.corpus import corpus_difference
 from act_harness.errors import ResultError, suggestion
 from act_harness.pairing import Key, Measured, measure
 from act_harness.results import Run, load_run
@@ -175,6 +176,14 @@ def _task_rows(
         row = replace(row, derived=one.derived, note=one.note, not_finite=one.not_finite)
         if one.part is not None:
             row = _tested(row, [one.part], None, settings)
+        elif one.corpus is not None:
+            result = corpus_difference(
+                one.corpus,
+                confidence=settings.confidence,
+                resamples=settings.resamples,
+                seed=settings.seed,
+            )
+            row = replace(row, result=result, score_a=result.score_a, score_b=result.score_b)
         if row.result is not None and row.result.clusters is not None:
             row = replace(row, clustered_by=one.clustered_by)
         rows.append(row)
@@ -209,7 +218,10 @@ def _group_rows(
             row = replace(row, note="its score is no mean of its tasks' scores; not tested")
         elif any(one.part is None for one in parts):
             lacking = leaves[[one.part is None for one in parts].index(True)]
-            row = replace(row, note=f"task {lacking} could not be tested; nor is its group")
+            note = f"task {lacking} could not be tested; nor is its group"
+            if any(one.corpus is not None for one in parts):
+                note = f"task {lacking} has no mean over its documents; its group is not tested"
+            row = replace(row, note=note)
         else:
             row = _test_group(row, parts, by_size, settings)
         rows.append(row)

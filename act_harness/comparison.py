@@ -2,7 +2,8 @@
 
 Exit codes of ``act-harness compare``: 0, nothing regressed; 1, a task or group regressed; 2, the
 results cannot be compared (another document, another prompt, no samples); 3, a file cannot be read,
-or nothing regressed where numbers are numbers but there are answers that are not finite.
+or there is no verdict: nothing regressed where numbers are numbers, but there are answers that are
+not finite; or no task's metric could be tested.
 
 Not here: the computation (:mod:`act_harness.compare`) and the plots (:mod:`act_harness.report`).
 """
@@ -83,6 +84,11 @@ class Row:
     not_finite: int = 0
     """Answers of both runs that are NaN or infinite, for which nothing is tested."""
 
+    @property
+    def tested(self) -> bool:
+        """Whether its documents can say anything: there are two units of them or more."""
+        return self.result is not None and math.isfinite(self.result.stderr)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -109,13 +115,29 @@ class Comparison:
         return sum(most.values())
 
     @property
+    def tested(self) -> bool:
+        """Whether anything could be said about the headline metric of any task or group."""
+        return any(row.headline and row.tested for row in self.rows)
+
+    @property
+    def not_tested(self) -> tuple[str, ...]:
+        """Reported metrics about which nothing can be said, as ``task metric``."""
+        return tuple(
+            f"{row.name} {row.metric}" for row in self.rows if not row.derived and not row.tested
+        )
+
+    @property
     def exit_code(self) -> int:
-        """1 when a headline row regressed; 3 when answers are not finite; otherwise 0."""
-        return 1 if self.regressed else 3 if self.not_finite else 0
+        """1 when a headline row regressed; 3 without a verdict; otherwise 0.
+
+        There is no verdict where answers are not finite, or nothing could be tested.
+        """
+        return 1 if self.regressed else 3 if self.not_finite or not self.tested else 0
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as a JSON object; numbers that are not finite become null."""
-        return {"schema": SCHEMA, "exit_code": self.exit_code, **_plain(self)}
+        said = {"exit_code": self.exit_code, "not_tested": list(self.not_tested)}
+        return {"schema": SCHEMA, **said, **_plain(self)}
 
     def to_markdown(self, *, headline_only: bool = False) -> str:
         """Return a table in GitHub's Markdown, with the legend and the notes below it."""
@@ -203,10 +225,16 @@ class Comparison:
         metrics = ", ".join(dict.fromkeys(_metric(row) for row in rows))
         text = f"{len(rows)} {what} by {metrics or 'no metric'}: {_counts(rows)}"
         others = [row for row in self.rows if not row.headline and row.result is not None]
-        if others:
-            text += f". Further metrics, in brackets, which do not decide: {_counts(others)}"
+        further = f" Further metrics, in brackets, which do not decide: {_counts(others)}."
+        further = further if others else ""
         lost = f"; not tested: {self.not_finite} non-finite answers" if self.not_finite else ""
-        return f"{text}{lost}."
+        if not self.tested:
+            return f"{len(rows)} {what}: no verdict, nothing could be tested{lost}."
+        names = self.not_tested
+        if names:
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            lost += f"; {len(names)} {_metrics(names)} not tested ({', '.join(names[:6])}{more})"
+        return f"{text}{lost}.{further}"
 
     def _shown(self, headline_only: bool) -> Sequence[Row]:
         return [row for row in self.rows if row.headline or not headline_only]
@@ -237,6 +265,10 @@ def _wrapped(
         else:
             lines.append(indent + part)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _metrics(names: Sequence[str]) -> str:
+    return "metric" if len(names) == 1 else "metrics"
 
 
 def _header(settings: Settings) -> list[str]:

@@ -90,7 +90,7 @@ def known_scores(
     """
     found: dict[str, dict[str, None]] = {task: dict.fromkeys(own) for task, own in tasks.items()}
     for given in map(Path, results):
-        files = sorted(given.glob("**/results_*.json")) if given.is_dir() else [given]
+        files = sorted(given.glob("**/results_*.json")) if reading.is_folder(given) else [given]
         if not files:
             raise ResultError(
                 f"{given}: no results_*.json in it; give output folders of act-harness eval or of "

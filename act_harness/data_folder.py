@@ -157,7 +157,7 @@ def data_directory(directory: str | os.PathLike[str] | None) -> Iterator[None]:
         yield
         return
     folder = Path(directory).expanduser().resolve()
-    if not folder.is_dir():
+    if not reading.is_folder(folder):
         raise TaskError(
             f"{directory} is not a folder; fill one with `act-harness fetch --tasks TASK "
             f"--dest {directory}` where there is a network"

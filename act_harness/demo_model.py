@@ -18,6 +18,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from act_harness import reading
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError
 from act_harness.threads import wait_passively
 
@@ -63,7 +64,8 @@ def convert(folder: Path, *, source: Path | None = None) -> bool:
     """
     if _is_checkpoint(folder):
         return False
-    if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):  # noqa: PTH110 - as below
+    full = reading.is_folder(folder) and any(folder.iterdir())
+    if full or reading.is_file(folder):
         raise InputError(f"{folder} exists and is no checkpoint; name another folder or remove it")
     source = source or find_gguf()
     scratch = _scratch(folder)
@@ -83,7 +85,7 @@ def convert(folder: Path, *, source: Path | None = None) -> bool:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return os.path.isfile(folder / "config.json")  # noqa: PTH113 - raises for no name, however long
+    return reading.is_file(folder / "config.json")
 
 
 def _scratch(folder: Path) -> Path:

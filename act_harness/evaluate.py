@@ -235,26 +235,24 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     _warn_of_other_prompts(artifact, settings)
     model = places.file_name(Path(str(lm.pretrained)).name)
     stamp = datetime.now().isoformat(timespec="seconds").replace(":", "-")
-    folders = {} if lm.rank != 0 else _new_folders(settings, model, artifact, stamp)
+    folders = {} if lm.rank != 0 else _new_folders(settings.output, model, artifact, stamp)
     try:
         with saved(lambda: _what_is_saved(folders)):
-            return _run_arms(settings, lm, artifact, selection, tasks, folders, model, stamp)
-    except BaseException:
+            return _run_arms(settings, lm, artifact, selection, tasks, folders, stamp)
+    finally:
         places.remove_empty(folders)
-        raise
 
 
 def _new_folders(
-    settings: EvalSettings, model: str, artifact: Artifact | None, stamp: str
+    output: Path, model: str, artifact: Artifact | None, stamp: str
 ) -> dict[str, Path]:
     """Make this run's own folders: of the arms, and of their comparison."""
     names = {"baseline": f"{model}__baseline__{stamp}"}
     if artifact is not None:
         act = f"act-{places.file_name(artifact.name)}"
         names["act"] = f"{model}__{act}__{stamp}"
-        if not settings.predict_only:
-            names["comparison"] = f"{model}__{act}__comparison__{stamp}"
-    return places.new_folders(settings.output, names)
+        names["comparison"] = f"{model}__{act}__comparison__{stamp}"
+    return places.new_folders(output, names)
 
 
 def _what_is_saved(folders: Mapping[str, Path]) -> str:
@@ -269,9 +267,9 @@ def _run_arms(
     selection: TaskSelection,
     tasks: list[Any] | None,
     folders: dict[str, Path],
-    model: str,
     stamp: str,
 ) -> EvalOutcome:
+    model = places.file_name(Path(str(lm.pretrained)).name)
     arms = ["baseline"] if artifact is None else ["baseline", "act"]
     comparisons: dict[int, Comparison] = {}
     counters: dict[str, Any] = {}
@@ -303,17 +301,11 @@ def _run_arms(
     averages = _averages(comparisons) if len(comparisons) > 1 else ()
     if comparisons:
         report = _write_report(folders["comparison"], comparisons, averages, counters)
+    own = {arm: folders[arm] for arm in arms}
     return EvalOutcome(
-        {arm: folders[arm] for arm in arms},
-        comparisons,
-        report,
-        averages,
-        counters,
-        scores,
-        model=model,
-        artifact=artifact,
+        own, comparisons, report, averages, counters, scores, model=model, artifact=artifact,
         not_finite=not_finite,
-    )
+    )  # fmt: skip
 
 
 def track_eval(
@@ -384,6 +376,12 @@ def _arguments(settings: EvalSettings) -> dict[str, Any]:
         batch_size=settings.batch_size,
     )
     if settings.artifact:
+        other = arguments.get("artifact")
+        if other is not None and str(other) != str(settings.artifact):
+            raise InputError(
+                f"--artifact is {str(settings.artifact)!r} and --model_args says artifact={other}; "
+                "give one of them"
+            )
         arguments["artifact"] = settings.artifact
     if settings.trust_remote_code:
         arguments["trust_remote_code"] = True

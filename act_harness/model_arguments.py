@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from act_harness import reading
 from act_harness.checks import check_batch_size, check_count
 from act_harness.errors import (
     ActHarnessError,
@@ -223,12 +224,12 @@ def check_place(pretrained: str, given: Mapping[str, Any] | None = None) -> None
     """
     more = given or {}
     shown = one_line(pretrained)
-    if os.path.isfile(pretrained):  # noqa: PTH113 - Path.is_file raises for an over-long name
+    if reading.is_file(pretrained):
         raise InfrastructureError(
             f"no model at {shown}: it is a file; name the folder that holds config.json (for GGUF "
             "pretrained=FOLDER,gguf_file=FILE)"
         )
-    if not os.path.isdir(pretrained):  # noqa: PTH112 - as above
+    if not reading.is_folder(pretrained):
         if _HUB_ID.fullmatch(pretrained) and len(pretrained) <= 96:
             return
         raise InfrastructureError(
@@ -240,9 +241,9 @@ def check_place(pretrained: str, given: Mapping[str, Any] | None = None) -> None
             "give the hub id"
         )
     folder = Path(pretrained, str(more.get("subfolder") or ""))
-    if more.get("gguf_file") or (folder / "config.json").is_file():
+    if more.get("gguf_file") or reading.is_file(folder / "config.json"):
         return
-    if (folder / "adapter_config.json").is_file():
+    if reading.is_file(folder / "adapter_config.json"):
         raise InputError(
             f"{shown} holds a peft adapter and no model; give pretrained=BASE,peft={shown}"
         )

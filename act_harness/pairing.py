@@ -2,8 +2,9 @@
 
 Samples are joined by document, prompt and target hash. A document without a partner is an error
 that names the first difference, because scores of different documents cannot be paired. A metric is
-measured only when its reported score follows from its samples (their mean, or a perplexity of it),
-which is checked against the reported number, so that no aggregation is guessed.
+measured only when its reported score follows from its samples (their mean, a perplexity of it, or a
+metric of the whole corpus, :mod:`act_harness.corpus`), which is checked against the reported
+number, so that no aggregation is guessed.
 
 Not here: the tests and the verdicts (:mod:`act_harness.compare`).
 """
@@ -16,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.special  # type: ignore[import-untyped]
 
+from act_harness.corpus import CorpusPart, corpus_part
 from act_harness.errors import ResultError
 from act_harness.results import Run, Sample, choice_scores
 from act_harness.stats import Part, answer_margin, corrected_accuracy
@@ -43,6 +46,8 @@ class Measured(NamedTuple):
     subjects: tuple[str, ...] | None = None
     """Each document's ``subject`` where all have one (MMLU), for groups of such tasks."""
     note: str = ""
+    corpus: CorpusPart | None = None
+    """Instead of ``part``, where the score is one of the whole corpus."""
     not_finite: int = 0
     """Answers of both runs that are NaN or infinite: their metrics are no result."""
 
@@ -98,13 +103,12 @@ def measure(a: Run, b: Run, task: str, *, clusters: Clusters) -> dict[Key, Measu
             values_a = [first.values.get(metric) for first, _ in pairs]
             values_b = [second.values.get(metric) for _, second in pairs]
             reported = a.score(task, metric, kind), b.score(task, metric, kind)
-            if all(
-                _agrees(metric, values, score)
-                for values, score in zip((values_a, values_b), reported, strict=True)
-            ):
-                made = _measured(metric, (values_a, values_b), pairs, task, clusters)
-            else:
-                made = Measured(None, note="its score is not the mean over documents; not tested")
+            both = values_a, values_b
+            made = Measured(None, note="its score is not the mean over documents; not tested")
+            if _agree(metric, both, reported):
+                made = _measured(metric, both, pairs, task, clusters)
+            if made.part is None:
+                made = _of_corpus(metric, both, pairs, reported, task, clusters) or made
             found[metric, kind] = made
         for metric, values in _derived(pairs).items():
             if metric not in names:
@@ -157,6 +161,48 @@ def _difference(
 # -- measuring -------------------------------------------------------------------------------------
 
 
+def _agree(
+    metric: str,
+    values: tuple[Sequence[Any], Sequence[Any]],
+    reported: tuple[float | None, float | None],
+) -> bool:
+    return all(_agrees(metric, one, score) for one, score in zip(values, reported, strict=True))
+
+
+def _of_corpus(
+    metric: str,
+    values: tuple[Sequence[Any], Sequence[Any]],
+    pairs: Sequence[Pair],
+    reported: tuple[float | None, float | None],
+    task: str,
+    clusters: Clusters,
+) -> Measured | None:
+    """Measure a score that is no mean of what the samples name; None where it does not follow."""
+    if "brier" in metric:  # lm-eval logs the probabilities as a text; they follow from the scores
+        brier = _brier_scores(pairs)
+        if brier is None or not _agree(metric, brier, reported):
+            return None
+        return _measured(metric, brier, pairs, task, clusters)
+    if not all(isinstance(value, tuple) for one in values for value in one):
+        return None
+    field, ids = _clusters(task, [pair[0] for pair in pairs], clusters)
+    corpus = corpus_part(metric, values[0], values[1], reported=reported, clusters=ids)
+    return None if corpus is None else Measured(None, clustered_by=field, corpus=corpus)
+
+
+def _brier_scores(pairs: Sequence[Pair]) -> tuple[list[float], list[float]] | None:
+    """Squared distance of the choices' probabilities from the right answer, per document."""
+    found = []
+    for arm in (0, 1):
+        choices = choice_scores([pair[arm] for pair in pairs])
+        if choices is None:
+            return None
+        probabilities = scipy.special.softmax(choices.scores, axis=1)
+        right = np.eye(probabilities.shape[1])[choices.labels]
+        found.append(((probabilities - right) ** 2).sum(axis=1).tolist())
+    return found[0], found[1]
+
+
 def _agrees(metric: str, values: Sequence[Any], score: float | None) -> bool:
     """Whether one arm's values give its reported score (True when none was reported)."""
     own = [value for value in values if value is not None]
@@ -181,7 +227,7 @@ def _part(metric: str, a: Sequence[Any], b: Sequence[Any]) -> Part | None:
         if "perplexity" in metric:
             return Part(-np.asarray(a), -np.asarray(b), transform=np.exp)
         return Part(np.asarray(a), np.asarray(b))
-    if paired != {True}:
+    if paired != {True} or not any(word in metric for word in ("perplexity", "bits", "byte")):
         return None
     weights = np.asarray([value[1] for value in a])
     if weights.min() <= 0 or weights.tolist() != [value[1] for value in b]:

@@ -29,6 +29,7 @@ __all__ = [
     "prepare_file",
     "prepare_folder",
     "remove_empty",
+    "remove_unused",
     "sole_writer",
 ]
 
@@ -60,13 +61,30 @@ def prepare_folder(folder: str | os.PathLike[str]) -> Path:
     """
     place = Path(folder)
     try:
+        missing = [one for one in (place, *place.parents) if not one.exists()]
         place.mkdir(parents=True, exist_ok=True)
+        _made.extend(missing)
         probe = place / f".{secrets.token_hex(4)}.tmp"
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         probe.unlink()
     except (OSError, ValueError) as error:
         raise _refused(place, error) from error
     return place
+
+
+_made: list[Path] = []
+"""Folders that this process has made, for :func:`remove_unused`."""
+
+
+def remove_unused() -> None:
+    """Remove the folders that :func:`prepare_folder` has made and in which nothing was written.
+
+    For a command that ends in an error: bad input leaves nothing behind.
+    """
+    for place in sorted(_made, key=lambda one: len(one.parts), reverse=True):
+        with contextlib.suppress(OSError):  # something is in it
+            place.rmdir()
+    _made.clear()
 
 
 def prepare_file(path: str | os.PathLike[str]) -> Path:

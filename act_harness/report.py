@@ -66,7 +66,7 @@ def comparison_files(comparison: Comparison, folder: str | os.PathLike[str]) -> 
     place = Path(folder)
     written = {"comparison.json": write_json(place / "comparison.json", comparison.to_json())}
     text = comparison.to_markdown()
-    tested = [row for row in comparison.rows if row.headline and row.result is not None]
+    tested = [row for row in comparison.rows if row.headline and row.tested]
     if tested:
         title = f"{comparison.b.label} against {comparison.a.label}"
         written["forest.png"] = forest_plot(tested, place / "forest.png", title=title)
@@ -208,9 +208,9 @@ def rank_plot(
 ) -> Path:
     """Draw single heads' effects by rank and, where given, sets of heads against their controls.
 
-    Left: every head's effect on the search documents, the best first. Right: the best k heads on
-    the documents that chose k, and, on documents that chose nothing, the set that was taken and
-    random sets of the same size: the gap between the latter two is what the search is worth.
+    Left: every head's effect on the search documents, the best first. Middle: the best k heads on
+    the documents that chose k. Right: the set that was taken, and random sets of the same size, on
+    documents that chose nothing: the gap between them is what the search is worth.
 
     Args:
         effects: One number a head, (heads,), in any order.
@@ -235,13 +235,17 @@ def rank_plot(
         raise ResultError("effects must be finite numbers, one a head")
     if spread is not None and spread.shape != given.shape:
         raise ResultError(f"{given.size} effects need as many errors; found {spread.size}")
-    both = curve is not None or judged is not None or bool(controls)
-    figure, all_axes = _figure(2 if both else 1, width=10.0 if both else 6.0, height=4.2, row=True)
+    worth = judged is not None or bool(controls)
+    count = 1 + (curve is not None) + worth
+    figure, all_axes = _figure(count, width=6.0 + 3.5 * (count - 1), height=4.2, row=True)
     _ranks(all_axes[0], given, spread, selected)
     all_axes[0].set_ylabel(label)
-    if both:
-        _sets(all_axes[1], curve, controls, judged, selected)
-        all_axes[1].set_ylabel(label if sets_label is None else sets_label)
+    if curve is not None:
+        _sizes(all_axes[1], curve, selected)
+    if worth:
+        _worth(all_axes[-1], judged, controls)
+    for axes in all_axes[1:]:
+        axes.set_ylabel(label if sets_label is None else sets_label)
     _heading(figure, title)
     return _save(figure, path)
 
@@ -307,39 +311,43 @@ def _ranks(
     axes.legend(fontsize=8.5, frameon=False, loc="upper right")
 
 
-def _sets(
-    axes: Axes,
-    curve: Curve | None,
-    controls: Sequence[tuple[int, float]],
-    judged: Curve | None,
-    selected: int | None,
-) -> None:
-    if controls:
-        sizes, values = zip(*controls, strict=True)
+def _sizes(axes: Axes, curve: Curve, selected: int | None) -> None:
+    axes.errorbar(
+        curve.heads, curve.effect, yerr=_ends(curve), color=_COLOURS["improved"], marker="o",
+        markersize=5, capsize=3, linewidth=1.4, label="best heads, 95 % interval",
+    )  # fmt: skip
+    if selected is not None and selected in curve.heads:
+        place = list(curve.heads).index(selected)
         axes.plot(
-            sizes, values, linestyle="none", marker="x", color=_COLOURS["inconclusive"],
-            label=f"random heads, other documents ({len(controls)} sets)",
-        )  # fmt: skip
-    if curve is not None:
-        axes.errorbar(
-            curve.heads, curve.effect, yerr=_ends(curve), color=_COLOURS["improved"], marker="o",
-            markersize=5, capsize=3, linewidth=1.4, label="best heads, documents that chose k",
-        )  # fmt: skip
-        if selected is not None and selected in curve.heads:
-            place = list(curve.heads).index(selected)
-            axes.plot(
-                selected, curve.effect[place], marker="o", markersize=12, linestyle="none",
-                markerfacecolor="none", markeredgecolor="black", label="taken",
-            )  # fmt: skip
-    if judged is not None:
-        axes.errorbar(
-            judged.heads, judged.effect, yerr=_ends(judged), color="black", marker="s",
-            markersize=6, capsize=5, linewidth=1.4, label="taken, other documents",
+            selected, curve.effect[place], marker="o", markersize=12, linestyle="none",
+            markerfacecolor="none", markeredgecolor="black", label="taken: the highest",
         )  # fmt: skip
     axes.axhline(0.0, color="black", linewidth=0.8)
     axes.set_xlabel("number of calibrated heads")
-    axes.set_title("sets of heads (bars: 95 % intervals)", fontsize=10)
-    axes.legend(fontsize=7.5, frameon=False, loc="best")
+    axes.set_title("choosing how many (verify documents)", fontsize=10)
+    axes.legend(fontsize=8.5, frameon=False, loc="best")
+
+
+def _worth(axes: Axes, judged: Curve | None, controls: Sequence[tuple[int, float]]) -> None:
+    ticks = []
+    if judged is not None:
+        axes.errorbar(
+            [0], judged.effect, yerr=_ends(judged), color="black", marker="s", markersize=6,
+            capsize=5, linewidth=1.4, label="taken, 95 % interval",
+        )  # fmt: skip
+        ticks.append((0, f"the {judged.heads[0]} taken"))
+    if controls:
+        values = [value for _, value in controls]
+        axes.plot(
+            [1] * len(values), values, linestyle="none", marker="x",
+            color=_COLOURS["inconclusive"], label=f"random heads ({len(values)} sets)",
+        )  # fmt: skip
+        ticks.append((1, f"{controls[0][0]} at random"))
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    axes.set_xlim(-0.6, 1.6)
+    axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
+    axes.set_title("what they are worth (judge documents)", fontsize=10)
+    axes.legend(fontsize=8.5, frameon=False, loc="best")
 
 
 def _ends(curve: Curve) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from act_harness import paths
+from act_harness import paths, reading
 from act_harness.data_folder import NOT_HAD, first_line
 from act_harness.errors import InfrastructureError, TaskError, suggestion
 
@@ -77,7 +77,7 @@ def _manager(
     from lm_eval.tasks import TaskManager  # seconds to import
 
     for folder in include_path:
-        if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for an over-long name
+        if not reading.is_folder(folder):
             raise TaskError(
                 f"--include_path {folder}: no such folder; name the one that holds the YAML files "
                 "of your tasks"
@@ -95,7 +95,7 @@ def _names_of(
         return [task]
     if task.endswith(_SUFFIXES):
         return [_register(Path(file), manager) for file in _files(task)]
-    if os.path.isdir(task):  # noqa: PTH112 - Path.is_dir raises for an over-long name
+    if reading.is_folder(task):
         return _of_folder(Path(task), manager)
     found: list[str] = manager.match_tasks([task])
     if not found:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, StaticCache
 
 from act_harness.attention import calibrated, select_cache
 from act_harness.attention.cached import Forward
@@ -62,6 +63,10 @@ def test_a_setting_is_refused_wherever_it_stands(model, artifact, settings, mess
         assert "\n" not in str(caught.value)
         with refused(message):
             model.generate(PROMPT, generation_config=given)
+        with refused(message):
+            GenerationMixin.generate(model, PROMPT, given)
+        with refused(message):
+            type(model).generate(model, PROMPT, max_new_tokens=2, **settings)
         with refused(message):
             model.generate(PROMPT, plain, **settings)
         model.generation_config.update(**settings)
@@ -399,8 +404,10 @@ def test_gradient_checkpointing_and_dropout_are_refused(tiny, make_artifact):
             layer.self_attn.attention_dropout = 0.0
         assert torch.equal(logits(model), calm)
         model.gradient_checkpointing_enable()
-        with refused("gradient_checkpointing_disable"):
-            logits(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with refused("gradient_checkpointing_disable"):
+                logits(model)
         model.eval()
         assert torch.equal(logits(model), calm)
 

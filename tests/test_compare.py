@@ -502,7 +502,10 @@ def test_json_markdown_and_terminal_say_the_same(tmp_path):
     for text in (markdown, plain):
         assert "+0 / -15" in text
         assert found.summary() in text
-    assert found.summary() == "3 tasks and groups by acc: 0 improved, 1 regressed, 2 inconclusive."
+    assert found.summary() == (
+        "3 tasks and groups by acc: 0 improved, 1 regressed, 2 inconclusive; "
+        "2 metrics not tested (one acc, g acc)."
+    )
 
 
 def wide_comparison(tmp_path):

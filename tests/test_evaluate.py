@@ -176,6 +176,14 @@ def test_bad_input_is_found_before_the_model_is_loaded(tiny_checkpoint, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_document_is_written_and_nothing_is_claimed(tiny_checkpoint, artifact_file, tmp_path):
+    outcome = run_eval(settings(tiny_checkpoint, tmp_path, artifact_file, limit=1))
+    assert outcome.exit_code == 0
+    assert "no verdict, nothing could be tested" in outcome.summary()
+    assert all(load_run(folder).data["results"] for folder in outcome.folders.values())
+    assert "nothing could be tested" in outcome.report.read_text()
+
+
 def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path):
     artifact = SimpleNamespace(name="n" * 5000)
     stamp = "2026-01-01T00-00-00"
@@ -198,7 +206,7 @@ def test_a_bad_output_is_found_before_the_model_is_loaded(tmp_path, case):
 
 
 def test_a_run_that_fails_leaves_no_empty_folders(tiny_checkpoint, tmp_path, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "_evaluate", fails)

@@ -163,9 +163,10 @@ def by_hand(lm, turns):
             messages, tokenize=False, add_generation_prompt=True
         )
         ids = torch.tensor([lm.tokenizer.encode(text, add_special_tokens=False)])
-        output = lm.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False
-        )
+        with lm.attachment.engaged():  # between requests the model is stock
+            output = lm.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False
+            )
         new = lm.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
         answers.append(new)
         messages.append({"role": "assistant", "content": new})

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 
 import pytest
+import typer
 import yaml
+from installed import REPOSITORY
 from own_tasks import caller, few_tasks, write_own_tasks
 
-from act_harness import fetch
+from act_harness import cli, fetch
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.calibration import Calibration
+from act_harness.commands.evaluate import LEFT_OUT
 from act_harness.errors import InfrastructureError, InputError, TaskError
 from act_harness.evaluate import EvalSettings, run_eval
 from act_harness.results import load_run
@@ -142,6 +146,35 @@ def test_eval_with_an_own_file_as_lm_eval_takes_it(
     for run in (base, act):
         assert len(run.samples("fr_mc")) == 8
     assert str(own) not in json.dumps(sorted(base.data["results"]))
+
+
+def test_every_option_of_lm_evals_is_there_or_said_to_be_missing():
+    """Against the installed lm-eval: a new option of a later release must be decided on."""
+    from lm_eval._cli.run import Run
+
+    parser = argparse.ArgumentParser()
+    run = Run(parser.add_subparsers())._parser
+    theirs = {
+        option.replace("_", "-")
+        for action in run._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
+    command = typer.main.get_command(cli.app).commands["eval"]
+    ours = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    assert theirs - ours == set(LEFT_OUT)
+    assert not ours & set(LEFT_OUT)
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for option in LEFT_OUT:
+        assert f"`{option.replace('-', '_').replace('__', '--')}`" in readme, option
+
+
+@pytest.mark.parametrize("option", ["--use_cache", "--log-samples"])
+def test_an_option_that_is_left_out_says_why(call, option):
+    done = call("eval", "--tasks", "x", option, "y")
+    assert done.code == 2
+    assert "eval has no option --" in done.err
+    assert any(reason in done.err for reason in LEFT_OUT.values())
 
 
 def test_evals_options_of_lm_eval_reach_the_run(tiny_checkpoint, own, tmp_path, call):

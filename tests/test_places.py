@@ -99,7 +99,7 @@ def shown(tmp_path):
          "calibration": {}, "heads": {0: (0,)}, "provenance": {"much": ["x" * 100] * 20_000}}
     )  # fmt: skip
     path = artifact.save(tmp_path / "a.json")
-    return [sys.executable, "-m", "act_harness", "artifact", "show", str(path)]
+    return [sys.executable, "-m", "act_harness", "artifact", "show", "--full", str(path)]
 
 
 def test_a_terminal_without_unicode_shows_escapes(shown):

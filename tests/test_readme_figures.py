@@ -173,6 +173,9 @@ def test_accuracy_that_is_not_shown_comes_first(tmp_path):
     arms = [arm("good", 9, 0.01, 0.03), arm("weak", 5, -0.02, 0.04), arm("unshipped", 5, 0, 1),
             arm("5 best of good", 5, 0.0, 0.02), arm("random 1", 5, -0.01, 0.01),
             arm("random 2", 5, 0.0, 0.02)]  # fmt: skip
+    arms[1]["raw_other_tasks"] = arms[0]["raw"]
+    for one in arms[-2:]:
+        del one["corrected"]  # no task has fixed choices
     place = tmp_path / "results" / "reports" / "r.json"
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps({"arms": arms, "documents": {"a": 10, "b": 20}}))
@@ -183,11 +186,13 @@ def test_accuracy_that_is_not_shown_comes_first(tmp_path):
     table = readme.accuracy_table(tmp_path)
     cells = [line.strip("|").split(" | ") for line in table.splitlines()[2:6]]
     assert [[row[0].strip(), row[2]] for row in cells] == [
-        ["2 random sets of 5", "+0.0 to +1.0"],
+        ["2 random sets of 5", "-"],
         ["weak, 5 heads", "+1.0 (-2.0 to 4.0, not shown), 50.0 to 51.0"],
         ["5 best of good", "+1.0 (0.0 to 2.0, not shown), 50.0 to 51.0"],
         ["good, 9 heads", "+2.0 (1.0 to 3.0), 50.0 to 52.0"],
     ]
+    assert cells[0][1] == "+0.0 to +1.0"
+    assert cells[1][1].endswith("; other tasks +2.0 (1.0 to 3.0), 50.0 to 52.0")
     assert cells[0][3] == "30 of 2 tasks"
     assert table.endswith("Shipped without a stored held-out report: unjudged.")
 

@@ -122,13 +122,23 @@ def test_rank_plot_sorts_and_shows_the_controls(drawn, tmp_path):
     curve = report.Curve([5, 10, 20], [1.0, 2.0, 1.5], [0.5, 1, 1], [2.0, 3, 2])
     report.rank_plot([0.1, -0.2, 0.4], tmp_path / "r.png", stderr=[0.1] * 3, selected=10,
                      curve=curve, controls=[(10, 0.1), (10, -0.3)],
+                     judged=report.Curve([10], [0.5], [-0.5], [0.75]),
                      sets_label="points")  # fmt: skip
-    left, right = drawn[0].axes
+    left, middle, right = drawn[0].axes
     assert left.lines[0].get_ydata().tolist() == [0.4, 0.1, -0.2]
+    sizes = middle.containers[0]
+    assert sizes.lines[0].get_xydata().tolist() == [[5, 1], [10, 2], [20, 1.5]]
+    bars = [segment[:, 1].tolist() for segment in sizes.lines[2][0].get_segments()]
+    assert bars == [[0.5, 2], [1, 3], [1, 2]]
+    taken = next(line for line in middle.lines if "taken" in str(line.get_label()))
+    assert taken.get_xydata().tolist() == [[10, 2]]
+    (bar,) = right.containers[0].lines[2][0].get_segments()
+    assert bar[:, 1].tolist() == [-0.5, 0.75]
     random = next(line for line in right.lines if "random" in str(line.get_label()))
     assert list(random.get_ydata()) == [0.1, -0.3]
     assert "2 sets" in random.get_label()
-    assert right.get_ylabel() == "points"
+    assert [text.get_text() for text in right.get_xticklabels()] == ["the 10 taken", "10 at random"]
+    assert middle.get_ylabel() == right.get_ylabel() == "points"
     report.rank_plot([1.0], tmp_path / "r.png")
     assert len(drawn[1].axes) == 1
 

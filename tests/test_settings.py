@@ -155,8 +155,8 @@ def test_a_search_reads_every_setting(unchecked, tiny_checkpoint, tmp_path, monk
     )
     monkeypatch.setattr(settings, "search_documents", lambda *given, **more: [])
     monkeypatch.setattr(settings, "run_search", stop)
-    made = {"pretrained": tiny_checkpoint, "device": "cpu", "tasks": ("a",), "output": tmp_path}
-    watched = Watched(SearchSettings(**made))
+    made = {"pretrained": tiny_checkpoint, "device": "cpu", "tasks": ("a",)}
+    watched = Watched(SearchSettings(**made, output=tmp_path / "a.json"))
     with pytest.raises(StopError):
         search_from_settings(watched)
     # read once there is a result: by the callback's choice, and after it

@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 import engine_cases as ec
 from transformers import DynamicCache
 
-from act_harness.attention import attachment as attaching
+from act_harness.attention import binding as attaching
 from act_harness.attention import calibrated, select_cache
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines.operation import Geometry, Stock

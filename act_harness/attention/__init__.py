@@ -5,10 +5,10 @@
     with act_harness.calibrated(model, "path/to/artifact.json"):
         model.generate(**tokenizer("...", return_tensors="pt"))
 
-``interface`` registers attention and mask under one name; ``attachment`` binds head sets to the
-attention modules of one model; ``cached`` reads off the cache what a call really is; ``probe``
-checks that the model does what is assumed; ``facts`` identifies a model; ``calls`` and
-``generation`` refuse what would break the calibration.
+``interface`` registers attention and mask under one name; ``attachment`` and ``binding`` bind head
+sets to the attention modules of one model, ``lifecycle`` switches them on and off; ``cached`` reads
+off the cache what a call really is; ``probe`` checks that the model does what is assumed; ``facts``
+identifies a model; ``calls`` and ``generation`` refuse what would break the calibration.
 
 Not supported, each refused with one line: models outside the interface (GPT-J, Bloom, Falcon),
 learned sink logits (gpt-oss), caches that are reordered, cropped, or filled by somebody else.
@@ -16,16 +16,10 @@ learned sink logits (gpt-oss), caches that are reordered, cropped, or filled by 
 
 from __future__ import annotations
 
-from act_harness.attention.attachment import (
-    Attachment,
-    attach,
-    calibrated,
-    detach,
-    prepare,
-    stock_model,
-)
+from act_harness.attention.attachment import Attachment, stock_model
 from act_harness.attention.cached import select_cache
 from act_harness.attention.facts import model_facts, tokenizer_fingerprint, weights_fingerprint
+from act_harness.attention.lifecycle import attach, calibrated, detach, prepare
 
 __all__ = [
     "Attachment",

@@ -1,26 +1,18 @@
-"""Binding a head set to the attention modules of one model, and taking it off again."""
+"""Calibrated attention on one model: what is in force there, and its decoder's forwards."""
 
 from __future__ import annotations
 
-import logging
 import uuid
 import weakref
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from act_harness.artifact import Artifact, ModelFacts, resolve_artifact
-from act_harness.attention.cached import (
-    Forward,
-    find_cache,
-    recall,
-    refuse_changed,
-    remember,
-    seen_tokens,
-)
+from act_harness.artifact import Artifact
+from act_harness.attention.binding import Binding
+from act_harness.attention.cached import Forward, find_cache, refuse_changed
 from act_harness.attention.calls import (
     forward_arguments,
     read_shape,
@@ -28,193 +20,39 @@ from act_harness.attention.calls import (
     refuse_unsupported_forward,
     wants_maps,
 )
-from act_harness.attention.computing import in_full_precision, refuse_backward
-from act_harness.attention.facts import base_model, model_facts
+from act_harness.attention.facts import base_model
 from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packed import active_packing
 from act_harness.attention.probe import Probe
 from act_harness.counters import PromptRecord
-from act_harness.engines import select_engine
-from act_harness.engines.operation import (
-    CallCounter,
-    Engine,
-    Geometry,
-    LayerState,
-    Report,
-    Stock,
-)
+from act_harness.engines.operation import CallCounter, Engine, Report
 from act_harness.engines.ragged import SegmentEngine
-from act_harness.engines.reference import selected_maps
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.ragged import RaggedOutput, Room, Segments
+    from act_harness.engines.ragged import Room
 
-__all__ = ["Attachment", "attach", "calibrated", "detach", "prepare", "stock_model"]
-
-_logger = logging.getLogger(__name__)
-
-
-class _Binding:
-    """What a selected attention module carries: its plan, and the attachment it belongs to."""
-
-    def __init__(self, attachment: Attachment, layer: int, plan: LayerPlan) -> None:
-        self.attachment, self.layer, self.plan = attachment, layer, plan
-        engine = attachment.engine
-        self.segment_engine = engine if isinstance(engine, SegmentEngine) else None
-        self.cache: Cache | None = None  # the cache that the forward under way gave the layer
-
-    def note_cache(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the attention module; the interface itself is not told the cache."""
-        self.cache = find_cache(args, kwargs)
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        *,
-        stock: Stock,
-        stock_maps: Callable[[], Tensor | None],
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See :class:`act_harness.attention.interface.BoundLayer`."""
-        owner, forward = self.attachment, self._forward()
-        cache = self.cache if forward.cache is None else forward.cache
-        again = forward.again(cache, self.layer, mask=mask, query=query, key=key, owner=owner.token)
-        state: LayerState | None
-        if again is not None:
-            geometry, state = again[1], again[0].state
-        else:
-            seen = seen_tokens(cache, self.layer, query.shape[2])
-            state, real = recall(cache, self.layer, seen, owner=owner.token, batch=query.shape[0])
-            geometry = forward.geometry(key, mask, seen, real)
-            forward.note(cache, mask, key, geometry, real)
-            if key.shape[2] > geometry.columns:  # a static cache; a view costs a step time
-                key, value = key[:, :, : geometry.columns], value[:, :, : geometry.columns]
-        maps = None
-        if forward.maps and stock.kernel == "eager":
-            maps = self._maps(stock_maps(), query, key, geometry, state, scale, softcap)
-        output, state = self.compute(
-            query, key, value, geometry=geometry, state=state, stock=stock, scale=scale,
-            softcap=softcap,
-        )  # fmt: skip
-        if again is not None:
-            again[0].keep(cache, self.layer, state, geometry.real)
-        else:
-            remember(cache, self.layer, state, geometry.real, owner=owner.token)
-        return output, maps
-
-    def _maps(
-        self,
-        maps: Tensor | None,
-        query: Tensor,
-        key: Tensor,
-        geometry: Geometry,
-        state: LayerState | None,
-        scale: float,
-        softcap: float | None,
-    ) -> Tensor | None:
-        """Return the stock's (B, H, C, K) maps with those of the selected heads calibrated."""
-        if maps is None:
-            return None
-        found = selected_maps(
-            query, key, geometry=geometry, plan=self.plan, state=state, scale=scale, softcap=softcap
-        )
-        maps = maps.clone()
-        heads = torch.tensor(self.plan.heads, device=maps.device)
-        held = found.calibrated[..., geometry.first_column :]
-        maps[:, heads, :, : geometry.columns] = held.to(maps.dtype)
-        return maps
-
-    def compute(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        geometry: Geometry,
-        state: LayerState | None,
-        stock: Stock,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, LayerState | None]:
-        """See :class:`act_harness.attention.packed.PackedLayer`."""
-        owner = self.attachment
-        forward = self._forward()
-        owner.calls.add(owner.engine.name)
-        compute = partial(
-            owner.engine, query, key, value, geometry=geometry, plan=self.plan, state=state,
-            scale=scale, softcap=softcap,
-        )  # fmt: skip
-        device = query.device.type
-        result = (
-            in_full_precision(compute, device, stock)
-            if torch.is_autocast_enabled(device)
-            else compute(stock=stock)
-        )
-        if result.report is not None:
-            owner.note_report(self.layer, result.report, geometry.prompt)
-        forward.reached.add(self.layer)
-        output = result.output
-        if torch.is_grad_enabled() and query.requires_grad:
-            output = refuse_backward(output, owner.engine)
-        return output, result.state
-
-    def takes_segments(self, room: Room) -> bool:
-        """See :class:`act_harness.attention.packed.PackedLayer`."""
-        engine = self.segment_engine
-        return engine is not None and engine.takes_segments(self.plan, room)
-
-    def calibrate_segments(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        stock: RaggedOutput,
-        *,
-        segments: Segments,
-        prompts: Sequence[int],
-        scale: float,
-    ) -> None:
-        """See :class:`act_harness.attention.packed.PackedLayer`."""
-        owner, engine = self.attachment, self.segment_engine
-        if engine is None:
-            raise InternalError(f"engine {owner.engine.name} does not calibrate packed segments")
-        owner.calls.add(owner.engine.name)
-        report = engine.calibrate_segments(
-            query, key, value, stock, segments=segments, plan=self.plan, scale=scale
-        )
-        owner.note_report(self.layer, report, prompts)
-        self._forward().reached.add(self.layer)
-
-    def _forward(self) -> Forward:
-        if self.attachment.forward is None:
-            raise InternalError("a calibrated layer was called outside its decoder's forward")
-        return self.attachment.forward
+__all__ = ["Attachment", "stock_model"]
 
 
 class Attachment:
     """Calibrated attention of one model: made and checked once, switched on and off at will.
 
-    It is on from :func:`attach` until :meth:`detach`, or inside :meth:`engaged`. The attachments of
+    It is on from ``attach`` until :meth:`detach`, or inside :meth:`engaged`. The attachments of
     a model are a stack that lies on its decoder: the one switched on last is in force, alone, and
     the one below it is again when it goes. One without heads is the stock model.
     """
 
     def __init__(self, model: PreTrainedModel, artifact: Artifact | None, engine: Engine) -> None:
-        """Store what :func:`prepare` found; nothing in the model changes yet."""
+        """Store what ``prepare`` found; nothing in the model changes yet."""
         self.model = base_model(model)
         self.artifact = artifact
         self.engine = engine
@@ -234,7 +72,7 @@ class Attachment:
         self._watcher: list[list[PromptRecord]] | None = None
         self._decoder: Any = self.model.get_decoder()
         self._base = ""  # the stock kernel, while this is in force
-        self._bindings: list[tuple[nn.Module, _Binding]] = []
+        self._bindings: list[tuple[nn.Module, Binding]] = []
         self._hooks: list[Any] = []
         self._guards: list[Guard] = []
         self._listening: list[Any] = []  # hooks of the attention modules
@@ -290,7 +128,7 @@ class Attachment:
         if self._stack[-1:] == [self]:
             yield
             return
-        self._push()
+        self.push()
         try:
             yield
         finally:
@@ -374,13 +212,18 @@ class Attachment:
 
     # -- on and off --------------------------------------------------------------------------
 
-    @property
-    def _stack(self) -> list[Attachment]:
-        """The attachments of this model, that in force last."""
-        found: list[Attachment] = self._decoder.__dict__.get(_STACK, [])
+    @staticmethod
+    def stack_of(decoder: nn.Module) -> list[Attachment]:
+        """Return the attachments of a model by its decoder, that in force last."""
+        found: list[Attachment] = decoder.__dict__.get(_STACK, [])
         return found
 
-    def _push(self) -> None:
+    @property
+    def _stack(self) -> list[Attachment]:
+        return self.stack_of(self._decoder)
+
+    def push(self) -> None:
+        """Have this in force from now on, see :func:`act_harness.attention.attach`."""
         stack = self._decoder.__dict__.setdefault(_STACK, [])
         if stack:
             stack[-1]._remove()
@@ -440,7 +283,7 @@ class Attachment:
             config._attn_implementation_internal = self._base
         self._hooks, self._guards, self._base = [], [], ""
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Find the layers and try them, on the stock model and then calibrated."""
         config = self._decoder.config
         probe = Probe(self.model)
@@ -473,7 +316,7 @@ class Attachment:
                     f"layer {layer} of {kind} has heads 0..{heads - 1}, "
                     f"the head set names {max(plan.heads)}"
                 )
-            self._bindings.append((module, _Binding(self, layer, plan)))
+            self._bindings.append((module, Binding(self, layer, plan)))
 
     # -- one forward -------------------------------------------------------------------------
 
@@ -552,95 +395,8 @@ def _totals(reports: Sequence[Report]) -> Tensor:
     return both.sum(dim=2, dtype=torch.float64).roll(1, dims=0).T
 
 
-def prepare(
-    model: PreTrainedModel,
-    artifact: Artifact | str | Path | None,
-    *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
-    engine: str | Engine = "auto",
-    facts: ModelFacts | None = None,
-) -> Attachment:
-    """Return an attachment that was checked on its model and is off; see :func:`attach`."""
-    found = resolve_artifact(artifact, facts or model_facts(model, tokenizer))
-    if isinstance(engine, str):
-        engine = select_engine(engine, device=model.device.type)
-    attachment = Attachment(model, found, engine)
-    if attachment.plans:
-        attachment._check()
-        _logger.info(
-            "calibrated attention: %s, %d heads in %d layers, engine %s",
-            found.name if found else None,
-            found.head_count() if found else 0,
-            len(attachment.plans),
-            engine.name,
-        )
-    return attachment
-
-
-def attach(
-    model: PreTrainedModel,
-    artifact: Artifact | str | Path | None,
-    *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
-    engine: str | Engine = "auto",
-    facts: ModelFacts | None = None,
-) -> Attachment:
-    """Calibrate a model's attention until the returned attachment is detached.
-
-    What was attached before is covered, not mixed with: the last one is in force alone, and the
-    one before it again after it was detached. :func:`detach` undoes all. A copy or pickle of a
-    calibrated model is calibrated too, with its own weights.
-
-    Args:
-        model: a loaded causal language model on the ``sdpa`` or ``eager`` kernel.
-        artifact: an artifact, its path, the name of a shipped one, or None / ``"none"`` for the
-            stock model.
-        tokenizer: checked against the artifact when given.
-        engine: ``auto``, the name of an engine, or an engine.
-        facts: what identifies the model, where that is known already.
-
-    Raises:
-        ArtifactError: unknown, malformed, or for another model.
-        UnsupportedModelError: the model cannot be calibrated; it is left as it was.
-    """
-    attachment = prepare(model, artifact, tokenizer=tokenizer, engine=engine, facts=facts)
-    attachment._push()
-    return attachment
-
-
-def detach(model: PreTrainedModel) -> None:
-    """Give a model its own attention back: take off all that is attached, by whom ever.
-
-    For attachments whose handle was lost, and for copies of calibrated models. Does nothing to a
-    stock model.
-    """
-    decoder = base_model(model).get_decoder()
-    while stack := decoder.__dict__.get(_STACK):
-        stack[-1].detach()
-
-
 @contextmanager
 def stock_model(model: PreTrainedModel) -> Iterator[None]:
     """Run the stock model inside the block, whatever is attached to it."""
     with Attachment(model, None, TorchEngine()).engaged():
         yield
-
-
-@contextmanager
-def calibrated(
-    model: PreTrainedModel,
-    artifact: Artifact | str | Path | None,
-    *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
-    engine: str | Engine = "auto",
-    facts: ModelFacts | None = None,
-) -> Iterator[Attachment]:
-    """Calibrate a model's attention inside a ``with`` block; see :func:`attach`.
-
-    Blocks nest: the inner one is in force alone, also where it is the stock model (None).
-    """
-    attachment = attach(model, artifact, tokenizer=tokenizer, engine=engine, facts=facts)
-    try:
-        yield attachment
-    finally:
-        attachment.detach()

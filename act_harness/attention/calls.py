@@ -99,7 +99,7 @@ def refuse_unsupported_forward(module: nn.Module, given: dict[str, Any], *, pack
         UnsupportedCallError: the forward is checkpointed, holds several prompts in a
             row, or has a mask that does not say which tokens are pads.
     """
-    if module.training and getattr(module, "is_gradient_checkpointing", False):
+    if module.training and _is_checkpointed(module):
         raise UnsupportedCallError(
             "gradient checkpointing runs layers again outside the forward that calibrates them; "
             "call model.gradient_checkpointing_disable() while attention is calibrated"
@@ -114,6 +114,11 @@ def refuse_unsupported_forward(module: nn.Module, given: dict[str, Any], *, pack
             f"for one prompt; {_APART}"
         )
     _refuse_restarts(given.get("position_ids"), given.get("attention_mask"))
+
+
+def _is_checkpointed(module: nn.Module) -> bool:
+    """Whether gradient checkpointing is on; transformers' own property has changed its name."""
+    return any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
 
 
 def _refuse_mask(mask: object, cache: object) -> None:

@@ -149,9 +149,14 @@ class Guard:
 
 
 def guard(model: PreTrainedModel) -> list[Guard]:
-    """Guard the decoding loops of a model: ``generate``, and continuous batching's one entrance."""
+    """Guard the decoding loops of a model.
+
+    ``generate`` with all its arguments; what reads its settings, for calls that pass by the object
+    (``GenerationMixin.generate(model, ...)``); and continuous batching's one entrance.
+    """
     checks: dict[str, Callable[[Any, dict[str, Any]], None]] = {
         "generate": refuse_unsupported_generation,
+        "_prepare_generation_config": refuse_unsupported_generation,
         "init_continuous_batching": refuse_continuous_batching,
     }
     return [Guard(model, name, check) for name, check in checks.items() if hasattr(model, name)]

@@ -12,7 +12,6 @@ Where the code is a copy without its repository, ``ACT_HARNESS_COMMIT`` names th
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 
+from act_harness import reading
 from act_harness.atomic import write_json
 from act_harness.bench.common import command_line, describe_machine
 from act_harness.errors import InputError, suggestion
@@ -43,7 +43,7 @@ class Part:
 
 
 PART_NAMES = (
-    "attention", "prefill", "decode", "scoring", "scoring-7b", "search", "equality",
+    "attention", "prefill", "decode", "scoring", "scoring-7b", "search", "equality", "rounding",
 )  # fmt: skip
 
 
@@ -60,6 +60,7 @@ def parts_of(given: argparse.Namespace) -> list[Part]:
     needs = {
         "scoring": ("model", "requests"), "scoring-7b": ("model", "requests"),
         "search": ("model", "documents"), "equality": ("model", "requests"),
+        "rounding": ("model", "requests"),
     }  # fmt: skip
     for name in wanted:
         lacking = [one for one in needs.get(name, ()) if getattr(given, one) is None]
@@ -99,6 +100,13 @@ def _cuda_parts(given: argparse.Namespace) -> list[Part]:
             "equality",
             (*model, "--requests", str(given.requests), "--limit", "200",
              "--name", "equality-cuda"),
+            150,
+        ),
+        Part(
+            "rounding",
+            "rounding",
+            (*model, "--requests", str(given.requests), "--most", "400", "--rounds", "1",
+             "--name", "rounding-cuda"),
             150,
         ),
     ]  # fmt: skip
@@ -194,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         print(f"{part.name}: {fate['fate']}, {fate['took']} s", flush=True)
         fate |= {"machine": asdict(describe_machine(given.device)), "command": command_line()}
         # What other calls left in this folder stays, so that parts may be run one by one.
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = reading.read_json(path, lenient=True) if path.exists() else {}
         write_json(path, {**known, part.name: fate})
     return path
 

@@ -166,7 +166,7 @@ def bench_model(
     parser.add_argument("--shapes", type=read_shapes, default=shapes[0], help=shapes[1])
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     given = parser.parse_args(arguments)
-    places.prepare_folder(given.out)
+    places.prepare_folder(given.output)
     pair = arms_of(given)
     kind = torch.device(given.device).type
     heading = f"{Path(given.model).name}, {given.dtype}, {given.share:.0%} of the heads"

@@ -11,13 +11,13 @@ stand in, with the commit that was measured; weak figures come first. Rounding: 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from act_harness import reading
 from act_harness.atomic import write_text
 from act_harness.bench.stock import LM_EVAL
 from act_harness.errors import InputError
@@ -67,7 +67,7 @@ def speed_table(root: Path) -> str:
 
 def _stored(root: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted((root / BENCHMARKS).glob(pattern)):
-        yield path, json.loads(path.read_text(encoding="utf-8"))
+        yield path, reading.read_json(path, lenient=True)
 
 
 def _records(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -190,7 +190,7 @@ def accuracy_table(root: Path) -> str:
     rows: list[tuple[float, str]] = []
     judged: set[str] = set()
     for path in sorted((root / REPORTS).glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = reading.read_json(path, lenient=True)
         if "arms" in report:
             rows += _accuracy_rows(path, report, shipped, root)
             judged |= {arm["name"] for arm in report["arms"]}
@@ -219,11 +219,11 @@ def _accuracy_rows(
         same_size = any(arm["name"].startswith(start) for start in equal)
         if arm["name"] not in shipped and not same_size:
             continue
-        judged = arm["corrected"] or arm["raw"]
+        judged = arm.get("corrected") or arm["raw"]
         heads = "" if same_size else f", {arm['heads']} heads"
         yield (
             judged["interval"][0],
-            f"| {arm['name']}{heads} | {_change(arm['raw'])} | {_change(arm['corrected'])} | {end}",
+            f"| {arm['name']}{heads} | {_raw(arm)} | {_change(arm.get('corrected'))} | {end}",
         )
     if draws:
         sizes = sorted({arm["heads"] for arm in draws})
@@ -232,6 +232,12 @@ def _accuracy_rows(
             -math.inf,
             f"| {name} | {_range(draws, 'raw')} | {_range(draws, 'corrected')} | {end}",
         )
+
+
+def _raw(arm: dict[str, Any]) -> str:
+    """Both columns are of the same tasks; those whose choices differ by document stand apart."""
+    other = arm.get("raw_other_tasks")
+    return _change(arm["raw"]) + (f"; other tasks {_change(other)}" if other else "")
 
 
 def _change(found: dict[str, Any] | None) -> str:
@@ -245,7 +251,7 @@ def _change(found: dict[str, Any] | None) -> str:
 
 
 def _range(draws: Sequence[dict[str, Any]], column: str) -> str:
-    changes = [arm[column]["difference"] for arm in draws if arm[column] is not None]
+    changes = [arm[column]["difference"] for arm in draws if arm.get(column)]
     return f"{100 * min(changes):+.1f} to {100 * max(changes):+.1f}" if changes else "-"
 
 

@@ -408,13 +408,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--name", default="search")
     given = parser.parse_args(arguments)
+    if not (given.join or given.random or given.model):
+        parser.error("no model was named, expected --model DIR or --random SHAPE")
     places.prepare_folder(given.output)
     if given.join:
         from act_harness.bench.search_parts import join_parts
 
         return _write(given, *join_parts(given.join))
-    if not (given.random or given.model):
-        parser.error("no model was named, expected --model DIR or --random SHAPE")
     if given.random:
         model = random_llama(given.random, dtype=given.dtype, device=given.device)
     else:

@@ -53,8 +53,10 @@ class StockPath:
     log-softmax of the whole vocabulary at every position; a test holds it to lm-eval's own.
     """
 
-    def __init__(self, model: PreTrainedModel, batch_size: int) -> None:
-        self.model, self.batch_size = model, batch_size
+    def __init__(
+        self, model: PreTrainedModel, batch_size: int, *, softmax_dtype: torch.dtype | None = None
+    ) -> None:
+        self.model, self.batch_size, self.softmax_dtype = model, batch_size, softmax_dtype
         self.tokens = 0
         self.forwards = 0
 
@@ -87,7 +89,7 @@ class StockPath:
         self.forwards += 1
         with torch.no_grad():
             logits = self.model(torch.tensor(ids, device=self.model.device)).logits
-            return torch.log_softmax(logits, dim=-1)
+            return torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
 
 
 def lm_eval_stock(model: PreTrainedModel, tokenizer: Any, batch_size: int) -> Scores:  # noqa: ANN401

@@ -70,7 +70,8 @@ def _bench(name: str) -> None:
         if {"-h", "--help"} & set(context.args):
             example = f"act-harness bench {name} {_BENCH_EXAMPLES[name]}"
             print(f"{_BENCHES[name]}\n\nExample:\n  {example}\n")
-        importlib.import_module(f"act_harness.bench.{name}").main(context.args)
+        module = name.replace("-", "_")
+        importlib.import_module(f"act_harness.bench.{module}").main(context.args)
 
     command.__doc__ = _BENCHES[name]
     bench_app.command(name, context_settings=_OWN_OPTIONS, add_help_option=False)(command)
@@ -84,6 +85,9 @@ _BENCHES = {
     "search": "The head search three ways: one head at a time, exhaustive, screened.",
     "memory": "Peak memory of scoring with a large vocabulary.",
     "equality": "Log-likelihoods against stock scoring and against one forward a request.",
+    "rounding": "hf-act without an artifact against hf, and hf against itself, in any dtype.",
+    "random-scoring": "Random cases on tiny models: shared, plain and reference must agree.",
+    "coverage": "How often 95 % intervals hold the true difference, simulated.",
     "everything": "All that README's table of speed names, in one run; a part at a time.",
 }
 _BENCH_EXAMPLES = {
@@ -94,6 +98,9 @@ _BENCH_EXAMPLES = {
     "search": "--random tiny --samples 4",
     "memory": "--shape tiny --contexts 4 --tokens 64",
     "equality": "--model .demo/model --requests requests.json.gz --limit 8",
+    "rounding": "--model .demo/model --tasks act_demo_word --dtype bfloat16 --limit 8",
+    "random-scoring": "--cases 5000 --seed 0",
+    "coverage": "--cases normal --units 5 --repetitions 50",
     "everything": "--model .demo/model --parts prefill --device cpu --rounds 1",
 }
 for _name in _BENCHES:

@@ -27,7 +27,23 @@ from act_harness.commands.parsing import (
 )
 from act_harness.tracker import TrackingSettings
 
-__all__ = ["EvalCommand", "evaluate"]
+__all__ = ["LEFT_OUT", "EvalCommand", "evaluate"]
+
+LEFT_OUT = {
+    "--model": "eval scores hf-act, with and without a head set",
+    "--use-cache": "lm-eval keys that cache by request alone, so one arm would get the other's",
+    "--cache-requests": "lm-eval's key knows neither --samples nor settings of generation",
+    "--max-batch-size": "--batch-size auto counts tokens, not rows",
+    "--log-samples": "samples are always written; without them nothing could be paired",
+    "--check-integrity": "it tests tasks and needs no model: act-harness run --check_integrity",
+    "--show-config": "the results file of each arm holds the configuration of every task",
+    "--verbosity": "set LMEVAL_LOG_LEVEL",
+    "--wandb-args": "--wandb-project and the other --wandb options log both arms",
+    "--wandb-config-args": "--wandb-project and the other --wandb options log both arms",
+    "--trackio-args": "lm-eval names a run by the model alone, so both arms would be one",
+    "--hf-hub-log-args": "lm-eval names an upload by the model alone, so both arms would be one",
+}
+"""Options of ``lm_eval run`` that ``eval`` does not have, and why or what instead."""
 
 _PROMPTS = "Prompts and generation"
 _CARE = "Running code of others"

@@ -8,23 +8,20 @@ options in the help.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-import yaml
 from typer.core import TyperCommand
 
+from act_harness import reading
 from act_harness.errors import InputError, one_line, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["SPELLING", "Command", "document_numbers", "names", "numbers", "switch", "use_config"]
-
-_LARGEST_FILE = 50_000_000  # bytes; lists of document numbers, settings of a run
 
 
 def _dashes(token: str) -> str:
@@ -118,27 +115,14 @@ def document_numbers(text: str | None, option: str = "--samples") -> dict[str, A
     """
     if text is None:
         return None
-    expected = 'expected {"TASK": [0, 1, 2]} or the path of a JSON file that holds it'
-    source = text
-    if not text.lstrip().startswith("{"):
-        source = _file_text(text, option, expected)
-    try:
-        found = json.loads(source)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{option} is no JSON ({one_line(error)}), {expected}") from None
+    advice = 'expected {"TASK": [0, 1, 2]} or the path of a JSON file that holds it'
+    if text.lstrip().startswith("{"):
+        found = reading.parse_json(text, source=option, error=InputError, advice=advice)
+    else:
+        found = reading.read_json(text, error=InputError, advice=f"{option}: {advice}")
     if not isinstance(found, dict) or not found:
-        raise InputError(f"{option} holds {type(found).__name__}, {expected}")
+        raise InputError(f"{option} holds {one_line(str(found), limit=80)}, {advice}")
     return found
-
-
-def _file_text(path: str, option: str, expected: str) -> str:
-    try:
-        if os.stat(path).st_size > _LARGEST_FILE:  # noqa: PTH116 - a user's text
-            raise InputError(f"{option} {one_line(path)} is too large, {expected}")
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"{option} {one_line(path)}: {reason}; {expected}") from None
 
 
 def use_config(context: typer.Context, file: Path | None) -> Path | None:
@@ -149,11 +133,8 @@ def use_config(context: typer.Context, file: Path | None) -> Path | None:
     """
     if file is None:
         return None
-    text = _file_text(str(file), "--config", "expected a YAML file of options")
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"--config {file} is no YAML: {one_line(error)}") from None
+    advice = "--config: expected a YAML file of options"
+    content = reading.read_yaml(file, error=InputError, advice=advice)
     if not isinstance(content, dict):
         raise InputError(f"--config {file} holds {type(content).__name__}, expected options")
     known = {

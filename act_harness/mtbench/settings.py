@@ -173,7 +173,10 @@ def load_judge_settings(path: Path | None = None, **overrides: Any) -> JudgeSett
     if path is not None:
         given = reading.read_yaml(path, error=RecipeError, advice="check --config") or {}
         if not isinstance(given, dict):
-            raise RecipeError(f"judge settings {path} must be a mapping of settings to values")
+            raise RecipeError(
+                f"judge settings {path}: found a {type(given).__name__}, expected settings and "
+                "their values"
+            )
     given.update({name: value for name, value in overrides.items() if value is not None})
     for name in given:
         if name not in JudgeSettings.model_fields:

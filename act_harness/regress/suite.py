@@ -51,7 +51,8 @@ class ModelSource(BaseModel):
             InfrastructureError: There is no such folder and nothing to take its place.
         """
         if given is not None:
-            if not Path(given).exists() and (given.startswith((".", "/", "~")) or "/" not in given):
+            there = reading.is_folder(given) or reading.is_file(given)
+            if not there and (given.startswith((".", "/", "~")) or "/" not in given):
                 raise InfrastructureError(f"no model at {given}; check --pretrained")
             return given
         folders = [Path(os.path.expandvars(name)).expanduser() for name in self.look_in]
@@ -182,7 +183,9 @@ def load_suite(reference: str, *, root: Path | None = None) -> tuple[Suite, Path
         raise RecipeError(f"no suite {reference!r}{hint}")
     given = reading.read_yaml(path, error=RecipeError, advice="expected a suite's settings")
     if not isinstance(given, dict):
-        raise RecipeError(f"suite {path} must be a mapping of settings to values")
+        raise RecipeError(
+            f"suite {path}: found a {type(given).__name__}, expected settings and their values"
+        )
     unknown = [str(name) for name in given if name not in Suite.model_fields]
     if unknown:
         hint = suggestion(unknown[0], Suite.model_fields)

@@ -109,8 +109,13 @@ def judgement(
         resamples: of each interval and p.
     """
     columns, verdicts = {}, {}
+    chosen = outcome.column_of(chosen_by)
+    differences = {
+        name: outcome.difference(name, resamples=resamples)
+        for name in dict.fromkeys([*outcome.readings(), "margin", chosen])
+    }
     for name in outcome.readings():
-        found = outcome.difference(name, resamples=resamples)
+        found = differences[name]
         verdicts[name] = verdict(found, alpha=LEVEL)
         columns[name] = {
             "tasks": outcome.tasks_of(name),
@@ -125,10 +130,10 @@ def judgement(
         "documents": {task: len(arm.hits) for task, arm in outcome.arms.items()},
         "heads": heads,
         "columns": columns,
-        "margin": _difference(outcome.difference("margin", resamples=resamples)),
+        "margin": _difference(differences["margin"]),
         "chosen_by": {
             "reading": chosen_by,
-            **_difference(outcome.difference(chosen_by, resamples=resamples)),
+            **_difference(differences[chosen]),
             "random_sets": [round(one.score(chosen_by), 6) for one in drawn],
         },
         "beats_untouched": {name: found == "improved" for name, found in verdicts.items()},

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from act_harness.search.effects import HeadEffect
     from act_harness.search.recipe import Recipe
-    from act_harness.search.sets import Place, SetMeasurement
+    from act_harness.search.sets import Place, Reading, SetMeasurement
 
 __all__ = ["Selection", "best_of_each_head", "random_sets", "refitted", "select_heads"]
 
@@ -120,16 +120,29 @@ def _top(
         "criterion": reading,
         "untouched": round(untouched, 6),
         "chosen": chosen,
-        "reason": _reason(chosen),
+        "reason": _reason(chosen, reading, untouched, best),
         "tried": tried,
     }
     return Selection(tuple(helpful[:chosen]), trace)
 
 
-def _reason(chosen: int) -> str:
+_NAMES = {
+    "accuracy": "raw accuracy",
+    "objective": "label-prior corrected accuracy",
+    "margin": "margin",
+}
+
+
+def _reason(chosen: int, reading: Reading, untouched: float, best: float) -> str:
+    """Say why a size was taken, for those who look at the curve."""
+    name = _NAMES[reading]
     if not chosen:
-        return "no size has a higher value on verify than no heads"
-    return f"{chosen} heads have the highest value on verify; of equal sizes the smallest is taken"
+        return f"no number of heads has a higher {name} on the verify documents than no heads"
+    unit = "{:.3f}" if reading == "margin" else "{:.1%}"
+    return (
+        f"{chosen} heads: the highest {name} on the verify documents, {unit.format(best)} against "
+        f"{unit.format(untouched)} without heads (of equals the fewest)"
+    )
 
 
 def refitted(selection: Selection, effects: Sequence[HeadEffect], documents: int) -> Selection:

@@ -96,6 +96,16 @@ class Outcome:
             return [task for task in self.arms if task not in fixed]
         return fixed
 
+    def column_of(self, reading: Reading) -> Reading:
+        """Return the column that holds the same figures, the reading itself where none does."""
+        columns = self.readings()
+        if len(columns) == 1 and reading in ("accuracy", "objective"):
+            return "raw"
+        if len(columns) == 2:
+            same: dict[Reading, Reading] = {"accuracy": "raw", "objective": "corrected"}
+            return same.get(reading, reading)
+        return reading
+
     def parts(self, reading: Reading) -> list[Part]:
         """Return both arms' values by document, one part a task; see :data:`Reading`."""
         if reading == "margin":

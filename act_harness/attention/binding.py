@@ -1,0 +1,168 @@
+"""What a selected attention module carries: its plan, its cache's state, and its engine's call."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from act_harness.attention.cached import Forward, find_cache, recall, remember, seen_tokens
+from act_harness.attention.computing import in_full_precision, refuse_backward
+from act_harness.engines.operation import Geometry, LayerState, Stock
+from act_harness.engines.ragged import SegmentEngine
+from act_harness.engines.reference import selected_maps
+from act_harness.errors import InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transformers.cache_utils import Cache
+
+    from act_harness.attention.attachment import Attachment
+    from act_harness.calibration import LayerPlan
+    from act_harness.engines.ragged import RaggedOutput, Room, Segments
+
+__all__ = ["Binding"]
+
+
+class Binding:
+    """What a selected attention module carries: its plan, and the attachment it belongs to."""
+
+    def __init__(self, attachment: Attachment, layer: int, plan: LayerPlan) -> None:
+        self.attachment, self.layer, self.plan = attachment, layer, plan
+        engine = attachment.engine
+        self.segment_engine = engine if isinstance(engine, SegmentEngine) else None
+        self.cache: Cache | None = None  # the cache that the forward under way gave the layer
+
+    def note_cache(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the attention module; the interface itself is not told the cache."""
+        self.cache = find_cache(args, kwargs)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        stock: Stock,
+        stock_maps: Callable[[], Tensor | None],
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :class:`act_harness.attention.interface.BoundLayer`."""
+        owner, forward = self.attachment, self._forward()
+        cache = self.cache if forward.cache is None else forward.cache
+        again = forward.again(cache, self.layer, mask=mask, query=query, key=key, owner=owner.token)
+        state: LayerState | None
+        if again is not None:
+            geometry, state = again[1], again[0].state
+        else:
+            seen = seen_tokens(cache, self.layer, query.shape[2])
+            state, real = recall(cache, self.layer, seen, owner=owner.token, batch=query.shape[0])
+            geometry = forward.geometry(key, mask, seen, real)
+            forward.note(cache, mask, key, geometry, real)
+            if key.shape[2] > geometry.columns:  # a static cache; a view costs a step time
+                key, value = key[:, :, : geometry.columns], value[:, :, : geometry.columns]
+        maps = None
+        if forward.maps and stock.kernel == "eager":
+            maps = self._maps(stock_maps(), query, key, geometry, state, scale, softcap)
+        output, state = self.compute(
+            query, key, value, geometry=geometry, state=state, stock=stock, scale=scale,
+            softcap=softcap,
+        )  # fmt: skip
+        if again is not None:
+            again[0].keep(cache, self.layer, state, geometry.real)
+        else:
+            remember(cache, self.layer, state, geometry.real, owner=owner.token)
+        return output, maps
+
+    def _maps(
+        self,
+        maps: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry,
+        state: LayerState | None,
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor | None:
+        """Return the stock's (B, H, C, K) maps with those of the selected heads calibrated."""
+        if maps is None:
+            return None
+        found = selected_maps(
+            query, key, geometry=geometry, plan=self.plan, state=state, scale=scale, softcap=softcap
+        )
+        maps = maps.clone()
+        heads = torch.tensor(self.plan.heads, device=maps.device)
+        held = found.calibrated[..., geometry.first_column :]
+        maps[:, heads, :, : geometry.columns] = held.to(maps.dtype)
+        return maps
+
+    def compute(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        geometry: Geometry,
+        state: LayerState | None,
+        stock: Stock,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, LayerState | None]:
+        """See :class:`act_harness.attention.packed.PackedLayer`."""
+        owner = self.attachment
+        forward = self._forward()
+        owner.calls.add(owner.engine.name)
+        compute = partial(
+            owner.engine, query, key, value, geometry=geometry, plan=self.plan, state=state,
+            scale=scale, softcap=softcap,
+        )  # fmt: skip
+        device = query.device.type
+        result = (
+            in_full_precision(compute, device, stock)
+            if torch.is_autocast_enabled(device)
+            else compute(stock=stock)
+        )
+        if result.report is not None:
+            owner.note_report(self.layer, result.report, geometry.prompt)
+        forward.reached.add(self.layer)
+        output = result.output
+        if torch.is_grad_enabled() and query.requires_grad:
+            output = refuse_backward(output, owner.engine)
+        return output, result.state
+
+    def takes_segments(self, room: Room) -> bool:
+        """See :class:`act_harness.attention.packed.PackedLayer`."""
+        engine = self.segment_engine
+        return engine is not None and engine.takes_segments(self.plan, room)
+
+    def calibrate_segments(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        stock: RaggedOutput,
+        *,
+        segments: Segments,
+        prompts: Sequence[int],
+        scale: float,
+    ) -> None:
+        """See :class:`act_harness.attention.packed.PackedLayer`."""
+        owner, engine = self.attachment, self.segment_engine
+        if engine is None:
+            raise InternalError(f"engine {owner.engine.name} does not calibrate packed segments")
+        owner.calls.add(owner.engine.name)
+        report = engine.calibrate_segments(
+            query, key, value, stock, segments=segments, plan=self.plan, scale=scale
+        )
+        owner.note_report(self.layer, report, prompts)
+        self._forward().reached.add(self.layer)
+
+    def _forward(self) -> Forward:
+        if self.attachment.forward is None:
+            raise InternalError("a calibrated layer was called outside its decoder's forward")
+        return self.attachment.forward
