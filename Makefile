@@ -6,6 +6,7 @@
 #   make nightly  a suite against its baseline: SUITE=smollm2-goldens, DATA_DIR=... for real rows
 #   make check    linters and types; never edits      make format   lets ruff edit
 #   make venv     the environment alone                make clean    removes what make made
+#   make lowest   the tests of what users call, with the lowest versions allowed (CPython 3.10)
 #   make lock     renews requirements.lock after a change of constraints.txt
 #
 # LOCK=requirements.lock installs by hash (any of the above): the index's torch with its CUDA packages.
@@ -15,6 +16,7 @@ VENV ?= .venv
 DEMO ?= .demo
 PYTEST_ARGS ?=
 NIGHTLY ?= .nightly
+LOWEST ?= .venv-lowest
 SUITE ?= smollm2-goldens
 DATA_DIR ?=
 LOCK ?=
@@ -31,7 +33,7 @@ export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 export WANDB_MODE ?= disabled
 
-.PHONY: all venv lock demo nightly nightly-issue test check lint format pytest clean FORCE
+.PHONY: all venv lock lowest demo nightly nightly-issue test check lint format pytest clean FORCE
 .DELETE_ON_ERROR:
 
 all: test
@@ -91,6 +93,16 @@ format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Commands, scoring, both arms, a search and a judge: the parts that call other packages.
+LOWEST_TESTS = cli model evaluate search_run mtbench_judge tokenizer_probe
+
+lowest: export PIP_CONSTRAINT = constraints-lowest.txt
+lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet \
+	    --editable '.[wandb,mtbench,report,triton]' pytest hypothesis
+	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS:%=tests/test_%.py) $(PYTEST_ARGS)
+
 # --- demo -------------------------------------------------------------------------------------
 
 demo: venv
@@ -99,6 +111,8 @@ demo: venv
 	    --device cpu --plots --output $(DEMO)/artifact.json
 	$(BIN)/act-harness eval --pretrained $(DEMO)/model --model-args dtype=float32 --device cpu \
 	    --artifact $(DEMO)/artifact.json --tasks act_demo --batch-size 16 --output $(DEMO)/results
+	@echo "make demo: open $$(ls -td $(DEMO)/results/*__comparison__*/ | head -n 1)comparison.md (both arms)" \
+	    "and $(DEMO)/artifact-map.png (the heads)"
 
 # --- nightly ----------------------------------------------------------------------------------
 
@@ -114,4 +128,4 @@ nightly-issue:
 	.ci/nightly-issue $(NIGHTLY)/$(SUITE) $(SUITE)
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(NIGHTLY) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) $(DEMO) $(NIGHTLY) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -39,6 +39,7 @@ from act_harness.commands.regress import regress
 from act_harness.errors import ActHarnessError, InternalError, one_line
 from act_harness.interruption import end_like_ctrl_c
 from act_harness.places import prepare_folder, remove_unused
+from act_harness.threads import wait_passively
 from act_harness.tracker import TrackingSettings
 
 __all__ = ["app", "main"]
@@ -93,6 +94,7 @@ app.add_typer(bench_app, name="bench")
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    wait_passively()  # before anything imports torch
     try:
         _run()
     finally:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from act_harness import reading
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError
+from act_harness.threads import wait_passively
 
 __all__ = ["PACKAGE", "convert", "find_gguf", "main"]
 
@@ -124,6 +125,7 @@ def _write(source: Path, target: Path) -> None:
 
 def main() -> None:
     """Convert to the folder named on the command line; errors are one line."""
+    wait_passively()
     if len(sys.argv) != 2 or sys.argv[1] in {"-h", "--help"}:
         print("usage: python -m act_harness.demo_model FOLDER    (example: .demo/model)")
         sys.exit(0 if "-h" in sys.argv or "--help" in sys.argv else InputError.exit_code)

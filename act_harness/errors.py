@@ -121,7 +121,7 @@ def one_line(error: BaseException | str, *, limit: int = 600) -> str:
 
 EXTRAS = {
     "wandb": ("wandb>=0.31", "wandb-workspaces>=0.4"),
-    "mtbench": ("openai>=1", "tenacity>=8"),
+    "mtbench": ("openai>=1.56", "tenacity>=8"),
     "report": ("matplotlib>=3.8",),
     "triton": ("triton>=3.2",),
     "demo": ("gguf>=0.17", "vadersentiment>=3.3.2"),

@@ -303,7 +303,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             self._arm(),
             tqdm(
                 total=len(items),
-                desc=f"Running {what}",
+                desc=f"Running {what} ({self.artifact.name if self.artifact else 'baseline'})",
                 unit="request",
                 disable=disable or self.rank != 0,
             ) as bar,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -312,3 +314,30 @@ def test_a_misspelt_model_gets_a_suggestion():
     explained = launch._explained(caught.value, include_path=None)
     assert isinstance(explained, errors.InputError)
     assert str(explained) == "unknown model 'hf-atc'; did you mean 'hf-act'?"
+
+
+def test_threads_of_a_command_sleep_while_they_wait():
+    """OpenMP says what it was told when torch loads it; spinning took 80 s for 16 s' work."""
+    code = """
+import sys
+from act_harness import cli
+sys.argv = ["act-harness", "--version"]
+try:
+    cli.main()
+except SystemExit:
+    pass
+if "torch" in sys.modules:
+    raise RuntimeError("torch came first")
+import torch
+"""
+    wanted = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**wanted, **given, "OMP_DISPLAY_ENV": "TRUE"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        assert f"OMP_WAIT_POLICY = '{expected}'" in done.stderr

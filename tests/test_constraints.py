@@ -13,9 +13,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from installed import REPOSITORY, pyproject
 from packaging.requirements import Requirement
+from packaging.version import Version
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 PLATFORM = "x86_64-manylinux_2_28"
 # lm-eval's requirements that are published as source alone; all others must have a wheel.
@@ -49,6 +50,7 @@ def chosen(requirements, python):
 
 CONSTRAINTS = REPOSITORY / "constraints.txt"
 LOCK = REPOSITORY / "requirements.lock"
+LOWEST = REPOSITORY / "constraints-lowest.txt"
 
 
 def compiled(*arguments):
@@ -125,6 +127,39 @@ def test_the_lock_holds_the_versions_of_the_constraints():
         seen |= own
         pinned |= set(expected.items())
     assert {name for name, _ in pinned - seen} == NOT_RESOLVED
+
+
+def lowest_bounds():
+    """Return {name: lowest version} as pyproject.toml declares it."""
+    project = pyproject()["project"]
+    extras = dict(project["optional-dependencies"])
+    dev = [one for one in extras.pop("dev") if one.startswith(("pytest", "hypothesis"))]
+    texts = [*project["dependencies"], *(one for own in extras.values() for one in own), *dev]
+    found = [one for one in map(Requirement, texts) if "python_version" not in str(one.marker)]
+    return {one.name: Version(str(one.specifier).removeprefix(">=")) for one in found}
+
+
+def test_the_lowest_versions_are_the_declared_bounds():
+    pinned = chosen(pins(LOWEST.read_text()), "3.10")
+    bounds = lowest_bounds()
+    assert len(bounds) > 20
+    assert {name: Version(pinned[name]) for name in bounds} == bounds
+
+
+@pytest.mark.slow
+def test_the_lowest_versions_resolve(index):
+    extras = [f"--extra={name}" for name in ("wandb", "mtbench", "report", "triton")]
+    done = compiled(
+        "--no-config", "--quiet", "--no-annotate", "-c", str(LOWEST), "pyproject.toml", *extras,
+        "--python-version", "3.10", "--python-platform", PLATFORM,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = chosen(pins(done.stdout), "3.10")
+    pinned = chosen(pins(LOWEST.read_text()), "3.10")
+    own = {name: version for name, version in found.items() if not CUDA.match(name)}
+    assert set(own) <= set(pinned)
+    floating = {n: v for n, v in own.items() if Version(pinned[n]) != Version(v)}
+    assert floating == {}
 
 
 @pytest.mark.slow

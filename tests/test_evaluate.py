@@ -51,8 +51,11 @@ def settings(checkpoint: Path, output: Path, artifact, **more) -> EvalSettings:
     )  # fmt: skip
 
 
-def test_both_arms_are_written_and_compared(tiny_checkpoint, artifact_file, tmp_path):
+def test_both_arms_are_written_and_compared(tiny_checkpoint, artifact_file, tmp_path, capsys):
     outcome = run_eval(settings(tiny_checkpoint, tmp_path, artifact_file))
+    bars = capsys.readouterr().err
+    assert "Running log-likelihoods (baseline)" in bars
+    assert "Running log-likelihoods (tiny heads/1)" in bars
     base, act = (load_run(outcome.folders[arm]) for arm in ("baseline", "act"))
     assert "__baseline__" in outcome.folders["baseline"].name
     assert "__act-tiny-heads-1__" in outcome.folders["act"].name

@@ -146,11 +146,11 @@ class Client:
             raise
         return state.reply(state.rating, "")
 
-    def _pause(self, state: RetryCallState) -> float:
+    def _pause(self, retry_state: RetryCallState) -> float:
         """Return the seconds to wait: what the server asks for, else 1, 2, 4, ... ; bounded."""
-        error = state.outcome.exception() if state.outcome else None
+        error = retry_state.outcome.exception() if retry_state.outcome else None
         asked = error.wait if isinstance(error, _TryAgainError) else None
-        wait = 2.0 ** (state.attempt_number - 1) if asked is None else asked
+        wait = 2.0 ** (retry_state.attempt_number - 1) if asked is None else asked
         return min(max(wait, 0.0), self._settings.max_wait)
 
     def _attempt(self, messages: list[dict[str, str]], state: _State) -> None:
