@@ -28,6 +28,7 @@ from act_harness.atomic import canonical_json
 from act_harness.errors import InfrastructureError, ResultError
 
 __all__ = [
+    "COMMIT_VARIABLE",
     "Commit",
     "Provenance",
     "collect",
@@ -40,6 +41,9 @@ __all__ = [
     "sha256_text",
     "versions",
 ]
+
+COMMIT_VARIABLE = "ACT_HARNESS_COMMIT"
+"""Names the commit where the code is a copy of a repository."""
 
 _PACKAGES = ("torch", "transformers", "lm_eval")
 _CODE_FOLDERS = ("act_harness", "tasks", "search")
@@ -134,9 +138,15 @@ def commit(folder: str | os.PathLike[str] | None = None) -> Commit:
     has to be tracked there. New files count as changes only beside the code (in the package, tasks
     and search folders), so that a report in the working folder does not make a run dirty.
 
+    The variable ``ACT_HARNESS_COMMIT`` (``-dirty`` behind it where something was changed) goes
+    before git: a copy of the code may have no repository, or an older one.
+
     Args:
         folder: The package's folder; the running package's own by default.
     """
+    named = os.environ.get(COMMIT_VARIABLE)
+    if named and folder is None:
+        return Commit(named.removesuffix("-dirty"), named.endswith("-dirty"))
     package = Path(folder) if folder else Path(__file__).parent
     tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py")
     top = _git(package, "rev-parse", "--show-toplevel")

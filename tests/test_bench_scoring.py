@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from statistics import median
 
 import pytest
 
-from act_harness import data, forwards
+from act_harness import data, forwards, provenance
 from act_harness.attention import model_facts
 from act_harness.bench import common, memory, scoring
 from act_harness.bench.scoring import (
@@ -102,16 +101,17 @@ def test_a_table_for_each_batch_size_in_one_run(tiny, tmp_path):
     assert sorted(stored["rounds"]) == sorted(f"{title}: four" for title in titles)
 
 
-def test_the_commit_of_a_copy_without_repository(monkeypatch):
-    origin = replace(common.collect(), commit=None, dirty=None)
-    monkeypatch.setattr(common, "collect", lambda **_: origin)
-    monkeypatch.delenv(common.COMMIT_VARIABLE, raising=False)
-    assert common.describe_machine().commit is None
-    monkeypatch.setenv(common.COMMIT_VARIABLE, "abc123-dirty")
-    found = common.describe_machine()
-    assert (found.commit, found.dirty) == ("abc123", True)
-    monkeypatch.setenv(common.COMMIT_VARIABLE, "abc123")
-    assert common.describe_machine().dirty is False
+def test_the_commit_of_a_copy_without_repository_or_with_an_older_one(monkeypatch):
+    monkeypatch.delenv(provenance.COMMIT_VARIABLE, raising=False)
+    assert common.describe_machine().commit == provenance.commit().commit
+    for repository in (provenance.commit().commit, None):
+        monkeypatch.setattr(provenance, "_git", lambda *_, found=repository: found)
+        monkeypatch.setenv(provenance.COMMIT_VARIABLE, "abc123-dirty")
+        found = common.describe_machine()
+        assert (found.commit, found.dirty) == ("abc123", True)
+        monkeypatch.setenv(provenance.COMMIT_VARIABLE, "abc123")
+        assert common.describe_machine().dirty is False
+        assert provenance.collect().commit == "abc123"
 
 
 @pytest.mark.parametrize("name", ["requests.json", "requests.json.gz"])

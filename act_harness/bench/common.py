@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import io
-import os
 import platform
 import re
 import statistics
@@ -29,7 +28,6 @@ from act_harness.errors import InfrastructureError, install_command
 from act_harness.provenance import collect, describe_device
 
 __all__ = [
-    "COMMIT_VARIABLE",
     "Machine",
     "Report",
     "Table",
@@ -43,12 +41,6 @@ __all__ = [
     "synchronize",
     "write_plot",
 ]
-
-
-COMMIT_VARIABLE = "ACT_HARNESS_COMMIT"
-"""Names the commit where the package runs without its repository (a copy on a GPU machine): what
-``git describe --always --dirty --abbrev=40`` prints, a hash, with ``-dirty`` after local changes.
-"""
 
 
 @dataclass(frozen=True)
@@ -78,9 +70,6 @@ class Machine:
 def describe_machine(device: str = "cpu") -> Machine:
     """Describe the machine; ``device`` is written as torch writes it (``cpu``, ``cuda:0``)."""
     origin = collect(device=device)
-    commit, dirty = origin.commit, origin.dirty
-    if commit is None and (named := os.environ.get(COMMIT_VARIABLE)):
-        commit, dirty = named.removesuffix("-dirty"), named.endswith("-dirty")
     versions = {}
     for name in ("torch", "triton", "transformers", "lm_eval", "act_harness"):
         try:
@@ -100,8 +89,8 @@ def describe_machine(device: str = "cpu") -> Machine:
         python=platform.python_version(),
         versions=versions,
         created=origin.created,
-        commit=commit,
-        dirty=dirty,
+        commit=origin.commit,
+        dirty=origin.dirty,
     )
 
 

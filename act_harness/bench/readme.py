@@ -57,7 +57,7 @@ def percent(value: float) -> str:
 def speed_table(root: Path) -> str:
     """Return the table of speed from the benchmarks below a checkout."""
     rows = ["| what | where | figures | file, commit |", "|---|---|---|---|"]
-    for make in (_scoring, _whole_models, _attention, _search, _equality):
+    for make in (_scoring, _whole_models, _attention, _search, _equality, _rounding):
         rows += [
             f"| {line.what} | {line.where} | {line.figures} | {line.source} |"
             for line in sorted(make(root), key=lambda line: line.weakest)
@@ -128,6 +128,7 @@ def _scoring(root: Path) -> Iterator[Line]:
         own = any(LM_EVAL in remark for remark in report["remarks"])
         stock = "lm-eval's `hf`" if own else "a stand-in for lm-eval's `hf`"
         model = report["title"].removeprefix("Scoring with ")
+        model = model.replace("7b,", "random weights of a 7B shape,")
         for table in report["tables"]:
             records = [r for r in _records(table) if "ACT / stock" in r]
             if not records:
@@ -171,6 +172,24 @@ def _equality(root: Path) -> Iterator[Line]:
             f"{_chip(report)}, {report['title'].split(' with ')[-1]}",
             f"{worst['none']:.1e} none against stock, {worst['ACT']:.1e} ACT against one forward a "
             f"request; stock against itself at another batch size {worst['stock']:.1e}",
+            math.inf,
+            _source(path, report, root),
+        )
+
+
+def _rounding(root: Path) -> Iterator[Line]:
+    for path, report in _stored(root, "rounding-*.json"):
+        worst = dict.fromkeys(("none against hf", "hf against hf", "none against none"), 0.0)
+        for row in _records(report["tables"][0]):
+            if "softmax" not in row["what"] + row["against"]:
+                kinds = f"{row['what'].split(',')[0]} against {row['against'].split(',')[0]}"
+                worst[kinds] = max(worst[kinds], row["largest difference"])
+        yield Line(
+            "the same: `none` against `hf`, and each against itself at other batch sizes",
+            f"{_chip(report)}, {report['title'].split(': ')[-1]}",
+            f"{number(worst['none against hf'])} none against hf, "
+            f"{number(worst['hf against hf'])} hf against itself, "
+            f"{number(worst['none against none'])} none against itself",
             math.inf,
             _source(path, report, root),
         )
