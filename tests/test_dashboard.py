@@ -158,5 +158,6 @@ def test_failures_say_where_the_specification_is(tmp_path, monkeypatch):
     assert json.loads(path.read_text())["schema"] == "act-harness/dashboard/1"
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
-    with pytest.raises(InputError, match=r"needs wandb-workspaces.*pip install .*'wandb-workspaces>"):
+    expected = r"needs wandb-workspaces.*pip install .*'wandb-workspaces>"
+    with pytest.raises(InputError, match=expected):
         dashboard.dashboard(spec_of(), path, mode="online", must_build=True)

@@ -158,7 +158,7 @@ def test_what_cannot_be_drawn(tmp_path, call, message):
 
 def test_without_matplotlib_the_pip_line_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'act-harness\[report\]'"):
+    with pytest.raises(InputError, match=r"pip install 'matplotlib>"):
         report.head_map(np.zeros((2, 2)), tmp_path / "m.png")
 
 
