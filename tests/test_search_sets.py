@@ -79,14 +79,20 @@ def test_no_hook_stays_behind_where_scoring_fails(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("found", "columns"),
+    ("kind", "columns"),
     [
-        (outcome("10", "11", loose=True), {"accuracy": "raw", "objective": "raw"}),
-        (outcome("10", "11"), {"accuracy": "raw", "objective": "corrected"}),
-        (two_tasks(("10", "11"), ("10", "11")), {}),  # no column is of all tasks
+        ("loose", {"accuracy": "raw", "objective": "raw"}),
+        ("fixed", {"accuracy": "raw", "objective": "corrected"}),
+        ("both", {}),  # no column is of all tasks
     ],
 )
-def test_the_column_that_holds_what_sets_are_chosen_by(found, columns):
+def test_the_column_that_holds_what_sets_are_chosen_by(kind, columns):
+    both = kind == "both"
+    found = (
+        two_tasks(("10", "11"), ("10", "11"))
+        if both
+        else outcome("10", "11", loose=kind == "loose")
+    )
     for reading in ("accuracy", "objective", "margin", "raw", "corrected"):
         column = found.column_of(reading)
         assert column == columns.get(reading, reading)
