@@ -222,7 +222,7 @@ def test_artifacts_are_checked_against_what_the_caller_knows_of_the_model(told, 
     """What a model alone does not say: its name. Untold, the model's own facts count."""
     model, seen = tiny(), []
     own = model_facts(model)
-    facts = own.model_copy(update={"name": "by its folder"}) if told else None
+    facts = own.model_copy(update={"id": "its folder"}) if told else None
     real = heldout.attach
 
     def spy(model, artifact, *, facts):
@@ -237,14 +237,18 @@ def test_artifacts_are_checked_against_what_the_caller_knows_of_the_model(told, 
 def test_no_arm_leaves_a_hook_behind(monkeypatch):
     model, docs = tiny(), documents(3)
     before = table(model, made({}), docs)
+    stock = model.config._attn_implementation
     judge = heldout._Judge(model, model_facts(model), {"a": docs}, 99)
     judge.scores(made({0: (0, 1, 2, 3)}))
+    assert model.config._attn_implementation == stock
     judge.scores(None)
+    assert model.config._attn_implementation == stock
     assert table(model, made({}), docs) == pytest.approx(before, abs=1e-6)
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "score", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             judge.scores(made({0: (0,)}))
+    assert model.config._attn_implementation == stock
     (row,) = judge.scores(None).values()
     assert np.array(row.scores) == pytest.approx(before, abs=1e-6)
     with pytest.raises(FrozenInstanceError):
