@@ -293,3 +293,21 @@ def test_several_tasks_sizes_and_artifacts_with_nothing_to_record(
         assert artifact.search["held_out"]["documents"] == {"a": 3, "c": 5}
     controls = [a.search["held_out"]["columns"]["raw"]["random_sets"] for a in after[::3]]
     assert [len(found["scores"]) for found in controls] == [5, 0]
+
+
+@pytest.mark.parametrize("missing", ["--model", "--documents"])
+def test_model_and_documents_must_be_named(missing, capsys):
+    given = {"--model": "m", "--documents": "d"}
+    del given[missing]
+    with pytest.raises(SystemExit) as end:
+        heldout.main(["x.json", *(text for pair in given.items() for text in pair)])
+    assert end.value.code == 2
+    assert f"required: {missing}" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(heldout, "load_plain_model", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "taken").write_text("a file")
+    arguments = ["x.json", "--model", "m", "--documents", "d", "--output", str(tmp_path / "taken")]
+    with pytest.raises(ActHarnessError, match="taken"):
+        heldout.main(arguments)
