@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
@@ -311,3 +312,11 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_model_is_loaded(tmp
     arguments = ["x.json", "--model", "m", "--documents", "d", "--output", str(tmp_path / "taken")]
     with pytest.raises(ActHarnessError, match="taken"):
         heldout.main(arguments)
+
+
+def test_the_module_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["heldout", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(heldout.__file__, run_name="__main__")
+    assert end.value.code == 0
+    assert "--random-sets" in capsys.readouterr().out
