@@ -537,6 +537,7 @@ def test_group_of_01_tasks_reports_all_flips():
     parts = [stats.Part(*arms(100, lost=0, gained=8, right=9)) for _ in range(3)]
     group = stats.combined_difference(parts)
     assert group.flips[:2] == (24, 0)
+    assert group.test == "sign-flip"  # each task within itself, which pooled flips forget
     assert group.p_value < 0.001
     assert stats.verdict(group) == "improved"
 
