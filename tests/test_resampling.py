@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
 
+from act_harness import resampling
 from act_harness.errors import ResultError
 from act_harness.resampling import Part, Units, sign_flip_p
 
@@ -45,6 +47,8 @@ def test_clusters_sum_up_values_and_weights():
     moves = found.moves()
     assert moves.tolist() == [2.2, 1.0, 2.8]
     assert moves.sum() == pytest.approx(6.0)
+    with pytest.raises(FrozenInstanceError):
+        found.documents = 3
     # Residuals 22 - 24, 10 - 12 and 28 - 24 of ten documents' weight, three clusters.
     assert found.stderr() == pytest.approx(math.sqrt(3 / 2 * (4 + 4 + 16)) / 10)
 
@@ -99,6 +103,17 @@ def test_draws_hold_four_million_numbers_at_once():
     # The sum over its standard deviation under random signs is nearly normal.
     normal = math.erfc(abs(moves.sum()) / math.sqrt((moves**2).sum()) / math.sqrt(2))
     assert p_value == pytest.approx(normal, abs=0.03)
+
+
+def test_more_units_than_are_held_at_once_are_drawn_row_by_row(monkeypatch):
+    monkeypatch.setattr(resampling, "_CELLS", 50)
+    moves = np.arange(1.0, 101.0)
+    rng = Counting()
+    assert units_of(moves).replicates(rng, 3).shape == (3,)
+    assert rng.asked == [("integers", (1, 100))] * 3
+    rng = Counting()
+    assert sign_flip_p(moves, rng, 3) == 1 / 4
+    assert rng.asked == [("integers", (1, 100))] * 3
 
 
 # -- signs -----------------------------------------------------------------------------------------
