@@ -140,8 +140,16 @@ def test_patterns_that_reach_the_sum_up_to_rounding_count():
     expected = sum(one >= abs(sum(tenths)) for one in sums) / 128
     assert sign_flip_p(moves, np.random.default_rng(0), 9) == expected
     assert sign_flip_p(-moves, np.random.default_rng(0), 9) == expected
-    # Two moves: their difference is smaller than their sum by a part in a million.
-    assert sign_flip_p(np.array([1.0, 5e-7]), np.random.default_rng(0), 9) == 0.5
+    # Two moves, the difference below the sum by 4 or by 15 parts in 10**10: 10 are a rounding.
+    assert sign_flip_p(np.array([1.0, 2e-10]), np.random.default_rng(0), 9) == 1
+    assert sign_flip_p(np.array([1.0, 7.5e-10]), np.random.default_rng(0), 9) == 0.5
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 6, 7, 20])
+def test_moves_that_add_up_to_nothing_have_p_1(pairs):
+    """Every pattern reaches a sum of 0, itself among them, enumerated or drawn."""
+    moves = np.repeat([1.0, -1.0], pairs)
+    assert sign_flip_p(moves, np.random.default_rng(0), 99) == 1.0
 
 
 def test_drawn_signs_agree_with_all_patterns():
