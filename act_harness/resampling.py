@@ -146,8 +146,6 @@ class Units:
 def sign_flip_p(moves: Array, rng: np.random.Generator, resamples: int) -> float:
     """Two-sided p of a sum of ``moves`` when each one's sign could as well be the other."""
     moves = moves[moves != 0]
-    if len(moves) == 0:
-        return 1.0
     observed = abs(float(moves.sum())) * (1 - 1e-9)
     if len(moves) <= _EXACT_UNITS:
         bits = np.arange(1 << len(moves))[:, None] >> np.arange(len(moves)) & 1

@@ -174,9 +174,7 @@ def paired_difference(
             not positive, or a single cluster.
     """
     part = Part(a, b, weights, clusters, transform)
-    return combined_difference(
-        [part], weights=[1.0], confidence=confidence, resamples=resamples, seed=seed
-    )
+    return combined_difference([part], confidence=confidence, resamples=resamples, seed=seed)
 
 
 def combined_difference(
@@ -222,7 +220,7 @@ def combined_difference(
     changed = (exact.gained, exact.lost) if exact else None
     stderr, interval = spread(units, shares, changed, confidence, rng, resamples)
     number = sum(len(one.sums) for one in units)
-    if exact is None and flips is not None and flips.gained == flips.lost == 0:
+    if flips is not None and flips.gained == flips.lost == 0:
         # No answer changed: there is no spread to resample, which does not mean that none can.
         interval = flips_interval(0, 0, number, confidence) if number > 1 else interval
     if exact is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import runpy
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from act_harness.artifact import Artifact, load_artifact
 from act_harness.attention import calibrated, model_facts
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.data import write_documents
-from act_harness.errors import InputError
+from act_harness.errors import ActHarnessError, InputError
 from act_harness.scoring import Item, Scorer
 from act_harness.search import heldout
 from act_harness.search.heldout import ArmResult, best_heads, compare_arms, random_artifact
@@ -206,3 +207,116 @@ def test_the_command_writes_table_figures_and_record(
     assert scores == pytest.approx([arm["raw"]["score_b"] for arm in stored["arms"][2:]], abs=1e-6)
     with pytest.raises(InputError, match="no held-out documents of these tasks"):
         heldout.main([*arguments, "--tasks", "c"])
+
+
+def test_arms_that_do_not_fit_are_found_before_anything_is_scored(monkeypatch):
+    model = tiny()
+    other = model_facts(model).model_copy(update={"num_hidden_layers": 9})
+    monkeypatch.setattr(Scorer, "score", lambda *_: pytest.fail("scored"))
+    arms = {"good": made({0: (0,)}), "bad": made({0: (0,)}).model_copy(update={"model": other})}
+    with pytest.raises(ActHarnessError, match="9"):
+        compare_arms(model, arms, {"a": documents(2)})
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_artifacts_are_checked_against_what_the_caller_knows_of_the_model(told, monkeypatch):
+    """What a model alone does not say: its name. Untold, the model's own facts count."""
+    model, seen = tiny(), []
+    own = model_facts(model)
+    facts = own.model_copy(update={"id": "its folder"}) if told else None
+    real = heldout.attach
+
+    def spy(model, artifact, *, facts):
+        seen.append(facts)
+        return real(model, artifact, facts=facts)
+
+    monkeypatch.setattr(heldout, "attach", spy)
+    compare_arms(model, {"set": made({0: (0,)})}, {"a": documents(2)}, facts=facts)
+    assert seen == [facts or own] * 3  # the check, the untouched model, the arm
+
+
+def test_no_arm_leaves_a_hook_behind(monkeypatch):
+    model, docs = tiny(), documents(3)
+    before = table(model, made({}), docs)
+    stock = model.config._attn_implementation
+    judge = heldout._Judge(model, model_facts(model), {"a": docs}, 99)
+    judge.scores(made({0: (0, 1, 2, 3)}))
+    assert model.config._attn_implementation == stock
+    judge.scores(None)
+    assert model.config._attn_implementation == stock
+    assert table(model, made({}), docs) == pytest.approx(before, abs=1e-6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            judge.scores(made({0: (0,)}))
+    assert model.config._attn_implementation == stock
+    (row,) = judge.scores(None).values()
+    assert np.array(row.scores) == pytest.approx(before, abs=1e-6)
+    with pytest.raises(FrozenInstanceError):
+        judge.token_budget = 1
+
+
+def test_several_tasks_sizes_and_artifacts_with_nothing_to_record(
+    tmp_path, tiny_checkpoint, monkeypatch
+):
+    """Of four tasks two are named and have held-out documents; five random sets unless told."""
+    model = tiny()
+    monkeypatch.setattr(heldout, "load_plain_model", lambda *_, **__: model)
+    monkeypatch.setattr(heldout, "model_facts", lambda *_, **__: model_facts(model))
+    held = [
+        replace(drawn(task, 5), held_out=tuple(documents(count, seed=count, task=task)))
+        for task, count in (("a", 3), ("b", 4), ("c", 5), ("d", 0))
+    ]
+    write_documents(tmp_path / "d.json", held)
+    rows = [[0, 1, 0, 0.2, 9], [1, 2, 0, 0.4, 9], [2, 0, 0, 0.3, 9]]
+    given = {
+        "first": searched(rows),
+        "unsearched": made({0: (0,)}),
+        "empty": searched(rows).model_copy(update={"heads": {}}),
+        "last": searched(rows).model_copy(update={"heads": {1: (0, 1)}}),
+    }
+    paths = [str(given[name].save(tmp_path / f"{name}.json")) for name in given]
+    before = [load_artifact(path) for path in paths]
+    heldout.main([
+        *paths, "--model", str(tiny_checkpoint), "--documents", str(tmp_path / "d.json"),
+        "--tasks", "a,c,d", "--sizes", "1,3", "--output", str(tmp_path / "new"), "--record",
+    ])  # fmt: skip
+    stored = json.loads((tmp_path / "new" / "heldout.json").read_text())
+    assert stored["documents"] == {"a": 3, "c": 5}
+    assert [(arm["name"], arm["heads"]) for arm in stored["arms"]] == [
+        ("first", 1), ("unsearched", 1), ("empty", 0), ("last", 2),
+        ("1 best of mine", 1), ("3 best of mine", 3),
+        *((f"random {n}", 1) for n in range(1, 6)),
+    ]  # fmt: skip
+    after = [load_artifact(path) for path in paths]
+    assert after[1:3] == before[1:3]
+    for artifact in (after[0], after[3]):
+        assert artifact.search["held_out"]["documents"] == {"a": 3, "c": 5}
+    controls = [a.search["held_out"]["columns"]["raw"]["random_sets"] for a in after[::3]]
+    assert [len(found["scores"]) for found in controls] == [5, 0]
+
+
+@pytest.mark.parametrize("missing", ["--model", "--documents"])
+def test_model_and_documents_must_be_named(missing, capsys):
+    given = {"--model": "m", "--documents": "d"}
+    del given[missing]
+    with pytest.raises(SystemExit) as end:
+        heldout.main(["x.json", *(text for pair in given.items() for text in pair)])
+    assert end.value.code == 2
+    assert f"required: {missing}" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(heldout, "load_plain_model", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "taken").write_text("a file")
+    arguments = ["x.json", "--model", "m", "--documents", "d", "--output", str(tmp_path / "taken")]
+    with pytest.raises(ActHarnessError, match="taken"):
+        heldout.main(arguments)
+
+
+def test_the_module_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["heldout", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(heldout.__file__, run_name="__main__")
+    assert end.value.code == 0
+    assert "--random-sets" in capsys.readouterr().out

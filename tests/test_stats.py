@@ -354,6 +354,21 @@ def test_nothing_is_detectable_where_no_p_value_is_small_enough():
     ).minimum_detectable == pytest.approx(6 / 7)
 
 
+def test_what_no_answers_can_show_is_not_detectable():
+    """Four of eight gained and four lost: 3.26 standard errors of 0.378 are more than all."""
+    eight = stats.paired_difference(*arms(8, lost=4, gained=4, right=0))
+    assert eight.test == "mcnemar"
+    t = scipy.stats.t
+    assert (t.isf(0.025, 7) + t.ppf(0.8, 7)) * eight.stderr == pytest.approx(1.2315, abs=1e-3)
+    assert eight.minimum_detectable == math.inf
+    # Six of six may all change; other values than answers may move by more than one.
+    assert stats.paired_difference([1.0] * 6, [1.0] * 6).minimum_detectable == 1
+    reals = stats.paired_difference(np.zeros(8), [9.0, -9.0] * 4)
+    assert reals.minimum_detectable == pytest.approx(9 * 1.2315, abs=1e-2)
+    default = stats.minimum_detectable_effect(2.0)
+    assert default == pytest.approx(2 * (1.959964 + 0.841621), rel=1e-6)
+
+
 def test_the_minimum_detectable_effect_is_found_in_80_percent():
     rng = np.random.default_rng(0)
     found, sd, n = 0, 2.0, 100
@@ -473,6 +488,33 @@ def test_weighted_01_values_are_no_mcnemar():
     assert result.interval.low < result.difference < result.interval.high
 
 
+def test_units_of_a_group_are_clusters_and_lone_documents():
+    """Two passages of three documents and four documents alone are six units."""
+    rng = np.random.default_rng(0)
+    passages = stats.Part(np.zeros(6), rng.normal(size=6), None, [1, 1, 1, 2, 2, 2])
+    alone = stats.Part(np.zeros(4), rng.normal(size=4))
+    for parts in ([passages, alone], [alone, passages]):
+        found = stats.combined_difference(parts)
+        assert (found.documents, found.clusters, found.units) == (10, 6, 6)
+    assert stats.combined_difference([alone, alone]).clusters is None
+    # Two passages without a change: one gained and one lost of four.
+    still = stats.paired_difference([1.0, 0.0] * 2, [1.0, 0.0] * 2, clusters=[1, 1, 2, 2])
+    half = 1.959964 * math.sqrt(2 / 4 / 4)
+    assert still.interval == pytest.approx((-half, half))
+
+
+@pytest.mark.parametrize(("a", "b", "transform"), [
+    ([0.0, 1.0, 0.0], [1.0, 1.0, 0.0], np.exp), ([0.5, 1.0, 0.0], [1.0, 1.0, 0.0], None),
+    ([1.0, 1.0, 0.0], [0.5, 1.0, 0.0], None),
+])  # fmt: skip
+def test_other_values_than_answers_have_no_flips(a, b, transform):
+    found = stats.paired_difference(a, b, transform=transform)
+    assert (found.flips, found.test) == (None, "sign-flip")
+    first, second = np.mean(a), np.mean(b)
+    expected = second - first if transform is None else math.exp(second) - math.exp(first)
+    assert found.difference == pytest.approx(expected)
+
+
 def test_a_group_is_the_mean_of_its_tasks_resampled_apart():
     rng = np.random.default_rng(0)
     parts = [
@@ -495,6 +537,7 @@ def test_group_of_01_tasks_reports_all_flips():
     parts = [stats.Part(*arms(100, lost=0, gained=8, right=9)) for _ in range(3)]
     group = stats.combined_difference(parts)
     assert group.flips[:2] == (24, 0)
+    assert group.test == "sign-flip"  # each task within itself, which pooled flips forget
     assert group.p_value < 0.001
     assert stats.verdict(group) == "improved"
 
@@ -524,6 +567,13 @@ def test_a_single_document_says_nothing():
         stats.combined_difference([stats.Part([0], [1])] * 2, weights=[1])
 
 
+@pytest.mark.parametrize("weights", [[1, 0], [1, -1], [1, math.inf], [math.nan, 1], [1, 1, 1]])
+def test_weights_of_tasks_that_cannot_be_used(weights):
+    parts = [stats.Part([0.0, 1.0], [1.0, 1.0])] * 2
+    with pytest.raises(ResultError, match="2 positive weights are needed"):
+        stats.combined_difference(parts, weights=weights)
+
+
 # -- single quantities -----------------------------------------------------------------------------
 
 
@@ -532,8 +582,11 @@ def test_mcnemar_is_the_binomial_tail():
     tail = 2 * sum(math.comb(10, k) for k in (0, 1)) / 2**10
     assert stats.mcnemar(a, b) == (9, 1, pytest.approx(tail))
     assert stats.mcnemar([1, 0], [1, 0]) == (0, 0, 1.0)
-    with pytest.raises(ResultError, match="0 or 1"):
-        stats.mcnemar([0.5], [1])
+    for one, other in (([0.5], [1]), ([1], [0.5])):
+        with pytest.raises(ResultError, match="0 or 1"):
+            stats.mcnemar(one, other)
+    with pytest.raises(ResultError, match="found 2 and 1"):
+        stats.mcnemar([1, 0], [1])
 
 
 def test_mean_and_standard_error():
@@ -555,8 +608,10 @@ def test_benjamini_hochberg_by_its_definition():
     assert found.adjusted == pytest.approx(by_hand)
     assert found.rejected.tolist() == [True, True, True, True, False]
     assert stats.benjamini_hochberg([]).rejected.shape == (0,)
-    with pytest.raises(ResultError, match="between 0 and 1"):
-        stats.benjamini_hochberg([0.5, math.nan])
+    assert stats.benjamini_hochberg([0.0, 1.0]).adjusted.tolist() == [0, 1]
+    for outside in (math.nan, -0.1, 1.1):
+        with pytest.raises(ResultError, match="p-values must lie between 0 and 1"):
+            stats.benjamini_hochberg([0.5, outside])
 
 
 @given(hnp.arrays(float, st.integers(1, 20), elements=st.floats(0, 1)))
@@ -573,14 +628,25 @@ def test_one_sided_p_per_head():
     assert stats.one_sided_p(changes) == pytest.approx(theirs)
     still = np.array([[0.0] * 4, [0.1] * 4, [-0.1] * 4])
     assert stats.one_sided_p(still).tolist() == [1, 0, 1]
-    with pytest.raises(ResultError, match="2 documents"):
-        stats.one_sided_p(np.ones((3, 1)))
+    two = np.array([[0.0, 1.0]])  # t = 1 of one degree of freedom, a quarter is above
+    assert stats.one_sided_p(two) == pytest.approx([0.25])
+    # Half of how far two values are apart is their mean's error: up to 1e-12 of it is rounding.
+    rounding, spread = (np.array([[-0.1, -0.1 * (1 + size)]]) for size in (1.5e-12, 3e-12))
+    assert stats.one_sided_p(rounding).tolist() == [1]
+    assert 0.999 < stats.one_sided_p(spread)[0] < 1
+    for unusable in (np.ones((3, 1)), np.ones(3), np.ones((1, 3, 2)), [[1.0, math.nan, 2.0]]):
+        with pytest.raises(ResultError, match="2 documents"):
+            stats.one_sided_p(unusable)
 
 
 def test_spearman():
     assert stats.spearman([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1)
     assert stats.spearman([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)
+    assert stats.spearman([1, 2], [2, 1]) == pytest.approx(-1)
     assert math.isnan(stats.spearman([1, 2], [3, 3]))
+    assert math.isnan(stats.spearman([3, 3], [1, 2]))
+    with pytest.raises(ResultError, match="found 3 and 2"):
+        stats.spearman([1, 2, 3], [1, 2])
     with pytest.raises(ResultError, match="two items"):
         stats.spearman([1], [1])
 

@@ -167,7 +167,7 @@ def best_heads(artifact: Artifact, size: int) -> Artifact:
     best: dict[tuple[int, int], tuple[float, int]] = {}
     table = artifact.search["rule"].get("refit") or artifact.search["table"]["heads"]
     for layer, head, strength, effect, *_ in table["rows"]:
-        if effect > 0 and effect > best.get((layer, head), (0.0, 0))[0]:
+        if effect > best.get((layer, head), (0.0, 0))[0]:
             best[layer, head] = (effect, strength)
     ordered = sorted(best, key=lambda place: (-best[place][0], place))[:size]
     if len(ordered) < size:
