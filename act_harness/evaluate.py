@@ -643,7 +643,9 @@ def _counters_line(counters: dict[str, Any]) -> str:
     for key in ("prompts_near_threshold", "prompts_too_short", "prompts_truncated"):
         if counters[key]:
             parts.append(f"{counters[key]} {key.replace('_', ' ')}")
-    return ", ".join(parts)
+    line = ", ".join(parts)
+    # Zero is no rounding here: no head saw a sink, so nothing of what is compared was calibrated.
+    return f"{line}; nothing was calibrated, both arms are the stock model" if moved == 0 else line
 
 
 def _shown(value: float | None) -> str:

@@ -70,6 +70,8 @@ class SearchResult:
         lines += [f"  note: {note}" for note in search.get("notes", [])]
         if self.path is not None:
             lines.append(f"written to {self.path}")
+        if self.figures:
+            lines.append(f"drawn to {' and '.join(map(str, self.figures.values()))}")
         return "\n".join(lines)
 
 
