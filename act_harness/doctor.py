@@ -188,7 +188,9 @@ def _device() -> Finding:
         return Finding("device", "fail", "torch cannot be imported")
     if torch.cuda.is_available():
         return Finding("device", "ok", f"cuda, {torch.cuda.get_device_name()}")
-    return Finding("device", "ok", f"cpu, {torch.get_num_threads()} threads (no CUDA device)")
+    threads = torch.get_num_threads()
+    counted = f"{threads} thread{'' if threads == 1 else 's'}"
+    return Finding("device", "ok", f"cpu, {counted} (no CUDA device)")
 
 
 def _extras() -> list[Finding]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
 
 from act_harness import reading
 from act_harness.checks import check_batch_size, check_count
