@@ -180,6 +180,14 @@ def test_an_unknown_artifact_is_bad_input(call, monkeypatch, tmp_path):
     assert "did you mean 'classification'" in err or "llama/classification" in err
 
 
+def test_show_says_what_a_searched_set_is_worth(call):
+    found = artifact.load_artifact("smollm2-135m-instruct/general")
+    _, out, _ = call("artifact", "show", "smollm2-135m-instruct/general")
+    assert f"judged       {found.judgement()[0]}\n" in out
+    _, out, _ = call("artifact", "show", "llama-2-7b-chat/release-mt-bench")
+    assert "judged" not in out  # a published list: no search of ours judged it
+
+
 # --- doctor -----------------------------------------------------------------------------------
 
 
