@@ -337,7 +337,7 @@ def _shipped_path(name: str) -> Path:
         f"artifact {name!r} is neither a file nor a shipped artifact{hint}"
         if hint
         else f"artifact {name!r} is neither a file nor a shipped artifact; "
-        f"shipped are {', '.join(known) or 'none'}, artifact=none is the baseline"
+        "`act-harness artifact list` names those, artifact=none is the baseline"
     )
 
 
@@ -394,12 +394,12 @@ def _only_match(facts: ModelFacts) -> Artifact:
     if len(fitting) == 1:
         return next(iter(fitting.values()))
     found = (
-        f"several shipped artifacts fit ({', '.join(fitting)})"
+        f"several shipped ones fit {facts.id!r} ({', '.join(fitting)})"
         if fitting
-        else "no shipped artifact fits"
+        else f"no shipped artifact fits {facts.id!r}"
     )
     raise ArtifactError(
-        f"no artifact was given and {found} {facts.id!r}; "
+        f"no artifact was given and {found}; "
         "give artifact=PATH, artifact=NAME, or artifact=none for the baseline"
     )
 

@@ -49,11 +49,21 @@ _EXIT_CODES = """Exit codes: 0 done; 1 a verdict against the run (regressed); 2 
 the program, with its traceback; 130 interrupted, 143 terminated, 141 nobody reads the output."""
 
 
+_ORDER = (
+    "eval", "search", "compare", "regress", "judge", "dashboard", "fetch", "artifact", "bench",
+    "run", "doctor", "tasks-path",
+)  # fmt: skip
+"""Commands as README introduces them; typer's order is that of the definitions, groups last."""
+
 _NOBODY_READS = 141  # what shells give for a process that SIGPIPE ended
 
 
 class _Commands(typer.core.TyperGroup):
     """All commands; typer itself would answer an interrupt with "Aborted!" and a verdict's code."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Return the commands as a reader needs them."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's context; typer brings its own click
         try:
@@ -193,7 +203,7 @@ def _app_options(
     }
 )
 def run(context: typer.Context) -> None:
-    """Run lm-eval's own command line, with our model and tasks registered.
+    """Run lm-eval's own command line with our model and tasks.
 
     All arguments go to lm-eval: run (the default), ls, validate. The model's name is hf-act.
     The results folder gets the arm's name at its end.
@@ -248,7 +258,7 @@ def search(
     ] = 0,
     tracking: TrackingSettings | None = None,
 ) -> None:
-    """Find the heads whose calibration helps, and write them as an artifact.
+    """Find heads whose calibration helps; writes an artifact.
 
     A search that was interrupted is continued by the same command.
 
@@ -304,7 +314,7 @@ def compare(
         Path | None, typer.Option(help="Folder for comparison.json, comparison.md, forest.png.")
     ] = None,
 ) -> None:
-    """Compare two runs document by document: differences, intervals, verdicts.
+    """Compare two runs document by document.
 
     Takes folders and files of `act-harness eval` and of `lm_eval --log_samples`. Exit code 1
     when a task or group regressed, 2 when the runs answer other documents or prompts, 3 when
@@ -312,7 +322,8 @@ def compare(
 
     \b
     Example:
-      act-harness compare outputs/model__baseline__DATE outputs/model__act-heads__DATE
+      act-harness compare outputs/model__baseline__DATE \\
+          outputs/model__act-heads__DATE
     """
     from act_harness.compare import compare as compare_runs
     from act_harness.report import comparison_files
@@ -401,10 +412,11 @@ def judge(
     ] = None,
     tracking: TrackingSettings | None = None,
 ) -> None:
-    """Score MT-Bench answers with a judge: per turn, per category, and both arms compared.
+    """Score MT-Bench answers with a judge model.
 
-    A run that was stopped is continued by the same command. Exit code 3 when more judgments are
-    missing than --max-failure-rate allows. The key is read from the environment alone.
+    Scores are per turn and category, and both arms are compared. A run that was stopped is
+    continued by the same command. Exit code 3 when more judgments are missing than
+    --max-failure-rate allows. The key is read from the environment alone.
 
     \b
     Example:
@@ -440,7 +452,7 @@ def fetch(
     dest: Annotated[Path, typer.Option(help="Folder to fill.")],
     include_path: IncludePath = None,
 ) -> None:
-    """Store the datasets of some tasks in a folder, for machines without a network.
+    """Store datasets in a folder, for machines without a network.
 
     \b
     Example:
@@ -454,7 +466,7 @@ def fetch(
 
 @app.command()
 def doctor() -> None:
-    """Say what is found here, by which route, and what is off.
+    """Say what is found here, and what is off.
 
     Exit code 2 when `lm_eval --model hf-act` would not work.
 
@@ -472,7 +484,7 @@ def doctor() -> None:
 
 @app.command("tasks-path")
 def tasks_path() -> None:
-    """Print the folder of the task files, for an lm-eval that does not find them itself.
+    """Print the folder of the task files, for --include_path.
 
     \b
     Example:

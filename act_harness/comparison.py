@@ -173,7 +173,10 @@ class Comparison:
             file=io.StringIO(), width=_NO_LIMIT, force_terminal=colour, no_color=not colour,
             markup=False, highlight=False, emoji=False,
         )  # fmt: skip
-        console.print(f"A: {self.a}\nB: {self.b}\n", soft_wrap=True)
+        for name, run in (("A", self.a), ("B", self.b)):
+            heading = [f"{name}: {run.label}", *([f"({run.path})"] if run.path else [])]
+            console.print(_wrapped(heading, columns, indent="   "), soft_wrap=True)
+        console.print()
         table = self._table()
         natural = Measurement.get(console, console.options, table).maximum
         if natural <= columns:
@@ -182,6 +185,7 @@ class Comparison:
             for text, style in self._written_out(columns):
                 console.print(Text(text, style=style), soft_wrap=True)
         console.print("\n" + _wrapped(self.summary().split(" "), columns), soft_wrap=True)
+        console.print(_wrapped(_SHORT_LEGEND.split(" "), columns), soft_wrap=True)
         for note in self._all_notes():
             console.print(_wrapped(f"note: {note}".split(" "), columns), soft_wrap=True)
         stream = console.file
@@ -322,6 +326,12 @@ def _legend(settings: Settings) -> str:
         "interval without zero. Verdicts in brackets are of further metrics of a task: they are no "
         "finding about its score and do not count in the line above."
     )
+
+
+_SHORT_LEGEND = (
+    "gained/lost: documents right in B only, in A only; detectable: the smallest true difference "
+    "that 4 of 5 such runs would find; *: computed from the samples."
+)
 
 
 def _score(value: float | None) -> str:

@@ -45,6 +45,17 @@ class Diagnosis(NamedTuple):
     reachable: bool
     """Whether plain ``lm_eval --model hf-act`` gets the model class here."""
 
+    @property
+    def verdict(self) -> str:
+        """The last line: whether it works, and that something else does not."""
+        model = f"`lm_eval --model {plugin.MODEL_NAME}`"
+        failed = [finding.topic.strip() for finding in self.findings if finding.state == "fail"]
+        if not self.reachable:
+            return f"{model} does not work here; see the lines with 'fail'."
+        if failed:
+            return f"{model} works here, but not all is well: see 'fail' at {', '.join(failed)}."
+        return f"{model} works here."
+
 
 def examine() -> Diagnosis:
     """Look at this environment; imports torch and lm-eval's model (a few seconds)."""
@@ -60,12 +71,7 @@ def render(diagnosis: Diagnosis) -> str:
     """Return the findings as aligned lines, with the verdict last."""
     topics = max(len(finding.topic) for finding in diagnosis.findings)
     lines = [f"{f.state:<4}  {f.topic:<{topics}}  {f.text}" for f in diagnosis.findings]
-    verdict = (
-        f"`lm_eval --model {plugin.MODEL_NAME}` works here."
-        if diagnosis.reachable
-        else f"`lm_eval --model {plugin.MODEL_NAME}` does not work here; see the lines with 'fail'."
-    )
-    return "\n".join([*lines, "", verdict])
+    return "\n".join([*lines, "", diagnosis.verdict])
 
 
 def _installation() -> Finding:
@@ -182,7 +188,9 @@ def _device() -> Finding:
         return Finding("device", "fail", "torch cannot be imported")
     if torch.cuda.is_available():
         return Finding("device", "ok", f"cuda, {torch.cuda.get_device_name()}")
-    return Finding("device", "ok", f"cpu, {torch.get_num_threads()} threads (no CUDA device)")
+    threads = torch.get_num_threads()
+    counted = f"{threads} thread{'' if threads == 1 else 's'}"
+    return Finding("device", "ok", f"cpu, {counted} (no CUDA device)")
 
 
 def _extras() -> list[Finding]:

@@ -226,6 +226,7 @@ def run_eval(settings: EvalSettings) -> EvalOutcome:
 
 
 def _run(settings: EvalSettings) -> EvalOutcome:
+    _given_artifact(_arguments(settings))  # what is not there is found before tasks are read
     selection = _selection(settings)
     tasks = load_tasks(selection)  # missing data is found before the model loads
     _check_samples(tasks or [], settings.samples)
@@ -356,17 +357,25 @@ def _warn_of_other_prompts(artifact: Artifact | None, settings: EvalSettings) ->
 
 def load_model(settings: EvalSettings) -> tuple[CalibratedHFLM, Any]:
     """Load the model as its baseline, and find and check the artifact; (model, artifact)."""
-    from act_harness.artifact import Artifact, load_artifact, resolve_artifact
+    from act_harness.artifact import resolve_artifact
     from act_harness.model import CalibratedHFLM
 
     arguments = _arguments(settings)
-    reference = arguments.pop("artifact", "")
-    if reference and not isinstance(reference, Artifact) and str(reference).lower() != "none":
-        reference = load_artifact(reference)  # a misspelt name fails before the model is loaded
+    reference = _given_artifact(arguments)
     lm = CalibratedHFLM(artifact=None, **arguments)
     artifact = resolve_artifact(reference, lm.facts)
     lm.try_artifacts([artifact])  # a model that cannot be calibrated fails before it is scored
     return lm, artifact
+
+
+def _given_artifact(arguments: dict[str, Any]) -> Any:  # noqa: ANN401 - as `artifact=`
+    """Take the artifact out of the model's arguments: read where one is named, else as given."""
+    from act_harness.artifact import Artifact, load_artifact
+
+    reference = arguments.pop("artifact", "")
+    if reference and not isinstance(reference, Artifact) and str(reference).lower() != "none":
+        return load_artifact(reference)
+    return reference
 
 
 def _arguments(settings: EvalSettings) -> dict[str, Any]:
@@ -643,7 +652,9 @@ def _counters_line(counters: dict[str, Any]) -> str:
     for key in ("prompts_near_threshold", "prompts_too_short", "prompts_truncated"):
         if counters[key]:
             parts.append(f"{counters[key]} {key.replace('_', ' ')}")
-    return ", ".join(parts)
+    line = ", ".join(parts)
+    # Zero is no rounding here: no head saw a sink, so nothing of what is compared was calibrated.
+    return f"{line}; nothing was calibrated, both arms are the stock model" if moved == 0 else line
 
 
 def _shown(value: float | None) -> str:

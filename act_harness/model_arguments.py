@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
 
 from act_harness import reading
 from act_harness.checks import check_batch_size, check_count
@@ -43,7 +45,6 @@ __all__ = [
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _DEVICES = ("cpu", "cuda", "mps", "npu", "xpu", "hpu")  # those HFLM places a model on
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")
 
 _WITHOUT_EFFECT = {
@@ -98,7 +99,7 @@ def model_arguments(
 
     Raises:
         InputError: No model is named, or an argument has two values.
-        InfrastructureError: This machine has no such device.
+        InfrastructureError: This machine has no such device, or no such folder.
     """
     given = parse_arguments(model_args) if isinstance(model_args, str) else dict(model_args)
     check_device(device)
@@ -118,6 +119,8 @@ def model_arguments(
         raise InputError(
             f"no model was named{near or ''}; give --pretrained DIR or --model_args pretrained=DIR"
         )
+    if isinstance(given["pretrained"], str):
+        check_place(given["pretrained"], given)  # before tasks are read, which takes long
     return given
 
 
@@ -235,11 +238,13 @@ def check_place(pretrained: str, given: Mapping[str, Any] | None = None) -> None
             "pretrained=FOLDER,gguf_file=FILE)"
         )
     if not reading.is_folder(pretrained):
-        if _HUB_ID.fullmatch(pretrained) and len(pretrained) <= 96:
-            return
-        raise InfrastructureError(
-            f"no model at {shown}: no such folder, and no hub id (OWNER/NAME); check the path"
-        )
+        try:
+            validate_repo_id(pretrained)
+        except HFValidationError as error:
+            raise InfrastructureError(
+                f"no model at {shown}: no such folder, and no hub id (OWNER/NAME); check the path"
+            ) from error
+        return
     if more.get("revision") not in (None, "main"):
         raise InputError(
             f"revision={more['revision']} would do nothing: {shown} is a folder; leave it out, or "

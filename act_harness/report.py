@@ -12,6 +12,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +34,7 @@ __all__ = [
     "head_map",
     "markdown_table",
     "rank_plot",
+    "require_matplotlib",
 ]
 
 # Blue, vermilion and grey of Okabe and Ito: told apart by colour-blind readers and in print.
@@ -49,6 +51,18 @@ class Curve(NamedTuple):
     low: Sequence[float]
     """Lower ends of the confidence intervals."""
     high: Sequence[float]
+
+
+def require_matplotlib() -> None:
+    """Refuse to draw without matplotlib; what takes long before it draws asks at its start.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise InputError(
+            f"plots need matplotlib, which is not installed; run: {install_command('report')}"
+        )
 
 
 def comparison_files(comparison: Comparison, folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -306,6 +320,7 @@ def _ranks(
             xytext=(4, 0), textcoords="offset points", va="top", fontsize=8.5,
         )  # fmt: skip
     axes.axhline(0.0, color="black", linewidth=0.8)
+    _whole_numbers(axes)
     axes.set_xlabel("head, by rank on the search documents")
     axes.set_title("single heads", fontsize=10)
     axes.legend(fontsize=8.5, frameon=False, loc="upper right")
@@ -323,6 +338,7 @@ def _sizes(axes: Axes, curve: Curve, selected: int | None) -> None:
             markerfacecolor="none", markeredgecolor="black", label="taken: the highest",
         )  # fmt: skip
     axes.axhline(0.0, color="black", linewidth=0.8)
+    _whole_numbers(axes)
     axes.set_xlabel("number of calibrated heads")
     axes.set_title("choosing how many (verify documents)", fontsize=10)
     axes.legend(fontsize=8.5, frameon=False, loc="best")
@@ -355,6 +371,13 @@ def _ends(curve: Curve) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
     value = np.asarray(curve.effect, dtype=np.float64)
     below, above = value - np.asarray(curve.low), np.asarray(curve.high) - value
     return np.maximum(below, 0.0), np.maximum(above, 0.0)
+
+
+def _whole_numbers(axes: Axes) -> None:
+    """Put the ticks of a count at whole numbers; left alone, few sizes get halves of heads."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _frame(head: int, layer: int) -> Any:  # noqa: ANN401 - a matplotlib patch
@@ -398,13 +421,10 @@ def _figure(
     row: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of its own and its panels, below or (``row``) beside each other."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"plots need matplotlib, which is not installed; run: {install_command('report')}"
-        ) from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     shape = (1, panels) if row else (panels, 1)

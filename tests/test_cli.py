@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -52,6 +53,23 @@ def test_every_command_has_help_with_an_example(call, names):
     command = " ".join(("act-harness", *names))
     assert command in example
     assert all(len(line) <= 100 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("names", [(), ("artifact",), ("bench",)])
+def test_a_list_of_commands_cuts_no_description(call, names):
+    code, out, _ = call(*names, "--help")
+    assert code == 0
+    lines = out.partition("Commands:\n")[2].splitlines()
+    assert len(lines) >= 3
+    assert not [line for line in lines if line.endswith("...")]
+
+
+def test_commands_are_listed_as_readme_introduces_them(call):
+    _, out, _ = call("--help")
+    listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()]
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"(?m)^\| `act-harness ([a-z]+)", readme)
+    assert [name for name in listed if name in told] == told
 
 
 def test_help_documents_the_exit_codes(call):
@@ -162,6 +180,14 @@ def test_an_unknown_artifact_is_bad_input(call, monkeypatch, tmp_path):
     assert "did you mean 'classification'" in err or "llama/classification" in err
 
 
+def test_show_says_what_a_searched_set_is_worth(call):
+    found = artifact.load_artifact("smollm2-135m-instruct/general")
+    _, out, _ = call("artifact", "show", "smollm2-135m-instruct/general")
+    assert f"judged       {found.judgement()[0]}\n" in out
+    _, out, _ = call("artifact", "show", "llama-2-7b-chat/release-mt-bench")
+    assert "judged" not in out  # a published list: no search of ours judged it
+
+
 # --- doctor -----------------------------------------------------------------------------------
 
 
@@ -173,6 +199,16 @@ def test_doctor_exit_code(call, monkeypatch, reachable):
     assert code == (0 if reachable else 2)
     assert out.splitlines()[:2] == ["ok    model hf-act  text", "off   x             more"]
     assert ("does not work here" in out) is not reachable
+
+
+@pytest.mark.parametrize("state", ["ok", "fail"])
+def test_doctors_last_line_does_not_hide_a_failure(state):
+    findings = (doctor.Finding("model hf-act", "ok", "x"), doctor.Finding("tasks", state, "y"))
+    last = doctor.render(doctor.Diagnosis(findings, reachable=True)).splitlines()[-1]
+    if state == "ok":
+        assert last == "`lm_eval --model hf-act` works here."
+    else:
+        assert last.endswith("works here, but not all is well: see 'fail' at tasks.")
 
 
 def test_doctor_tells_why_the_model_is_out_of_reach():

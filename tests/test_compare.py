@@ -551,6 +551,15 @@ def test_nothing_is_cut_at_any_width(tmp_path, width, monkeypatch):
         assert sum("act_sst2 " in line for line in body.splitlines()) == 3
 
 
+def test_a_terminal_says_what_its_columns_mean(tmp_path):
+    text = compare(*arms(tmp_path, {"t": (50, 6, 0)})).to_terminal(width=80)
+    lines = text.splitlines()
+    assert [line[:3] for line in lines if line.startswith(("A: ", "B: "))] == ["A: ", "B: "]
+    told = " ".join(text.split())
+    for word in ("gained/lost: documents right", "detectable: the smallest", "*: computed"):
+        assert word in told
+
+
 def test_a_table_that_fits_is_a_table(tmp_path, monkeypatch):
     found = compare(*arms(tmp_path, {"t": (50, 6, 0)}))
     (line,) = [x for x in found.to_terminal(width=160).splitlines() if x.startswith("t ")]

@@ -325,3 +325,14 @@ def test_real_rows_through_the_real_model(smollm, hub_dir, tmp_path):
         one, two = base.samples(task), act.samples(task)
         assert max(abs(a.scores[0] - b.scores[0]) for a, b in zip(one, two, strict=True)) > 1e-2
     assert json.loads((outcome.report.parent / "comparison.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize(("moved", "said"), [(0.0, True), (1e-9, False), (None, False)])
+def test_an_arm_in_which_no_head_was_calibrated_is_named(moved, said):
+    """Prompts of nine tokens have no sinks under `paper`: +0.0000 is no finding about the heads."""
+    counters = {
+        "prompts": 3, "share_of_pairs_with_sink": 0.0, "mean_moved_mass": moved,
+        "prompts_near_threshold": 0, "prompts_too_short": 3, "prompts_truncated": 0,
+    }  # fmt: skip
+    line = evaluate._counters_line(counters)
+    assert ("nothing was calibrated, both arms are the stock model" in line) is said

@@ -157,11 +157,19 @@ def test_what_cannot_be_drawn(tmp_path, call, message):
 
 
 def test_without_matplotlib_the_pip_line_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'matplotlib>"):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install 'matplotlib>="):
         report.head_map(np.zeros((2, 2)), tmp_path / "m.png")
 
 
 def test_markdown_table():
     text = report.markdown_table(["task", "acc"], [["a|b", 0.5], ["c", 1.0]])
     assert text == "| task | acc |\n| --- | --: |\n| a\\|b | 0.5000 |\n| c | 1.0000 |\n"
+
+
+def test_counts_of_heads_have_whole_numbers_on_their_axis(drawn, tmp_path):
+    curve = report.Curve([5, 10, 20], [0.1, 0.2, 0.3], [0.0] * 3, [1.0] * 3)
+    report.rank_plot([0.3, 0.2, 0.1], tmp_path / "x.png", curve=curve, selected=5)
+    (figure,) = drawn
+    for axes in figure.axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +25,30 @@ from act_harness.search.settings import SearchSettings, search_from_settings
 
 def test_plots_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    found = draw(search(tmp_path), tmp_path)
+    result = search(tmp_path)
+    found = draw(result, tmp_path / "mine.json")
     assert {path.read_bytes()[:4] for path in found.values()} == {b"\x89PNG"}
-    assert len(found) == 2
+    assert found == {kind: tmp_path / f"mine-{kind}.png" for kind in ("map", "ranks")}
+    last = replace(result, figures=found).summary().splitlines()[-1]
+    assert last == f"drawn to {found['map']} and {found['ranks']}"
+
+
+def test_plots_are_refused_before_the_search_not_after_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    asked = SearchSettings(
+        pretrained=str(tmp_path / "absent"), tasks=("act_demo_word",), plots=True,
+        output=tmp_path / "heads.json",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="plots need matplotlib"):
+        search_from_settings(asked)
+    assert not list(tmp_path.iterdir())
+
+
+def test_make_demo_names_the_map_that_its_search_draws():
+    makefile = (Path(__file__).resolve().parent.parent / "Makefile").read_text(encoding="utf-8")
+    (artifact,) = re.findall(r"--plots --output (\S+)\.json", makefile)
+    (named,) = re.findall(r"(\S+)-map\.png", makefile)
+    assert named == artifact
 
 
 def test_held_out_figures_are_paired_with_the_untouched_model(tmp_path):

@@ -55,6 +55,14 @@ def search(tmp_path, given=None, **options):
     )
 
 
+def test_a_search_in_which_nothing_was_calibrated_says_so(tmp_path):
+    """All effects were 0, and the summary called that "no head set improved"."""
+    said = "no head changed any score: none saw a sink"
+    assert said not in search(tmp_path / "usual").summary()
+    deaf = recipe(calibration={"alpha": 1000.0})
+    assert said in search(tmp_path / "deaf", deaf).summary()
+
+
 def test_the_artifact_holds_table_controls_and_provenance(tmp_path):
     result = search(tmp_path)
     artifact = load_artifact(tmp_path / "out.json")

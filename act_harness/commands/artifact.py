@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["artifact_app"]
 
 artifact_app = typer.Typer(
-    help="Look at head-set artifacts.", no_args_is_help=True, rich_markup_mode=None
+    help="List, show and verify head sets.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
 @artifact_app.command("list", cls=Command)
 def list_shipped() -> None:
-    """List the artifacts that come with the package, by the names that artifact= takes.
+    """List the shipped artifacts by the names that artifact= takes.
 
     \b
     Example:
@@ -44,7 +44,7 @@ def show(
     reference: Reference,
     full: Annotated[bool, typer.Option("--full", help="Print the whole file, as JSON.")] = False,
 ) -> None:
-    """Print an artifact: its model, its calibration, its heads and where they come from.
+    """Print an artifact: model, calibration, heads, what they are worth.
 
     \b
     Example:
@@ -69,6 +69,8 @@ def show(
     if artifact.strengths:
         print(f"strengths    {sum(map(len, artifact.strengths.values()))} heads have their own")
     print(f"search       {_origin(artifact)}")
+    if artifact.search is not None:
+        print(f"judged       {artifact.judgement()[0]}")
     print(f"sha256       {artifact.sha256()}")
     print(f"heads        {artifact.head_count()}, by layer:")
     for layer, heads in artifact.heads.items():
@@ -98,7 +100,9 @@ def verify(
     reference: Reference,
     pretrained: Annotated[str, typer.Argument(help="Hub id or folder of the model.")],
 ) -> None:
-    """Check that an artifact fits a model; warnings say what could not be checked.
+    """Check that an artifact fits a model.
+
+    Warnings say what could not be checked.
 
     \b
     Example:

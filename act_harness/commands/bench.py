@@ -13,7 +13,8 @@ from act_harness.commands.parsing import names, numbers
 __all__ = ["bench_app"]
 
 bench_app = typer.Typer(
-    help="Measure speed, side by side in one run; tables and plots go to results/benchmarks/.",
+    help="Measure speed and accuracy, side by side in one run.\n\nTables and plots go to "
+    "results/benchmarks/.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -37,7 +38,7 @@ def bench_scoring(
         "results/benchmarks"
     ),
 ) -> None:
-    """Stock `hf` against `hf-act`, without and with calibration, on the same requests.
+    """Stock `hf` against `hf-act`, on the same requests.
 
     \b
     Example:
@@ -78,17 +79,17 @@ def _bench(name: str) -> None:
 
 
 _BENCHES = {
-    "attention": "The attention operation: engines against stock attention and eager.",
-    "prefill": "Whole-model prefill with calibrated heads against the stock model.",
-    "decode": "A token's decoding over a long context, calibrated against stock.",
-    "accuracy": "Errors of an engine against the float64 reference, by sink mass.",
-    "search": "The head search three ways: one head at a time, exhaustive, screened.",
+    "attention": "The attention operation: engines against stock.",
+    "prefill": "Whole-model prefill, calibrated against stock.",
+    "decode": "Decoding over a long context, calibrated against stock.",
+    "accuracy": "Errors of an engine against the float64 reference.",
+    "search": "Head search: one at a time, exhaustive, screened.",
     "memory": "Peak memory of scoring with a large vocabulary.",
-    "equality": "Log-likelihoods against stock scoring and against one forward a request.",
-    "rounding": "hf-act without an artifact against hf, and hf against itself, in any dtype.",
-    "random-scoring": "Random cases on tiny models: shared, plain and reference must agree.",
-    "coverage": "How often 95 % intervals hold the true difference, simulated.",
-    "everything": "All that README's table of speed names, in one run; a part at a time.",
+    "equality": "Log-likelihoods against stock, and one by one.",
+    "rounding": "`hf-act` without heads against `hf`, in any dtype.",
+    "random-scoring": "Random cases: shared, plain and reference scoring.",
+    "coverage": "How often 95 % intervals hold the truth, simulated.",
+    "everything": "All that README's table of speed names, in parts.",
 }
 _BENCH_EXAMPLES = {
     "attention": "--device cpu --dtype float32 --shapes 1x256 --rounds 3",

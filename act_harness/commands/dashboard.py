@@ -38,10 +38,11 @@ def dashboard(
     wandb_group: WandbGroup = None,
     wandb_mode: WandbMode = None,
 ) -> None:
-    """Build the W&B workspace: arms side by side, paired differences, head map, counters.
+    """Build the W&B workspace of the runs, or its specification.
 
-    It can be built before the first run. Offline, or without the package wandb-workspaces, only
-    its specification is written; `--from` builds it later.
+    It shows arms side by side, paired differences, head map and counters. It can be built before
+    the first run. Offline, or without the package wandb-workspaces, only its specification is
+    written; `--from` builds it later.
 
     \b
     Example:

@@ -171,12 +171,13 @@ def evaluate(
     ] = False,
     tracking: TrackingSettings | None = None,
 ) -> None:
-    """Score a model with and without calibration on the same requests, and compare.
+    """Score a model with and without calibration, and compare.
 
-    The model is loaded once. Every task's line has both accuracies, the paired difference with
-    its 95 % interval, and the exact McNemar p. Results and samples of both arms are written
-    under --output. Options that lm-eval has too have its names (--num_fewshot or --num-fewshot).
-    Exit code 3 when answers are not finite: there is no verdict then.
+    Both arms answer the same requests. The model is loaded once. Every task's line has both
+    accuracies, the paired difference with its 95 % interval, and the exact McNemar p. Results and
+    samples of both arms are written under --output. Options that lm-eval has too have its names
+    (--num_fewshot or --num-fewshot). Exit code 3 when answers are not finite: there is no verdict
+    then.
 
     \b
     Example:

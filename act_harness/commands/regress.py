@@ -47,10 +47,11 @@ def regress(
     reason: Annotated[str, typer.Option(help="Why there is a new baseline.")] = "",
     tracking: TrackingSettings | None = None,
 ) -> None:
-    """Run a suite and hold it against its baseline in results/baselines/.
+    """Hold a suite against its stored baseline.
 
-    Layer 1 (goldens): documents, prompts, predictions and log-likelihoods, one by one. Layer 2
-    (statistics): worse than the baseline, significantly, by more than the run-to-run spread.
+    Baselines are in results/baselines/. Layer 1 (goldens): documents, prompts, predictions and
+    log-likelihoods, one by one. Layer 2 (statistics): worse than the baseline, significantly, by
+    more than the run-to-run spread.
 
     \b
     Exit codes:

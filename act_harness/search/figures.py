@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 
-def draw(result: SearchResult, folder: Path) -> dict[str, Path]:
-    """Draw the plots of a search beside its artifact.
+def draw(result: SearchResult, beside: Path) -> dict[str, Path]:
+    """Draw the plots of a search beside its artifact, under the artifact's file name.
+
+    Recipes share names, files in a folder cannot: two searches never draw over each other.
 
     Args:
         result: of the search.
-        folder: where the PNG files go.
+        beside: the artifact's file; ``heads.json`` gets ``heads-map.png`` and ``heads-ranks.png``.
 
     Returns:
         Name to path.
@@ -43,14 +45,14 @@ def draw(result: SearchResult, folder: Path) -> dict[str, Path]:
     return {
         "map": head_map(
             effects,
-            folder / f"{name}-map.png",
+            beside.with_name(f"{beside.stem}-map.png"),
             selected=artifact.heads,
             title=f"{name}: effect of calibrating each head alone",
             label=label,
         ),
         "ranks": rank_plot(
             [effect.effect for effect in ranked],
-            folder / f"{name}-ranks.png",
+            beside.with_name(f"{beside.stem}-ranks.png"),
             stderr=[effect.stderr for effect in ranked],
             selected=len(result.selection.places) or None,
             curve=sets.curve,

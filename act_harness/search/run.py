@@ -70,6 +70,8 @@ class SearchResult:
         lines += [f"  note: {note}" for note in search.get("notes", [])]
         if self.path is not None:
             lines.append(f"written to {self.path}")
+        if self.figures:
+            lines.append(f"drawn to {' and '.join(map(str, self.figures.values()))}")
         return "\n".join(lines)
 
 
@@ -349,7 +351,7 @@ class _Search:
                 **selection.trace,
             },
             "judgement": judged,
-            "notes": _notes(selection, self.documents, stock, recipe),
+            "notes": _notes(selection, self.documents, stock, recipe, effects),
         }
         return selection, content
 
@@ -403,9 +405,15 @@ def _notes(
     documents: Sequence[TaskDocuments],
     stock: Sequence[TaskScores],
     recipe: Recipe,
+    effects: Sequence[HeadEffect],
 ) -> list[str]:
     """Say what a reader of the head list must know."""
     notes = []
+    if effects and not any(one.effect for one in effects):  # exactly: nothing was computed anew
+        notes.append(
+            "no head changed any score: none saw a sink in these prompts, which are too short or "
+            "have no column above the threshold"
+        )
     if not selection.places:
         notes.append("no head set improved on the untouched model; the artifact is empty")
     if "refit" in selection.trace:

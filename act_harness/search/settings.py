@@ -136,6 +136,10 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         InfrastructureError: data or disk are missing; what was measured is kept.
     """
     check_kind(settings, SearchSettings, "settings")
+    if settings.plots:
+        from act_harness.report import require_matplotlib
+
+        require_matplotlib()
     recipe = settings.make_recipe()
     ledgers = settings.ledgers or _ledgers(settings.output)
     if settings.prepare is None:
@@ -175,7 +179,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
     if settings.plots and result.path is not None:
         from act_harness.search.figures import draw
 
-        result = replace(result, figures=draw(result, settings.output.parent))
+        result = replace(result, figures=draw(result, result.path))
     return result
 
 
