@@ -139,13 +139,24 @@ class Artifact(BaseModel):
         found = self.search.get("held_out") or self.search.get("judgement")
         if found is None:
             return "not judged on documents of its own (searched before that was done)", False
-        parts = []
-        for name, one in found["columns"].items():
-            low, high = one["interval"]
-            span = "" if low is None else f", {100 * low:+.1f} to {100 * high:+.1f}"
-            parts.append(f"{name.replace('_', ' ')} {100 * one['difference']:+.1f}{span}")
-        said = f"{found['verdict']}{': ' if parts else ''}{'; '.join(parts)}"
-        if found.get("interval_includes_zero"):
+        try:
+            columns = [
+                (str(name), float(one["difference"]), one["interval"])
+                for name, one in found["columns"].items()
+            ]
+            spans = [
+                None if low is None else (float(low), float(high)) for *_, (low, high) in columns
+            ]
+            said = str(found["verdict"])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return "its record of a judgement cannot be read (written by another version?)", False
+        parts = [
+            f"{name.replace('_', ' ')} {100 * difference:+.1f}"
+            + ("" if span is None else f", {100 * span[0]:+.1f} to {100 * span[1]:+.1f}")
+            for (name, difference, _), span in zip(columns, spans, strict=True)
+        ]
+        said = f"{said}{': ' if parts else ''}{'; '.join(parts)}"
+        if any(span is None or span[0] <= 0.0 <= span[1] for span in spans):
             return f"{said} (an interval includes 0)", False
         return said, bool(parts)
 

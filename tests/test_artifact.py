@@ -249,6 +249,28 @@ def test_a_full_disk_loses_nothing(artifact, tmp_path, monkeypatch):
             "worse than the untouched model",
             False,
         ),
+        (  # of one document: nothing is known of its spread
+            {"judgement": {
+                "verdict": "not shown",
+                "columns": {"raw": {"difference": 0.1, "interval": [None, None]}},
+            }},
+            "not shown: raw +10.0 (an interval includes 0)",
+            False,
+        ),
+        (  # the figures decide, whatever a flag beside them says
+            {"judgement": {
+                "verdict": "not shown",
+                "interval_includes_zero": False,
+                "columns": {"raw": {"difference": 0.1, "interval": [0.0, 0.2]}},
+            }},
+            "not shown: raw +10.0, +0.0 to +20.0 (an interval includes 0)",
+            False,
+        ),
+        ({"judgement": "good"}, "cannot be read", False),
+        ({"held_out": {"verdict": "beats"}}, "cannot be read", False),
+        ({"judgement": {"verdict": "beats", "columns": [1]}}, "cannot be read", False),
+        ({"judgement": {"verdict": "beats", "columns": {"raw": {"interval": [0, 1]}}}},
+         "cannot be read", False),
     ],
 )  # fmt: skip
 def test_an_artifact_says_what_its_heads_are_worth(artifact, search, said, stands):

@@ -7,6 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -237,3 +238,62 @@ def test_a_checkpoint_saved_inside_a_block_knows_nothing_of_it(arms, tmp_path):
     assert again.config._attn_implementation == "sdpa"
     assert torch.equal(logits(again), alone[0])
     assert "act_harness" not in (tmp_path / "config.json").read_text()
+
+
+# -- threads -------------------------------------------------------------------------------------
+
+
+def in_a_thread(run):
+    """What a function returns or raises in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run)
+
+
+def test_another_thread_waits_for_its_arm(arms):
+    model, artifacts, alone = arms
+    first, second = (prepare(model, artifact) for artifact in artifacts[1:])
+
+    def run():
+        with second.engaged():
+            return logits(model)
+
+    with ThreadPoolExecutor(1) as pool:
+        with first.engaged():
+            other = pool.submit(run)
+            with pytest.raises(TimeoutError):
+                other.result(timeout=0.2)
+            assert torch.equal(logits(model), alone[1])
+        assert torch.equal(other.result(timeout=60), alone[2])
+    assert torch.equal(logits(model), alone[0])
+
+
+def test_two_forwards_at_once_are_refused(arms):
+    """Each would take the other's mask; the one under way is not harmed."""
+    model, artifacts, alone = arms
+    found = []
+
+    def interfere(*_):
+        hook.remove()
+        found.append(in_a_thread(lambda: logits(model, PROMPT[:, 3:])))
+
+    with calibrated(model, artifacts[1]):
+        hook = model.model.layers[1].register_forward_pre_hook(interfere)
+        assert torch.equal(logits(model), alone[1])
+        with pytest.raises(UnsupportedCallError, match="another thread's forward"):
+            found[0].result()
+        assert torch.equal(in_a_thread(lambda: logits(model)).result(), alone[1])
+
+
+def test_an_interrupted_forward_is_forgotten(arms):
+    model, artifacts, alone = arms
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with calibrated(model, artifacts[1]):
+        hook = model.model.layers[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            logits(model)
+        hook.remove()
+        assert torch.equal(logits(model), alone[1])
+        assert torch.equal(in_a_thread(lambda: logits(model)).result(), alone[1])

@@ -593,6 +593,37 @@ def test_an_interrupt_while_calls_are_handed_out_keeps_their_replies(tmp_path, m
         assert set(server.prompts.values()) == {1}
 
 
+def test_a_second_interrupt_keeps_what_was_answered(tmp_path, monkeypatch):
+    """Whoever presses Ctrl-C again does not wait; the replies that are there were paid for."""
+    write_run(tmp_path, [(doc(81 + n), graded(5, 6)) for n in range(4)])
+    from act_harness.mtbench import judging
+
+    class Twice(judging.ThreadPoolExecutor):
+        handed = stopped = 0
+
+        def submit(self, *given):
+            self.handed += 1
+            if self.handed == 4:
+                until(lambda: server.calls == 3)
+                raise KeyboardInterrupt
+            return super().submit(*given)
+
+        def shutdown(self, wait=True, **more):
+            super().shutdown(wait=True, **more)
+            self.stopped += 1
+            if self.stopped == 1:
+                raise KeyboardInterrupt
+
+    with serving() as server:
+        monkeypatch.setattr(judging, "ThreadPoolExecutor", Twice)
+        with pytest.raises(KeyboardInterrupt, match=r"judgments so far are in .*judgments\.jsonl"):
+            ask(server, tmp_path)
+        monkeypatch.undo()
+        assert server.calls > 0
+        assert ask(server, tmp_path).failure_rate == 0
+        assert set(server.prompts.values()) == {1}
+
+
 def until(true):
     deadline = time.monotonic() + 60
     while not true():

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from act_harness.artifact import Artifact, ModelFacts, load_artifact, shipped_artifacts
 from act_harness.bench import readme
+from act_harness.calibration import Calibration
 from act_harness.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,10 +181,10 @@ def test_accuracy_that_is_not_shown_comes_first(tmp_path):
     place = tmp_path / "results" / "reports" / "r.json"
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps({"arms": arms, "documents": {"a": 10, "b": 20}}))
+    facts = ModelFacts(id="m", architecture="A", num_hidden_layers=1, num_attention_heads=1)
     for name in ("good", "weak", "unjudged"):
         path = tmp_path / "search" / "artifacts" / "m" / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
+        Artifact(name=name, model=facts, calibration=Calibration(), heads={0: (0,)}).save(path)
     table = readme.accuracy_table(tmp_path)
     cells = [line.strip("|").split(" | ") for line in table.splitlines()[2:6]]
     assert [[row[0].strip(), row[2]] for row in cells] == [
@@ -194,7 +196,26 @@ def test_accuracy_that_is_not_shown_comes_first(tmp_path):
     assert cells[0][1] == "+0.0 to +1.0"
     assert cells[1][1].endswith("; other tasks +2.0 (1.0 to 3.0), 50.0 to 52.0")
     assert cells[0][3] == "30 of 2 tasks"
-    assert table.endswith("Shipped without a stored held-out report: unjudged.")
+    assert table.endswith("\n\n- unjudged: a published list, not judged here")
+
+
+def test_what_is_not_shown_in_the_table_is_not_in_the_artifact():
+    """What README's table says of a shipped set, its own record (and so doctor) says too."""
+    shipped = {name.rpartition("/")[2]: path for name, path in shipped_artifacts().items()}
+    found = 0
+    for row in rows_of(the_readme(), "accuracy"):
+        path = shipped.get(row[0].split(",")[0])
+        if path is None:  # random sets, and parts of a set
+            continue
+        artifact = load_artifact(path)
+        said, stands = artifact.judgement()
+        assert row[0] == f"{path.stem}, {artifact.head_count()} heads"
+        assert stands is ("not shown" not in f"{row[1]} {row[2]}"), row
+        for name, cell in (("raw", row[1]), ("corrected", row[2])):
+            change, low, high = (float(one) for one in FIGURE.findall(cell)[:3])
+            assert f"{name} {change:+.1f}, {low:+.1f} to {high:+.1f}" in said, row
+        found += 1
+    assert found >= 6
 
 
 def test_marks_that_are_gone_are_an_error(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 import weakref
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ class Attachment:
         self._reported: Tensor | Sequence[int] = ()
         self.forward: Forward | None = None
         """The decoder forward under way."""
+        self._thread: int | None = None  # the one that runs it
         self._given: Cache | None = None  # the cache that it was given
         self._prompts: Tensor | None = None
         self._tokens: Tensor | None = None
@@ -124,15 +126,19 @@ class Attachment:
 
     @contextmanager
     def engaged(self) -> Iterator[None]:
-        """Have this in force inside the block, whatever was before it, which comes back after."""
-        if self._stack[-1:] == [self]:
-            yield
-            return
-        self.push()
-        try:
-            yield
-        finally:
-            self._drop()
+        """Have this in force inside the block, whatever was before it, which comes back after.
+
+        Other threads that want an arm of the model in force wait meanwhile.
+        """
+        with _locks.setdefault(self._decoder, threading.RLock()):
+            if self._stack[-1:] == [self]:
+                yield
+                return
+            self.push()
+            try:
+                yield
+            finally:
+                self._drop()
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -282,6 +288,7 @@ class Attachment:
         ):
             config._attn_implementation_internal = self._base
         self._hooks, self._guards, self._base = [], [], ""
+        self._thread = None
 
     def check(self) -> None:
         """Find the layers and try them, on the stock model and then calibrated."""
@@ -322,6 +329,14 @@ class Attachment:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         refuse_tracing()
+        thread = threading.get_ident()
+        if self._thread not in (None, thread):
+            raise UnsupportedCallError(
+                "another thread's forward of this model is under way, whose mask and sinks this "
+                "one would mix with; run one at a time, or load a model for each thread (after an "
+                "interrupt there, detach and attach again)"
+            )
+        self._thread = thread
         packing = active_packing()
         given = forward_arguments(module, args, kwargs)
         refuse_unsupported_forward(module, given, packed=packing is not None)
@@ -360,6 +375,9 @@ class Attachment:
             self._listening = []
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        if not torch.compiler.is_compiling() and self._thread != threading.get_ident():
+            return  # refused, beside another thread's forward
+        self._thread = None
         forward, self.forward = self.forward, None
         given, self._given = self._given, None
         if self._listening:
@@ -385,6 +403,9 @@ _STACK = "_act_harness_attachments"
 
 _live: weakref.WeakSet[Attachment] = weakref.WeakSet()
 """Attachments whose interface name stands in a configuration; configurations may be shared."""
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+"""One for each decoder: held while an arm is engaged."""
 
 
 def _totals(reports: Sequence[Report]) -> Tensor:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from act_harness import reading
+from act_harness.artifact import load_artifact
 from act_harness.atomic import write_text
 from act_harness.bench.stock import LM_EVAL
 from act_harness.errors import InputError
@@ -205,7 +206,8 @@ def accuracy_table(root: Path) -> str:
     report has that arm, and one for the random sets. Sets whose corrected gain is not shown (its
     interval holds 0) come first.
     """
-    shipped = {path.stem for path in (root / "search" / "artifacts").rglob("*.json")}
+    artifacts = {path.stem: path for path in (root / "search" / "artifacts").rglob("*.json")}
+    shipped = set(artifacts)
     rows: list[tuple[float, str]] = []
     judged: set[str] = set()
     for path in sorted((root / REPORTS).glob("*.json")):
@@ -218,12 +220,14 @@ def accuracy_table(root: Path) -> str:
         "|---|---|---|---|---|",
     ]
     table = "\n".join([*head, *(row for _, row in sorted(rows, key=lambda pair: pair[0]))])
-    left = sorted(shipped - judged)
-    return (
-        f"{table}\n\nShipped without a stored held-out report: {', '.join(left)}."
-        if left
-        else table
-    )
+    left = [
+        f"\n- {name}: {load_artifact(artifacts[name]).judgement()[0]}"
+        for name in sorted(shipped - judged)
+    ]
+    if not left:
+        return table
+    said = "Shipped without a stored held-out report, and what their records say"
+    return f"{table}\n\n{said}:\n{''.join(left)}"
 
 
 def _accuracy_rows(

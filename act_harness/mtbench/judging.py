@@ -154,8 +154,10 @@ def _ask_all(
         # Interrupted, refused or out of disk: what is under way is waited for and kept, because
         # it has been paid for.
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        _keep_finished(answered, ledger, settings)
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+        finally:  # also where a second interrupt ends the wait
+            _keep_finished(tuple(answered), ledger, settings)
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
