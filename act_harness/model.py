@@ -32,10 +32,12 @@ from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
 from act_harness.forwards import pad_tokens
 from act_harness.model_arguments import (
+    LEAST_LENGTH,
     check_arguments,
     check_vocabulary,
     loading,
     usable_device,
+    usable_parallelize,
 )
 from act_harness.requests import OVERLENGTH, Prepared, prepare
 from act_harness.scoring import Item, Score, Scorer
@@ -101,11 +103,18 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             pretrained = os.path.expanduser(pretrained)  # noqa: PTH111 - a hub id is no path
         check_arguments(pretrained, kwargs)
         kwargs["device"] = usable_device(kwargs.get("device"))
+        if kwargs.get("parallelize"):
+            kwargs["parallelize"] = usable_parallelize(kwargs)
         with loading(pretrained, known=_ARGUMENTS):
             super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
             raise InputError(
                 f"hf-act takes causal models only, {type(self.model).__name__} is {self.backend}"
+            )
+        if self.max_length < LEAST_LENGTH:
+            raise InputError(
+                f"the model takes sequences of {self.max_length} tokens by its own settings, "
+                f"expected {LEAST_LENGTH} or more; give max_length=N"
             )
         _refuse_virtual_tokens(self.model)
         check_vocabulary(self.model, self.tokenizer)
