@@ -26,6 +26,7 @@ from tqdm import tqdm
 from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, model_facts, stock_model
 from act_harness.attention import prepare as prepare_attachment
+from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.conversation import ConversationMixin
 from act_harness.counters import CalibrationCounters, prompt_key
 from act_harness.engines import select_engine
@@ -43,7 +44,7 @@ from act_harness.requests import OVERLENGTH, Prepared, prepare
 from act_harness.scoring import Item, Score, Scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -126,6 +127,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self.attachment: Attachment | None = None
         self.token_budget: int | None = None
         self._warned_rolling = False
+        self._will_calibrate = False
         self._marks: list[dict[str, Any] | None] = []
         self._join_processes()
         self.use_artifact(artifact)
@@ -163,12 +165,17 @@ class CalibratedHFLM(ConversationMixin, HFLM):
     def try_artifacts(self, artifacts: Iterable[Artifact | None]) -> None:
         """Attach each head set once, then none: what cannot be used is refused before any score.
 
+        From then on :meth:`generate_until` refuses in every arm what one of them refuses.
+
         Raises:
             ArtifactError: one is for another model.
             UnsupportedModelError: the model cannot be calibrated.
         """
+        self._will_calibrate = False
         for artifact in artifacts:
             self.use_artifact(artifact)
+            attachment = self.attachment
+            self._will_calibrate |= attachment is not None and attachment.active
         self.use_artifact(None)
 
     @property
@@ -367,11 +374,29 @@ class CalibratedHFLM(ConversationMixin, HFLM):
     # -- generation --------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Generate as HFLM does, calibrated; batches are formed in a size that memory allows."""
+        """Generate as HFLM does, calibrated; batches are formed in a size that memory allows.
+
+        Raises:
+            UnsupportedCallError: a request's settings cannot be calibrated; nothing was generated.
+        """
+        if self._will_calibrate or (self.attachment is not None and self.attachment.active):
+            for request in requests:
+                self.check_generation(request.args[1])
         with self._whole_batches():
             answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         self._share_counters()
         return answers
+
+    def check_generation(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings of generation under which no arm could be calibrated.
+
+        Args:
+            settings: a task's ``generation_kwargs`` with what a user put over them.
+
+        Raises:
+            UnsupportedCallError: they reorder, chunk or do without the cache.
+        """
+        refuse_unsupported_generation(self.model, dict(settings))
 
     @contextmanager
     def _whole_batches(self) -> Iterator[None]:

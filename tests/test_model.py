@@ -429,4 +429,8 @@ def test_a_model_is_not_laid_on_the_disk_for_want_of_a_gpu(
 def test_a_model_that_takes_one_token_is_refused(tiny, tiny_checkpoint):
     """Nothing can be scored in it: every answer was -inf, and the run ended well."""
     with pytest.raises(InputError, match="sequences of 1 tokens by its own settings"):
-        CalibratedHFLM(tiny(max_position_embeddings=1, vocab_size=300), tokenizer=str(tiny_checkpoint), artifact="none")
+        CalibratedHFLM(
+            tiny(max_position_embeddings=1, vocab_size=300),
+            tokenizer=str(tiny_checkpoint),
+            artifact="none",
+        )

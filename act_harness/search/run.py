@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from act_harness import provenance
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.atomic import canonical_json
