@@ -486,6 +486,8 @@ INPUTS: tuple[tuple[str, int, str], ...] = (
     ("dashboard --from {gone} --wandb-mode offline", 2, "gone"),
     ("dashboard --from {text} --wandb-mode offline", 2, "text"),
     ("dashboard {gone} --wandb-mode offline --output {out}", 2, "gone"),
+    ("dashboard --wandb-mode offline --output {file}/d.json", 3, "nothing was computed yet"),
+    ("dashboard --wandb-mode offline --output {empty}", 2, "is a folder; name a file in it"),
     ("dashboard --wandb-mode never", 2, "'never'"),
     ("dashboard --from {deep} --wandb-mode offline", 2, "deep"),
     ("dashboard --from {long} --wandb-mode offline", 2, "xxx"),
