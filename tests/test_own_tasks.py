@@ -374,6 +374,17 @@ def test_what_a_tasks_own_code_raises_is_the_tasks_fault(
     assert re.search(r"Traceback(.|\n)*code\.py", done.err)
 
 
+def test_a_search_says_which_task_failed(call, own, tiny_checkpoint, tmp_path):
+    (own / "code.py").write_text(CODE.format(error="Odd()"))
+    text = (own / "fr_mc.yaml").read_text()
+    (own / "fr_mc.yaml").write_text(text.replace("'{{q}}'", "!function code.fails_in_a_prompt"))
+    done = call("search", "--pretrained", tiny_checkpoint, "--tasks", own / "fr_mc.yaml",
+                "--samples", 4, "--device", "cpu", "--output", tmp_path / "a.json")  # fmt: skip
+    assert done.code == 2, done.err
+    assert re.search(r"task 'fr_mc' failed.*KeyError: 'question', code\.py", done.err), done.err
+    assert "Traceback" not in done.err
+
+
 def test_the_arm_that_was_finished_is_kept_and_named(
     call, own, tiny_checkpoint, artifact_file, tmp_path, monkeypatch
 ):
