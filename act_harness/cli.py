@@ -46,7 +46,8 @@ __all__ = ["app", "main"]
 
 _EXIT_CODES = """Exit codes: 0 done; 1 a verdict against the run (regressed); 2 bad input;
 3 no data, model, memory or server, so no score, or nothing that could be tested; 70 an error inside
-the program, with its traceback; 130 interrupted, 143 terminated, 141 nobody reads the output."""
+the program, with its traceback (ACT_HARNESS_TRACEBACK=1 prints it for the others too);
+130 interrupted, 143 terminated, 141 nobody reads the output."""
 
 
 _NOBODY_READS = 141  # what shells give for a process that SIGPIPE ended
