@@ -46,7 +46,8 @@ __all__ = ["app", "main"]
 
 _EXIT_CODES = """Exit codes: 0 done; 1 a verdict against the run (regressed); 2 bad input;
 3 no data, model, memory or server, so no score, or nothing that could be tested; 70 an error inside
-the program, with its traceback; 130 interrupted, 143 terminated, 141 nobody reads the output."""
+the program, with its traceback (ACT_HARNESS_TRACEBACK=1 prints it for the others too);
+130 interrupted, 143 terminated, 141 nobody reads the output."""
 
 
 _ORDER = (
@@ -118,6 +119,7 @@ def _run() -> NoReturn:
         try:
             code = app(prog_name="act-harness", standalone_mode=False)
         finally:
+            _close_bars()
             sys.stdout.flush()
     except (_NobodyReadsError, BrokenPipeError):
         # What nobody reads is no failure of the run; Python must not try to flush it once more.
@@ -125,6 +127,8 @@ def _run() -> NoReturn:
         sys.exit(_NOBODY_READS)
     except (ActHarnessError, _StoppedError) as error:
         remove_unused()
+        if os.environ.get(_TRACEBACK, "") not in ("", "0"):
+            traceback.print_exception(error)
         print(f"act-harness: {one_line(error, limit=2000)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - exit code 1 is a verdict; a crash must not look so
@@ -133,6 +137,17 @@ def _run() -> NoReturn:
         traceback.print_exc()
         sys.exit(InternalError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_TRACEBACK = "ACT_HARNESS_TRACEBACK"
+"""Environment variable: 1 prints the traceback of every error before its line."""
+
+
+def _close_bars() -> None:
+    """End the lines of progress bars that an error left open; what is printed next has its own."""
+    tqdm = sys.modules.get("tqdm")
+    for bar in list(getattr(tqdm and tqdm.tqdm, "_instances", ())):
+        bar.close()
 
 
 def _open_streams() -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from act_harness import atomic, reading
 from act_harness.errors import InputError, TaskError
+from act_harness.failures import running
 from act_harness.model_arguments import check_device, check_dtype, check_place, loading
 
 if TYPE_CHECKING:
@@ -187,8 +188,9 @@ def load_documents(
         result = []
         for name, task in loaded.items():
             draw = _Draw(name, task, options, encode, max_length, chat_template)
-            found = draw.documents(samples, verify_samples, seed, judge_samples=judge_samples)
-            result.append(replace(found, held_out=draw.held_out(held_out_samples, seed)))
+            with running(f"the documents of task {name!r}"):
+                found = draw.documents(samples, verify_samples, seed, judge_samples=judge_samples)
+                result.append(replace(found, held_out=draw.held_out(held_out_samples, seed)))
     return result
 
 

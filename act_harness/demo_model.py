@@ -11,6 +11,7 @@ whole or not at all, and one that is there is left as it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -92,6 +93,8 @@ def _scratch(folder: Path) -> Path:
     """Make the folder to write in, beside the one that is wanted."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            folder.lstat()  # a name that is too long shows before the minutes of work
         return Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
     except OSError as error:
         raise InfrastructureError(

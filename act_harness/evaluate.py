@@ -32,9 +32,11 @@ from act_harness.checks import (
 from act_harness.compare import Comparison, compare
 from act_harness.data_folder import data_directory
 from act_harness.errors import (
+    ActHarnessError,
     InfrastructureError,
     InputError,
     TaskError,
+    UnsupportedCallError,
     install_command,
     suggestion,
 )
@@ -233,6 +235,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     places.prepare_folder(settings.output)
     lm, artifact = load_model(settings)
     _check_template(lm, settings)
+    _check_generation(lm, artifact, tasks or [], settings.gen_kwargs)
     _warn_of_other_prompts(artifact, settings)
     model = places.file_name(Path(str(lm.pretrained)).name)
     stamp = datetime.now().isoformat(timespec="seconds").replace(":", "-")
@@ -240,6 +243,10 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     try:
         with saved(lambda: _what_is_saved(folders)):
             return _run_arms(settings, lm, artifact, selection, tasks, folders, stamp)
+    except ActHarnessError as error:
+        if not _complete(folders):
+            raise
+        raise type(error)(f"{error}; {_what_is_saved(folders)}") from error
     finally:
         places.remove_empty(folders)
 
@@ -256,8 +263,13 @@ def _new_folders(
     return places.new_folders(output, names)
 
 
+def _complete(folders: Mapping[str, Path]) -> list[str]:
+    """Return the folders of arms whose results are on the disk."""
+    return [str(place) for place in folders.values() if any(place.rglob("results_*.json"))]
+
+
 def _what_is_saved(folders: Mapping[str, Path]) -> str:
-    done = [str(place) for place in folders.values() if any(place.rglob("results_*.json"))]
+    done = _complete(folders)
     if not done:
         return "no arm was complete, so a repeated command starts anew"
     return f"complete results are in {', '.join(done)}; a repeated command starts anew"
@@ -418,16 +430,39 @@ def _check_samples(tasks: Sequence[Any], samples: Mapping[str, Sequence[int]] | 
     """Refuse document numbers that a task does not have, before the model is loaded."""
     if samples is None:
         return
+    for task in _leaves(tasks):
+        wanted, have = samples.get(task.task_name, ()), len(task.eval_docs)
+        if wanted and max(wanted) >= have:
+            raise TaskError(
+                f"--samples asks for document {max(wanted)} of {task.task_name!r}, which has "
+                f"{have}; expected numbers from 0 to {have - 1}"
+            )
+
+
+def _leaves(tasks: Sequence[Any]) -> list[Any]:
+    """Return the tasks among lm-eval's task and group objects, and in the groups."""
     from lm_eval.api.group import Group
 
-    for one in tasks:
-        for task in one.get_all_tasks() if isinstance(one, Group) else [one]:
-            wanted, have = samples.get(task.task_name, ()), len(task.eval_docs)
-            if wanted and max(wanted) >= have:
-                raise TaskError(
-                    f"--samples asks for document {max(wanted)} of {task.task_name!r}, which has "
-                    f"{have}; expected numbers from 0 to {have - 1}"
-                )
+    return [
+        task for one in tasks for task in (one.get_all_tasks() if isinstance(one, Group) else [one])
+    ]
+
+
+def _check_generation(
+    lm: CalibratedHFLM, artifact: Artifact | None, tasks: Sequence[Any], changes: Mapping[str, Any]
+) -> None:
+    """Refuse settings of generation that the calibrated arm cannot take, before any is scored."""
+    if artifact is None or not artifact.head_count():
+        return
+    for task in _leaves(tasks):
+        kind = getattr(task, "request_type", task.get_config("output_type"))
+        if kind != "generate_until":  # a conversation's settings are its own, with their checks
+            continue
+        own = task.get_config("generation_kwargs") or {}
+        try:
+            lm.check_generation({**own, **changes})
+        except UnsupportedCallError as error:
+            raise UnsupportedCallError(f"task {task.task_name!r}: {error}") from None
 
 
 def _check_template(lm: CalibratedHFLM, settings: EvalSettings) -> None:

@@ -34,6 +34,7 @@ from act_harness.attention.packable import (
     spread_tokens,
 )
 from act_harness.attention.packed import Packing, Rows, positions_of
+from act_harness.attention.placement import input_device
 from act_harness.attention.recorded import PackedForwards
 from act_harness.attention.trials import Trials
 from act_harness.engines.ragged import Room, lay_out, upload
@@ -167,7 +168,7 @@ class Forwards:
         self.softmax_dtype = softmax_dtype or torch.float32
         self.forward_context = forward_context
         self.work = Work()
-        self.device = model.get_input_embeddings().weight.device
+        self.device = input_device(model)
         self.pads_left = has_window(model)
 
     @cached_property

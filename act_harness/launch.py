@@ -45,7 +45,7 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
-    from act_harness.failures import COMPLAINTS, complaint_of_harness
+    from act_harness.failures import explained
 
     setup_logging()
     with _command_line(arguments):
@@ -57,9 +57,11 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     _name_output(namespace, config)
     try:
         harness.execute(namespace)
-    except COMPLAINTS as error:
+    except ActHarnessError:
+        raise
+    except Exception as error:
         include_path = getattr(namespace, "include_path", None)
-        known = _explained(error, include_path=include_path) or complaint_of_harness(error)
+        known = _explained(error, include_path=include_path) or explained(error)
         if known is None:
             raise
         raise known from error

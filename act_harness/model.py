@@ -26,22 +26,25 @@ from tqdm import tqdm
 from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, model_facts, stock_model
 from act_harness.attention import prepare as prepare_attachment
+from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.conversation import ConversationMixin
 from act_harness.counters import CalibrationCounters, prompt_key
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
 from act_harness.forwards import pad_tokens
 from act_harness.model_arguments import (
+    LEAST_LENGTH,
     check_arguments,
     check_vocabulary,
     loading,
     usable_device,
+    usable_parallelize,
 )
 from act_harness.requests import OVERLENGTH, Prepared, prepare
 from act_harness.scoring import Item, Score, Scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -101,11 +104,18 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             pretrained = os.path.expanduser(pretrained)  # noqa: PTH111 - a hub id is no path
         check_arguments(pretrained, kwargs)
         kwargs["device"] = usable_device(kwargs.get("device"))
+        if kwargs.get("parallelize"):
+            kwargs["parallelize"] = usable_parallelize(kwargs)
         with loading(pretrained, known=_ARGUMENTS):
             super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
             raise InputError(
                 f"hf-act takes causal models only, {type(self.model).__name__} is {self.backend}"
+            )
+        if self.max_length < LEAST_LENGTH:
+            raise InputError(
+                f"the model takes sequences of {self.max_length} tokens by its own settings, "
+                f"expected {LEAST_LENGTH} or more; give max_length=N"
             )
         _refuse_virtual_tokens(self.model)
         check_vocabulary(self.model, self.tokenizer)
@@ -117,6 +127,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self.attachment: Attachment | None = None
         self.token_budget: int | None = None
         self._warned_rolling = False
+        self._will_calibrate = False
         self._marks: list[dict[str, Any] | None] = []
         self._join_processes()
         self.use_artifact(artifact)
@@ -154,12 +165,17 @@ class CalibratedHFLM(ConversationMixin, HFLM):
     def try_artifacts(self, artifacts: Iterable[Artifact | None]) -> None:
         """Attach each head set once, then none: what cannot be used is refused before any score.
 
+        From then on :meth:`generate_until` refuses in every arm what one of them refuses.
+
         Raises:
             ArtifactError: one is for another model.
             UnsupportedModelError: the model cannot be calibrated.
         """
+        self._will_calibrate = False
         for artifact in artifacts:
             self.use_artifact(artifact)
+            attachment = self.attachment
+            self._will_calibrate |= attachment is not None and attachment.active
         self.use_artifact(None)
 
     @property
@@ -358,11 +374,29 @@ class CalibratedHFLM(ConversationMixin, HFLM):
     # -- generation --------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Generate as HFLM does, calibrated; batches are formed in a size that memory allows."""
+        """Generate as HFLM does, calibrated; batches are formed in a size that memory allows.
+
+        Raises:
+            UnsupportedCallError: a request's settings cannot be calibrated; nothing was generated.
+        """
+        if self._will_calibrate or (self.attachment is not None and self.attachment.active):
+            for request in requests:
+                self.check_generation(request.args[1])
         with self._whole_batches():
             answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         self._share_counters()
         return answers
+
+    def check_generation(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings of generation under which no arm could be calibrated.
+
+        Args:
+            settings: a task's ``generation_kwargs`` with what a user put over them.
+
+        Raises:
+            UnsupportedCallError: they reorder, chunk or do without the cache.
+        """
+        refuse_unsupported_generation(self.model, dict(settings))
 
     @contextmanager
     def _whole_batches(self) -> Iterator[None]:

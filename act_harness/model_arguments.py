@@ -32,6 +32,7 @@ from act_harness.errors import (
 )
 
 __all__ = [
+    "LEAST_LENGTH",
     "check_arguments",
     "check_device",
     "check_dtype",
@@ -41,11 +42,16 @@ __all__ = [
     "model_arguments",
     "parse_arguments",
     "usable_device",
+    "usable_parallelize",
 ]
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _DEVICES = ("cpu", "cuda", "mps", "npu", "xpu", "hpu")  # those HFLM places a model on
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")
+
+LEAST_LENGTH = 2
+"""Tokens of the shortest sequence that holds anything to score: one is given, one is scored."""
 
 _WITHOUT_EFFECT = {
     "logits_cache": "shared contexts are scored once, see scoring=shared|plain",
@@ -143,11 +149,18 @@ def check_arguments(pretrained: Any, given: Mapping[str, Any]) -> None:  # noqa:
     if not _is_harness_default(given.get("device")):
         check_device(given.get("device"))
     check_batch_size(given.get("batch_size"), "batch_size")
-    check_count(given.get("max_length"), "max_length", least=1)
+    check_count(given.get("max_length"), "max_length", least=LEAST_LENGTH)
     check_count(given.get("prefix_token_id"), "prefix_token_id")
     for name in _SWITCHES:
         if given.get(name) not in (None, True, False):
             raise InputError(f"{name}={one_line(str(given[name]))}, expected True or False")
+    template = given.get("chat_template_args")
+    if template is not None and not isinstance(template, Mapping):
+        raise InputError(
+            f"chat_template_args={one_line(repr(template))}, expected a mapping; write "
+            """--model_args '{"chat_template_args": {"NAME": VALUE}}'"""
+        )
+    _check_spread(given)
     if given.get("use_cache") not in (None, True):
         raise UnsupportedCallError(
             "use_cache=False as a model argument would do nothing: generation keeps its cache, "
@@ -158,6 +171,56 @@ def check_arguments(pretrained: Any, given: Mapping[str, Any]) -> None:  # noqa:
             warnings.warn(f"{name} does nothing with hf-act: {instead}", stacklevel=3)
     if isinstance(pretrained, str):
         check_place(pretrained, given)
+
+
+def _check_spread(given: Mapping[str, Any]) -> None:
+    """Refuse what names no way to spread a model over devices, and say where it does nothing."""
+    if given.get("tp_plan") is not None:
+        raise InputError(
+            "tp_plan gives each process a part of the heads, which hf-act names over the whole "
+            "model; use parallelize=True, or --model hf"
+        )
+    wanted = given.get("device_map")
+    if wanted is None:
+        return
+    if isinstance(wanted, str) and wanted not in _DEVICE_MAPS:
+        try:
+            check_device(wanted)
+        except InputError:
+            hint = suggestion(wanted, (*_DEVICE_MAPS, *_DEVICES))
+            raise InputError(
+                f"device_map={one_line(wanted)} is unknown, expected {', '.join(_DEVICE_MAPS)}, a "
+                f"device, or a mapping of modules to devices{hint}"
+            ) from None
+    places = wanted.values() if isinstance(wanted, Mapping) else (wanted,)
+    for place in places:
+        if str(place) == "meta" or not isinstance(place, (str, int, torch.device)):
+            raise InputError(
+                f"device_map names {one_line(repr(place))}, where no weights can be; expected "
+                "devices, 'cpu' or 'disk'"
+            )
+    if not given.get("parallelize"):
+        warnings.warn("device_map does nothing without parallelize=True", stacklevel=4)
+
+
+def usable_parallelize(given: Mapping[str, Any]) -> Any:  # noqa: ANN401 - what a user gave
+    """Return ``parallelize``, but False where there is no other device than the CPU.
+
+    lm-eval's ``hf`` would lay the whole model on the disk there, below the current folder, and read
+    it anew in every forward. A user who names places or memory gets that.
+
+    Warns:
+        UserWarning: It was asked for and does nothing.
+    """
+    wanted = given.get("parallelize", False)
+    own = any(given.get(name) is not None for name in ("device_map", "max_cpu_memory"))
+    if not wanted or own or any(_devices(kind) for kind in _DEVICES if kind != "cpu"):
+        return wanted
+    warnings.warn(
+        "parallelize=True does nothing here: this machine has no GPU to spread the model over",
+        stacklevel=3,
+    )
+    return False
 
 
 def usable_device(device: Any) -> str:  # noqa: ANN401 - what a user or lm-eval gave

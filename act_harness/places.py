@@ -145,18 +145,19 @@ def remove_empty(folders: Mapping[str, Path]) -> None:
 
 
 @contextlib.contextmanager
-def sole_writer(path: Path, refusal: str) -> Iterator[None]:
+def sole_writer(path: Path, refusal: str, *, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock at a file while the block runs; it ends with the process, also by a kill.
 
     Args:
         path: The lock's file, in the folder it guards.
         refusal: What to say where another process holds it: who, and what to do.
+        wait: Seconds to wait for it, where it is held for moments only.
 
     Raises:
         InputError: Another process, or another object of this one, holds it.
         InfrastructureError: The lock's file cannot be made.
     """
-    lock = filelock.FileLock(path, timeout=0)
+    lock = filelock.FileLock(path, timeout=wait)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()

@@ -29,6 +29,7 @@ from typing import Any
 from act_harness import reading
 from act_harness.atomic import canonical_json, write_json
 from act_harness.errors import InfrastructureError, InputError, ResultError, install_command
+from act_harness.places import sole_writer
 from act_harness.provenance import sha256_text
 from act_harness.tracked import plain, uniform
 from act_harness.tracker import Files, JobType, NullTracker, Tracker, TrackingSettings
@@ -347,18 +348,26 @@ def _run_id(
 ) -> str:
     """Return the id of this arm's run: the one kept in the folder, or a new one, kept there."""
     path = folder / RUN_IDS
+    refusal = f"{path}: another process has been writing it for a minute; end that one first"
     parts = [settings.entity or "", settings.project, job_type, name]
     key = "/".join([*parts, *([identity_hash(identity)] if identity else [])])
-    known: dict[str, str] = {}
-    if path.exists():
-        advice = "delete it to start new runs"
-        known = reading.read_json(path, advice=advice)
-        if not isinstance(known, dict) or not all(isinstance(one, str) for one in known.values()):
-            raise ResultError(f"{path}: not a list of W&B runs; {advice}")
-    if key not in known:
-        known[key] = secrets.token_hex(4)
-        write_json(path, known, canonical=True)
+    with sole_writer(folder / f".{RUN_IDS}.lock", refusal, wait=60.0):
+        known = _known_runs(path)
+        if key not in known:
+            known[key] = secrets.token_hex(4)
+            write_json(path, known, canonical=True)
     return known[key]
+
+
+def _known_runs(path: Path) -> dict[str, str]:
+    """Return the ids of a folder's runs by what they are of."""
+    if not path.exists():
+        return {}
+    advice = "delete it to start new runs"
+    known = reading.read_json(path, advice=advice)
+    if not isinstance(known, dict) or not all(isinstance(one, str) for one in known.values()):
+        raise ResultError(f"{path}: not a list of W&B runs; {advice}")
+    return known
 
 
 def _is_number(value: object) -> bool:

@@ -71,6 +71,8 @@ def test_a_folder_that_cannot_be_made_is_one_line(writes, tmp_path):
     for folder in (tmp_path / "file/model", tmp_path / ("x" * 300)):
         with pytest.raises((InfrastructureError, InputError), match="name another folder"):
             demo_model.convert(folder, source=tmp_path / "a.gguf")
+    assert writes == []  # found before the minutes of work
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("installed", [False, True])

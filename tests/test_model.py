@@ -384,3 +384,53 @@ def test_a_model_without_attention_heads_is_refused_in_a_line():
     model = MambaForCausalLM(MambaConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(UnsupportedModelError, match="MambaForCausalLM has no attention heads"):
         model_facts(model)
+
+
+SPREAD = {
+    "model.embed_tokens": "disk", "model.layers.0": "cpu", "model.layers.1": "disk",
+    "model.layers.2": "cpu", "model.norm": "disk", "model.rotary_emb": "cpu", "lm_head": "disk",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("places", [{"": "disk"}, SPREAD])
+@pytest.mark.parametrize("scoring", ["shared", "plain"])
+def test_weights_that_are_fetched_give_the_same_scores(
+    tiny_checkpoint, artifact_file, tmp_path, places, scoring
+):
+    """Accelerate keeps them on a meta device, which computes nothing and which autocast refuses."""
+    spread = make(
+        tiny_checkpoint, artifact_file, scoring=scoring, parallelize=True, device_map=places,
+        offload_folder=str(tmp_path / "offload"),
+    )  # fmt: skip
+    assert any(parameter.device.type == "meta" for parameter in spread.model.parameters())
+    lm = make(tiny_checkpoint, artifact_file, scoring=scoring)
+    for arm in (str(artifact_file), "none"):
+        for one in (spread, lm):
+            one.use_artifact(arm)
+        assert spread.loglikelihood(instances(PAIRS), disable_tqdm=True) == lm.loglikelihood(
+            instances(PAIRS), disable_tqdm=True
+        )
+
+
+def test_a_model_is_not_laid_on_the_disk_for_want_of_a_gpu(
+    tiny_checkpoint, artifact_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.warns(UserWarning, match="parallelize=True does nothing here"):
+        lm = make(tiny_checkpoint, artifact_file, parallelize=True)
+    expected = make(tiny_checkpoint, artifact_file)
+    assert lm.loglikelihood(instances(PAIRS), disable_tqdm=True) == expected.loglikelihood(
+        instances(PAIRS), disable_tqdm=True
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_takes_one_token_is_refused(tiny, tiny_checkpoint):
+    """Nothing can be scored in it: every answer was -inf, and the run ended well."""
+    with pytest.raises(InputError, match="sequences of 1 tokens by its own settings"):
+        CalibratedHFLM(
+            tiny(max_position_embeddings=1, vocab_size=300),
+            tokenizer=str(tiny_checkpoint),
+            artifact="none",
+        )

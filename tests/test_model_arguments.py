@@ -88,6 +88,9 @@ def test_what_would_do_nothing_says_so(tiny_checkpoint):
     for name, value in (("logits_cache", False), ("truncation", True), ("max_batch_size", 8)):
         with pytest.warns(UserWarning, match=f"{name} does nothing with hf-act"):
             check_arguments(str(tiny_checkpoint), {name: value})
+    with pytest.warns(UserWarning, match="device_map does nothing without parallelize=True"):
+        check_arguments(str(tiny_checkpoint), {"device_map": "auto"})
+    check_arguments(str(tiny_checkpoint), {"device_map": {"": 0}, "parallelize": True})
 
 
 def test_a_path_is_a_model_and_other_things_are_not(tiny_checkpoint, monkeypatch):

@@ -240,12 +240,64 @@ def test_the_named_template_is_the_one_that_renders(tiny_checkpoint, own, tmp_pa
         evaluate._check_template(lm, EvalSettings(tasks=("x",), apply_chat_template="shrt"))
 
 
-def test_settings_that_fail_while_a_task_runs_are_one_line(call, own, tiny_checkpoint, tmp_path):
+def write_talk(own):
+    """A task that generates two tokens."""
     (own / "talk.yaml").write_text(
         (own / "fr_mc.yaml").read_text().replace("task: fr_mc", "task: talk")
         .replace("multiple_choice", "generate_until").replace("acc_norm", "exact_match")
         .replace("  - metric: acc\n", "") + "generation_kwargs: {max_gen_toks: 2, until: [x]}\n"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("own_setting", "given"),
+    [
+        ("", "num_beams=2"), ("", "num_beams=x"), ("", "prefill_chunk_size=4"),
+        ("", "use_cache=False"), ("", "cache_implementation=static"), ("num_beams: 2", ""),
+    ],
+)  # fmt: skip
+def test_generation_that_cannot_be_calibrated_is_refused_before_the_baseline(
+    call, own, tiny_checkpoint, artifact_file, tmp_path, monkeypatch, own_setting, given
+):
+    from act_harness.model import CalibratedHFLM
+
+    write_talk(own)
+    if own_setting:
+        text = (own / "talk.yaml").read_text()
+        (own / "talk.yaml").write_text(text.replace("until: [x]", f"until: [x], {own_setting}"))
+    forwards = []
+    for name in ("_loglikelihood_tokens", "_model_generate"):
+        monkeypatch.setattr(CalibratedHFLM, name, lambda *_, **__: forwards.append(1))
+    done = call(
+        "eval", "--pretrained", tiny_checkpoint, "--artifact", artifact_file, "--device", "cpu",
+        "--include_path", own, "--limit", 1, "--output", tmp_path / "out", "--tasks", "fr_mc,talk",
+        *(["--gen_kwargs", given] if given else []),
+    )  # fmt: skip
+    assert done.code == 2, done.err
+    assert re.search(f"task 'talk': {(given or own_setting)[:9]}", done.err), done.err
+    assert forwards == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_arm_refuses_what_one_of_them_will(tiny_checkpoint, artifact_file):
+    """The baseline comes first where several arms are run by turns."""
+    from lm_eval.api.instance import Instance
+
+    from act_harness.artifact import load_artifact
+    from act_harness.errors import UnsupportedCallError
+    from act_harness.model import CalibratedHFLM
+
+    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", device="cpu", dtype="float32")
+    settings = {"until": ["z"], "max_gen_toks": 2, "num_beams": 2}
+    request = [Instance("generate_until", {}, ("the cat", settings), 0)]
+    assert len(lm.generate_until(request, disable_tqdm=True)) == 1
+    lm.try_artifacts([None, load_artifact(artifact_file)])
+    with pytest.raises(UnsupportedCallError, match="num_beams=2"):
+        lm.generate_until(request, disable_tqdm=True)
+
+
+def test_settings_that_fail_while_a_task_runs_are_one_line(call, own, tiny_checkpoint, tmp_path):
+    write_talk(own)
     (own / "odd.yaml").write_text(
         (own / "fr_mc.yaml").read_text().replace("fr_mc", "odd").replace("{{q}}", "{{q.a.b}}")
     )
@@ -264,6 +316,114 @@ def test_settings_that_fail_while_a_task_runs_are_one_line(call, own, tiny_check
         assert re.search(words, done.err), done.err
         assert "Traceback" not in done.err
         assert not (tmp_path / "out").exists()
+
+
+CODE = """
+def fails_on_the_third(doc, results):
+    if "ladder" in doc["q"]:
+        raise {error}
+    return {{"acc": 1.0}}
+
+
+def fails_at_the_end(items):
+    return [][0]
+
+
+def fails_in_a_prompt(doc):
+    return doc["question" if "ladder" in doc["q"] else "q"]
+
+
+class Odd(Exception):
+    pass
+"""
+PROCESS = "process_results: !function code.fails_on_the_third\n"
+METRICS = "  - metric: acc\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "change", "said"),
+    [
+        ("KeyError('label')", (METRICS, METRICS, PROCESS), "at document 2 .KeyError: 'label'"),
+        ("ValueError('no')", (METRICS, METRICS, PROCESS), "at document 2 .ValueError: no"),
+        ("OSError('gone')", (METRICS, METRICS, PROCESS), "at document 2 .OSError: gone"),
+        ("RuntimeError('CUDA error: x')", (METRICS, METRICS, PROCESS), "at document 2 .Runtime"),
+        ("Odd()", (METRICS, METRICS, PROCESS), "at document 2 .Odd, code.py line 4"),
+        ("Odd()", (METRICS, METRICS + "    aggregation: !function code.fails_at_the_end\n", ""),
+         ".IndexError: list index.*code.py"),
+        ("Odd()", ("'{{q}}'", "!function code.fails_in_a_prompt", ""),
+         "at document 2 .KeyError: 'question', code.py"),
+    ],
+)  # fmt: skip
+def test_what_a_tasks_own_code_raises_is_the_tasks_fault(
+    call, own, tiny_checkpoint, tmp_path, monkeypatch, error, change, said
+):
+    """It ended in a traceback and exit code 70, which says that act-harness is at fault."""
+    (own / "code.py").write_text(CODE.format(error=error))
+    text = (own / "fr_mc.yaml").read_text().replace("  - metric: acc_norm\n", "")
+    (own / "fr_mc.yaml").write_text(text.replace(*change[:2]) + change[2])
+    words = ("eval", "--pretrained", tiny_checkpoint, "--artifact", "none", "--device", "cpu",
+             "--tasks", own / "fr_mc.yaml", "--output", tmp_path / "out")  # fmt: skip
+    done = call(*words)
+    assert done.code == 2, done.err
+    assert re.search(f"^act-harness: task 'fr_mc' failed {said}", done.err, re.MULTILINE), done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("ACT_HARNESS_TRACEBACK", "1")
+    done = call(*words)
+    assert done.code == 2
+    assert re.search(r"Traceback(.|\n)*code\.py", done.err)
+
+
+def test_a_search_says_which_task_failed(call, own, tiny_checkpoint, tmp_path):
+    (own / "code.py").write_text(CODE.format(error="Odd()"))
+    text = (own / "fr_mc.yaml").read_text()
+    (own / "fr_mc.yaml").write_text(text.replace("'{{q}}'", "!function code.fails_in_a_prompt"))
+    done = call("search", "--pretrained", tiny_checkpoint, "--tasks", own / "fr_mc.yaml",
+                "--samples", 4, "--device", "cpu", "--output", tmp_path / "a.json")  # fmt: skip
+    assert done.code == 2, done.err
+    assert re.search(r"task 'fr_mc' failed.*KeyError: 'question', code\.py", done.err), done.err
+    assert "Traceback" not in done.err
+
+
+def test_the_arm_that_was_finished_is_kept_and_named(
+    call, own, tiny_checkpoint, artifact_file, tmp_path, monkeypatch
+):
+    """A task that fails in the second arm."""
+    counted = tmp_path / "count"
+    (own / "code.py").write_text(
+        f"from pathlib import Path\nHERE = Path({str(counted)!r})\n"
+        "def process(doc, results):\n"
+        "    seen = len(HERE.read_text()) if HERE.exists() else 0\n"
+        "    HERE.write_text('x' * (seen + 1))\n"
+        "    return {'acc': 1 / (seen < 12)}\n"
+    )
+    text = (own / "fr_mc.yaml").read_text().replace("  - metric: acc_norm\n", "")
+    (own / "fr_mc.yaml").write_text(text + "process_results: !function code.process\n")
+    done = call("eval", "--pretrained", tiny_checkpoint, "--artifact", artifact_file, "--device",
+                "cpu", "--tasks", own / "fr_mc.yaml", "--output", tmp_path / "out")  # fmt: skip
+    assert done.code == 2, done.err
+    (kept,) = (tmp_path / "out").iterdir()
+    assert "__baseline__" in kept.name
+    assert len(list(kept.glob("*"))) == 2
+    line = done.err.rstrip("\n").splitlines()[-1]
+    assert "failed at document 4 (ZeroDivisionError" in line
+    assert f"complete results are in {kept}" in line
+
+
+def test_an_error_has_a_line_of_its_own(call, own, tiny_checkpoint, tmp_path, monkeypatch):
+    """lm-eval's bar of generation stayed open, and the error stood behind it."""
+    from act_harness.model import CalibratedHFLM
+
+    def fails(*_, **__):
+        raise InputError("found a, expected b; give b")
+
+    monkeypatch.setattr(CalibratedHFLM, "_model_generate", fails)
+    write_talk(own)
+    done = call("eval", "--pretrained", tiny_checkpoint, "--artifact", "none", "--device", "cpu",
+                "--include_path", own, "--tasks", "talk", "--output", tmp_path / "o")  # fmt: skip
+    assert done.code == 2, done.err
+    assert "Running generate_until" in done.err
+    assert "\nact-harness: found a" in done.err
 
 
 def test_predictions_alone_compare_nothing(tiny_checkpoint, artifact_file, own, tmp_path):

@@ -266,5 +266,7 @@ def test_a_missing_or_damaged_baseline(old, tmp_path):
     with pytest.raises(ResultError, match="extra: unknown key"):
         load_baseline(tmp_path, suite="suite")
     path.write_text("{")
-    with pytest.raises(ResultError, match=r"baseline\.json is not JSON .*; restore it from version control"):
+    with pytest.raises(
+        ResultError, match=r"baseline\.json is not JSON .*; restore it from version control"
+    ):
         load_baseline(tmp_path, suite="suite")

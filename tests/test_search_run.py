@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from act_harness.errors import (
     UnsupportedModelError,
 )
 from act_harness.scoring import Item, Scorer
-from act_harness.search import run
+from act_harness.search import measure, run
+from act_harness.search.exact import ChunkPass
 from act_harness.search.recipe import load_recipe, make_recipe
 from act_harness.search.run import ledger_folder, run_search, stable_content
 
@@ -61,6 +63,28 @@ def test_a_search_in_which_nothing_was_calibrated_says_so(tmp_path):
     assert said not in search(tmp_path / "usual").summary()
     deaf = recipe(calibration={"alpha": 1000.0})
     assert said in search(tmp_path / "deaf", deaf).summary()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_calibrated_scores_that_are_no_numbers_end_the_search(tmp_path, monkeypatch, stored):
+    """A not-a-number change of one document became a mean, and the order of the heads."""
+    layer = ChunkPass.layer
+
+    def broken(self, number, heads):
+        change, counts = layer(self, number, heads)
+        if number == 1:
+            change[0, 2, 3, 0] = math.nan
+        return change, counts
+
+    monkeypatch.setattr(ChunkPass, "layer", broken)
+    if stored:  # by a version that did not look
+        monkeypatch.setattr(measure, "_refuse_not_finite", lambda *_: None)
+    words = r"document 0000000\d\d of a has scores that are not finite where head 1\.2 is calib"
+    with pytest.raises(InfrastructureError, match=words):
+        search(tmp_path)
+    assert not (tmp_path / "out.json").exists()
+    kept = "".join(file.read_text() for file in tmp_path.rglob("*.jsonl"))
+    assert ("NaN" in kept) == stored
 
 
 def test_the_artifact_holds_table_controls_and_provenance(tmp_path):

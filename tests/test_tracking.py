@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
+import threading
 
 import pytest
 from wandb_files import (
@@ -93,6 +95,32 @@ def test_a_resumed_command_continues_its_run_and_arms_have_their_own(tmp_path):
     assert ids[0] == ids[2]
     assert len(set(ids)) == 3
     assert set(json.loads((tmp_path / tracking.RUN_IDS).read_text()).values()) == set(ids)
+
+
+def test_runs_that_start_at_once_keep_their_ids(tmp_path, monkeypatch):
+    """Each read the list before the other had written it, so one id was lost: a second run."""
+    slow = threading.Barrier(2)
+    write = tracking.write_json
+
+    def write_together(*given, **more):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            slow.wait(0.5)
+        return write(*given, **more)
+
+    monkeypatch.setattr(tracking, "write_json", write_together)
+    found = {}
+
+    def start(name):
+        found[name] = tracking._run_id(tmp_path, OFFLINE, "act", name, None)
+
+    both = [threading.Thread(target=start, args=(name,)) for name in ("a", "b")]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert len(found) == 2
+    kept = json.loads((tmp_path / tracking.RUN_IDS).read_text())
+    assert sorted(kept.values()) == sorted(found.values())
 
 
 def test_another_identity_is_another_run(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from act_harness.attention.packable import packs
+from act_harness.attention.probe import Probe
 from act_harness.attention.trials import Trials
 
 
@@ -33,6 +34,25 @@ def test_a_trial_is_of_a_model_in_one_state(tiny):
         assert trials[model] == "mixed"
     model.to(torch.bfloat16)
     assert model not in trials
+
+
+def test_rounding_is_measured_anew_under_autocast(tiny):
+    """Mixed precision rounds coarsely on some machines; what float32 does was kept for both."""
+    model = tiny(dtype=torch.float32)
+
+    def round_by_shape(_, __, logits):
+        coarse = 0.1 * logits.shape[1] if torch.is_autocast_enabled("cpu") else 0.0
+        return logits + coarse
+
+    model.lm_head.register_forward_hook(round_by_shape)
+    probe = Probe(model)
+    changed = probe.ids.clone()
+    changed[0, -1] += 1
+    before = probe._stock_noise(changed)
+    assert before.shape < 1e-4
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert probe._stock_noise(changed).shape > 0.5
+    assert probe._stock_noise(changed) == before
 
 
 def test_trials_do_not_keep_a_model(tiny):

@@ -62,7 +62,7 @@ def refuse_unsupported_generation(model: Any, arguments: dict[str, Any]) -> None
             "generate without it while attention is calibrated"
         )
     beams = setting("num_beams") or 1
-    if beams > 1:
+    if beams != 1:  # also what is no number
         raise UnsupportedCallError(
             f"num_beams={beams} reorders the cache under the calibration's statistics; "
             "use num_beams=1 (greedy or sampling) while attention is calibrated"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from act_harness.artifact import Artifact, ModelFacts, resolve_artifact
 from act_harness.attention.attachment import Attachment
 from act_harness.attention.facts import base_model, model_facts
+from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.engines.operation import Engine
 
@@ -34,7 +35,7 @@ def prepare(
     """Return an attachment that was checked on its model and is off; see :func:`attach`."""
     found = resolve_artifact(artifact, facts or model_facts(model, tokenizer))
     if isinstance(engine, str):
-        engine = select_engine(engine, device=model.device.type)
+        engine = select_engine(engine, device=input_device(model).type)
     attachment = Attachment(model, found, engine)
     if attachment.plans:
         attachment.check()

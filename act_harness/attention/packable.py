@@ -21,6 +21,7 @@ from torch import Tensor
 
 from act_harness.attention.interface import base_of, recording, register
 from act_harness.attention.packed import Packing, Rows, packed
+from act_harness.attention.placement import input_device, on_one_device
 from act_harness.attention.structure import mixing_part
 from act_harness.attention.trials import Trials
 
@@ -114,7 +115,7 @@ def packs_segments(model: PreTrainedModel) -> bool:
     Tried with a few tokens; the model is one that :func:`packs` accepts, and calibration must be
     suspended.
     """
-    if len({parameter.device for parameter in model.parameters()}) > 1:
+    if not on_one_device(model):
         return False
     packing = Packing((3, 2), (3, 2))
     with packed_forward(model, packing):
@@ -245,7 +246,7 @@ def _logits(
     model: PreTrainedModel, tokens: Sequence[int], positions: Tensor | None = None
 ) -> Tensor:
     """Return (T, vocabulary) logits of one row of tokens, on the CPU."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     ids = spread_tokens(tokens, model.config.get_text_config().vocab_size)
     where = {} if positions is None else {"position_ids": positions.to(device)}
     given = torch.tensor([ids], device=device)
@@ -256,7 +257,7 @@ def _logits(
 
 def _batch_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
     """Return (T, vocabulary) logits of each sequence of a batch, padded on the right."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     vocabulary = model.config.get_text_config().vocab_size
     longest = max(map(len, sequences)) + 2
     ids = [spread_tokens([*s, *[0] * (longest - len(s))], vocabulary) for s in sequences]

@@ -9,13 +9,14 @@ logits of these tokens do when only shapes differ.
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from act_harness.attention.interface import Seen, recording
 from act_harness.attention.packable import rounding, spread_tokens
+from act_harness.attention.placement import input_device
+from act_harness.attention.trials import Trials
 from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ class _Noise(NamedTuple):
     """When the same tokens come over a cache, before others, or in a padded batch."""
 
 
-_noises: weakref.WeakKeyDictionary[
-    PreTrainedModel, dict[tuple[str, torch.dtype, torch.device], _Noise]
-] = weakref.WeakKeyDictionary()
+_noises: Trials[_Noise] = Trials()
 
 
 class Probe:
@@ -50,7 +49,7 @@ class Probe:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         ids = spread_tokens(range(_TOKENS), model.config.get_text_config().vocab_size)
-        self.ids = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+        self.ids = torch.tensor([ids], device=input_device(model))
 
     def hidden(self, ids: Tensor | None = None) -> Tensor:
         """Return (1, T, vocabulary) logits of the probe tokens, on the CPU."""
@@ -115,16 +114,14 @@ class Probe:
         self._check_pieces(pieces, first[:, _PROMPT:], noise.shape)
 
     def _stock_noise(self, changed: Tensor) -> _Noise:
-        """Return what rounding does to the stock model; measured once for a kernel and dtype."""
-        kernel = str(self.model.config.get_text_config()._attn_implementation)
-        known = _noises.setdefault(self.model, {})
-        key = (kernel, self.model.dtype, self.ids.device)
-        if key not in known:
+        """Return what rounding does to the stock model; measured once in each of its states."""
+        if self.model not in _noises:
             stock = self.hidden()
             ahead = _largest(stock[:, :-1], self.hidden(changed)[:, :-1])
             cached = _largest(self._in_two_pieces(), stock[:, _PROMPT:])
-            known[key] = _Noise(ahead, max(cached, rounding(self.model, [range(_TOKENS)])))
-        return known[key]
+            noise = max(cached, rounding(self.model, [range(_TOKENS)]))
+            _noises[self.model] = _Noise(ahead, noise)
+        return _noises[self.model]
 
     def _check_causal(self, first: Tensor, second: Tensor, stock: float) -> None:
         """Check that a last token changes no earlier logit, but for what it does to stock's.

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from act_harness.attention.packable import alike, packed_forward
 from act_harness.attention.packed import Packing
+from act_harness.attention.placement import input_device
 from act_harness.attention.trials import Trials
 from act_harness.calibration import Calibration
 from act_harness.engines.ragged import Room, Segments, upload
@@ -212,7 +213,7 @@ class PackedForwards:
             room: what :meth:`room` returned.
             prompts: prompt tokens of each context.
         """
-        device = self.model.get_input_embeddings().weight.device
+        device = input_device(self.model)
         with torch.cuda.device(device if device.type == "cuda" else -1):
             return self._run(numbers, room, prompts, device)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 
 from act_harness.attention.interface import base_of
+from act_harness.attention.placement import input_device
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -46,7 +47,7 @@ class Trials(Generic[_Found]):
 
 
 def _state(model: PreTrainedModel) -> Hashable:
-    device = model.device
+    device = input_device(model)
     cast = torch.is_autocast_enabled(device.type)
     return (
         base_of(model.config.get_text_config()._attn_implementation),

@@ -25,12 +25,21 @@ import torch
 from torch import Tensor
 
 from act_harness import places
+from act_harness.bench.arguments import (
+    Arguments,
+    read_count,
+    read_counts,
+    read_device,
+    read_dtype,
+    read_shapes,
+)
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import alternate, replayed
 from act_harness.calibration import Calibration, LayerPlan
 from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import Geometry, Stock
 from act_harness.engines.reference import ReferenceEngine
+from act_harness.errors import suggestion
 
 __all__ = ["main"]
 
@@ -413,30 +422,41 @@ def _table(records: list[dict[str, Any]]) -> Iterator[str]:
         yield "   " + ", ".join(f"{name} {t}" for name, t in record["profile"].items())
 
 
+def _read_stages(text: str) -> list[Stage]:
+    known = {stage.name: stage for stage in STAGES}
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(
+                f"found {name!r}, expected some of {','.join(known)}{suggestion(name, known)}"
+            )
+    return [stage for name, stage in known.items() if name in names]
+
+
 def main(arguments: list[str] | None = None) -> Path:
     """Tune from a command line; return the path of the numbers."""
     began = time.monotonic()
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m act_harness.bench.tune", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=150.0, help="stop at about that time")
-    parser.add_argument("--shapes", default="1x8192,4x2048,1x32768", help="batch x tokens")
-    parser.add_argument("--selected", default="7,32", help="numbers of calibrated heads")
-    parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--groups", type=int, default=8)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=min(14, os.cpu_count() or 1))
-    parser.add_argument("--check-tokens", type=int, default=1040, help="a multiple of 16")
-    parser.add_argument("--stages", default=",".join(s.name for s in STAGES), help="to tune")
-    parser.add_argument("--candidates", type=int, default=99, help="of every stage")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
+    parser = Arguments(prog="python -m act_harness.bench.tune", description=__doc__)
+    add = parser.add_argument
+    add("--seconds", type=read_count, default=150, help="stop at about that time")
+    add("--shapes", type=read_shapes, default="1x8192,4x2048,1x32768", help="batch x tokens")
+    add("--selected", type=read_counts, default="7,32", help="numbers of calibrated heads")
+    add("--heads", type=read_count, default=32)
+    add("--groups", type=read_count, default=8)
+    add("--size", type=read_count, default=128)
+    add("--dtype", type=read_dtype, default="bfloat16")
+    add("--device", type=read_device, default="cuda" if cuda else "cpu")
+    add("--rounds", type=read_count, default=20)
+    add("--workers", type=read_count, default=min(14, os.cpu_count() or 1))
+    add("--check-tokens", type=read_count, default=1040, help="a multiple of 16")
+    add("--stages", type=_read_stages, default=",".join(s.name for s in STAGES), help="to tune")
+    add("--candidates", type=read_count, default=99, help="of every stage")
+    add("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
     given = parser.parse_args(arguments)
     places.prepare_folder(given.out)
     setting = Setting(given.heads, given.groups, given.size, given.dtype, given.device)
-    wanted = [stage for stage in STAGES if stage.name in given.stages.split(",")]
-    changes = [c for stage in wanted for c in stage.candidates[: given.candidates]]
+    changes = [c for stage in given.stages for c in stage.candidates[: given.candidates]]
     checked = prepare(
         setting, changes, given.check_tokens, given.workers, began + 0.5 * given.seconds
     )
@@ -448,17 +468,17 @@ def main(arguments: list[str] | None = None) -> Path:
     worst = max((x["error"] for name, x in checked.items() if good[name]), default=0.0)
     print(f"{sum(good.values())} of {len(good)} candidates are right, worst row {worst:.2g}")
     records: list[dict[str, Any]] = []
-    shortlists: dict[str, dict[str, list[Change]]] = {}
+    shortlists: dict[tuple[int, int], dict[str, list[Change]]] = {}
     path: Path = given.out / "tune.json"
-    combinations = [(s, n) for n in given.selected.split(",") for s in given.shapes.split(",")]
+    combinations = [(s, n) for n in given.selected for s in given.shapes]
     for number, (shape, selected) in enumerate(combinations):
         left = began + given.seconds - time.monotonic()
         if left < 5:
-            print("out of time before", shape, selected)
+            print("out of time before", "x".join(map(str, shape)), selected)
             continue
-        batch, tokens = map(int, shape.split("x"))
         until = time.monotonic() + left / (len(combinations) - number) * 0.9
-        bench = Bench(setting, batch, tokens, int(selected))
+        batch, tokens = shape
+        bench = Bench(setting, batch, tokens, selected)
         records.append(tune(bench, good, given.rounds, until, shortlists.setdefault(shape, {})))
         del bench
         path.write_text(json.dumps({"checked": checked, "records": records}, indent=1))

@@ -10,6 +10,7 @@ import typer
 
 from act_harness.commands.options import WandbEntity, WandbGroup, WandbMode
 from act_harness.commands.parsing import names
+from act_harness.places import prepare_file
 from act_harness.tracker import TrackingSettings
 
 __all__ = ["dashboard"]
@@ -52,6 +53,8 @@ def dashboard(
     from act_harness import dashboard as boards
     from act_harness.counters import CalibrationCounters
 
+    if spec is None:
+        prepare_file(output)
     changes = {"project": wandb_project, "entity": wandb_entity, "group": wandb_group, "name": name}
     if spec is not None:
         content = boards.load_spec(spec, **changes)

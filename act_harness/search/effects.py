@@ -24,9 +24,30 @@ if TYPE_CHECKING:
 
     from act_harness.data import Document
 
-__all__ = ["Arm", "HeadEffect", "HeadTask", "TaskScores", "both_splits", "head_effects"]
+__all__ = [
+    "Arm",
+    "HeadEffect",
+    "HeadTask",
+    "TaskScores",
+    "both_splits",
+    "head_effects",
+    "not_finite",
+]
 
 Array = npt.NDArray[np.float64]
+
+
+def not_finite(document: Document, where: str = "") -> InfrastructureError:
+    """Return the error for a document with scores of which no effect can be computed.
+
+    Args:
+        document: Whose scores they are.
+        where: Under which head's calibration; empty for the untouched model or a set of heads.
+    """
+    return InfrastructureError(
+        f"document {document.key} of {document.task} has scores that are not finite{where}; "
+        "check the model's weights and the dtype"
+    )
 
 
 @dataclass(frozen=True)
@@ -75,10 +96,7 @@ class TaskScores:
             if len(found) != len(document.requests):
                 raise InternalError("a document has another number of scores than choices")
             if not np.isfinite(found).all():
-                raise InfrastructureError(
-                    f"document {document.key} of {document.task} has scores that are not finite; "
-                    "check the model's weights and the dtype"
-                )
+                raise not_finite(document)
             table[row, : len(found)] = found
         kinds = {document.choices for document in documents}
         right = np.array([document.right for document in documents], dtype=np.int64)

@@ -7,6 +7,7 @@ packed from its chunk alone, so its numbers do not depend on what ran before it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from act_harness.search.effects import TaskScores
+from act_harness.errors import InfrastructureError
+from act_harness.search.effects import TaskScores, not_finite
 from act_harness.search.exact import ChunkPass
 from act_harness.search.layout import Chunk, Layout, chunks_of
 from act_harness.search.screen import estimate_chunk, score_weights
@@ -128,6 +130,7 @@ class Measurement:
             )
         for layer, heads in grid.items():
             change, counts = passing.layer(layer, heads)
+            _refuse_not_finite(change, chunk, layer, heads, layout.counts)
             self.ledger.add(self._key(chunk, layer), _unit(change, heads, layout.counts))
             self.work.pairs += counts.variants
             self.work.computed += counts.computed
@@ -221,6 +224,12 @@ class Measurement:
                 for layer, heads in grid.items():
                     for strength, row in enumerate(unit[str(layer)]):
                         for head, value in zip(heads, row, strict=True):
+                            if not math.isfinite(value):
+                                raise InfrastructureError(
+                                    f"the estimate of head {layer}.{head} on {len(chunk.documents)}"
+                                    f" documents of {base.task}, {chunk.documents[0].key} the "
+                                    "first, is not finite; check the model's weights and the dtype"
+                                )
                             place = (layer, head, strength)
                             found[place] = found.get(place, 0.0) + value * share
         return found
@@ -260,6 +269,9 @@ class Measurement:
                 for layer in grid:
                     for one in self.ledger.get(self._key(chunk, layer))["changes"]:
                         head, strength, rows = one
+                        for document, values in rows:  # a ledger of an older version may hold them
+                            if not all(map(math.isfinite, values)):
+                                raise not_finite(chunk.documents[document], _with(layer, head))
                         place = (layer, head, strength)
                         if place not in found:
                             continue
@@ -294,6 +306,28 @@ def _rounded(scores: torch.Tensor, counts: Sequence[int]) -> list[list[float]]:
         [round(value, 6) for value in row[:count]]
         for row, count in zip(scores.tolist(), counts, strict=True)
     ]
+
+
+def _with(layer: int, head: int) -> str:
+    return f" where head {layer}.{head} is calibrated"
+
+
+def _refuse_not_finite(
+    change: torch.Tensor, chunk: Chunk, layer: int, heads: Sequence[int], counts: Sequence[int]
+) -> None:
+    """Refuse changes that are no numbers before the ledger keeps them.
+
+    Args:
+        change: (strengths, heads, documents, choices); choices that a document lacks do not count.
+        chunk: Of the documents.
+        layer: Of the heads.
+        heads: Their numbers.
+        counts: Choices of each document.
+    """
+    there = torch.arange(change.shape[-1])[None] < torch.tensor(counts)[:, None]
+    wrong = ~torch.isfinite(change) & there.to(change.device)
+    for _, head, document, _ in wrong.nonzero()[:1].tolist():
+        raise not_finite(chunk.documents[document], _with(layer, heads[head]))
 
 
 def _unit(change: torch.Tensor, heads: Sequence[int], counts: Sequence[int]) -> dict[str, Any]:

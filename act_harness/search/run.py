@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from act_harness import provenance
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.atomic import canonical_json
 from act_harness.attention import attach, model_facts
+from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.interruption import saved
 from act_harness.search.effects import HeadEffect, as_rows, both_splits, head_effects
@@ -158,7 +157,7 @@ def run_search(
     grid = recipe.grid(known)
     _try_all_heads(model, known, recipe, grid)
     processes = Processes.here()
-    device: torch.device = next(model.parameters()).device
+    device = input_device(model)
     recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     ledger = Ledger(folder, identity=identity, rank=processes.rank)
@@ -231,7 +230,7 @@ class _Search:
         """Heads the recipe asks for; ``grid`` shrinks to those that are measured exactly."""
         self.estimates: dict[tuple[int, int, int], float] = {}
         self.progress = progress
-        device: torch.device = next(model.parameters()).device
+        device = input_device(model)
         engine = select_engine(recipe.engine, device=device.type)
         self.measurement = Measurement(
             recipe, {d.task: d.search for d in documents}, ledger, processes, engine

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from act_harness.attention.interface import BASES, BINDING, base_of, register
 from act_harness.attention.packed import packed
+from act_harness.attention.placement import on_one_device
 from act_harness.attention.probe import Probe
 from act_harness.errors import InternalError, UnsupportedModelError
 from act_harness.search.layout import Layout
@@ -247,8 +248,8 @@ class Workbench:
                 f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
                 "load it with attn_implementation=sdpa"
             )
-        devices = {parameter.device for parameter in self.model.parameters()}
-        if len(devices) > 1:
+        if not on_one_device(self.model):
+            devices = {parameter.device for parameter in self.model.parameters()}
             raise UnsupportedModelError(
                 f"the model is spread over {sorted(map(str, devices))}, the search needs it on one "
                 "device; start one process per device instead of parallelize or device_map"

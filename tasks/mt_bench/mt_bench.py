@@ -50,6 +50,8 @@ class MTBench(ConfigurableTask):
             **(dataset_kwargs or {}),
         )
 
+    request_type = REQUEST_TYPE
+
     def build_all_requests(self, **settings: Any) -> None:  # noqa: ANN401 - as lm-eval's
         """Check that the run can work at all, before anything is generated.
 
