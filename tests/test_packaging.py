@@ -204,9 +204,8 @@ def test_a_missing_folder_is_said_in_one_line(tmp_path):
     found = ask_paths(tmp_path)
     assert found["route"] is None
     for name in ("tasks", "artifacts", "recipes", "baselines"):
-        assert re.fullmatch(
-            r"error: the .* are not at .*; install the wheel again with `pip .*`", found[name]
-        )
+        said = r"error: the .* are not at .*; install the wheel again with `pip .*`"
+        assert re.fullmatch(said, found[name])
 
 
 def test_a_missing_folder_of_a_checkout(monkeypatch, tmp_path):
