@@ -162,7 +162,12 @@ def test_several_fewshot_seeds_are_averaged(tiny_checkpoint, artifact_file, tmp_
     assert "sd over 3 seeds" in outcome.summary()
 
 
-def test_bad_input_is_found_before_the_model_is_loaded(tiny_checkpoint, tmp_path):
+def not_to_be_loaded(_):
+    pytest.fail("the model is loaded")
+
+
+def test_bad_input_is_found_before_the_model_is_loaded(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_model", not_to_be_loaded)
     for change, error, message in (
         ({"tasks": ("act_demo_sentimnt",)}, TaskError, "did you mean 'act_demo_sentiment'"),
         ({"tasks": ()}, TaskError, "no task was named"),
@@ -170,7 +175,9 @@ def test_bad_input_is_found_before_the_model_is_loaded(tiny_checkpoint, tmp_path
     ):
         given = {"artifact": "none", **change}
         with pytest.raises(error, match=message):
-            run_eval(settings(Path("/nonexistent"), tmp_path, given.pop("artifact"), **given))
+            run_eval(settings(tiny_checkpoint, tmp_path, given.pop("artifact"), **given))
+    with pytest.raises(InfrastructureError, match="no model at /nonexistent"):
+        run_eval(settings(Path("/nonexistent"), tmp_path, "none"))
     with pytest.raises(InputError, match="no model was named"):
         run_eval(EvalSettings(tasks=("act_demo_sentiment",), output=tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -196,11 +203,14 @@ def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("case", ["file", "below a file", "too long"])
-def test_a_bad_output_is_found_before_the_model_is_loaded(tmp_path, case):
+def test_a_bad_output_is_found_before_the_model_is_loaded(
+    tiny_checkpoint, tmp_path, case, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "load_model", not_to_be_loaded)
     (tmp_path / "file").write_text("kept")
     place = {"file": "file", "below a file": "file/in/it", "too long": "x" * 300}[case]
     with pytest.raises(InfrastructureError, match="choose a") as caught:
-        run_eval(settings(Path("/nonexistent"), tmp_path / place, "none"))
+        run_eval(settings(tiny_checkpoint, tmp_path / place, "none"))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "kept"
 
