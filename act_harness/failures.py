@@ -136,6 +136,8 @@ def task_failure(error: Exception, *, own: bool = False) -> TaskError | None:
             known = step.module.startswith(_RUNS_TASKS)
             if own or not known or isinstance(error, OSError):
                 return None
+            if step.module == "lm_eval.evaluator" and number + 1 < len(steps):
+                return None  # of all that is no task's, the evaluator calls the model alone
             return _failed(error, steps, steps[min(number + 1, len(steps) - 1)])
     return None
 
