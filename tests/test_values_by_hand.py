@@ -203,5 +203,7 @@ def test_weights_decide_where_both_sides_know_them(ship):
 
 def test_several_that_fit_are_named_and_none_is_guessed(ship):
     ship(one=FACTS, two=FACTS, other=changed(num_hidden_layers=9))
-    with pytest.raises(ArtifactError, match=r"several shipped ones fit 'someone/Tiny-1B' \(model/one, model/two\)"):
+    with pytest.raises(
+        ArtifactError, match=r"several shipped ones fit 'someone/Tiny-1B' \(model/one, model/two\)"
+    ):
         resolve_artifact("", FACTS)
