@@ -2,9 +2,9 @@
 
 A wheel gets the files themselves: ``tasks/`` inside lm-eval's own task folder, which is where
 ``lm_eval ls``, ``validate`` and ``run`` look without being told, the rest inside the package
-(``act_harness/paths.py`` finds it there). An editable install gets one stub per task file, a YAML
-of one line that includes the real file by its absolute path, so that edits count at once; a new
-task file needs a new ``pip install -e .`` (or ``make venv``).
+(``act_harness/support/paths.py`` finds it there). An editable install gets one stub per task file,
+a YAML of one line that includes the real file by its absolute path, so that edits count at once; a
+new task file needs a new ``pip install -e .`` (or ``make venv``).
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from act_harness._version import __version__
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-__version__ = "0.1.0"
 
 _EXPORTS = {
     "Artifact": "act_harness.artifact",
@@ -21,7 +21,7 @@ _EXPORTS = {
     "calibrated": "act_harness.attention",
     "attach": "act_harness.attention",
     "detach": "act_harness.attention",
-    "head_set": "act_harness.handmade",
+    "head_set": "act_harness.attention.head_set",
     "load_artifact": "act_harness.artifact",
     "preset": "act_harness.calibration",
 }
@@ -42,9 +42,9 @@ __all__ = [
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact, load_artifact
     from act_harness.attention import attach, calibrated, detach
+    from act_harness.attention.head_set import head_set
     from act_harness.calibration import Calibration, preset
     from act_harness.engines.reference import calibrate_weights
-    from act_harness.handmade import head_set
 
 
 def lazy_attributes(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from act_harness.cli import main
+from act_harness.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from act_harness import atomic, paths, reading
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan, validation_line
 from act_harness.errors import ArtifactError, CalibrationError, one_line, suggestion
+from act_harness.support import atomic, paths, reading
 
 __all__ = ["Artifact", "ModelFacts", "load_artifact", "resolve_artifact", "shipped_artifacts"]
 

@@ -19,9 +19,9 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from act_harness import reading
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError
-from act_harness.threads import wait_passively
+from act_harness.support import reading
+from act_harness.support.threads import wait_passively
 
 __all__ = ["PACKAGE", "convert", "find_gguf", "main"]
 

@@ -2,9 +2,9 @@
 
 A subclass of ``HFLM`` that takes all of its arguments and six of its own (see
 :class:`CalibratedHFLM`). Requests are tokenised as ``hf`` does; log-likelihoods go through
-:class:`act_harness.scoring.Scorer`, which tells prompt and continuation apart, and generation
-through transformers' ``generate`` with true masks. The baseline arm (``artifact=none``) uses the
-same code, so that both arms are scored and timed alike.
+:class:`act_harness.scoring.scorer.Scorer`, which tells prompt and continuation apart, and
+generation through transformers' ``generate`` with true masks. The baseline arm (``artifact=none``)
+uses the same code, so that both arms are scored and timed alike.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from tqdm import tqdm
 from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, model_facts, stock_model
 from act_harness.attention import prepare as prepare_attachment
+from act_harness.attention.counters import CalibrationCounters, prompt_key
 from act_harness.attention.generation import refuse_unsupported_generation
-from act_harness.conversation import ConversationMixin
-from act_harness.counters import CalibrationCounters, prompt_key
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, suggestion
-from act_harness.forwards import pad_tokens
-from act_harness.model_arguments import (
+from act_harness.mtbench.chat import ConversationMixin
+from act_harness.scoring.forwards import pad_tokens
+from act_harness.scoring.scorer import Item, Score, Scorer
+from act_harness.scoring.truncation import OVERLENGTH, Prepared, prepare
+from act_harness.support.model_arguments import (
     LEAST_LENGTH,
     check_arguments,
     check_vocabulary,
@@ -40,8 +42,6 @@ from act_harness.model_arguments import (
     usable_device,
     usable_parallelize,
 )
-from act_harness.requests import OVERLENGTH, Prepared, prepare
-from act_harness.scoring import Item, Score, Scorer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -243,7 +243,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """Score (context, continuation) pairs; see :class:`act_harness.scoring.Scorer`."""
+        """Score (context, continuation) pairs; see :class:`act_harness.scoring.scorer.Scorer`."""
         prepared = prepare(
             [(context, answer) for _, context, answer in requests],
             max_length=self.max_length,
@@ -551,7 +551,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             "counters": self.counters.summary(),
         }
         if "wandb" in sys.modules:  # lm_eval --wandb_args has a run open; this is its last call
-            from act_harness.tracked_runs import log_to_open_run
+            from act_harness.tracking.arms import log_to_open_run
 
             log_to_open_run(info["act_harness"], artifact)
         return info

@@ -2,9 +2,9 @@
 
 lm-evaluation-harness reads a dataset with ``datasets.load_dataset(dataset_path, dataset_name)``.
 This class does the same, except that it looks in the data directory first
-(``ACT_HARNESS_DATA_DIR``, see :mod:`act_harness.data_folder`) and that a dataset which cannot be
-had ends in one line that names both ways out. Prompts, choices and metrics stay in the YAML files;
-nothing here touches them.
+(``ACT_HARNESS_DATA_DIR``, see :mod:`act_harness.harness.data_folder`) and that a dataset which
+cannot be had ends in one line that names both ways out. Prompts, choices and metrics stay in the
+YAML files; nothing here touches them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
-from act_harness.data_folder import load_rows
+from act_harness.harness.data_folder import load_rows
 
 __all__ = ["HubTask"]
 

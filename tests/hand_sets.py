@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from act_harness.data import Document
-from act_harness.search.null import _Memory
+from act_harness.bench.null_search import _Memory
+from act_harness.search.choose.sets import Outcome, Place, SetMeasurement
+from act_harness.search.documents import Document
 from act_harness.search.processes import Processes
 from act_harness.search.recipe import Recipe, make_recipe
-from act_harness.search.sets import Outcome, Place, SetMeasurement
 
 A, B, C, D = (0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)
 """Four places."""

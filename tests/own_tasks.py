@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from act_harness import cli, paths
+from act_harness.cli import app as cli
+from act_harness.support import paths
 
 DEMO = Path(__file__).resolve().parents[1] / "tasks" / "demo"
 

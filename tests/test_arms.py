@@ -15,7 +15,7 @@ from act_harness.artifact import Artifact
 from act_harness.attention import attach, model_facts
 from act_harness.calibration import Calibration
 from act_harness.model import CalibratedHFLM
-from act_harness.scoring import Item, Scorer
+from act_harness.scoring.scorer import Item, Scorer
 
 ARMS = ("hf", "none", "first", "second")
 

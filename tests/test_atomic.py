@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act_harness import atomic, reading
 from act_harness.errors import InfrastructureError, InternalError, ResultError
+from act_harness.support import atomic, reading
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

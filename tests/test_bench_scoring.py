@@ -7,7 +7,6 @@ from statistics import median
 
 import pytest
 
-from act_harness import data, forwards, provenance
 from act_harness.attention import model_facts
 from act_harness.bench import common, memory, scoring
 from act_harness.bench.scoring import (
@@ -22,6 +21,9 @@ from act_harness.bench.scoring import (
 )
 from act_harness.bench.stock import LM_EVAL, STAND_IN, choose_stock
 from act_harness.errors import InputError
+from act_harness.scoring import forwards
+from act_harness.search import documents as data
+from act_harness.support import provenance
 
 PAIRS = [
     ((5, 6, 7, 8), (9, 10, 11)),

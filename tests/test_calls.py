@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, StaticCache
 
 from act_harness.attention import calibrated, select_cache
-from act_harness.attention.cached import Forward
+from act_harness.attention.cache import Forward
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.errors import UnsupportedCallError, UnsupportedModelError
 

@@ -14,7 +14,10 @@ import typer
 import typer.testing
 from installed import REPOSITORY, python
 
-from act_harness import artifact, cli, doctor, errors, launch, paths
+from act_harness import artifact, errors
+from act_harness.cli import app as cli
+from act_harness.harness import doctor, launch
+from act_harness.support import paths
 
 NESTED = {"artifact": ("show", "verify")}
 
@@ -231,7 +234,8 @@ def test_doctor_sees_an_lm_eval_that_our_folder_hides(tmp_path):
 import sys
 from importlib.machinery import PathFinder
 sys.path[:] = [p for p in sys.path if not p.endswith("site-packages")] + [{str(tmp_path)!r}]
-from act_harness import doctor, paths
+from act_harness.harness import doctor
+from act_harness.support import paths
 print(paths.lm_eval_path(), doctor._harness().state)
 """
     done = python("-c", script, path=(REPOSITORY,))
@@ -356,7 +360,7 @@ def test_threads_of_a_command_sleep_while_they_wait():
     """OpenMP says what it was told when torch loads it; spinning took 80 s for 16 s' work."""
     code = """
 import sys
-from act_harness import cli
+from act_harness.cli import app as cli
 sys.argv = ["act-harness", "--version"]
 try:
     cli.main()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from act_harness import comparison, pairing, results, stats
-from act_harness.compare import compare
 from act_harness.errors import ResultError
+from act_harness.evidence import comparison, pairing, results, stats
+from act_harness.evidence.compare import compare
 
 DATE = "2024-05-01T12-00-00.000001"
 

@@ -9,9 +9,16 @@ import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_harness.compare import compare
-from act_harness.corpus import CorpusPart, corpus_difference, corpus_part, f1, macro_f1, matthews
-from act_harness.report import comparison_files
+from act_harness.evidence.compare import compare
+from act_harness.evidence.corpus import (
+    CorpusPart,
+    corpus_difference,
+    corpus_part,
+    f1,
+    macro_f1,
+    matthews,
+)
+from act_harness.evidence.plots import comparison_files
 
 STAMP = "2026-01-01T00-00-00"
 

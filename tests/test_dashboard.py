@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from act_harness import dashboard, stats, tracked
 from act_harness.errors import InfrastructureError, InputError, ResultError
+from act_harness.evidence import stats
+from act_harness.tracking import dashboard
+from act_harness.tracking import values as tracked
 
 SCORES = {"sst2": ["acc"], "org/task": ["acc", "f1"]}
 
@@ -74,7 +76,7 @@ def saved(monkeypatch):
 def test_the_command_writes_a_specification_and_builds_it_later(tmp_path, saved, monkeypatch):
     from typer.testing import CliRunner
 
-    from act_harness import cli
+    from act_harness.cli import app as cli
 
     write_results(tmp_path / "out", {"org/task": {"acc,none": 0.5}})
     path = tmp_path / "d.json"

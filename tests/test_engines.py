@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import act_harness
 from act_harness.calibration import MIN_OTHER_MASS, Calibration, HeadStrength, LayerPlan
 from act_harness.engines import ENGINES, select_engine
-from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import Geometry, Stock
 from act_harness.engines.reference import ReferenceEngine, calibrate_weights, row_factors
+from act_harness.engines.stock import attend_with_lse
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import InputError
 

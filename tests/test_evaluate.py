@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from act_harness import cli, evaluate, reading
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
+from act_harness.cli import app as cli
 from act_harness.errors import (
     ArtifactError,
     InfrastructureError,
@@ -23,8 +23,10 @@ from act_harness.errors import (
     TaskError,
     UnsupportedModelError,
 )
-from act_harness.evaluate import EvalSettings, _new_folders, _write_run, run_eval
-from act_harness.results import load_run
+from act_harness.evidence.results import load_run
+from act_harness.harness import evaluate
+from act_harness.harness.evaluate import EvalSettings, _new_folders, _write_run, run_eval
+from act_harness.support import reading
 
 if find_spec("vaderSentiment") is None:  # importing it would hide the lexicon of other tests
     pytest.skip("the demo tasks need vaderSentiment", allow_module_level=True)
@@ -117,7 +119,7 @@ def test_answers_that_are_no_numbers_get_no_verdict(
 
 def test_compare_gives_evals_own_figures(tiny_checkpoint, artifact_file, tmp_path, monkeypatch):
     """One seed for both: they gave other p-values and intervals for the same folders."""
-    from act_harness import cli
+    from act_harness.cli import app as cli
 
     given = settings(tiny_checkpoint, tmp_path, artifact_file, seed=7, limit=16)
     outcome = run_eval(given)

@@ -13,8 +13,8 @@ import pytest
 from lm_eval.tasks import TaskManager
 from task_rows import HUB, build, documents, load, manager, real
 
-from act_harness import fetch
 from act_harness.errors import InfrastructureError, TaskError
+from act_harness.harness import fetch
 
 COMMITS = {"CogComp/trec": "c0ffee"}
 

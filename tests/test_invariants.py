@@ -15,7 +15,7 @@ from act_harness.artifact import Artifact
 from act_harness.attention import Attachment, attach, calibrated, model_facts
 from act_harness.calibration import Calibration, HeadStrength, preset
 from act_harness.engines.reference import calibrate_weights, find_sinks
-from act_harness.scoring import Item, Scorer
+from act_harness.scoring.scorer import Item, Scorer
 
 WINDOWED = ("mistral", "gemma3_text")
 KINDS = ("llama", *WINDOWED)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from bad_inputs import make_places
 
-from act_harness import model_arguments
 from act_harness.errors import (
     ActHarnessError,
     InfrastructureError,
@@ -16,7 +15,8 @@ from act_harness.errors import (
     UnsupportedCallError,
 )
 from act_harness.model import CalibratedHFLM
-from act_harness.model_arguments import (
+from act_harness.support import model_arguments
+from act_harness.support.model_arguments import (
     check_arguments,
     check_device,
     loading,
@@ -184,7 +184,7 @@ def test_a_head_set_that_cannot_be_is_one_line(llama):
 
 def test_the_python_api_refuses_other_kinds_in_one_line(llama, tmp_path):
     import act_harness
-    from act_harness.evaluate import run_eval
+    from act_harness.harness.evaluate import run_eval
     from act_harness.regress import RegressSettings, run_regress
     from act_harness.search import search_from_settings
 

@@ -16,11 +16,11 @@ from lm_eval.api.instance import Instance
 
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
-from act_harness.conversation import REQUEST_TYPE, ChatSettings
-from act_harness.conversation.sampling import RowSampler, gumbel_noise, row_key
-from act_harness.conversation.store import Answer, AnswerStore, answers_folder
 from act_harness.errors import InputError, ResultError, TaskError, UnsupportedCallError
 from act_harness.model import CalibratedHFLM
+from act_harness.mtbench.chat import REQUEST_TYPE, ChatSettings
+from act_harness.mtbench.chat.sampling import RowSampler, gumbel_noise, row_key
+from act_harness.mtbench.chat.store import Answer, AnswerStore, answers_folder
 
 ROWS = [
     ("81", "writing", ["Tell me about a cat.", "Shorter, please."]),
@@ -489,7 +489,7 @@ def test_a_folder_of_answers_has_one_writer(tmp_path):
 def test_a_run_beside_another_is_refused_and_loses_nothing(tmp_path):
     program = (
         "import sys, pathlib\n"
-        "from act_harness.conversation.store import Answer, AnswerStore\n"
+        "from act_harness.mtbench.chat.store import Answer, AnswerStore\n"
         "from act_harness.errors import InputError\n"
         "try:\n"
         "    store = AnswerStore(pathlib.Path(sys.argv[1]), arm='a', settings={})\n"

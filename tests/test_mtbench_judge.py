@@ -18,8 +18,9 @@ from mtbench_runs import doc, graded, write_run
 from mtbench_server import Say, serving
 
 from act_harness.errors import InfrastructureError, InputError, RecipeError, ResultError
-from act_harness.mtbench import JudgeSettings, judge, summary, track_outcome
-from act_harness.mtbench.client import Client
+from act_harness.mtbench import JudgeSettings, judge, track_outcome
+from act_harness.mtbench.judge import summary
+from act_harness.mtbench.judge.client import Client
 
 pytest.importorskip("openai")
 pytest.importorskip("tenacity")
@@ -486,7 +487,7 @@ def test_pictures_of_three_categories(tmp_path):
 def test_the_command_prints_estimate_and_scores_and_ends_with_the_code(tmp_path, rate, code):
     from typer.testing import CliRunner
 
-    from act_harness import cli
+    from act_harness.cli import app as cli
 
     def behave(prompt, times):
         return Say("none") if "second part" in prompt else by_quality(prompt, times)
@@ -512,7 +513,8 @@ def test_the_command_prints_estimate_and_scores_and_ends_with_the_code(tmp_path,
 _SCRIPT = """
 import sys
 from pathlib import Path
-from act_harness.mtbench import JudgeSettings, judge, summary, track_outcome
+from act_harness.mtbench import JudgeSettings, judge, track_outcome
+from act_harness.mtbench.judge import summary
 settings = JudgeSettings(paths=(Path(sys.argv[1]),), model="judge", base_url=sys.argv[2],
                          concurrency=1, timeout=60)
 judge(settings, progress=False)
@@ -550,7 +552,7 @@ def test_nothing_is_judged_twice_after_a_kill(tmp_path):
 
 def test_an_interrupt_keeps_what_is_under_way(tmp_path, monkeypatch):
     write_run(tmp_path, [(doc(81 + n), graded(5, 6)) for n in range(6)])
-    from act_harness.mtbench import judging
+    from act_harness.mtbench.judge import judging
 
     class Interrupting(judging.tqdm):
         def update(self, n=1):
@@ -571,7 +573,7 @@ def test_an_interrupt_keeps_what_is_under_way(tmp_path, monkeypatch):
 
 def test_an_interrupt_while_calls_are_handed_out_keeps_their_replies(tmp_path, monkeypatch):
     write_run(tmp_path, [(doc(81 + n), graded(5, 6)) for n in range(4)])
-    from act_harness.mtbench import judging
+    from act_harness.mtbench.judge import judging
 
     class Interrupted(judging.ThreadPoolExecutor):
         handed = 0
@@ -596,7 +598,7 @@ def test_an_interrupt_while_calls_are_handed_out_keeps_their_replies(tmp_path, m
 def test_a_second_interrupt_keeps_what_was_answered(tmp_path, monkeypatch):
     """Whoever presses Ctrl-C again does not wait; the replies that are there were paid for."""
     write_run(tmp_path, [(doc(81 + n), graded(5, 6)) for n in range(4)])
-    from act_harness.mtbench import judging
+    from act_harness.mtbench.judge import judging
 
     class Twice(judging.ThreadPoolExecutor):
         handed = stopped = 0
@@ -677,7 +679,7 @@ def test_half_a_surrogate_pair_in_an_answer_is_judged(tmp_path):
 
 def test_two_judges_do_not_write_to_one_folder(tmp_path):
     pytest.importorskip("fcntl")
-    from act_harness.mtbench.ledger import Ledger
+    from act_harness.mtbench.judge.ledger import Ledger
 
     folder = one_question(tmp_path) / "mt_bench_judge"
     with (

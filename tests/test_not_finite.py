@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 
-from act_harness.attention import attach, packable
-from act_harness.counters import CalibrationCounters
-from act_harness.data import Document
+from act_harness.attention import attach
+from act_harness.attention import capabilities as packable
+from act_harness.attention.counters import CalibrationCounters
 from act_harness.errors import InfrastructureError
-from act_harness.scoring import Item, Scorer
-from act_harness.search.effects import TaskScores
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.search.choose.effects import TaskScores
+from act_harness.search.documents import Document
 
 POISON = 12  # none of the tokens that trials and the probe take
 CONTEXTS = [(5, 9, 14, 22, 7, 31), (8, 3, 4), (5, POISON, 6)]
@@ -51,7 +52,7 @@ def test_a_poisoned_token_spoils_its_own_requests_only(
     if "cache" in kind:
         packable._known[model] = False
     if "rows" in kind:  # as other devices do
-        monkeypatch.setattr("act_harness.forwards.Forwards._joins_answers", False)
+        monkeypatch.setattr("act_harness.scoring.forwards.Forwards._joins_answers", False)
     artifact = None if decode is None else make_artifact(model, decode=decode)
     attachment = attach(model, artifact, engine="torch")
     assert Scorer(model, attachment).forwards.packs is (kind in ("llama", "llama in rows"))

@@ -13,14 +13,15 @@ import yaml
 from installed import REPOSITORY
 from own_tasks import caller, few_tasks, write_own_tasks
 
-from act_harness import cli, fetch
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.calibration import Calibration
-from act_harness.commands.evaluate import LEFT_OUT
+from act_harness.cli import app as cli
+from act_harness.cli.evaluate import LEFT_OUT
 from act_harness.errors import InfrastructureError, InputError, TaskError
-from act_harness.evaluate import EvalSettings, run_eval
-from act_harness.results import load_run
-from act_harness.task_lookup import find_tasks, leaf_tasks, load_tasks
+from act_harness.evidence.results import load_run
+from act_harness.harness import fetch
+from act_harness.harness.evaluate import EvalSettings, run_eval
+from act_harness.harness.task_lookup import find_tasks, leaf_tasks, load_tasks
 
 pytest.importorskip("matplotlib")
 
@@ -228,7 +229,7 @@ def test_examples_in_one_turn_and_a_named_template(tiny_checkpoint, own, tmp_pat
 
 def test_the_named_template_is_the_one_that_renders(tiny_checkpoint, own, tmp_path):
     """lm-eval looks the name up for its results, and renders with the default one."""
-    from act_harness import evaluate
+    from act_harness.harness import evaluate
     from act_harness.model import CalibratedHFLM
 
     lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", device="cpu")

@@ -15,8 +15,8 @@ import pytest
 from installed import REPOSITORY, pyproject, python
 
 import act_harness
-from act_harness import paths
 from act_harness.errors import EXTRAS, InfrastructureError, install_command
+from act_harness.support import paths
 
 # Where a wheel carries the repository's data folders; hatch_build.py and paths.py must agree.
 CARRIED = {
@@ -143,7 +143,7 @@ def test_the_wheel_says_its_version_and_entry_points(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith("dist-info/entry_points.txt")]
         text = archive.read(name).decode()
-    assert "act-harness = act_harness.cli:main" in text
+    assert "act-harness = act_harness.cli.app:main" in text
     assert "[lm_eval.models]\nhf-act = act_harness.model:CalibratedHFLM" in text
     assert "[torch.backends]\nact_harness = act_harness.autoload:autoload" in text
 
@@ -164,7 +164,7 @@ def test_a_build_without_tasks_is_refused(tmp_path):
 def ask_paths(*path: Path) -> dict:
     script = """
 import json
-from act_harness import paths
+from act_harness.support import paths
 from act_harness.errors import ActHarnessError
 found = {}
 for name in ("tasks", "artifacts", "recipes", "baselines"):

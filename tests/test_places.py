@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act_harness import atomic, places
 from act_harness.artifact import Artifact
 from act_harness.errors import InfrastructureError, InputError
-from act_harness.fetch import fetch_tasks
-from act_harness.search.settings import SearchSettings, search_from_settings
+from act_harness.harness.fetch import fetch_tasks
+from act_harness.search.command import SearchSettings, search_from_settings
+from act_harness.support import atomic, places
 
 
 @given(text=st.text() | st.text(alphabet="/.\\ ~\0", max_size=300) | st.text(min_size=300))

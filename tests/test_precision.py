@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from act_harness.attention import calibrated
-from act_harness.engines import base
+from act_harness.engines import stock as base
 from act_harness.engines.reference import ReferenceEngine
 
 PROMPT = torch.tensor([[5, 17, 3, 88, 41, 9, 33, 60, 12, 7, 29, 54]])

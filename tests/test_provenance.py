@@ -11,8 +11,8 @@ import types
 import pytest
 
 import act_harness
-from act_harness import provenance
 from act_harness.errors import ResultError
+from act_harness.support import provenance
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_collect_is_the_schema_of_an_artifact():
 
 def test_versions_import_nothing_and_a_missing_package_is_none(monkeypatch):
     code = (
-        "import sys, act_harness.provenance as p; p.collect()\n"
+        "import sys, act_harness.support.provenance as p; p.collect()\n"
         "print(p.versions()['torch'], [m for m in ('torch','transformers','lm_eval','numpy')"
         " if m in sys.modules])"
     )

@@ -20,14 +20,16 @@ from conftest import make_tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from act_harness.attention import calibrated, packed, recorded
+from act_harness.attention import calibrated
+from act_harness.attention import packing as packed
 from act_harness.calibration import Calibration, HeadStrength
-from act_harness.engines.ragged import LONGEST, RaggedOutput, Room, Segments
 from act_harness.engines.reference import ReferenceEngine
+from act_harness.engines.segments import LONGEST, RaggedOutput, Room, Segments
 from act_harness.engines.triton.engine import TritonEngine
-from act_harness.engines.triton.ragged import RaggedBlocks
-from act_harness.forwards import Forwards
-from act_harness.scoring import Item, Scorer
+from act_harness.engines.triton.segments import RaggedBlocks
+from act_harness.scoring import graphs as recorded
+from act_harness.scoring.forwards import Forwards
+from act_harness.scoring.scorer import Item, Scorer
 
 DEVICE = "cuda" if ON_DEVICE else "cpu"
 CPU = torch.device("cpu")

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import act_harness
-from act_harness import atomic, reading
 from act_harness.artifact import load_artifact, shipped_artifacts
 from act_harness.errors import (
     ActHarnessError,
@@ -21,18 +20,19 @@ from act_harness.errors import (
     RecipeError,
     ResultError,
 )
-from act_harness.mtbench.answers import find_arms
-from act_harness.mtbench.client import _content, _GiveUpError, _TryAgainError, parse_reply
-from act_harness.mtbench.ledger import Ledger
-from act_harness.mtbench.prompts import load_prompts
-from act_harness.mtbench.references import load_references
-from act_harness.mtbench.settings import load_judge_settings
-from act_harness.mtbench.verdict import rating_of
-from act_harness.paths import recipes_path
+from act_harness.evidence.results import load_run
+from act_harness.mtbench.judge.answers import find_arms
+from act_harness.mtbench.judge.client import _content, _GiveUpError, _TryAgainError, parse_reply
+from act_harness.mtbench.judge.ledger import Ledger
+from act_harness.mtbench.judge.prompts import load_prompts
+from act_harness.mtbench.judge.references import load_references
+from act_harness.mtbench.judge.settings import load_judge_settings
+from act_harness.mtbench.judge.verdict import rating_of
 from act_harness.regress.baseline import load_baseline
 from act_harness.regress.suite import load_suite, shipped_suites
-from act_harness.results import load_run
 from act_harness.search.recipe import load_recipe
+from act_harness.support import atomic, reading
+from act_harness.support.paths import recipes_path
 
 PACKAGE = Path(act_harness.__file__).parent
 DIGITS = "1" * 5000

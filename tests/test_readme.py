@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from act_harness import artifact, cli
+from act_harness import artifact
+from act_harness.cli import app as cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -24,13 +24,15 @@ from regress_suites import (
     write_suite,
 )
 
-from act_harness import cli, provenance, task_lookup
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.calibration import Calibration
+from act_harness.cli import app as cli
 from act_harness.errors import InfrastructureError, InputError, RecipeError
+from act_harness.harness import task_lookup
 from act_harness.regress import RegressSettings, measure, run, run_regress, update_baseline
 from act_harness.regress.baseline import load_baseline
 from act_harness.regress.suite import Variation, load_suite, shipped_suites
+from act_harness.support import provenance
 
 if find_spec("vaderSentiment") is None:  # importing it would hide the lexicon of other tests
     pytest.skip("the demo tasks need vaderSentiment", allow_module_level=True)

@@ -10,12 +10,7 @@ from regress_suites import FACTS, answer, measurement, stored
 from act_harness.errors import InfrastructureError, ResultError
 from act_harness.regress.baseline import ArmInfo, load_baseline, save_baseline
 from act_harness.regress.gates import compare_measurements, gate, spread_of
-from act_harness.regress.goldens import (
-    check_comparable,
-    drifts,
-    golden_findings,
-    identity_findings,
-)
+from act_harness.regress.goldens import check_comparable, drifts, golden_findings, identity_findings
 
 
 def replaced(found, index, **changes):

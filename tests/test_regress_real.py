@@ -8,8 +8,9 @@ from importlib.util import find_spec
 import pytest
 from regress_suites import changed_artifact, demo_tasks, drop_head, raise_beta, tasks_with
 
-from act_harness import paths, task_lookup
+from act_harness.harness import task_lookup
 from act_harness.regress import RegressSettings, run_regress
+from act_harness.support import paths
 
 if find_spec("vaderSentiment") is None:  # importing it would hide the lexicon of other tests
     pytest.skip("the demo tasks need vaderSentiment", allow_module_level=True)

@@ -13,9 +13,10 @@ pytest.importorskip("matplotlib")
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
-from act_harness import report, stats
-from act_harness.comparison import Comparison, Row, RunInfo, Settings
 from act_harness.errors import InputError, ResultError
+from act_harness.evidence import plots as report
+from act_harness.evidence import stats
+from act_harness.evidence.comparison import Comparison, Row, RunInfo, Settings
 
 
 def row(name, *, gained=0, lost=0, kind="task", metric="acc", documents=200, headline=True):

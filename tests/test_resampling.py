@@ -9,9 +9,9 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from act_harness import resampling
 from act_harness.errors import ResultError
-from act_harness.resampling import Part, Units, sign_flip_p
+from act_harness.evidence import resampling
+from act_harness.evidence.resampling import Part, Units, sign_flip_p
 
 
 class Counting(np.random.Generator):

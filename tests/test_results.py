@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from act_harness import results
 from act_harness.errors import ResultError
+from act_harness.evidence import results
 
 DATE = "2024-05-01T12-00-00.123456"
 

@@ -8,13 +8,14 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from act_harness import forwards
-from act_harness.attention import calibrated, packable
-from act_harness.attention.packed import Packing
+from act_harness.attention import calibrated
+from act_harness.attention import capabilities as packable
+from act_harness.attention.packing import Packing
 from act_harness.errors import InfrastructureError, InputError, InternalError
-from act_harness.forwards import Forwards
-from act_harness.requests import prepare
-from act_harness.scoring import Item, Scorer
+from act_harness.scoring import forwards
+from act_harness.scoring.forwards import Forwards
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.scoring.truncation import prepare
 
 TOKEN = st.integers(3, 60)
 CONTEXTS = st.lists(st.lists(TOKEN, min_size=1, max_size=14).map(tuple), min_size=1, max_size=4)

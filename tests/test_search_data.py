@@ -10,9 +10,10 @@ import datasets
 import pytest
 from lm_eval.api.task import ConfigurableTask
 
-from act_harness import data
 from act_harness.artifact import ModelFacts
-from act_harness.data import (
+from act_harness.errors import TaskError
+from act_harness.search import documents as data
+from act_harness.search.documents import (
     Prompting,
     facts_of_tokens,
     held_out,
@@ -20,7 +21,6 @@ from act_harness.data import (
     read_documents,
     write_documents,
 )
-from act_harness.errors import TaskError
 
 
 def encode(context: str, continuation: str) -> tuple[list[int], list[int]]:

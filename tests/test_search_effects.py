@@ -9,9 +9,15 @@ import pytest
 import scipy.stats
 from hand_sets import A, B, documents
 
-from act_harness.data import Document
 from act_harness.errors import InternalError
-from act_harness.search.effects import HeadEffect, TaskScores, as_rows, both_splits, head_effects
+from act_harness.search.choose.effects import (
+    HeadEffect,
+    TaskScores,
+    as_rows,
+    both_splits,
+    head_effects,
+)
+from act_harness.search.documents import Document
 
 SCORES = [[-1.0, -2.0, -4.0], [-3.0, -1.0, -2.0]]
 """Means of the columns: -2, -1.5, -3. Corrected: 1, -0.5, -1 and -1, 0.5, 1."""

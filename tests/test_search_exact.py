@@ -15,12 +15,12 @@ from act_harness.attention import calibrated, model_facts
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines import select_engine
 from act_harness.errors import UnsupportedModelError
-from act_harness.scoring import Item, Scorer
-from act_harness.search import packs, workbench
-from act_harness.search.exact import ChunkPass
-from act_harness.search.layout import Layout, chunks_of
-from act_harness.search.linears import laid_out_linear
-from act_harness.search.workbench import Workbench
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.search.compute import packs, workbench
+from act_harness.search.compute.exact import ChunkPass
+from act_harness.search.compute.layout import Layout, chunks_of
+from act_harness.search.compute.linears import laid_out_linear
+from act_harness.search.compute.workbench import Workbench
 
 
 def loop_scores(model, docs, artifact):
@@ -274,7 +274,7 @@ def test_rows_of_a_common_instruction_are_run_once(monkeypatch):
     model, docs = tiny(), documents(10, common=16)
     calibration = Calibration(alpha=2.0)
     prefixes = []
-    from act_harness.search.exact import _Layer
+    from act_harness.search.compute.exact import _Layer
 
     original = _Layer._prefix
 

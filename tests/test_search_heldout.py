@@ -16,13 +16,13 @@ from tiny_search import documents, drawn, tiny
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.attention import calibrated, model_facts
 from act_harness.calibration import Calibration, HeadStrength
-from act_harness.data import write_documents
 from act_harness.errors import ActHarnessError, InputError
-from act_harness.scoring import Item, Scorer
-from act_harness.search import heldout
-from act_harness.search.heldout import ArmResult, best_heads, compare_arms, random_artifact
+from act_harness.evidence.stats import Part, combined_difference
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.search.choose import heldout
+from act_harness.search.choose.heldout import ArmResult, best_heads, compare_arms, random_artifact
+from act_harness.search.documents import write_documents
 from act_harness.search.run import content_sha256
-from act_harness.stats import Part, combined_difference
 
 
 def table(model, artifact, docs):

@@ -6,13 +6,13 @@ import pytest
 import scipy.stats
 from hand_sets import A, B, C, documents, outcome, recipe, rows, sets
 
-from act_harness.search.effects import HeadEffect
-from act_harness.search.judgement import LEVEL, conclude, describe, judgement
-from act_harness.search.null import _Memory
+from act_harness.bench.null_search import _Memory
+from act_harness.evidence.stats import paired_difference
+from act_harness.search.choose.effects import HeadEffect
+from act_harness.search.choose.judgement import LEVEL, conclude, describe, judgement
+from act_harness.search.choose.select import Selection
+from act_harness.search.choose.sets import Outcome, SetMeasurement, make_heads
 from act_harness.search.processes import Processes
-from act_harness.search.select import Selection
-from act_harness.search.sets import Outcome, SetMeasurement, make_heads
-from act_harness.stats import paired_difference
 
 
 def changed(gained, lost, kept=30):

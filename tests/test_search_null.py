@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from act_harness.bench import null_search as null
+from act_harness.bench.null_search import PLANTED, RULES, World, search_world, simulate
 from act_harness.errors import InputError
-from act_harness.search import null
-from act_harness.search.judgement import LEVEL
-from act_harness.search.null import PLANTED, RULES, World, search_world, simulate
+from act_harness.search.choose.judgement import LEVEL
 
 
 def most(searches: int, level: float) -> int:

@@ -15,12 +15,12 @@ from act_harness.attention import model_facts
 from act_harness.bench.common import ratio
 from act_harness.bench.search import bench_search, main, random_documents
 from act_harness.bench.search_parts import join_parts, measure_parts, read_slice
-from act_harness.data import write_documents
 from act_harness.errors import InputError, RecipeError
-from act_harness.search.figures import draw
-from act_harness.search.heldout import best_heads, compare_arms, random_artifact
+from act_harness.search.choose.heldout import best_heads, compare_arms, random_artifact
+from act_harness.search.command import SearchSettings, search_from_settings
+from act_harness.search.documents import write_documents
 from act_harness.search.recipe import make_recipe
-from act_harness.search.settings import SearchSettings, search_from_settings
+from act_harness.search.report import draw
 
 
 def test_plots_are_drawn(tmp_path):
@@ -134,7 +134,7 @@ def test_settings_make_a_recipe_or_say_what_is_missing(tmp_path):
 
 
 def test_prepared_documents_serve_every_recipe_on_some_of_their_tasks():
-    from act_harness.search.settings import _fitting
+    from act_harness.search.command import _fitting
 
     some = recipe(tasks=["b"], samples=8)
     assert _fitting(DRAWN, some) == [DRAWN[1]]

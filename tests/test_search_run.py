@@ -11,7 +11,6 @@ import pytest
 from tiny_search import drawn, tiny
 
 from act_harness.artifact import ModelFacts, load_artifact
-from act_harness.atomic import canonical_json
 from act_harness.attention import attach, model_facts
 from act_harness.errors import (
     InfrastructureError,
@@ -20,11 +19,13 @@ from act_harness.errors import (
     ResultError,
     UnsupportedModelError,
 )
-from act_harness.scoring import Item, Scorer
-from act_harness.search import measure, run
-from act_harness.search.exact import ChunkPass
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.search import run
+from act_harness.search.compute import measure
+from act_harness.search.compute.exact import ChunkPass
 from act_harness.search.recipe import load_recipe, make_recipe
 from act_harness.search.run import ledger_folder, run_search, stable_content
+from act_harness.support.atomic import canonical_json
 
 DRAWN = [drawn("a", 5), drawn("b", 6)]
 

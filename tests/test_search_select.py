@@ -6,15 +6,15 @@ import pytest
 from hand_sets import A, B, C, D, recipe, sets
 
 from act_harness.errors import InternalError
-from act_harness.search.effects import HeadEffect
-from act_harness.search.select import (
+from act_harness.evidence.stats import paired_difference
+from act_harness.search.choose.effects import HeadEffect
+from act_harness.search.choose.select import (
     Selection,
     best_of_each_head,
     random_sets,
     refitted,
     select_heads,
 )
-from act_harness.stats import paired_difference
 
 
 def effect(place, value, *, p=0.5, accuracy=0.5, stderr=0.25):

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from act_harness import cli
 from act_harness.bench.scoring import ScoringSettings
 from act_harness.calibration import Calibration
-from act_harness.comparison import Settings as ComparisonSettings
-from act_harness.conversation.settings import ChatSettings
-from act_harness.data import Prompting
-from act_harness.evaluate import EvalSettings
+from act_harness.cli import app as cli
+from act_harness.evidence.comparison import Settings as ComparisonSettings
+from act_harness.harness.evaluate import EvalSettings
 from act_harness.mtbench import JudgeSettings
+from act_harness.mtbench.chat.settings import ChatSettings
 from act_harness.regress import RegressSettings
 from act_harness.regress.suite import ModelSource, Suite, Variation
 from act_harness.search import Recipe, SearchSettings
+from act_harness.search.documents import Prompting
 from act_harness.search.recipe import Controls, JointRule, SignificantRule, TopRule
-from act_harness.tracker import TrackingSettings
+from act_harness.tracking.tracker import TrackingSettings
 
 PACKAGE = Path(cli.__file__).parent
 CLASSES = (
@@ -125,7 +125,7 @@ def test_a_run_of_eval_reads_every_setting(unchecked, tiny_checkpoint, tmp_path)
     pytest.importorskip("matplotlib")
     from own_tasks import few_tasks, write_own_tasks
 
-    from act_harness.evaluate import run_eval
+    from act_harness.harness.evaluate import run_eval
 
     own = write_own_tasks(tmp_path / "own", "one")
     watched = Watched(
@@ -140,8 +140,9 @@ def test_a_run_of_eval_reads_every_setting(unchecked, tiny_checkpoint, tmp_path)
 
 
 def test_a_search_reads_every_setting(unchecked, tiny_checkpoint, tmp_path, monkeypatch):
-    from act_harness.search import search_from_settings, settings
-    from act_harness.task_lookup import TaskSelection
+    from act_harness.harness.task_lookup import TaskSelection
+    from act_harness.search import command as settings
+    from act_harness.search import search_from_settings
 
     class StopError(Exception):
         pass
@@ -150,7 +151,7 @@ def test_a_search_reads_every_setting(unchecked, tiny_checkpoint, tmp_path, monk
         raise StopError
 
     monkeypatch.setattr(
-        "act_harness.task_lookup.find_tasks",
+        "act_harness.harness.task_lookup.find_tasks",
         lambda tasks, **more: TaskSelection(None, tuple(tasks)),
     )
     monkeypatch.setattr(settings, "search_documents", lambda *given, **more: [])

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from act_harness import intervals, stats
 from act_harness.bench import coverage
 from act_harness.errors import ResultError
+from act_harness.evidence import intervals, stats
 
 BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=60)
 REALS = st.floats(-100, 100, allow_nan=False).map(lambda value: round(value, 3))

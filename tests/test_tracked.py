@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act_harness import stats, tracked
-from act_harness.comparison import Comparison, Row, RunInfo, Settings
+from act_harness.evidence import stats
+from act_harness.evidence.comparison import Comparison, Row, RunInfo, Settings
+from act_harness.tracking import values as tracked
 
 RESULTS = {
     "results": {

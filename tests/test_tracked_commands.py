@@ -23,10 +23,11 @@ from wandb_files import (
     run_files,
 )
 
-from act_harness import cli, task_lookup
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.calibration import Calibration
-from act_harness.results import load_run
+from act_harness.cli import app as cli
+from act_harness.evidence.results import load_run
+from act_harness.harness import task_lookup
 
 wandb = pytest.importorskip("wandb")
 pytest.importorskip("matplotlib")
@@ -211,7 +212,7 @@ def test_eval_without_a_server(evaluation, tmp_path, caplog):
     assert code == 0
     assert "W&B run" not in said
     check_key(out, said, warned, caplog.text)
-    warnings = [r for r in caplog.records if r.name == "act_harness.tracking"]
+    warnings = [r for r in caplog.records if r.name == "act_harness.tracking.wandb_run"]
     assert len(warnings) == 1, "one warning, not one per arm"
     assert "going on without W&B" in warnings[0].message
 
@@ -258,7 +259,7 @@ RECIPE = {
 
 
 def test_search_logs_its_tables_plots_and_heads(call, tiny_checkpoint, tmp_path, monkeypatch):
-    from act_harness.data import write_documents
+    from act_harness.search.documents import write_documents
 
     write_documents(tmp_path / "documents.json", [drawn("a", 1), drawn("b", 2)])
     (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
@@ -298,8 +299,8 @@ def test_search_logs_its_tables_plots_and_heads(call, tiny_checkpoint, tmp_path,
     assert made[1] is False
 
     # An evaluation that uses the artifact logs the same content, so the lineage is one graph.
-    from act_harness.tracked_runs import log_artifact
-    from act_harness.tracking import TrackingSettings, open_tracker
+    from act_harness.tracking.arms import log_artifact
+    from act_harness.tracking.wandb_run import TrackingSettings, open_tracker
 
     settings = TrackingSettings(project="p", mode="offline")
     with open_tracker(
@@ -418,7 +419,7 @@ def test_a_plain_lm_eval_run_gets_artifact_counters_and_heads(
 
 
 def test_effects_of_heads_are_the_best_over_mass_maps(artifact_file):
-    from act_harness.tracked_runs import head_effects
+    from act_harness.tracking.arms import head_effects
 
     artifact = load_artifact(artifact_file)
     assert np.isnan(head_effects(artifact)).all()
@@ -433,8 +434,8 @@ def test_effects_of_heads_are_the_best_over_mass_maps(artifact_file):
 @pytest.mark.parametrize("job", ["act", "regress"])
 def test_an_arm_against_a_stored_baseline(artifact_file, tmp_path, job):
     """What `regress` needs: one arm, its job type, no baseline run."""
-    from act_harness.tracked_runs import TrackedArms, track_arms
-    from act_harness.tracking import TrackingSettings
+    from act_harness.tracking.arms import TrackedArms, track_arms
+    from act_harness.tracking.wandb_run import TrackingSettings
 
     (tmp_path / "run").mkdir()
     info = {"engine": "torch", "counters": {"prompts": 3}}

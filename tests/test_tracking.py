@@ -20,8 +20,9 @@ from wandb_files import (
     wait_for_the_end,
 )
 
-from act_harness import atomic, tracking
 from act_harness.errors import InfrastructureError, InputError, ResultError
+from act_harness.support import atomic
+from act_harness.tracking import wandb_run as tracking
 
 wandb = pytest.importorskip("wandb")
 
@@ -214,7 +215,7 @@ def test_a_run_that_lm_eval_opened_is_used_and_left_open(tmp_path):
 
 
 def test_a_failure_in_a_run_of_lm_evals_never_ends_the_evaluation(monkeypatch, caplog):
-    from act_harness import tracked_runs
+    from act_harness.tracking import arms as tracked_runs
 
     lax = tracking.WandbTracker(Broken(), settings=online(strict=False), owned=False)
     monkeypatch.setattr(Broken, "config", {}, raising=False)
@@ -248,12 +249,12 @@ def check_strict(tmp_path):
 @pytest.mark.usefixtures("no_server")
 def test_no_server(tmp_path, caplog):
     check_strict(tmp_path / "strict")
-    caplog.set_level(logging.WARNING, logger="act_harness.tracking")
+    caplog.set_level(logging.WARNING, logger="act_harness.tracking.wandb_run")
     with open_offline(tmp_path, settings=online(strict=False)) as tracker:
         tracker.scalars({"x": 1})
         tracker.table("t", ["a"], [[1]])
         assert tracker.run_id is None
-    ours = [record for record in caplog.records if record.name == "act_harness.tracking"]
+    ours = [record for record in caplog.records if record.name == "act_harness.tracking.wandb_run"]
     assert len(ours) == 1
     assert "going on without W&B" in ours[0].message
 

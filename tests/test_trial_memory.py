@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 
-from act_harness.attention.packable import packs
+from act_harness.attention.capabilities import packs
 from act_harness.attention.probe import Probe
 from act_harness.attention.trials import Trials
 

@@ -7,11 +7,12 @@ import torch
 import transformers
 from transformers.cache_utils import DynamicCache
 
-from act_harness.attention import calibrated, packable
+from act_harness.attention import calibrated
+from act_harness.attention import capabilities as packable
 from act_harness.attention.structure import mixing_part
 from act_harness.errors import UnsupportedModelError
-from act_harness.forwards import Forwards
-from act_harness.scoring import Item, Scorer
+from act_harness.scoring.forwards import Forwards
+from act_harness.scoring.scorer import Item, Scorer
 
 ITEMS = [
     Item(tuple(range(3, 3 + size)), (40 + n, 50 - n, 30)[:last])

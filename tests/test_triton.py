@@ -17,7 +17,8 @@ import engine_cases as ec
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines import select_engine
 from act_harness.engines.reference import ReferenceEngine
-from act_harness.engines.triton import direct, prefill
+from act_harness.engines.triton import direct_kernels as direct
+from act_harness.engines.triton import prefill
 from act_harness.engines.triton.blocks import Blocks, default_blocks
 from act_harness.engines.triton.engine import TritonEngine
 
@@ -362,8 +363,8 @@ def test_packed_requests_through_the_kernels(make_artifact, monkeypatch):
     from conftest import make_tiny
 
     from act_harness.attention import calibrated
-    from act_harness.forwards import Forwards
-    from act_harness.scoring import Item, Scorer
+    from act_harness.scoring.forwards import Forwards
+    from act_harness.scoring.scorer import Item, Scorer
 
     monkeypatch.setattr(Forwards, "_joins_answers", False)  # as on a device
     model = make_tiny(dtype=torch.float32).to(DEVICE)

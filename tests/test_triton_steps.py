@@ -25,7 +25,7 @@ from act_harness.attention import calibrated, select_cache
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines.operation import Geometry, Stock
 from act_harness.engines.reference import ReferenceEngine
-from act_harness.engines.triton import step
+from act_harness.engines.triton import decode_kernels as step
 from act_harness.engines.triton.blocks import Blocks
 from act_harness.engines.triton.decode import Family
 from act_harness.engines.triton.engine import TritonEngine

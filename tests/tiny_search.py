@@ -16,7 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from act_harness.data import Document, TaskDocuments
+from act_harness.search.documents import Document, TaskDocuments
 
 SMALL = {
     "vocab_size": 97,

@@ -17,7 +17,7 @@ learned sink logits (gpt-oss), caches that are reordered, cropped, or filled by 
 from __future__ import annotations
 
 from act_harness.attention.attachment import Attachment, stock_model
-from act_harness.attention.cached import select_cache
+from act_harness.attention.cache import select_cache
 from act_harness.attention.facts import model_facts, tokenizer_fingerprint, weights_fingerprint
 from act_harness.attention.lifecycle import attach, calibrated, detach, prepare
 

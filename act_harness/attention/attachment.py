@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from act_harness.artifact import Artifact
 from act_harness.attention.binding import Binding
-from act_harness.attention.cached import Forward, find_cache, refuse_changed
+from act_harness.attention.cache import Forward, find_cache, refuse_changed
 from act_harness.attention.calls import (
     forward_arguments,
     read_shape,
@@ -21,14 +21,14 @@ from act_harness.attention.calls import (
     refuse_unsupported_forward,
     wants_maps,
 )
+from act_harness.attention.counters import PromptRecord
 from act_harness.attention.facts import base_model
 from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
-from act_harness.attention.packed import active_packing
+from act_harness.attention.packing import active_packing
 from act_harness.attention.probe import Probe
-from act_harness.counters import PromptRecord
 from act_harness.engines.operation import CallCounter, Engine, Report
-from act_harness.engines.ragged import SegmentEngine
+from act_harness.engines.segments import SegmentEngine
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.ragged import Room
+    from act_harness.engines.segments import Room
 
 __all__ = ["Attachment", "stock_model"]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from act_harness.attention.cached import Forward, find_cache, recall, remember, seen_tokens
+from act_harness.attention.cache import Forward, find_cache, recall, remember, seen_tokens
 from act_harness.attention.computing import in_full_precision, refuse_backward
 from act_harness.engines.operation import Geometry, LayerState, Stock
-from act_harness.engines.ragged import SegmentEngine
 from act_harness.engines.reference import selected_maps
+from act_harness.engines.segments import SegmentEngine
 from act_harness.errors import InternalError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from act_harness.attention.attachment import Attachment
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.ragged import RaggedOutput, Room, Segments
+    from act_harness.engines.segments import RaggedOutput, Room, Segments
 
 __all__ = ["Binding"]
 
@@ -113,7 +113,7 @@ class Binding:
         scale: float,
         softcap: float | None,
     ) -> tuple[Tensor, LayerState | None]:
-        """See :class:`act_harness.attention.packed.PackedLayer`."""
+        """See :class:`act_harness.attention.packing.PackedLayer`."""
         owner = self.attachment
         forward = self._forward()
         owner.calls.add(owner.engine.name)
@@ -136,7 +136,7 @@ class Binding:
         return output, result.state
 
     def takes_segments(self, room: Room) -> bool:
-        """See :class:`act_harness.attention.packed.PackedLayer`."""
+        """See :class:`act_harness.attention.packing.PackedLayer`."""
         engine = self.segment_engine
         return engine is not None and engine.takes_segments(self.plan, room)
 
@@ -151,7 +151,7 @@ class Binding:
         prompts: Sequence[int],
         scale: float,
     ) -> None:
-        """See :class:`act_harness.attention.packed.PackedLayer`."""
+        """See :class:`act_harness.attention.packing.PackedLayer`."""
         owner, engine = self.attachment, self.segment_engine
         if engine is None:
             raise InternalError(f"engine {owner.engine.name} does not calibrate packed segments")

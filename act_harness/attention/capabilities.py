@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from act_harness.attention.interface import base_of, recording, register
-from act_harness.attention.packed import Packing, Rows, packed
+from act_harness.attention.packing import Packing, Rows, packed
 from act_harness.attention.placement import input_device, on_one_device
 from act_harness.attention.structure import mixing_part
 from act_harness.attention.trials import Trials

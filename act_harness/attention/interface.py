@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from act_harness.attention.packed import PackedLayer, active_packing
+from act_harness.attention.packing import PackedLayer, active_packing
 from act_harness.engines.operation import Stock
 from act_harness.errors import UnsupportedCallError, UnsupportedModelError
 

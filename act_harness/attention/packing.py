@@ -8,9 +8,9 @@ prefill, calibrated where a head set is bound), then the answers over their cont
 extension, with the sinks that the prefill found). Those are the same two calls that a prefill and
 an extension of its cache make, hence the same numbers (semantics, "Phases"). Where torch's flash
 attention takes sequences of any lengths (CUDA, half precision), both calls are one, without pads
-(:mod:`act_harness.engines.ragged`).
+(:mod:`act_harness.engines.segments`).
 
-Which models can do this, and the switch: :mod:`act_harness.attention.packable`.
+Which models can do this, and the switch: :mod:`act_harness.attention.capabilities`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from act_harness.engines.operation import Geometry, LayerState, Stock
-from act_harness.engines.ragged import (
+from act_harness.engines.segments import (
     RaggedOutput,
     Room,
     Segments,

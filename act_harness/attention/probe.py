@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from act_harness.attention.capabilities import rounding, spread_tokens
 from act_harness.attention.interface import Seen, recording
-from act_harness.attention.packable import rounding, spread_tokens
 from act_harness.attention.placement import input_device
 from act_harness.attention.trials import Trials
 from act_harness.errors import UnsupportedModelError

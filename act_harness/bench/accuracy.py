@@ -16,25 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from act_harness import places
 from act_harness.artifact import Artifact
 from act_harness.attention import attach, model_facts
-from act_harness.bench.arguments import (
-    Arguments,
-    read_counts,
-    read_device,
-    read_dtypes,
-)
+from act_harness.bench.arguments import Arguments, read_counts, read_device, read_dtypes
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import Report, Table, command_line, describe_machine
 from act_harness.bench.scoring import read_requests
 from act_harness.calibration import Calibration, LayerPlan
-from act_harness.data import load_plain_model
 from act_harness.engines import select_engine
 from act_harness.engines.operation import EngineResult, masked_softmax
 from act_harness.engines.reference import apply_factors, find_sinks
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import InputError
+from act_harness.search.documents import load_plain_model
+from act_harness.support import places
 
 __all__ = ["BINS", "compare", "main"]
 

@@ -10,7 +10,7 @@ import math
 from typing import NoReturn
 
 from act_harness.errors import InputError, one_line
-from act_harness.model_arguments import check_device, check_dtype
+from act_harness.support.model_arguments import check_device, check_dtype
 
 __all__ = [
     "Arguments", "read_count", "read_counts", "read_device", "read_dtype", "read_dtypes",

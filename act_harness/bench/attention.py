@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from act_harness import places
 from act_harness.bench.arguments import (
     Arguments,
     read_count,
@@ -47,6 +46,7 @@ from act_harness.engines import select_engine
 from act_harness.engines.operation import Engine, EngineResult, Geometry, Stock
 from act_harness.engines.reference import calibrate_weights
 from act_harness.errors import InfrastructureError
+from act_harness.support import places
 
 __all__ = ["Inputs", "ceilings", "eager_calibrated", "floor", "main", "planted", "run_engine"]
 

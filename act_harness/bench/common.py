@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from act_harness.atomic import write_bytes, write_json, write_text
 from act_harness.errors import InfrastructureError, install_command
-from act_harness.provenance import collect, describe_device
+from act_harness.support.atomic import write_bytes, write_json, write_text
+from act_harness.support.provenance import collect, describe_device
 
 __all__ = [
     "Machine",

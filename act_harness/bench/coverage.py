@@ -17,8 +17,8 @@ import numpy as np
 
 from act_harness.bench.common import Report, Table, command_line, describe_machine
 from act_harness.errors import InputError
-from act_harness.resampling import Array
-from act_harness.stats import Part, combined_difference
+from act_harness.evidence.resampling import Array
+from act_harness.evidence.stats import Part, combined_difference
 
 __all__ = ["CASES", "Case", "main", "simulate"]
 

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from act_harness import reading
-from act_harness.atomic import write_json
 from act_harness.bench.common import command_line, describe_machine
 from act_harness.errors import InputError, suggestion
+from act_harness.support import reading
+from act_harness.support.atomic import write_json
 
 __all__ = ["PART_NAMES", "Part", "main", "parts_of", "run_part"]
 

@@ -17,19 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from act_harness import places
 from act_harness.attention import attach, model_facts
-from act_harness.bench.arguments import (
-    Arguments,
-    read_count,
-    read_device,
-    read_dtype,
-)
+from act_harness.attention.counters import CalibrationCounters
+from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype
 from act_harness.bench.common import Report, Table, command_line, describe_machine, peak_memory
 from act_harness.bench.scoring import StockPath, random_heads
-from act_harness.counters import CalibrationCounters
-from act_harness.data import random_llama
-from act_harness.scoring import Item, Scorer
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.search.documents import random_llama
+from act_harness.support import places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

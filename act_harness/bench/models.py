@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from act_harness import places
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach
 from act_harness.bench.arguments import (
@@ -23,7 +22,8 @@ from act_harness.bench.arguments import (
 )
 from act_harness.bench.common import Report, Table, Timing, command_line, describe_machine
 from act_harness.calibration import Calibration
-from act_harness.data import load_plain_model
+from act_harness.search.documents import load_plain_model
+from act_harness.support import places
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ choice's score is signal + bias + spread * u, and a set S moves u to ``cos(a) u 
 change of any set is zero, in every column, whatever was chosen how; what a search shows beyond that
 is its own doing. Planted heads add to the right choice's score, each the same.
 
-    python -m act_harness.search.null --searches 400 --output results/benchmarks
+    python -m act_harness.bench.null_search --searches 400 --output results/benchmarks
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import scipy.stats  # type: ignore[import-untyped]
 
-from act_harness import atomic, provenance
-from act_harness.data import Document
 from act_harness.errors import InputError
-from act_harness.search.effects import Array, TaskScores, both_splits, head_effects
-from act_harness.search.judgement import LEVEL, conclude
+from act_harness.search.choose.effects import Array, TaskScores, both_splits, head_effects
+from act_harness.search.choose.judgement import LEVEL, conclude
+from act_harness.search.choose.select import Selection, refitted
+from act_harness.search.choose.sets import Place, SetMeasurement
+from act_harness.search.documents import Document
 from act_harness.search.processes import Processes
 from act_harness.search.recipe import Recipe, make_recipe
-from act_harness.search.select import Selection, refitted
-from act_harness.search.sets import Place, SetMeasurement
+from act_harness.support import atomic, provenance
 
 __all__ = ["RULES", "Tally", "World", "search_world", "simulate"]
 
@@ -338,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "planted": (PLANTED, simulate(PLANTED, count, **options)),
     }
     content = {
-        "command": f"python -m act_harness.search.null --searches {count}",
+        "command": f"python -m act_harness.bench.null_search --searches {count}",
         "level": LEVEL,
         "parts": {
             name: {"world": asdict(world), "rules": {k: asdict(v) for k, v in found.items()}}

@@ -12,12 +12,7 @@ from typing import Any
 
 import torch
 
-from act_harness.bench.common import (
-    Timing,
-    alternate,
-    peak_memory,
-    ratio,
-)
+from act_harness.bench.common import Timing, alternate, peak_memory, ratio
 from act_harness.bench.models import Arms, bench_model, random_tokens
 
 __all__ = ["main", "measure"]

@@ -24,9 +24,9 @@ import torch
 from tqdm import tqdm
 
 from act_harness.artifact import Artifact
+from act_harness.attention.counters import CalibrationCounters
 from act_harness.bench.common import Machine, Report, Table, command_line, describe_machine
 from act_harness.calibration import Calibration, HeadStrength
-from act_harness.counters import CalibrationCounters
 from act_harness.errors import InputError
 
 __all__ = ["Case", "Outcome", "Setup", "draw_case", "draw_setup", "main", "run_cases"]

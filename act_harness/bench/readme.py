@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from act_harness import reading
 from act_harness.artifact import load_artifact
-from act_harness.atomic import write_text
 from act_harness.bench.stock import LM_EVAL
 from act_harness.errors import InputError
+from act_harness.support import reading
+from act_harness.support.atomic import write_text
 
 __all__ = ["BLOCKS", "accuracy_table", "main", "replaced", "speed_table"]
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from act_harness import atomic, places, reading
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach, model_facts
+from act_harness.attention.counters import CalibrationCounters
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype
 from act_harness.bench.common import (
     Report,
@@ -39,10 +39,10 @@ from act_harness.bench.common import (
 )
 from act_harness.bench.stock import STAND_IN, Pair, StockChoice, StockPath, choose_stock
 from act_harness.calibration import preset
-from act_harness.counters import CalibrationCounters
-from act_harness.data import load_plain_model, random_llama
 from act_harness.errors import InputError
-from act_harness.scoring import Item, Scorer
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.search.documents import load_plain_model, random_llama
+from act_harness.support import atomic, places, reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +120,7 @@ def requests_of_tasks(
     data_dir: Path | None = None,
 ) -> list[Requests]:
     """Return the requests of lm-eval tasks, tokenised and cut by ``lm`` as in a real run."""
-    from act_harness.data import task_requests
+    from act_harness.search.documents import task_requests
 
     found = []
     for name in tasks:

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from act_harness import places
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach, model_facts
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype, read_share
@@ -41,31 +40,32 @@ from act_harness.bench.common import (
     ratio,
     synchronize,
 )
-from act_harness.data import (
+from act_harness.engines import select_engine
+from act_harness.evidence.stats import spearman
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.search.choose.effects import head_effects
+from act_harness.search.compute.measure import Measurement
+from act_harness.search.compute.workbench import Workbench
+from act_harness.search.documents import (
     Document,
     TaskDocuments,
     load_plain_model,
     random_llama,
     read_documents,
 )
-from act_harness.engines import select_engine
-from act_harness.scoring import Item, Scorer
-from act_harness.search.effects import head_effects
 from act_harness.search.ledger import Ledger
-from act_harness.search.measure import Measurement
 from act_harness.search.processes import Processes
 from act_harness.search.recipe import Recipe, make_recipe
 from act_harness.search.run import kept_heads
-from act_harness.search.workbench import Workbench
-from act_harness.stats import spearman
+from act_harness.support import places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from act_harness.engines.operation import Engine, EngineResult
-    from act_harness.resampling import Array
-    from act_harness.search.effects import HeadEffect, TaskScores
-    from act_harness.search.sets import Place
+    from act_harness.evidence.resampling import Array
+    from act_harness.search.choose.effects import HeadEffect, TaskScores
+    from act_harness.search.choose.sets import Place
 
 __all__ = ["bench_search", "main", "random_documents"]
 

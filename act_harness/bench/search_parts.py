@@ -15,14 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act_harness import atomic, reading
 from act_harness.attention import model_facts
 from act_harness.bench.common import Machine, Table, command_line, describe_machine
 from act_harness.bench.search import measure_loop, measure_way
-from act_harness.data import TaskDocuments
 from act_harness.errors import InputError
-from act_harness.search.layout import Chunk, chunks_of
+from act_harness.search.compute.layout import Chunk, chunks_of
+from act_harness.search.documents import TaskDocuments
 from act_harness.search.recipe import Recipe, make_recipe
+from act_harness.support import atomic, reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

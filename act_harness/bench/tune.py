@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from act_harness import places
 from act_harness.bench.arguments import (
     Arguments,
     read_count,
@@ -36,10 +35,11 @@ from act_harness.bench.arguments import (
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import alternate, replayed
 from act_harness.calibration import Calibration, LayerPlan
-from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import Geometry, Stock
 from act_harness.engines.reference import ReferenceEngine
+from act_harness.engines.stock import attend_with_lse
 from act_harness.errors import suggestion
+from act_harness.support import places
 
 __all__ = ["main"]
 
@@ -192,7 +192,8 @@ def check(setting: Setting, change: Change, tokens: int, selected: int) -> dict[
 
 def _resources() -> dict[str, str]:
     """Registers, spills and shared memory of what this process compiled."""
-    from act_harness.engines.triton import direct, kernels
+    from act_harness.engines.triton import direct_kernels as direct
+    from act_harness.engines.triton import prefill_kernels as kernels
 
     found = {}
     for kernel in (

@@ -1,1 +1,1 @@
-"""Parts of the command line that :mod:`act_harness.cli` puts together."""
+"""The command line: :mod:`act_harness.cli.app` and one file a command."""

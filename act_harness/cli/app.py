@@ -21,11 +21,11 @@ import typer
 import typer.core
 
 import act_harness
-from act_harness.commands.artifact import artifact_app
-from act_harness.commands.bench import bench_app
-from act_harness.commands.dashboard import dashboard
-from act_harness.commands.evaluate import LEFT_OUT, EvalCommand, evaluate
-from act_harness.commands.options import (
+from act_harness.cli.artifact import artifact_app
+from act_harness.cli.bench import bench_app
+from act_harness.cli.dashboard import dashboard
+from act_harness.cli.evaluate import LEFT_OUT, EvalCommand, evaluate
+from act_harness.cli.options import (
     DataDir,
     Device,
     IncludePath,
@@ -34,13 +34,13 @@ from act_harness.commands.options import (
     Tasks,
     with_tracking,
 )
-from act_harness.commands.parsing import SPELLING, Command, names
-from act_harness.commands.regress import regress
+from act_harness.cli.parsing import SPELLING, Command, names
+from act_harness.cli.regress import regress
 from act_harness.errors import ActHarnessError, InternalError, one_line
-from act_harness.interruption import end_like_ctrl_c
-from act_harness.places import prepare_folder, remove_unused
-from act_harness.threads import wait_passively
-from act_harness.tracker import TrackingSettings
+from act_harness.support.interruption import end_like_ctrl_c
+from act_harness.support.places import prepare_folder, remove_unused
+from act_harness.support.threads import wait_passively
+from act_harness.tracking.tracker import TrackingSettings
 
 __all__ = ["app", "main"]
 
@@ -230,7 +230,7 @@ def run(context: typer.Context) -> None:
       act-harness run ls tasks
       act-harness run -- --help        (lm-eval's own help)
     """
-    from act_harness.launch import run_lm_eval
+    from act_harness.harness.launch import run_lm_eval
 
     run_lm_eval(context.args)
 
@@ -340,9 +340,9 @@ def compare(
       act-harness compare outputs/model__baseline__DATE \\
           outputs/model__act-heads__DATE
     """
-    from act_harness.compare import compare as compare_runs
-    from act_harness.report import comparison_files
-    from act_harness.stats import SEED
+    from act_harness.evidence.compare import compare as compare_runs
+    from act_harness.evidence.plots import comparison_files
+    from act_harness.evidence.stats import SEED
 
     if output is not None:
         prepare_folder(output)
@@ -474,7 +474,7 @@ def fetch(
       act-harness fetch --tasks act_sst2,act_hellaswag --dest data
       ACT_HARNESS_DATA_DIR=data lm_eval --model hf-act ... --tasks act_sst2
     """
-    from act_harness.fetch import fetch_tasks
+    from act_harness.harness.fetch import fetch_tasks
 
     fetch_tasks(names(tasks), dest, include_path=tuple(include_path or ()))
 
@@ -489,7 +489,7 @@ def doctor() -> None:
     Example:
       act-harness doctor
     """
-    from act_harness.doctor import examine, render
+    from act_harness.harness.doctor import examine, render
 
     diagnosis = examine()
     print(render(diagnosis))
@@ -505,6 +505,6 @@ def tasks_path() -> None:
     Example:
       lm_eval ls tasks --include_path "$(act-harness tasks-path)"
     """
-    from act_harness import paths
+    from act_harness.support import paths
 
     print(paths.tasks_path())

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from act_harness.commands.options import Reference
-from act_harness.commands.parsing import Command
+from act_harness.cli.options import Reference
+from act_harness.cli.parsing import Command
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from act_harness.commands.options import DataDir, Tasks
-from act_harness.commands.parsing import names, numbers
+from act_harness.cli.options import DataDir, Tasks
+from act_harness.cli.parsing import names, numbers
 
 __all__ = ["bench_app"]
 

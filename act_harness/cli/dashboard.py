@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from act_harness.commands.options import WandbEntity, WandbGroup, WandbMode
-from act_harness.commands.parsing import names
-from act_harness.places import prepare_file
-from act_harness.tracker import TrackingSettings
+from act_harness.cli.options import WandbEntity, WandbGroup, WandbMode
+from act_harness.cli.parsing import names
+from act_harness.support.places import prepare_file
+from act_harness.tracking.tracker import TrackingSettings
 
 __all__ = ["dashboard"]
 
@@ -50,8 +50,8 @@ def dashboard(
       act-harness dashboard .demo/results --wandb-mode offline --output .demo/dashboard.json
       act-harness dashboard --from .demo/dashboard.json --wandb-entity ME
     """
-    from act_harness import dashboard as boards
-    from act_harness.counters import CalibrationCounters
+    from act_harness.attention.counters import CalibrationCounters
+    from act_harness.tracking import dashboard as boards
 
     if spec is None:
         prepare_file(output)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from act_harness.commands.options import (
+from act_harness.cli.options import (
     DataDir,
     Device,
     IncludePath,
@@ -17,15 +17,8 @@ from act_harness.commands.options import (
     Tasks,
     with_tracking,
 )
-from act_harness.commands.parsing import (
-    Command,
-    document_numbers,
-    names,
-    numbers,
-    switch,
-    use_config,
-)
-from act_harness.tracker import TrackingSettings
+from act_harness.cli.parsing import Command, document_numbers, names, numbers, switch, use_config
+from act_harness.tracking.tracker import TrackingSettings
 
 __all__ = ["LEFT_OUT", "EvalCommand", "evaluate"]
 
@@ -184,8 +177,8 @@ def evaluate(
       act-harness eval --pretrained .demo/model --artifact .demo/artifact.json \\
           --tasks act_demo --output .demo/eval
     """
-    from act_harness.evaluate import EvalSettings, run_eval, track_eval
-    from act_harness.model_arguments import parse_arguments
+    from act_harness.harness.evaluate import EvalSettings, run_eval, track_eval
+    from act_harness.support.model_arguments import parse_arguments
 
     template = switch(apply_chat_template, "--apply-chat-template", or_name=True)
     settings = EvalSettings(

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from act_harness.commands.parsing import names
+from act_harness.cli.parsing import names
 from act_harness.errors import InputError
-from act_harness.tracker import TrackingSettings, check_installed
+from act_harness.tracking.tracker import TrackingSettings, check_installed
 
 __all__ = [
     "DataDir", "Device", "IncludePath", "ModelArgs", "Pretrained", "Reference", "Seed", "Tasks",
@@ -75,7 +75,8 @@ def with_tracking(command: Callable[..., None]) -> Callable[..., None]:
 
     The command has a parameter ``tracking: TrackingSettings | None``, which is no option: it gets
     what the options say, None where ``--wandb-project`` was not given. It saves its results first,
-    then hands the settings to :func:`act_harness.tracking.open_tracker` or a function above it.
+    then hands the settings to :func:`act_harness.tracking.wandb_run.open_tracker` or a function
+    above it.
     """
     hints = get_type_hints(command, include_extras=True)
     own = inspect.signature(command).parameters

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand
 
-from act_harness import reading
 from act_harness.errors import InputError, one_line, suggestion
+from act_harness.support import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from act_harness.commands.options import DataDir, IncludePath, Pretrained, with_tracking
-from act_harness.commands.parsing import names
+from act_harness.cli.options import DataDir, IncludePath, Pretrained, with_tracking
+from act_harness.cli.parsing import names
 from act_harness.errors import InputError
-from act_harness.tracker import TrackingSettings
+from act_harness.tracking.tracker import TrackingSettings
 
 __all__ = ["regress"]
 

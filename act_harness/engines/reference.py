@@ -24,7 +24,7 @@ from act_harness.engines.operation import (
     masked_softmax,
     pad_columns,
 )
-from act_harness.engines.reporting import block_report, few_columns, make_report
+from act_harness.engines.reports import block_report, few_columns, make_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

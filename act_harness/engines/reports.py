@@ -1,7 +1,7 @@
 """Counts of what calibration did to prompt rows, per block of rows, shared by the engines.
 
 Axes: b sequence, h selected head, k row, t column. What the counters mean and how they become
-figures of a run is said in :mod:`act_harness.counters`.
+figures of a run is said in :mod:`act_harness.attention.counters`.
 """
 
 from __future__ import annotations

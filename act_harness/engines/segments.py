@@ -1,6 +1,6 @@
 """Attention over segments of one row of tokens: no pads, one launch for all sequences.
 
-A packed forward (:mod:`act_harness.attention.packed`) holds contexts and their answers one behind
+A packed forward (:mod:`act_harness.attention.packing`) holds contexts and their answers one behind
 the other. A *segment* is a run of queries with the run of keys that it sees, bottom-right aligned:
 a context sees itself; an answer sees its context and itself, whose keys are gathered behind one
 another. torch's flash attention takes such segments directly (CUDA, half precision), and gives the

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import (
     EngineResult,
     Geometry,
@@ -27,7 +26,8 @@ from act_harness.engines.operation import (
     pad_columns,
 )
 from act_harness.engines.reference import RowFactors, find_sinks, row_factors
-from act_harness.engines.reporting import BlockReport, block_report, few_columns, make_report
+from act_harness.engines.reports import BlockReport, block_report, few_columns, make_report
+from act_harness.engines.stock import attend_with_lse
 
 if TYPE_CHECKING:
     from collections.abc import Callable

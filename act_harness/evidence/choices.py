@@ -4,7 +4,7 @@ A model that simply likes one label scores well where that label is frequent. Su
 choice's mean score over the documents takes that preference out; what remains is what the model
 knows about the document. It applies where the choices are the same for every document.
 
-Not here: anything about two arms (:mod:`act_harness.stats`). No torch: arrays are numpy's.
+Not here: anything about two arms (:mod:`act_harness.evidence.stats`). No torch: arrays are numpy's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from act_harness.errors import ResultError
-from act_harness.resampling import Array
+from act_harness.evidence.resampling import Array
 
 __all__ = ["CorrectedAccuracy", "answer_margin", "corrected_accuracy", "label_prior_corrected"]
 

@@ -5,8 +5,8 @@ a p-value adjusted for the number of tasks, and a verdict. Groups are compared a
 them; whether by tasks or by documents is read off the reported score. Documents that share a
 passage (BoolQ), a context (SQuAD) or a subject (groups of MMLU) are resampled together.
 
-Not here: pairing the documents (:mod:`act_harness.pairing`), tolerances of nightly runs (regress),
-plots (:mod:`act_harness.report`).
+Not here: pairing the documents (:mod:`act_harness.evidence.pairing`), tolerances of nightly runs
+(regress), plots (:mod:`act_harness.evidence.plots`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from act_harness.checks import check_seed, check_share
-from act_harness.comparison import Comparison, Row, RunInfo, Settings
-from act_harness.corpus import corpus_difference
 from act_harness.errors import ResultError, suggestion
-from act_harness.pairing import Key, Measured, measure
-from act_harness.results import Run, load_run
-from act_harness.stats import (
+from act_harness.evidence.comparison import Comparison, Row, RunInfo, Settings
+from act_harness.evidence.corpus import corpus_difference
+from act_harness.evidence.pairing import Key, Measured, measure
+from act_harness.evidence.results import Run, load_run
+from act_harness.evidence.stats import (
     NEGLIGIBLE,
     RESAMPLES,
     SEED,
@@ -35,6 +34,7 @@ from act_harness.stats import (
     combined_difference,
     verdict,
 )
+from act_harness.support.checks import check_seed, check_share
 
 __all__ = ["Comparison", "Row", "compare"]
 
@@ -59,7 +59,7 @@ def compare(
     """Compare run B with run A, the reference.
 
     Args:
-        a: A run, or what :func:`act_harness.results.load_run` takes.
+        a: A run, or what :func:`act_harness.evidence.results.load_run` takes.
         b: The same.
         tasks: Names of tasks and groups to compare; None: all that both runs have.
         clusters: Task to the document field whose equal values are resampled together; None for a
@@ -67,7 +67,7 @@ def compare(
             share.
         confidence: Level of the intervals.
         alpha: Accepted share of false findings.
-        negligible: See :func:`act_harness.stats.verdict`.
+        negligible: See :func:`act_harness.evidence.stats.verdict`.
         resamples: Bootstrap resamples and sign flips.
         seed: Seed of the draws; equal input and seed give equal output.
 

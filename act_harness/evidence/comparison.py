@@ -5,7 +5,8 @@ results cannot be compared (another document, another prompt, no samples); 3, a 
 or there is no verdict: nothing regressed where numbers are numbers, but there are answers that are
 not finite; or no task's metric could be tested.
 
-Not here: the computation (:mod:`act_harness.compare`) and the plots (:mod:`act_harness.report`).
+Not here: the computation (:mod:`act_harness.evidence.compare`) and the plots
+(:mod:`act_harness.evidence.plots`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from act_harness.stats import PairedDifference, Verdict
+from act_harness.evidence.stats import PairedDifference, Verdict
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,8 +5,8 @@ which every document adds one. So a bootstrap over documents costs no more than 
 tables are drawn, and the metric is computed of each. The definitions are those of scikit-learn,
 which lm-eval calls; which one a task uses is read off its reported score, never guessed.
 
-Not here: means and perplexities (:mod:`act_harness.stats`), and translation metrics (BLEU, chrF,
-TER), whose counts lm-eval does not log.
+Not here: means and perplexities (:mod:`act_harness.evidence.stats`), and translation metrics (BLEU,
+chrF, TER), whose counts lm-eval does not log.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from act_harness.errors import ResultError
-from act_harness.intervals import expanded, percentile_interval, student_interval
-from act_harness.resampling import Array, Interval
-from act_harness.stats import RESAMPLES, SEED, PairedDifference, at_level
+from act_harness.evidence.intervals import expanded, percentile_interval, student_interval
+from act_harness.evidence.resampling import Array, Interval
+from act_harness.evidence.stats import RESAMPLES, SEED, PairedDifference, at_level
 
 __all__ = ["CorpusPart", "corpus_difference", "corpus_part", "f1", "macro_f1", "matthews"]
 

@@ -6,7 +6,7 @@ known to lack, with fewer than ten units Student's interval is given, and answer
 or wrong have an interval of their own. results/benchmarks/coverage.md has what each covers; what
 falls short are strongly skewed differences of ten units and fewer, 0.88 to 0.90.
 
-The machinery below :mod:`act_harness.stats`, which says what the numbers mean.
+The machinery below :mod:`act_harness.evidence.stats`, which says what the numbers mean.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.stats  # type: ignore[import-untyped]
 
-from act_harness.resampling import Array, Interval, Units
+from act_harness.evidence.resampling import Array, Interval, Units
 
 __all__ = [
     "degrees_of_freedom",

@@ -3,10 +3,10 @@
 Samples are joined by document, prompt and target hash. A document without a partner is an error
 that names the first difference, because scores of different documents cannot be paired. A metric is
 measured only when its reported score follows from its samples (their mean, a perplexity of it, or a
-metric of the whole corpus, :mod:`act_harness.corpus`), which is checked against the reported
-number, so that no aggregation is guessed.
+metric of the whole corpus, :mod:`act_harness.evidence.corpus`), which is checked against the
+reported number, so that no aggregation is guessed.
 
-Not here: the tests and the verdicts (:mod:`act_harness.compare`).
+Not here: the tests and the verdicts (:mod:`act_harness.evidence.compare`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.special  # type: ignore[import-untyped]
 
-from act_harness.corpus import CorpusPart, corpus_part
 from act_harness.errors import ResultError
-from act_harness.results import Run, Sample, choice_scores
-from act_harness.stats import Part, answer_margin, corrected_accuracy
+from act_harness.evidence.corpus import CorpusPart, corpus_part
+from act_harness.evidence.results import Run, Sample, choice_scores
+from act_harness.evidence.stats import Part, answer_margin, corrected_accuracy
 
 __all__ = ["Key", "Measured", "Pair", "join", "measure"]
 

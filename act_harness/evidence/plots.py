@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from act_harness.atomic import write_bytes, write_json, write_text
-from act_harness.comparison import Comparison, Row
 from act_harness.errors import InputError, ResultError, install_command
+from act_harness.evidence.comparison import Comparison, Row
+from act_harness.support.atomic import write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

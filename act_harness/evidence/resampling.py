@@ -1,7 +1,7 @@
 """How resampling is done: the units, their bootstrap, and the random signs of a paired test.
 
-The machinery below :mod:`act_harness.stats`, which says what the numbers mean and is what other
-modules import. Every draw comes from the generator that is passed in.
+The machinery below :mod:`act_harness.evidence.stats`, which says what the numbers mean and is what
+other modules import. Every draw comes from the generator that is passed in.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Units:
         """Check a task's values and sum them up by cluster.
 
         Raises:
-            ResultError: See :func:`act_harness.stats.paired_difference`.
+            ResultError: See :func:`act_harness.evidence.stats.paired_difference`.
         """
         a, b = vector(part.a, "a"), vector(part.b, "b")
         same_length(a, b)

@@ -6,7 +6,7 @@ lm-eval 0.4.13 writes ``results_<date>.json`` and, with ``--log_samples``, one
 A :class:`Run` is one such result. Of every sample it keeps what a comparison needs (hashes, metric
 values, the scores of the choices), not the texts.
 
-Not here: comparing two runs (:mod:`act_harness.compare`) and writing results.
+Not here: comparing two runs (:mod:`act_harness.evidence.compare`) and writing results.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from act_harness import places, reading
 from act_harness.errors import ResultError, suggestion
+from act_harness.support import places, reading
 
 __all__ = [
     "ChoiceScores",

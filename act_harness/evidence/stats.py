@@ -5,12 +5,12 @@ scores side by side: most of a score's spread is the documents' difficulty, whic
 Documents that share a passage, a context or a subject are no independent evidence; with cluster ids
 they are resampled together.
 
-Also offered from here: what is measured per document (:mod:`act_harness.choices`), rank correlation
-and the correction for several tests. The paper (ICML 2024) reports bare accuracy differences;
-nothing in this file stands in it.
+Also offered from here: what is measured per document (:mod:`act_harness.evidence.choices`), rank
+correlation and the correction for several tests. The paper (ICML 2024) reports bare accuracy
+differences; nothing in this file stands in it.
 
-Not here: reading results (:mod:`act_harness.results`), which arms and tasks are compared
-(:mod:`act_harness.compare`). No torch: arrays are numpy's, in float64.
+Not here: reading results (:mod:`act_harness.evidence.results`), which arms and tasks are compared
+(:mod:`act_harness.evidence.compare`). No torch: arrays are numpy's, in float64.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats  # type: ignore[import-untyped]
 
-from act_harness.choices import (
+from act_harness.errors import ResultError
+from act_harness.evidence.choices import (
     CorrectedAccuracy,
     answer_margin,
     corrected_accuracy,
     label_prior_corrected,
 )
-from act_harness.errors import ResultError
-from act_harness.intervals import degrees_of_freedom, flips_interval, spread
-from act_harness.resampling import (
+from act_harness.evidence.intervals import degrees_of_freedom, flips_interval, spread
+from act_harness.evidence.resampling import (
     Array,
     Interval,
     Part,
@@ -192,8 +192,8 @@ def combined_difference(
     pass their documents as one :class:`Part` with the subject as cluster id.
 
     The interval, for 0/1 values of single documents of one task: Bonett and Price's, see
-    :func:`act_harness.intervals.flips_interval`. Otherwise, percentiles of the bootstrap over
-    documents (clusters where given), further out for the number of units; with fewer than ten,
+    :func:`act_harness.evidence.intervals.flips_interval`. Otherwise, percentiles of the bootstrap
+    over documents (clusters where given), further out for the number of units; with fewer than ten,
     Student's. Simulated coverage of 95 % intervals: results/benchmarks/coverage.md.
 
     Args:

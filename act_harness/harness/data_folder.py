@@ -2,7 +2,7 @@
 
 Not part of the paper. A data directory mirrors the hub: ``DIR/<owner>/<dataset>`` is a folder that
 ``datasets.load_dataset`` reads as it is. Any folder of that shape will do; reading needs no
-manifest. :mod:`act_harness.fetch` fills one.
+manifest. :mod:`act_harness.harness.fetch` fills one.
 
 * :func:`load_rows` is what every task under ``tasks/`` calls. It reads a dataset from the data
   directory when one is set, else as ``datasets`` would, and turns "cannot be had" into one line.
@@ -25,8 +25,8 @@ import datasets
 import huggingface_hub
 import pydantic
 
-from act_harness import atomic, reading
 from act_harness.errors import InfrastructureError, TaskError
+from act_harness.support import atomic, reading
 
 __all__ = [
     "DATA_DIRECTORY_VARIABLE",

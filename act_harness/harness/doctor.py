@@ -16,8 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from act_harness import paths, plugin
+from act_harness import plugin
 from act_harness.errors import EXTRAS, ActHarnessError, install_command
+from act_harness.support import paths
 
 __all__ = ["Diagnosis", "Finding", "examine", "render"]
 
@@ -75,7 +76,7 @@ def render(diagnosis: Diagnosis) -> str:
 
 
 def _installation() -> Finding:
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parents[1]
     try:
         version = metadata.version(_DISTRIBUTION)
     except metadata.PackageNotFoundError:

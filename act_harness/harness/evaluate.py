@@ -3,8 +3,8 @@
 Every arm is an ordinary lm-eval run (``simple_evaluate``) on one loaded model whose head set is
 switched in between, so tasks, prompts, filters and metrics are lm-eval's own. Results and samples
 are written in lm-eval's layout, one folder per arm, atomically, and then compared document by
-document (:mod:`act_harness.compare`). With several few-shot seeds each seed is a pair of runs; the
-averages and their spread are reported beside the pairs.
+document (:mod:`act_harness.evidence.compare`). With several few-shot seeds each seed is a pair of
+runs; the averages and their spread are reported beside the pairs.
 """
 
 from __future__ import annotations
@@ -21,16 +21,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from act_harness import atomic, places, provenance
-from act_harness.checks import (
-    check_batch_size,
-    check_count,
-    check_kind,
-    check_limit,
-    check_seed,
-)
-from act_harness.compare import Comparison, compare
-from act_harness.data_folder import data_directory
 from act_harness.errors import (
     ActHarnessError,
     InfrastructureError,
@@ -40,14 +30,24 @@ from act_harness.errors import (
     install_command,
     suggestion,
 )
-from act_harness.failures import running
-from act_harness.interruption import saved
-from act_harness.model_arguments import model_arguments
-from act_harness.report import comparison_files, markdown_table
-from act_harness.results import task_file_name
-from act_harness.task_lookup import TaskSelection, find_tasks, leaf_tasks, load_tasks
-from act_harness.tracked_runs import TrackedArms, track_arms
-from act_harness.tracker import TrackingSettings
+from act_harness.evidence.compare import Comparison, compare
+from act_harness.evidence.plots import comparison_files, markdown_table
+from act_harness.evidence.results import task_file_name
+from act_harness.harness.data_folder import data_directory
+from act_harness.harness.task_lookup import TaskSelection, find_tasks, leaf_tasks, load_tasks
+from act_harness.support import atomic, places, provenance
+from act_harness.support.checks import (
+    check_batch_size,
+    check_count,
+    check_kind,
+    check_limit,
+    check_seed,
+)
+from act_harness.support.failures import running
+from act_harness.support.interruption import saved
+from act_harness.support.model_arguments import model_arguments
+from act_harness.tracking.arms import TrackedArms, track_arms
+from act_harness.tracking.tracker import TrackingSettings
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact
@@ -70,7 +70,8 @@ class EvalSettings:
     """What ``act-harness eval`` was asked for."""
 
     tasks: tuple[str, ...]
-    """Names, patterns, YAML files or folders, see :func:`act_harness.task_lookup.find_tasks`."""
+    """Names, patterns, YAML files or folders, see
+    :func:`act_harness.harness.task_lookup.find_tasks`."""
     pretrained: str | Path | None = None
     """Hub id or folder; the same as ``pretrained=`` in ``model_args``."""
     model_args: str | Mapping[str, Any] = ""

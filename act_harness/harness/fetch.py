@@ -1,9 +1,9 @@
 """Download what benchmark tasks read, so that they run where there is no network.
 
 Not part of the paper. :func:`fetch_tasks` finds the datasets behind tasks, groups and tags without
-building them, downloads each once into a data directory (:mod:`act_harness.data_folder`, which
-also reads it), and keeps a manifest of commits, rows and hashes. It copies whole datasets: every
-split of the configuration that a task names.
+building them, downloads each once into a data directory (:mod:`act_harness.harness.data_folder`,
+which also reads it), and keeps a manifest of commits, rows and hashes. It copies whole datasets:
+every split of the configuration that a task names.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import huggingface_hub
 import yaml
 from tqdm import tqdm
 
-from act_harness import atomic, places
-from act_harness.data_folder import (
+from act_harness.errors import InfrastructureError, TaskError
+from act_harness.harness.data_folder import (
     DATA_DIRECTORY_VARIABLE,
     MANIFEST,
     NOT_HAD,
@@ -39,9 +39,9 @@ from act_harness.data_folder import (
     verify_directory,
     write_manifest,
 )
-from act_harness.errors import InfrastructureError, TaskError
-from act_harness.interruption import saved
-from act_harness.task_lookup import TaskSelection, find_tasks, leaf_tasks
+from act_harness.harness.task_lookup import TaskSelection, find_tasks, leaf_tasks
+from act_harness.support import atomic, places
+from act_harness.support.interruption import saved
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act_harness import places, plugin, reading
-from act_harness.checks import check_limit
+from act_harness import plugin
 from act_harness.errors import ActHarnessError, InputError, TaskError, suggestion
-from act_harness.paths import task_route, tasks_path
+from act_harness.support import places, reading
+from act_harness.support.checks import check_limit
+from act_harness.support.paths import task_route, tasks_path
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -45,7 +46,7 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
-    from act_harness.failures import explained
+    from act_harness.support.failures import explained
 
     setup_logging()
     with _command_line(arguments):

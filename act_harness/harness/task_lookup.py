@@ -18,15 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from act_harness import paths, reading
-from act_harness.data_folder import first_line
-from act_harness.errors import (
-    ActHarnessError,
-    InfrastructureError,
-    TaskError,
-    one_line,
-    suggestion,
-)
+from act_harness.errors import ActHarnessError, InfrastructureError, TaskError, one_line, suggestion
+from act_harness.harness.data_folder import first_line
+from act_harness.support import paths, reading
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

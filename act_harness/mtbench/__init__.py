@@ -2,7 +2,7 @@
 
 Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena" (NeurIPS 2023, arXiv
 2306.05685). The ACT paper reports MT-Bench scores in its open-ended generation experiments. The
-first half, generation, is :mod:`act_harness.conversation` and ``tasks/mt_bench``.
+first half, generation, is :mod:`act_harness.mtbench.chat` and ``tasks/mt_bench``.
 
 ``openai`` and ``tenacity`` (the extra ``mtbench``) are imported by :mod:`.client` alone, when the
 first judgment is asked for.
@@ -24,17 +24,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "JudgeOutcome": "act_harness.mtbench.judging",
-    "JudgeSettings": "act_harness.mtbench.settings",
-    "judge": "act_harness.mtbench.judging",
-    "load_judge_settings": "act_harness.mtbench.settings",
-    "track_judge": "act_harness.mtbench.tracking",
-    "track_outcome": "act_harness.mtbench.tracking",
+    "JudgeOutcome": "act_harness.mtbench.judge.judging",
+    "JudgeSettings": "act_harness.mtbench.judge.settings",
+    "judge": "act_harness.mtbench.judge.judging",
+    "load_judge_settings": "act_harness.mtbench.judge.settings",
+    "track_judge": "act_harness.mtbench.judge.tracking",
+    "track_outcome": "act_harness.mtbench.judge.tracking",
 }
 
 if TYPE_CHECKING:
-    from act_harness.mtbench.judging import JudgeOutcome, judge
-    from act_harness.mtbench.settings import JudgeSettings, load_judge_settings
-    from act_harness.mtbench.tracking import track_judge, track_outcome
+    from act_harness.mtbench.judge.judging import JudgeOutcome, judge
+    from act_harness.mtbench.judge.settings import JudgeSettings, load_judge_settings
+    from act_harness.mtbench.judge.tracking import track_judge, track_outcome
 
 __getattr__ = lazy_attributes(__name__, _HOMES)

@@ -26,7 +26,7 @@ def measure(answers: Sequence[str]) -> dict[str, float]:
     """Measure the turns of one conversation.
 
     Args:
-        answers: the texts; a :class:`act_harness.conversation.Conversation` also knows tokens and
+        answers: the texts; a :class:`act_harness.mtbench.chat.Conversation` also knows tokens and
             why each answer ended, without which these two are nan.
 
     Returns:

@@ -6,7 +6,7 @@ layers: exact goldens (:mod:`.goldens`) and statistical gates (:mod:`.gates`). W
 from being finished (no model, no data, no memory, no GPU, no baseline) is an
 :class:`~act_harness.errors.InfrastructureError`, never a score.
 
-Not here: comparing two arbitrary runs (:mod:`act_harness.compare`).
+Not here: comparing two arbitrary runs (:mod:`act_harness.evidence.compare`).
 """
 
 from __future__ import annotations

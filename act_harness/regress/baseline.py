@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from act_harness import atomic, reading
 from act_harness.artifact import ModelFacts
 from act_harness.calibration import validation_line
 from act_harness.errors import InfrastructureError, ResultError
+from act_harness.support import atomic, reading
 
 __all__ = [
     "Answer",

@@ -1,10 +1,11 @@
 """Layer 2: is a task worse than its baseline, beyond chance and beyond rounding?
 
 Every arm of every task is one pair of runs over the same documents and goes through
-:func:`act_harness.compare.compare`: exact McNemar for 0/1 metrics, bootstrap interval, clusters
-where documents share a passage, Benjamini-Hochberg over all tasks and arms together. A task that
-this calls regressed fails only when its loss is also larger than the spread that was measured when
-the baseline was made: repetitions that change nothing but batch size, threads and order.
+:func:`act_harness.evidence.compare.compare`: exact McNemar for 0/1 metrics, bootstrap interval,
+clusters where documents share a passage, Benjamini-Hochberg over all tasks and arms together. A
+task that this calls regressed fails only when its loss is also larger than the spread that was
+measured when the baseline was made: repetitions that change nothing but batch size, threads and
+order.
 
 So on the CPU in float32, where the spread is mostly zero, significance decides; in bf16 a task
 whose score wanders by two documents from run to run cannot fail by losing two.
@@ -16,11 +17,11 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from act_harness.compare import compare
-from act_harness.comparison import Comparison, Row
+from act_harness.evidence.compare import compare
+from act_harness.evidence.comparison import Comparison, Row
+from act_harness.evidence.results import Run, run_from_memory
 from act_harness.regress.baseline import Baseline, Document, Measurement, Spread, TaskRecord
 from act_harness.regress.goldens import Finding, drifts
-from act_harness.results import Run, run_from_memory
 
 __all__ = ["compare_measurements", "gate", "split_name", "spread_of"]
 

@@ -18,15 +18,15 @@ import torch
 from tqdm import tqdm
 
 from act_harness.artifact import Artifact, load_artifact
-from act_harness.checks import check_batch_size
-from act_harness.counters import PromptRecord, prompt_key
+from act_harness.attention.counters import PromptRecord, prompt_key
 from act_harness.errors import InfrastructureError, RecipeError, suggestion
-from act_harness.evaluate import EvalSettings, load_model
-from act_harness.failures import infrastructure, running
+from act_harness.evidence.results import Sample, choice_scores, run_from_memory
+from act_harness.harness.evaluate import EvalSettings, load_model
+from act_harness.harness.task_lookup import TaskSelection, find_tasks, load_tasks
 from act_harness.regress.baseline import Answer, ArmInfo, Document, Measurement, TaskRecord
 from act_harness.regress.suite import BASELINE_ARM, Suite, Variation
-from act_harness.results import Sample, choice_scores, run_from_memory
-from act_harness.task_lookup import TaskSelection, find_tasks, load_tasks
+from act_harness.support.checks import check_batch_size
+from act_harness.support.failures import infrastructure, running
 
 if TYPE_CHECKING:
     from act_harness.model import CalibratedHFLM

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from act_harness import atomic
-from act_harness.comparison import Comparison
 from act_harness.errors import ActHarnessError, InfrastructureError
+from act_harness.evidence.comparison import Comparison
 from act_harness.regress.goldens import Drift, Finding
+from act_harness.support import atomic
 
 __all__ = ["RegressOutcome", "clear_report", "write_failure", "write_report"]
 

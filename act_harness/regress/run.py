@@ -15,10 +15,8 @@ from pathlib import Path
 
 import torch
 
-from act_harness import places, provenance
-from act_harness.checks import check_batch_size, check_count, check_kind
-from act_harness.data_folder import data_directory
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError
+from act_harness.harness.data_folder import data_directory
 from act_harness.regress import gates, goldens, outcome
 from act_harness.regress.baseline import (
     FILE,
@@ -31,9 +29,11 @@ from act_harness.regress.baseline import (
 from act_harness.regress.measure import Session
 from act_harness.regress.outcome import RegressOutcome
 from act_harness.regress.suite import Suite, load_suite
-from act_harness.tracked import comparison_scalars, comparison_table, run_config
-from act_harness.tracker import Tracker, TrackingSettings
-from act_harness.tracking import open_tracker
+from act_harness.support import places, provenance
+from act_harness.support.checks import check_batch_size, check_count, check_kind
+from act_harness.tracking.tracker import Tracker, TrackingSettings
+from act_harness.tracking.values import comparison_scalars, comparison_table, run_config
+from act_harness.tracking.wandb_run import open_tracker
 
 __all__ = ["RegressSettings", "run_regress", "track_outcome", "update_baseline"]
 

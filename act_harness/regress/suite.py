@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from act_harness import paths, reading
 from act_harness.calibration import validation_line
 from act_harness.errors import InfrastructureError, RecipeError, suggestion
+from act_harness.support import paths, reading
 
 __all__ = ["BASELINE_ARM", "ModelSource", "Suite", "Variation", "load_suite", "shipped_suites"]
 

@@ -1,1 +1,1 @@
-"""."""
+"""Log-likelihoods of lm-eval's requests, every context computed once."""

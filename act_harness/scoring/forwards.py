@@ -1,9 +1,9 @@
 """Forwards that scoring is made of: packing or padding, the output head on wanted rows only.
 
 Where the model allows it, contexts and their answers are packed into one row of tokens
-(:mod:`act_harness.attention.packed`). Elsewhere a prefill's cache is extended, in batches padded on
-the right without a mask (causality hides the pads, so the stock kernel stays on its fast path), or
-on the left for models with a sliding window, since a window counts positions and a gap between
+(:mod:`act_harness.attention.packing`). Elsewhere a prefill's cache is extended, in batches padded
+on the right without a mask (causality hides the pads, so the stock kernel stays on its fast path),
+or on the left for models with a sliding window, since a window counts positions and a gap between
 prompt and answer would shift it. Logits exist for a limited number of scored rows at a time.
 
 What a forward finds out stays on the device until it is asked for (:class:`RowScores`,
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from act_harness.attention import Attachment, select_cache, stock_model
-from act_harness.attention.packable import (
+from act_harness.attention.capabilities import (
     alike,
     has_window,
     packed_forward,
@@ -33,12 +33,12 @@ from act_harness.attention.packable import (
     rounding,
     spread_tokens,
 )
-from act_harness.attention.packed import Packing, Rows, positions_of
+from act_harness.attention.packing import Packing, Rows, positions_of
 from act_harness.attention.placement import input_device
-from act_harness.attention.recorded import PackedForwards
 from act_harness.attention.trials import Trials
-from act_harness.engines.ragged import Room, lay_out, upload
+from act_harness.engines.segments import Room, lay_out, upload
 from act_harness.errors import ActHarnessError, InternalError
+from act_harness.scoring.graphs import PackedForwards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
-    from act_harness.counters import PromptRecord
+    from act_harness.attention.counters import PromptRecord
 
 __all__ = [
     "Forwards",
@@ -161,7 +161,7 @@ class Forwards:
         softmax_dtype: torch.dtype | None = None,
         forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        """Store the settings; see :class:`act_harness.scoring.Scorer`."""
+        """Store the settings; see :class:`act_harness.scoring.scorer.Scorer`."""
         self.model = model
         self.attachment = attachment if attachment is not None and attachment.active else None
         self.pad_token = pad_token

@@ -3,8 +3,8 @@
 A forward over a few thousand tokens of a small model takes a GPU less time than a host needs to
 launch its thousand kernels: on one H100, 18 ms of 42 for SmolLM2 with 9 thousand tokens, 2 of 27
 with 400. A recorded forward is launched in one go. A recording fixes every shape, so the forwards
-to come are planned: neighbours in size share a :class:`~act_harness.engines.ragged.Room`, and what
-they leave of it holds pads, which no token sees. The first of them is run and recorded.
+to come are planned: neighbours in size share a :class:`~act_harness.engines.segments.Room`, and
+what they leave of it holds pads, which no token sees. The first of them is run and recorded.
 
 Only forwards that attend over segments in all layers are recorded (half precision, one device). A
 model that decides something by values (a mixture of experts, say) cannot be recorded: it is run as
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from act_harness.attention.packable import alike, packed_forward
-from act_harness.attention.packed import Packing
+from act_harness.attention.capabilities import alike, packed_forward
+from act_harness.attention.packing import Packing
 from act_harness.attention.placement import input_device
 from act_harness.attention.trials import Trials
 from act_harness.calibration import Calibration
-from act_harness.engines.ragged import Room, Segments, upload
+from act_harness.engines.segments import Room, Segments, upload
 from act_harness.errors import InternalError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class PackedForwards:
         """Store the settings.
 
         Args:
-            model: one that :func:`act_harness.attention.packable.packs` accepts.
+            model: one that :func:`act_harness.attention.capabilities.packs` accepts.
             attachment: active calibration, or None.
             recorder: makes what records, when the first recording is due.
         """

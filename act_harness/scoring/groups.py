@@ -1,7 +1,7 @@
 """Requests of a scorer, grouped by the context they share, and what a batch of groups amounts to.
 
 Pure bookkeeping: no torch here, and no decision of how a group is computed
-(:mod:`act_harness.scoring`).
+(:mod:`act_harness.scoring.scorer`).
 """
 
 from __future__ import annotations

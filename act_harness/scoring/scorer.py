@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from act_harness.attention.packable import rope_limit
+from act_harness.attention.capabilities import rope_limit
 from act_harness.errors import InfrastructureError, InputError, InternalError
-from act_harness.forwards import Forwards, Prefilled, Work
-from act_harness.grouping import Group, Item, Load, Score, Tokens, request_tokens
-from act_harness.room import answers_per_sequence, packed_tokens_per_token
-from act_harness.tally import Given, Started, Tally
+from act_harness.scoring.forwards import Forwards, Prefilled, Work
+from act_harness.scoring.groups import Group, Item, Load, Score, Tokens, request_tokens
+from act_harness.scoring.memory import answers_per_sequence, packed_tokens_per_token
+from act_harness.scoring.tally import Given, Started, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from act_harness.attention import Attachment
-    from act_harness.counters import PromptRecord
+    from act_harness.attention.counters import PromptRecord
 
 __all__ = ["Item", "Score", "Scorer", "Work"]
 
@@ -68,8 +68,8 @@ class Scorer:
             attachment: calibrated attention on ``model``, or None.
             batch_size: most contexts in a forward; None for no limit. Their answers join them as
                 far as that takes no more memory than stock scoring at this batch size
-                (:func:`act_harness.forwards.packed_tokens_per_token`, and
-                :func:`act_harness.forwards.answers_per_sequence` over a cache).
+                (:func:`act_harness.scoring.forwards.packed_tokens_per_token`, and
+                :func:`act_harness.scoring.forwards.answers_per_sequence` over a cache).
             token_budget: most tokens in a forward; None for no limit. What attention pads and
                 repeats inside a layer is bounded with it. Halved, with a retry, when memory runs
                 out.

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from act_harness.grouping import Group, Score, Tokens
+from act_harness.scoring.groups import Group, Score, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from act_harness.counters import PromptRecord
-    from act_harness.forwards import RowScores, Told
+    from act_harness.attention.counters import PromptRecord
+    from act_harness.scoring.forwards import RowScores, Told
 
 __all__ = ["Given", "Started", "Tally"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from act_harness.errors import InputError
-from act_harness.scoring import Item
+from act_harness.scoring.scorer import Item
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,9 +12,9 @@ Only ``settings`` needs lm-eval, and only when it is called.
 
 from __future__ import annotations
 
+from act_harness.search.command import SearchSettings, search_documents, search_from_settings
 from act_harness.search.recipe import Recipe, load_recipe
 from act_harness.search.run import SearchResult, run_search
-from act_harness.search.settings import SearchSettings, search_documents, search_from_settings
 
 __all__ = [
     "Recipe",

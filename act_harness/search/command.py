@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from act_harness import places
 from act_harness.attention import model_facts
-from act_harness.checks import check_count, check_kind, check_seed
-from act_harness.data import (
+from act_harness.errors import RecipeError
+from act_harness.search.documents import (
     Prompting,
     TaskDocuments,
     facts_of_tokens,
@@ -22,18 +21,19 @@ from act_harness.data import (
     read_documents,
     write_documents,
 )
-from act_harness.errors import RecipeError
-from act_harness.model_arguments import check_vocabulary, model_arguments
 from act_harness.search.recipe import Recipe, load_recipe, make_recipe
 from act_harness.search.run import SearchResult, run_search
+from act_harness.support import places
+from act_harness.support.checks import check_count, check_kind, check_seed
+from act_harness.support.model_arguments import check_vocabulary, model_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from act_harness.artifact import ModelFacts
+    from act_harness.harness.task_lookup import TaskSelection
     from act_harness.model import CalibratedHFLM
-    from act_harness.search.effects import HeadEffect
-    from act_harness.task_lookup import TaskSelection
+    from act_harness.search.choose.effects import HeadEffect
 
 __all__ = ["SearchSettings", "search_documents", "search_from_settings"]
 
@@ -137,7 +137,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
     """
     check_kind(settings, SearchSettings, "settings")
     if settings.plots:
-        from act_harness.report import require_matplotlib
+        from act_harness.evidence.plots import require_matplotlib
 
         require_matplotlib()
     recipe = settings.make_recipe()
@@ -152,7 +152,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         model, facts = _plain_model(settings)
         facts = facts_of_tokens(facts, documents)
     else:
-        from act_harness.task_lookup import find_tasks
+        from act_harness.harness.task_lookup import find_tasks
 
         given = _arguments(settings)
         found = find_tasks(recipe.tasks, include_path=settings.include_path)
@@ -177,7 +177,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         on_best=_print_best if settings.show_best else None,
     )
     if settings.plots and result.path is not None:
-        from act_harness.search.figures import draw
+        from act_harness.search.report import draw
 
         result = replace(result, figures=draw(result, result.path))
     return result

@@ -21,16 +21,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from act_harness import atomic, reading
 from act_harness.errors import InputError, TaskError
-from act_harness.failures import running
-from act_harness.model_arguments import check_device, check_dtype, check_place, loading
+from act_harness.support import atomic, reading
+from act_harness.support.failures import running
+from act_harness.support.model_arguments import check_device, check_dtype, check_place, loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from act_harness.artifact import ModelFacts
-    from act_harness.task_lookup import TaskSelection
+    from act_harness.harness.task_lookup import TaskSelection
 
 __all__ = [
     "Document",
@@ -197,7 +197,7 @@ def load_documents(
 def _datasets_from(data_dir: Path | None) -> Any:  # noqa: ANN401 - a context manager
     if data_dir is None:
         return nullcontext()
-    from act_harness.data_folder import data_directory
+    from act_harness.harness.data_folder import data_directory
 
     return data_directory(data_dir)
 
@@ -206,7 +206,7 @@ def _load_tasks(tasks: Sequence[str] | TaskSelection) -> dict[str, Any]:
     """Load tasks, through groups and tags, by the name of each."""
     from lm_eval.api.group import Group
 
-    from act_harness.task_lookup import TaskSelection, find_tasks, load_tasks
+    from act_harness.harness.task_lookup import TaskSelection, find_tasks, load_tasks
 
     selection = tasks if isinstance(tasks, TaskSelection) else find_tasks(tasks)
     found: dict[str, Any] = {}

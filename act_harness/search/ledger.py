@@ -13,8 +13,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from act_harness import atomic, places, reading
 from act_harness.errors import ResultError
+from act_harness.support import atomic, places, reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

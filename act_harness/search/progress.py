@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from act_harness.data import TaskDocuments
+    from act_harness.search.documents import TaskDocuments
     from act_harness.search.recipe import Recipe
 
 __all__ = ["Phase", "Progress", "phases_of"]

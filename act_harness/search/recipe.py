@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from act_harness import reading
 from act_harness.artifact import ModelFacts
-from act_harness.atomic import canonical_json
 from act_harness.calibration import Calibration, HeadStrength, preset, validation_line
 from act_harness.errors import ActHarnessError, RecipeError, suggestion
-from act_harness.paths import recipes_path
-from act_harness.provenance import sha256_text
+from act_harness.support import reading
+from act_harness.support.atomic import canonical_json
+from act_harness.support.paths import recipes_path
+from act_harness.support.provenance import sha256_text
 
 __all__ = [
     "Controls",

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from act_harness.search.select import best_of_each_head
+from act_harness.search.choose.select import best_of_each_head
 
 if TYPE_CHECKING:
-    from act_harness.report import Curve
+    from act_harness.evidence.plots import Curve
     from act_harness.search.run import SearchResult
 
 __all__ = ["draw"]
@@ -32,7 +32,7 @@ def draw(result: SearchResult, beside: Path) -> dict[str, Path]:
         InputError: matplotlib is not installed.
         InfrastructureError: a file cannot be written.
     """
-    from act_harness.report import head_map, rank_plot
+    from act_harness.evidence.plots import head_map, rank_plot
 
     artifact, name = result.artifact, result.artifact.name
     facts, search = artifact.model, artifact.search or {}
@@ -83,7 +83,7 @@ _LABELS = {
 
 def _sets(search: dict[str, Any]) -> _Sets:
     """Return how sets changed what they were chosen by, and how the one taken did elsewhere."""
-    from act_harness.report import Curve
+    from act_harness.evidence.plots import Curve
 
     held, rule = search["judgement"].get("chosen_by"), search["rule"]
     reading = rule.get("criterion") or (held["reading"] if held else "accuracy")

@@ -9,29 +9,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from act_harness import provenance
 from act_harness.artifact import Artifact, ModelFacts
-from act_harness.atomic import canonical_json
 from act_harness.attention import attach, model_facts
 from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
-from act_harness.interruption import saved
-from act_harness.search.effects import HeadEffect, as_rows, both_splits, head_effects
-from act_harness.search.judgement import conclude, describe
+from act_harness.evidence.stats import spearman
+from act_harness.search.choose.effects import HeadEffect, as_rows, both_splits, head_effects
+from act_harness.search.choose.judgement import conclude, describe
+from act_harness.search.choose.select import Selection, best_of_each_head, refitted
+from act_harness.search.choose.sets import ModelSets, SetMeasurement, make_heads
+from act_harness.search.compute.measure import Measurement, Work
+from act_harness.search.compute.workbench import Workbench
 from act_harness.search.ledger import VERSION, Ledger
-from act_harness.search.measure import Measurement, Work
 from act_harness.search.processes import Processes
 from act_harness.search.progress import Progress, phases_of
-from act_harness.search.select import Selection, best_of_each_head, refitted
-from act_harness.search.sets import ModelSets, SetMeasurement, make_heads
-from act_harness.search.workbench import Workbench
-from act_harness.stats import spearman
+from act_harness.support import provenance
+from act_harness.support.atomic import canonical_json
+from act_harness.support.interruption import saved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from act_harness.data import Document, TaskDocuments
-    from act_harness.search.effects import TaskScores
+    from act_harness.search.choose.effects import TaskScores
+    from act_harness.search.documents import Document, TaskDocuments
     from act_harness.search.recipe import Recipe
 
 __all__ = ["SearchResult", "content_sha256", "ledger_folder", "run_search", "stable_content"]
@@ -139,7 +139,7 @@ def run_search(
     Args:
         recipe: what to search for.
         model: a loaded causal language model.
-        documents: of every task, as :func:`act_harness.data.load_documents` gives them.
+        documents: of every task, as :func:`act_harness.search.documents.load_documents` gives them.
         facts: what identifies the model; read off it when None.
         ledgers: folder of the ledgers.
         output: the artifact's file; None: not written.

@@ -14,14 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from act_harness import tracked
 from act_harness.search.processes import Processes
-from act_harness.tracked_runs import log_artifact
-from act_harness.tracking import open_tracker
+from act_harness.tracking import values as tracked
+from act_harness.tracking.arms import log_artifact
+from act_harness.tracking.wandb_run import open_tracker
 
 if TYPE_CHECKING:
     from act_harness.search.run import SearchResult
-    from act_harness.tracker import TrackingSettings
+    from act_harness.tracking.tracker import TrackingSettings
 
 __all__ = ["search_scalars", "track_search"]
 

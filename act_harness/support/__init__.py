@@ -1,1 +1,1 @@
-"""."""
+"""What every room uses: files, folders, reading, checks, provenance."""

@@ -17,13 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from jinja2 import TemplateError
 
-from act_harness.errors import (
-    ActHarnessError,
-    InfrastructureError,
-    InputError,
-    TaskError,
-    one_line,
-)
+from act_harness.errors import ActHarnessError, InfrastructureError, InputError, TaskError, one_line
 
 __all__ = ["complaint_of_harness", "explained", "infrastructure", "running", "task_failure"]
 

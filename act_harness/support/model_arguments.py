@@ -20,8 +20,6 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
 
-from act_harness import reading
-from act_harness.checks import check_batch_size, check_count
 from act_harness.errors import (
     ActHarnessError,
     InfrastructureError,
@@ -30,6 +28,8 @@ from act_harness.errors import (
     one_line,
     suggestion,
 )
+from act_harness.support import reading
+from act_harness.support.checks import check_batch_size, check_count
 
 __all__ = [
     "LEAST_LENGTH",

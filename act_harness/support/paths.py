@@ -28,7 +28,7 @@ __all__ = [
     "tasks_path",
 ]
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class _Folder(NamedTuple):

@@ -5,7 +5,7 @@ hour. So each one makes and probes its place first. Names that become files come
 and artifacts, which may be called anything: :func:`file_name` is the one way from such a name to a
 file's. A folder of answers, measurements or judgments has one writer at a time.
 
-Not here: writing itself (:mod:`act_harness.atomic`). A full disk cannot be foreseen.
+Not here: writing itself (:mod:`act_harness.support.atomic`). A full disk cannot be foreseen.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import filelock
 
-from act_harness import atomic
 from act_harness.errors import InfrastructureError, InputError
+from act_harness.support import atomic
 
 __all__ = [
     "file_name",

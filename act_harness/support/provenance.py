@@ -5,7 +5,7 @@ imported, and a missing package, repository or device description is None, never
 record stands beside results and artifacts, outside whatever is hashed or compared byte for byte.
 
 Not here: what was run (that is the recipe's and the task's business) and whether two results may
-be compared (:mod:`act_harness.compare`).
+be compared (:mod:`act_harness.evidence.compare`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import act_harness
-from act_harness.atomic import canonical_json
+from act_harness._version import __version__
 from act_harness.errors import InfrastructureError, ResultError
+from act_harness.support.atomic import canonical_json
 
 __all__ = [
     "COMMIT_VARIABLE",
@@ -97,7 +97,7 @@ def collect(*, seed: int | None = None, device: str | None = None) -> Provenance
     found = versions()
     return Provenance(
         created=now(),
-        act_harness=act_harness.__version__,
+        act_harness=__version__,
         python=platform.python_version(),
         torch=found["torch"],
         transformers=found["transformers"],
@@ -120,7 +120,7 @@ def versions() -> dict[str, str | None]:
     A package that is not installed is None. Nothing is imported to find out.
     """
     found: dict[str, str | None] = {
-        "act_harness": act_harness.__version__,
+        "act_harness": __version__,
         "python": platform.python_version(),
     }
     for name in _PACKAGES:
@@ -147,7 +147,7 @@ def commit(folder: str | os.PathLike[str] | None = None) -> Commit:
     named = os.environ.get(COMMIT_VARIABLE)
     if named and folder is None:
         return Commit(named.removesuffix("-dirty"), named.endswith("-dirty"))
-    package = Path(folder) if folder else Path(__file__).parent
+    package = Path(folder) if folder else Path(__file__).parents[1]
     tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py")
     top = _git(package, "rev-parse", "--show-toplevel")
     head = _git(package, "rev-parse", "--verify", "HEAD")

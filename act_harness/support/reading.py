@@ -5,7 +5,8 @@ so the form is checked as strictly as the formats allow: each key once, bounded 
 whole numbers of 64 bits, no NaN, no half of a surrogate pair. What an evaluation wrote is read with
 ``lenient=True``: a model's output holds such things, and a result must not be lost to them.
 
-Not here: what the values mean (each format's own module), and writing (:mod:`act_harness.atomic`).
+Not here: what the values mean (each format's own module), and writing
+(:mod:`act_harness.support.atomic`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import yaml
 from pydantic import BaseModel
 
 from act_harness.errors import ActHarnessError, InfrastructureError, ResultError
-from act_harness.strict_yaml import MOST_DEPTH, WIDEST, Loader, shown
+from act_harness.support.strict_yaml import MOST_DEPTH, WIDEST, Loader, shown
 
 __all__ = [
     "is_file",

@@ -1,7 +1,7 @@
 """PyYAML's safe loader, strict: what JSON knows, each key once, bounded.
 
 No tags, no dates, no value that is part of itself, no numbers that are not finite or wider than 64
-bits. The bounds are those of :mod:`act_harness.reading`, the one module that uses this one.
+bits. The bounds are those of :mod:`act_harness.support.reading`, the one module that uses this one.
 """
 
 from __future__ import annotations

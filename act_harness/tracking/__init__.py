@@ -1,1 +1,1 @@
-"""."""
+"""Runs in Weights & Biases: what is logged, and by whom."""

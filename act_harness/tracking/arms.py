@@ -5,8 +5,8 @@ service loses nothing. :func:`log_to_open_run` adds what lm-eval's logger does n
 (artifact, calibration, counters, heads) to the run that ``lm_eval --wandb_args`` opened; a failure
 is a warning there, because lm-eval saves its results later than it logs.
 
-Not here: the service (:mod:`act_harness.tracking`) and the names (:mod:`act_harness.tracked`); a
-search and a judge log through modules of their own.
+Not here: the service (:mod:`act_harness.tracking.wandb_run`) and the names
+(:mod:`act_harness.tracking.values`); a search and a judge log through modules of their own.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from act_harness import tracked
 from act_harness.errors import ActHarnessError, install_command
-from act_harness.reading import read_lines
-from act_harness.results import Run, load_run
-from act_harness.tracked import Table
-from act_harness.tracker import JobType, Tracker, TrackingSettings
-from act_harness.tracking import active_run, identity_hash, open_tracker
+from act_harness.evidence.results import Run, load_run
+from act_harness.support.reading import read_lines
+from act_harness.tracking import values as tracked
+from act_harness.tracking.tracker import JobType, Tracker, TrackingSettings
+from act_harness.tracking.values import Table
+from act_harness.tracking.wandb_run import active_run, identity_hash, open_tracker
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from act_harness.artifact import Artifact
-    from act_harness.comparison import Comparison
+    from act_harness.evidence.comparison import Comparison
 
 __all__ = ["TrackedArms", "head_effects", "log_artifact", "log_to_open_run", "track_arms"]
 
@@ -262,7 +262,7 @@ def _log_map(tracker: Tracker, artifact: Artifact, folder: Path) -> None:
         command = install_command("report")
         _LOG.warning("no head map: matplotlib is not installed; run: %s", command)
         return
-    from act_harness.report import head_map
+    from act_harness.evidence.plots import head_map
 
     searched: Sequence[Any] = (artifact.search or {}).get("table") or ()
     path = head_map(

@@ -1,8 +1,8 @@
 """``act-harness dashboard``: the W&B workspace for this package's runs, built by code.
 
 What it shows is first described as plain data (:func:`dashboard_spec`), written as JSON, and then,
-online, built with W&B's own workspace library. The names are those of :mod:`act_harness.tracked`,
-so the dashboard can be made before the first run.
+online, built with W&B's own workspace library. The names are those of
+:mod:`act_harness.tracking.values`, so the dashboard can be made before the first run.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from act_harness import reading
-from act_harness.atomic import write_json
 from act_harness.errors import InfrastructureError, InputError, ResultError
-from act_harness.results import load_run
-from act_harness.tracking import one_line, optional_module
+from act_harness.evidence.results import load_run
+from act_harness.support import reading
+from act_harness.support.atomic import write_json
+from act_harness.tracking.wandb_run import one_line, optional_module
 
 __all__ = ["Built", "dashboard", "dashboard_spec", "known_scores", "load_spec"]
 

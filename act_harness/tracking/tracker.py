@@ -1,7 +1,8 @@
 """What a command may log, and the tracker that logs nothing.
 
 A command talks to a :class:`Tracker`; without settings it gets the :class:`NullTracker`, so none of
-them asks whether tracking is on. Not here: any tracking service (:mod:`act_harness.tracking`).
+them asks whether tracking is on. Not here: any tracking service
+(:mod:`act_harness.tracking.wandb_run`).
 """
 
 from __future__ import annotations

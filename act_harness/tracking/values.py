@@ -15,7 +15,7 @@ described before the first run exists:
 With several few-shot seeds every score stands under ``seed-<n>/<task>/<metric>``, and the plain
 names hold the mean over seeds, with ``..._spread`` for the standard deviation between them.
 
-Not here: any tracking service (:mod:`act_harness.tracking`).
+Not here: any tracking service (:mod:`act_harness.tracking.wandb_run`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from act_harness.comparison import Comparison
+from act_harness.evidence.comparison import Comparison
 
 __all__ = [
     "Table",

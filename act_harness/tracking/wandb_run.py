@@ -9,8 +9,8 @@ nothing: everything is in the run file, to be uploaded later by ``wandb sync``.
 When W&B fails (no network, wrong key), a strict tracker raises one line, which makes the command's
 exit code 3; otherwise one warning is logged and the command goes on without it.
 
-Not here: what the values are called (:mod:`act_harness.tracked`). The only module that imports
-wandb, and only when a run is opened.
+Not here: what the values are called (:mod:`act_harness.tracking.values`). The only module that
+imports wandb, and only when a run is opened.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from act_harness import reading
-from act_harness.atomic import canonical_json, write_json
 from act_harness.errors import InfrastructureError, InputError, ResultError, install_command
-from act_harness.places import sole_writer
-from act_harness.provenance import sha256_text
-from act_harness.tracked import plain, uniform
-from act_harness.tracker import Files, JobType, NullTracker, Tracker, TrackingSettings
+from act_harness.support import reading
+from act_harness.support.atomic import canonical_json, write_json
+from act_harness.support.places import sole_writer
+from act_harness.support.provenance import sha256_text
+from act_harness.tracking.tracker import Files, JobType, NullTracker, Tracker, TrackingSettings
+from act_harness.tracking.values import plain, uniform
 
 __all__ = [
     "JobType",
@@ -71,7 +71,7 @@ def open_tracker(
         settings: Where to track; None: nowhere.
         job_type: What the run does.
         name: Its name; with project and job type it decides which run is continued.
-        config: See :func:`act_harness.tracked.run_config`.
+        config: See :func:`act_harness.tracking.values.run_config`.
         folder: The results' folder: run ids and W&B's own files are kept there.
         identity: What makes two commands the same one beside the name, so that the second
             continues the first's run: tasks, settings, the artifact's hash. None: nothing.

@@ -1,7 +1,7 @@
 """MT-Bench's questions as requests of two turns, and what can be measured without a judge.
 
 lm-eval has no request of several turns: this class gives every question one request of the type
-``generate_conversations``, which ``hf-act`` serves (``act_harness.conversation``), and refuses
+``generate_conversations``, which ``hf-act`` serves (``act_harness.mtbench.chat``), and refuses
 every other model in one line. The judge's scores come from ``act-harness judge``.
 """
 
@@ -15,9 +15,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 
-from act_harness.conversation import REQUEST_TYPE, ChatSettings
-from act_harness.data_folder import load_rows
 from act_harness.errors import TaskError, UnsupportedCallError
+from act_harness.harness.data_folder import load_rows
+from act_harness.mtbench.chat import REQUEST_TYPE, ChatSettings
 from act_harness.mtbench.measures import measure
 
 __all__ = ["MTBench", "mean_of_known", "process_results"]

@@ -23,15 +23,15 @@ import triton
 from torch import Tensor
 
 from act_harness.calibration import MIN_OTHER_MASS
-from act_harness.engines.base import attend_with_lse, step_kernel
-from act_harness.engines.triton import step
+from act_harness.engines.stock import attend_with_lse, step_kernel
+from act_harness.engines.triton import decode_kernels as step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.base import FusedKernel
     from act_harness.engines.operation import Geometry
+    from act_harness.engines.stock import FusedKernel
 
 __all__ = ["Sheet", "Step", "Steps", "make_sheet"]
 

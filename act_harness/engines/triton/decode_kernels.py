@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from act_harness.engines.triton.kernels import dense, factors
+from act_harness.engines.triton.prefill_kernels import dense, factors
 
 __all__ = ["FLAG", "HEADER", "step_dense", "step_sinks"]
 

@@ -7,7 +7,7 @@ cuts it into blocks of rows, and its last program to arrive splits the columns o
 every item, and ``finish_direct`` adds up the parts of split blocks, in order. So the same inputs
 give the same bits, whatever the order in which programs ran.
 
-Shapes and names are those of :mod:`act_harness.engines.triton.kernels`. ``work`` holds for every
+Shapes and names are those of :mod:`act_harness.engines.triton.prefill_kernels`. ``work`` holds for every
 block of rows (``per_pair`` for each pair; most are empty): 0 its first column, 1 its blocks of
 columns (0: empty), 2 into how many items they are split, 3 its first item, 4 its first part among
 ``values``, -1 where nothing is split. ``items`` holds the block of every item, and which blocks
@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from act_harness.engines.triton.kernels import dense, factors, logits, on_sinks, store_tally
+from act_harness.engines.triton.prefill_kernels import dense, factors, logits, on_sinks, store_tally
 
 __all__ = ["direct_sums", "finish_direct", "gather_rows"]
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from act_harness.calibration import LayerPlan
-from act_harness.engines.base import attend_with_lse
 from act_harness.engines.operation import EngineResult, Geometry, LayerState, Report
-from act_harness.engines.ragged import LONGEST
+from act_harness.engines.segments import LONGEST
+from act_harness.engines.stock import attend_with_lse
 from act_harness.engines.torch import TorchEngine
 from act_harness.engines.triton.decode import Sheet, Steps, make_sheet
 from act_harness.engines.triton.prefill import MOST_ON, Call, Sinks, detection_of
-from act_harness.engines.triton.ragged import SegmentKernels
+from act_harness.engines.triton.segments import SegmentKernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from act_harness.engines.ragged import RaggedOutput, Room, Segments
+    from act_harness.engines.segments import RaggedOutput, Room, Segments
     from act_harness.engines.triton.blocks import Blocks
 
 __all__ = ["Selection", "TritonEngine"]
@@ -162,7 +162,7 @@ class TritonEngine:
         plan: LayerPlan,
         scale: float,
     ) -> Report:
-        """Calibrate a packed row in place; see :mod:`act_harness.engines.triton.ragged`."""
+        """Calibrate a packed row in place; see :mod:`act_harness.engines.triton.segments`."""
         if query.is_cuda and query.get_device() != torch.cuda.current_device():
             with torch.cuda.device(query.device):
                 return self.calibrate_segments(

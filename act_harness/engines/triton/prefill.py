@@ -12,7 +12,8 @@ from torch import Tensor
 
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration
 from act_harness.engines.operation import Geometry, boundary
-from act_harness.engines.triton import direct, kernels
+from act_harness.engines.triton import direct_kernels as direct
+from act_harness.engines.triton import prefill_kernels as kernels
 from act_harness.engines.triton.blocks import default_blocks
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ rows: of long contexts, and of answers, which see the sinks of their context. Ro
 directly, sinks and others apart in float32, never corrected by a difference: prompts of a benchmark
 are short, and one launch costs more than the products that the difference would save.
 
-What a segment is: :class:`act_harness.engines.ragged.Segments`. N queries, M gathered keys.
+What a segment is: :class:`act_harness.engines.segments.Segments`. N queries, M gathered keys.
 Whatever a model fixes (strides, settings) is a constant, so that one compiled kernel serves all
-forwards and few arguments are left to pass; see :mod:`act_harness.engines.triton.ragged`.
+forwards and few arguments are left to pass; see :mod:`act_harness.engines.triton.segments`.
 """
 
 # ruff: noqa: E501 - kernels: Triton's own conventions
@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from act_harness.engines.triton.kernels import dense, factors
+from act_harness.engines.triton.prefill_kernels import dense, factors
 
 __all__ = ["segment_rows", "segment_sinks"]
 

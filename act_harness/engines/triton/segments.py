@@ -1,4 +1,4 @@
-"""Launches of the kernels for packed rows; see :mod:`act_harness.engines.triton.ragged_kernels`.
+"""Launches of the kernels for packed rows; see :mod:`act_harness.engines.triton.segment_kernels`.
 
 A packed forward of a small model is bound by the host, and a launch of a Triton kernel spends most
 of its time on finding out which compiled kernel fits the arguments. The answer is kept here:
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS
 from act_harness.engines.operation import Report, boundary
-from act_harness.engines.triton import ragged_kernels as kernels
+from act_harness.engines.triton import segment_kernels as kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.ragged import RaggedOutput, Segments
+    from act_harness.engines.segments import RaggedOutput, Segments
     from act_harness.engines.triton.engine import Selection
 
 __all__ = ["FUSED", "RaggedBlocks", "SegmentKernels"]

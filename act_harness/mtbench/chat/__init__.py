@@ -20,13 +20,13 @@ REQUEST_TYPE = "generate_conversations"
 """Request type of the task's instances and name of the model's method that serves them."""
 
 _HOMES = {
-    "ChatSettings": "act_harness.conversation.settings",
-    "Conversation": "act_harness.conversation.turns",
-    "ConversationMixin": "act_harness.conversation.turns",
+    "ChatSettings": "act_harness.mtbench.chat.settings",
+    "Conversation": "act_harness.mtbench.chat.turns",
+    "ConversationMixin": "act_harness.mtbench.chat.turns",
 }
 
 if TYPE_CHECKING:
-    from act_harness.conversation.settings import ChatSettings
-    from act_harness.conversation.turns import Conversation, ConversationMixin
+    from act_harness.mtbench.chat.settings import ChatSettings
+    from act_harness.mtbench.chat.turns import Conversation, ConversationMixin
 
 __getattr__ = lazy_attributes(__name__, _HOMES)

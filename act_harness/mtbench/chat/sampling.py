@@ -9,7 +9,7 @@ on the argmax, because all tokens keep their noise; an inverse-CDF draw would sh
 boundary behind the first difference.
 
 The noise is splitmix64 (Steele, Lea, Flood, OOPSLA 2014) in int64 arithmetic, the same on every
-device. Not here: any choice of settings (:mod:`act_harness.conversation.settings`).
+device. Not here: any choice of settings (:mod:`act_harness.mtbench.chat.settings`).
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from act_harness import atomic, places, reading
 from act_harness.errors import ResultError
-from act_harness.provenance import sha256_json
+from act_harness.support import atomic, places, reading
+from act_harness.support.provenance import sha256_json
 
 __all__ = ["Answer", "AnswerStore", "answers_folder"]
 

@@ -3,7 +3,7 @@
 A turn is a new prefill over the whole conversation, in the prompt that the model's own chat
 template makes of it: calibration sees what the model sees. Prompts are padded on the left with a
 mask, and decoded with the cache; greedy and sampled questions share batches (see
-:mod:`act_harness.conversation.sampling`), so an answer depends on its question and not on its
+:mod:`act_harness.mtbench.chat.sampling`), so an answer depends on its question and not on its
 batch, up to the rounding of the arithmetic.
 
 Settings of the model's own ``generation_config`` that would look at pads or draw at random
@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from act_harness.conversation.sampling import (
+from act_harness.attention.counters import PromptRecord
+from act_harness.errors import InfrastructureError, InputError
+from act_harness.mtbench.chat.sampling import (
     RowLimits,
     RowSampler,
     StopTexts,
@@ -31,11 +33,9 @@ from act_harness.conversation.sampling import (
     left_padded,
     row_key,
 )
-from act_harness.conversation.settings import ChatSettings
-from act_harness.conversation.store import Answer, AnswerStore, answers_folder
-from act_harness.counters import PromptRecord
-from act_harness.errors import InfrastructureError, InputError
-from act_harness.provenance import sha256_json, versions
+from act_harness.mtbench.chat.settings import ChatSettings
+from act_harness.mtbench.chat.store import Answer, AnswerStore, answers_folder
+from act_harness.support.provenance import sha256_json, versions
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

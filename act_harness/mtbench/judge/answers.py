@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_harness import reading
 from act_harness.errors import ResultError
+from act_harness.support import reading
 
 __all__ = ["Arm", "Question", "Talk", "find_arms"]
 

@@ -16,10 +16,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from act_harness import reading
 from act_harness.errors import InfrastructureError, InputError, ResultError, install_command
-from act_harness.mtbench.settings import NO_KEY, JudgeSettings
-from act_harness.mtbench.verdict import rating_of
+from act_harness.mtbench.judge.settings import NO_KEY, JudgeSettings
+from act_harness.mtbench.judge.verdict import rating_of
+from act_harness.support import reading
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

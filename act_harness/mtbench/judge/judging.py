@@ -15,19 +15,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from act_harness import places
 from act_harness.errors import InfrastructureError
-from act_harness.interruption import saved
-from act_harness.mtbench.answers import Arm, find_arms
-from act_harness.mtbench.client import Client, Reply
-from act_harness.mtbench.ledger import Judgment, Ledger
-from act_harness.mtbench.plan import Estimate, Request, estimate, plan
-from act_harness.mtbench.prompts import load_prompts
-from act_harness.mtbench.references import load_references
-from act_harness.mtbench.scores import ArmScores, Difference, Rating, compare_arms, score_arm
-from act_harness.mtbench.settings import JudgeSettings
-from act_harness.mtbench.summary import summary_text, write_files
-from act_harness.provenance import now
+from act_harness.mtbench.judge.answers import Arm, find_arms
+from act_harness.mtbench.judge.client import Client, Reply
+from act_harness.mtbench.judge.ledger import Judgment, Ledger
+from act_harness.mtbench.judge.plan import Estimate, Request, estimate, plan
+from act_harness.mtbench.judge.prompts import load_prompts
+from act_harness.mtbench.judge.references import load_references
+from act_harness.mtbench.judge.scores import ArmScores, Difference, Rating, compare_arms, score_arm
+from act_harness.mtbench.judge.settings import JudgeSettings
+from act_harness.mtbench.judge.summary import summary_text, write_files
+from act_harness.support import places
+from act_harness.support.interruption import saved
+from act_harness.support.provenance import now
 
 __all__ = ["JudgeOutcome", "judge"]
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from act_harness import atomic, places, reading
 from act_harness.errors import ResultError
-from act_harness.provenance import sha256_json
+from act_harness.support import atomic, places, reading
+from act_harness.support.provenance import sha256_json
 
 __all__ = ["Judgment", "Ledger", "judgment_key"]
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from act_harness.errors import RecipeError
-from act_harness.mtbench.answers import Arm
-from act_harness.mtbench.ledger import Ledger, judgment_key
-from act_harness.mtbench.prompts import REFERENCE_CATEGORIES, PromptSet
-from act_harness.mtbench.references import References, missing_references, references_of
-from act_harness.mtbench.settings import JudgeSettings
+from act_harness.mtbench.judge.answers import Arm
+from act_harness.mtbench.judge.ledger import Ledger, judgment_key
+from act_harness.mtbench.judge.prompts import REFERENCE_CATEGORIES, PromptSet
+from act_harness.mtbench.judge.references import References, missing_references, references_of
+from act_harness.mtbench.judge.settings import JudgeSettings
 
 __all__ = ["Estimate", "Place", "Request", "estimate", "plan"]
 

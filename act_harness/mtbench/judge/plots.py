@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act_harness.atomic import write_bytes
 from act_harness.errors import InputError, install_command
-from act_harness.mtbench.scores import ArmScores
+from act_harness.mtbench.judge.scores import ArmScores
+from act_harness.support.atomic import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from act_harness import reading
 from act_harness.errors import RecipeError, suggestion
+from act_harness.support import reading
 
 __all__ = ["REFERENCE_CATEGORIES", "JudgePrompt", "PromptSet", "load_prompts", "own_prompts"]
 

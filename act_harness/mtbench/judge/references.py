@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from act_harness import reading
 from act_harness.errors import RecipeError
-from act_harness.mtbench.answers import Arm, Question
-from act_harness.mtbench.prompts import REFERENCE_CATEGORIES
+from act_harness.mtbench.judge.answers import Arm, Question
+from act_harness.mtbench.judge.prompts import REFERENCE_CATEGORIES
+from act_harness.support import reading
 
 __all__ = ["load_references", "missing_references", "references_of"]
 

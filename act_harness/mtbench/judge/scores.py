@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from act_harness.mtbench.plan import Place
-from act_harness.stats import (
+from act_harness.evidence.stats import (
     PairedDifference,
     Verdict,
     benjamini_hochberg,
@@ -20,6 +19,7 @@ from act_harness.stats import (
     paired_difference,
     verdict,
 )
+from act_harness.mtbench.judge.plan import Place
 
 __all__ = ["ArmScores", "Difference", "Missing", "Score", "compare_arms", "score_arm"]
 

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from act_harness import reading
 from act_harness.calibration import validation_line
 from act_harness.errors import RecipeError, suggestion
+from act_harness.support import reading
 
 __all__ = ["NO_KEY", "JudgeSettings", "load_judge_settings"]
 

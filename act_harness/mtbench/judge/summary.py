@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from act_harness import atomic, provenance
 from act_harness.errors import InputError
-from act_harness.mtbench.plots import RADAR_CATEGORIES, category_bars, category_radar
-from act_harness.mtbench.scores import ArmScores, Difference, Score
-from act_harness.mtbench.settings import JudgeSettings
+from act_harness.mtbench.judge.plots import RADAR_CATEGORIES, category_bars, category_radar
+from act_harness.mtbench.judge.scores import ArmScores, Difference, Score
+from act_harness.mtbench.judge.settings import JudgeSettings
+from act_harness.support import atomic, provenance
 
 __all__ = ["scalars", "summary_text", "write_files"]
 

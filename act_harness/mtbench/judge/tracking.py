@@ -6,14 +6,15 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from act_harness import provenance, tracked
-from act_harness.mtbench.summary import scalars
-from act_harness.tracking import open_tracker
+from act_harness.mtbench.judge.summary import scalars
+from act_harness.support import provenance
+from act_harness.tracking import values as tracked
+from act_harness.tracking.wandb_run import open_tracker
 
 if TYPE_CHECKING:
-    from act_harness.mtbench.judging import JudgeOutcome
-    from act_harness.mtbench.settings import JudgeSettings
-    from act_harness.tracker import Tracker, TrackingSettings
+    from act_harness.mtbench.judge.judging import JudgeOutcome
+    from act_harness.mtbench.judge.settings import JudgeSettings
+    from act_harness.tracking.tracker import Tracker, TrackingSettings
 
 __all__ = ["track_judge", "track_outcome"]
 

@@ -22,7 +22,7 @@ from act_harness.errors import InfrastructureError, InternalError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from act_harness.data import Document
+    from act_harness.search.documents import Document
 
 __all__ = [
     "Arm",

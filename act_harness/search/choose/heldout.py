@@ -5,7 +5,7 @@ can be a shift of the model's label bias, which a correction of the label prior 
 Documents come prepared (``act-harness search --prepare FILE --held-out N``), artifacts from the
 search. Differences are paired by document, intervals from the bootstrap within tasks.
 
-    python -m act_harness.search.heldout --model DIR --documents FILE --output FOLDER \
+    python -m act_harness.search.choose.heldout --model DIR --documents FILE --output FOLDER \
         --sizes 20,40,80 ARTIFACT...
 """
 
@@ -18,27 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from act_harness import atomic, places, provenance
 from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import attach, model_facts
-from act_harness.data import (
+from act_harness.errors import InputError
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.search.choose.effects import TaskScores
+from act_harness.search.choose.judgement import judgement
+from act_harness.search.choose.sets import Outcome, Reading, chosen_by, make_heads
+from act_harness.search.documents import (
     Document,
     facts_of_tokens,
     load_plain_model,
     load_plain_tokenizer,
     read_documents,
 )
-from act_harness.errors import InputError
-from act_harness.scoring import Item, Scorer
-from act_harness.search.effects import TaskScores
-from act_harness.search.judgement import judgement
 from act_harness.search.recipe import make_recipe
-from act_harness.search.sets import Outcome, Reading, chosen_by, make_heads
+from act_harness.support import atomic, places, provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from act_harness.stats import PairedDifference
+    from act_harness.evidence.stats import PairedDifference
 
 __all__ = ["ArmResult", "best_heads", "compare_arms", "random_artifact"]
 

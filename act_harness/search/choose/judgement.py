@@ -7,12 +7,14 @@ recorded, each in every column that exists (raw accuracy, label-prior corrected 
 tasks, raw accuracy of the tasks whose choices differ by document):
 
 - against the untouched model: paired by document, two-sided at :data:`LEVEL`
-  (:func:`act_harness.stats.verdict`), so that noise "beats" it in at most half of that share.
+  (:func:`act_harness.evidence.stats.verdict`), so that noise "beats" it in at most half of that
+  share.
 - against random head sets of the same size on the same documents: the selected set's rank among
   them. Noise comes first among R of them with probability 1/(R+1), which is the level unless more
   sets allow :data:`LEVEL`. Equal scores count for the random set.
 
-:mod:`act_harness.search.null` simulates searches without any effect and holds the flags to that.
+:mod:`act_harness.bench.null_search` simulates searches without any effect and holds the flags to
+that.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from act_harness.search.select import Selection, random_sets, select_heads
-from act_harness.search.sets import chosen_by
-from act_harness.stats import RESAMPLES, verdict
+from act_harness.evidence.stats import RESAMPLES, verdict
+from act_harness.search.choose.select import Selection, random_sets, select_heads
+from act_harness.search.choose.sets import chosen_by
 
 if TYPE_CHECKING:
-    from act_harness.search.effects import HeadEffect
+    from act_harness.evidence.stats import PairedDifference
+    from act_harness.search.choose.effects import HeadEffect
+    from act_harness.search.choose.sets import Outcome, Reading, SetMeasurement
     from act_harness.search.recipe import Recipe
-    from act_harness.search.sets import Outcome, Reading, SetMeasurement
-    from act_harness.stats import PairedDifference
 
 __all__ = ["LEVEL", "NOT_JUDGED", "conclude", "describe", "judgement"]
 

@@ -6,7 +6,7 @@ head whose mean accuracy over the tasks is above the baseline's (the published r
 heads in the order of their effect while the set improves on the verify split, then drops those
 that hurt.
 Ties count as no improvement everywhere. What a set is worth is not said here: the documents that
-choose it cannot say it (see :mod:`act_harness.search.judgement`).
+choose it cannot say it (see :mod:`act_harness.search.choose.judgement`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from act_harness.errors import InternalError
-from act_harness.search.sets import chosen_by
-from act_harness.stats import RESAMPLES, benjamini_hochberg
+from act_harness.evidence.stats import RESAMPLES, benjamini_hochberg
+from act_harness.search.choose.sets import chosen_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from act_harness.search.effects import HeadEffect
+    from act_harness.search.choose.effects import HeadEffect
+    from act_harness.search.choose.sets import Place, Reading, SetMeasurement
     from act_harness.search.recipe import Recipe
-    from act_harness.search.sets import Place, Reading, SetMeasurement
 
 __all__ = ["Selection", "best_of_each_head", "random_sets", "refitted", "select_heads"]
 

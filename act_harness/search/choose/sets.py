@@ -1,7 +1,7 @@
 """Measuring whole head sets on a split, through the same scorer as an evaluation.
 
 Sets are measured on two splits that never meet: on ``verify`` to choose among them, on ``judge`` to
-say what the chosen one is worth (see :mod:`act_harness.search.judgement`).
+say what the chosen one is worth (see :mod:`act_harness.search.choose.judgement`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach
-from act_harness.data import digest_of
-from act_harness.provenance import sha256_json
-from act_harness.scoring import Item, Scorer
-from act_harness.search.effects import Arm, Array, TaskScores
-from act_harness.stats import RESAMPLES, PairedDifference, Part, combined_difference
+from act_harness.evidence.stats import RESAMPLES, PairedDifference, Part, combined_difference
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.search.choose.effects import Arm, Array, TaskScores
+from act_harness.search.documents import digest_of
+from act_harness.support.provenance import sha256_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from act_harness.data import Document
+    from act_harness.search.documents import Document
     from act_harness.search.ledger import Units
     from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe

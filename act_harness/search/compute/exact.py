@@ -19,9 +19,9 @@ from torch import Tensor
 
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 from act_harness.errors import InternalError
-from act_harness.search.layout import Layout
-from act_harness.search.packs import GROUP_COST, Shared, Variants, packs_of
-from act_harness.search.workbench import Group, LayerRecord, Workbench
+from act_harness.search.compute.layout import Layout
+from act_harness.search.compute.packs import GROUP_COST, Shared, Variants, packs_of
+from act_harness.search.compute.workbench import Group, LayerRecord, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -21,7 +21,7 @@ from act_harness.engines.operation import Geometry
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from act_harness.data import Document
+    from act_harness.search.documents import Document
 
 __all__ = ["Chunk", "Layout", "chunks_of"]
 

@@ -16,20 +16,20 @@ import numpy as np
 import torch
 
 from act_harness.errors import InfrastructureError
-from act_harness.search.effects import TaskScores, not_finite
-from act_harness.search.exact import ChunkPass
-from act_harness.search.layout import Chunk, Layout, chunks_of
-from act_harness.search.screen import estimate_chunk, score_weights
+from act_harness.search.choose.effects import TaskScores, not_finite
+from act_harness.search.compute.exact import ChunkPass
+from act_harness.search.compute.layout import Chunk, Layout, chunks_of
+from act_harness.search.compute.screen import estimate_chunk, score_weights
 
 if TYPE_CHECKING:
-    from act_harness.data import Document
     from act_harness.engines.operation import Engine
-    from act_harness.search.effects import Array
+    from act_harness.search.choose.effects import Array
+    from act_harness.search.choose.sets import Place
+    from act_harness.search.compute.workbench import Workbench
+    from act_harness.search.documents import Document
     from act_harness.search.ledger import Ledger
     from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
-    from act_harness.search.sets import Place
-    from act_harness.search.workbench import Workbench
 
 __all__ = ["Measurement", "Work"]
 

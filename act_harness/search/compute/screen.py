@@ -17,8 +17,8 @@ from torch import Tensor
 
 from act_harness.calibration import LayerPlan
 from act_harness.errors import InternalError
-from act_harness.search.exact import calibrated_change
-from act_harness.search.workbench import LayerRecord, Workbench
+from act_harness.search.compute.exact import calibrated_change
+from act_harness.search.compute.workbench import LayerRecord, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from act_harness.calibration import Calibration, HeadStrength
     from act_harness.engines.operation import Engine
-    from act_harness.search.effects import TaskScores
-    from act_harness.search.layout import Layout
+    from act_harness.search.choose.effects import TaskScores
+    from act_harness.search.compute.layout import Layout
 
 __all__ = ["estimate_chunk", "score_weights"]
 

@@ -1,6 +1,6 @@
 """What the search reads off a model: its decoder layers, its sliding windows, the masks they need.
 
-Nothing here changes a model; see :mod:`act_harness.search.workbench` for that.
+Nothing here changes a model; see :mod:`act_harness.search.compute.workbench` for that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from act_harness.search.layout import Layout
+    from act_harness.search.compute.layout import Layout
 
 __all__ = ["Masks", "decoder_layers", "window_of"]
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from act_harness.attention.interface import BASES, BINDING, base_of, register
-from act_harness.attention.packed import packed
+from act_harness.attention.packing import packed
 from act_harness.attention.placement import on_one_device
 from act_harness.attention.probe import Probe
 from act_harness.errors import InternalError, UnsupportedModelError
-from act_harness.search.layout import Layout
-from act_harness.search.linears import MOST_BYTES, laid_out_linear
-from act_harness.search.structure import Masks, decoder_layers, window_of
+from act_harness.search.compute.layout import Layout
+from act_harness.search.compute.linears import MOST_BYTES, laid_out_linear
+from act_harness.search.compute.structure import Masks, decoder_layers, window_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
