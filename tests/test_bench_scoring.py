@@ -8,7 +8,9 @@ from statistics import median
 import pytest
 
 from act_harness.attention import model_facts
+from act_harness.attention.load import load_plain_model
 from act_harness.bench import common, memory, scoring
+from act_harness.bench.models import random_llama
 from act_harness.bench.scoring import (
     Requests,
     ScoringSettings,
@@ -22,7 +24,6 @@ from act_harness.bench.scoring import (
 from act_harness.bench.stock import LM_EVAL, STAND_IN, choose_stock
 from act_harness.errors import InputError
 from act_harness.scoring import forwards
-from act_harness.search import documents as data
 from act_harness.support import provenance
 
 PAIRS = [
@@ -80,7 +81,7 @@ def test_a_run_is_written_with_machine_and_command(tiny, tmp_path):
 
 def test_stock_is_lm_evals_own_where_it_can_be_imported(tiny_checkpoint, monkeypatch):
     """The stand-in has to be named as one: README once called it lm-eval's hf."""
-    model = data.load_plain_model(str(tiny_checkpoint), dtype="float32")
+    model = load_plain_model(str(tiny_checkpoint), dtype="float32")
     own = choose_stock("auto", model, tokenizer=str(tiny_checkpoint))
     assert own.words == LM_EVAL
     want = StockPath(model, 2).score(PAIRS)
@@ -145,7 +146,7 @@ def test_stored_requests_are_measured_without_lm_eval(tmp_path):
 def test_peak_memory_of_a_large_vocabulary(tmp_path, monkeypatch):
     """All variants run, and what the head sees at a time is what the piece size allows."""
     monkeypatch.setattr(forwards, "_PIECE_BYTES", 8 * 199 * 4)
-    made = data.random_llama("tiny")
+    made = random_llama("tiny")
     seen = []
     made.lm_head.register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
     monkeypatch.setattr(memory, "random_llama", lambda *args, **kwargs: made)

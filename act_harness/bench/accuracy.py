@@ -18,6 +18,7 @@ from torch import Tensor
 
 from act_harness.artifact import Artifact
 from act_harness.attention import attach, model_facts
+from act_harness.attention.load import load_plain_model
 from act_harness.bench.arguments import Arguments, read_counts, read_device, read_dtypes
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import Report, Table, command_line, describe_machine
@@ -28,7 +29,6 @@ from act_harness.engines.operation import EngineResult, masked_softmax
 from act_harness.engines.reference import apply_factors, find_sinks
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import InputError
-from act_harness.search.documents import load_plain_model
 from act_harness.support import places
 
 __all__ = ["BINS", "compare", "main"]

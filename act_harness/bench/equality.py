@@ -19,11 +19,11 @@ import torch
 
 from act_harness.attention import Attachment, attach, model_facts
 from act_harness.attention.counters import CalibrationCounters
+from act_harness.attention.load import load_plain_model
 from act_harness.bench.common import Report, Table, command_line, describe_machine
 from act_harness.bench.scoring import Requests, random_heads, read_requests
 from act_harness.bench.stock import StockChoice, choose_stock
 from act_harness.scoring.scorer import Item, Scorer
-from act_harness.search.documents import load_plain_model
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact

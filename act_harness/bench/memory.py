@@ -21,9 +21,9 @@ from act_harness.attention import attach, model_facts
 from act_harness.attention.counters import CalibrationCounters
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype
 from act_harness.bench.common import Report, Table, command_line, describe_machine, peak_memory
+from act_harness.bench.models import random_llama
 from act_harness.bench.scoring import StockPath, random_heads
 from act_harness.scoring.scorer import Item, Scorer
-from act_harness.search.documents import random_llama
 from act_harness.support import places
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import torch
 
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach
+from act_harness.attention.load import load_plain_model
 from act_harness.bench.arguments import (
     Arguments,
     read_count,
@@ -22,15 +23,25 @@ from act_harness.bench.arguments import (
 )
 from act_harness.bench.common import Report, Table, Timing, command_line, describe_machine
 from act_harness.calibration import Calibration
-from act_harness.search.documents import load_plain_model
+from act_harness.errors import InputError
 from act_harness.support import places
+from act_harness.support.model_arguments import check_device, check_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import PreTrainedModel
 
-__all__ = ["Arms", "arms", "arms_of", "common_options", "random_tokens", "spread_heads", "table_of"]
+__all__ = [
+    "Arms",
+    "arms",
+    "arms_of",
+    "common_options",
+    "random_llama",
+    "random_tokens",
+    "spread_heads",
+    "table_of",
+]
 
 
 class Arms:
@@ -190,3 +201,58 @@ def bench_model(
 def table_of(title: str, records: list[dict[str, Any]], columns: tuple[str, ...]) -> Table:
     """Return records as a table."""
     return Table(title, columns, [[record[name] for name in columns] for record in records])
+
+
+_SHAPES = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+           "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+           "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000},
+    "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 199},
+    "vocabulary": {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4,
+                   "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 128256},
+}  # fmt: skip
+
+
+def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> Any:  # noqa: ANN401
+    """Make a random Llama with planted attention sinks, for benchmarks.
+
+    Every query gets a constant part, so that each head looks at the same few tokens in all rows:
+    those whose keys happen to point that way. The part lies in the slowly turning coordinates of
+    the rotary embedding, so that it holds over the whole prompt.
+
+    Args:
+        shape: ``7b``, ``1b``, ``tiny``, or ``vocabulary``: small but for its 128k words.
+        dtype: name of a torch dtype.
+        device: where the model is made.
+
+    Raises:
+        InputError: there is no such shape.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if shape not in _SHAPES:
+        raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
+    check_dtype(dtype)
+    check_device(device)
+    sizes: dict[str, Any] = {**_SHAPES[shape], "attn_implementation": "sdpa"}
+    config: Any = LlamaConfig(**sizes, attention_bias=True)
+    torch.manual_seed(0)
+    with torch.device(device):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, dtype))
+        try:
+            model = LlamaForCausalLM(config).eval()
+        finally:
+            torch.set_default_dtype(before)
+    size = config.hidden_size // config.num_attention_heads
+    slow = torch.arange(size, device=device) % (size // 2) >= size // 4
+    with torch.no_grad():
+        for layer in model.model.layers:
+            bias = layer.self_attn.q_proj.bias
+            constant = torch.randn(bias.shape, device=device).view(-1, size) * slow
+            bias.copy_(5.0 * constant.reshape(-1))
+            layer.self_attn.k_proj.weight.mul_(50.0 / config.hidden_size**0.5)
+    return model

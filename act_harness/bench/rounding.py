@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from act_harness.attention.load import load_plain_model
 from act_harness.bench.common import Report, Table, command_line, describe_machine
 from act_harness.bench.scoring import Requests, read_requests, requests_of_tasks
 from act_harness.bench.stock import Pair, StockPath
 from act_harness.errors import InputError
 from act_harness.scoring.scorer import Item, Scorer
-from act_harness.search.documents import load_plain_model
 
 __all__ = ["Gap", "Paths", "bench_rounding", "gap", "main"]
 

@@ -26,6 +26,7 @@ import torch
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import Attachment, attach, model_facts
 from act_harness.attention.counters import CalibrationCounters
+from act_harness.attention.load import load_plain_model
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype
 from act_harness.bench.common import (
     Report,
@@ -37,11 +38,11 @@ from act_harness.bench.common import (
     peak_memory,
     ratio,
 )
+from act_harness.bench.models import random_llama
 from act_harness.bench.stock import STAND_IN, Pair, StockChoice, StockPath, choose_stock
 from act_harness.calibration import preset
 from act_harness.errors import InputError
 from act_harness.scoring.scorer import Item, Scorer
-from act_harness.search.documents import load_plain_model, random_llama
 from act_harness.support import atomic, places, reading
 
 if TYPE_CHECKING:

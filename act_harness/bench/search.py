@@ -29,6 +29,7 @@ import torch
 
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach, model_facts
+from act_harness.attention.load import load_plain_model
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype, read_share
 from act_harness.bench.common import (
     Machine,
@@ -40,6 +41,7 @@ from act_harness.bench.common import (
     ratio,
     synchronize,
 )
+from act_harness.bench.models import random_llama
 from act_harness.engines import select_engine
 from act_harness.evidence.stats import spearman
 from act_harness.scoring.scorer import Item, Scorer
@@ -49,8 +51,6 @@ from act_harness.search.compute.workbench import Workbench
 from act_harness.search.documents import (
     Document,
     TaskDocuments,
-    load_plain_model,
-    random_llama,
     read_documents,
 )
 from act_harness.search.ledger import Ledger

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from act_harness.attention.load import load_plain_tokenizer
 from act_harness.errors import InputError
-from act_harness.search.documents import load_plain_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

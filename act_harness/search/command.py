@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from act_harness.attention import model_facts
+from act_harness.attention.load import load_plain_model, load_plain_tokenizer
 from act_harness.errors import RecipeError
 from act_harness.search.documents import (
     Prompting,
     TaskDocuments,
     facts_of_tokens,
     load_documents,
-    load_plain_model,
-    load_plain_tokenizer,
     read_documents,
     write_documents,
 )

@@ -21,10 +21,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from act_harness.errors import InputError, TaskError
+from act_harness.errors import TaskError
 from act_harness.support import atomic, reading
 from act_harness.support.failures import running
-from act_harness.support.model_arguments import check_device, check_dtype, check_place, loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,9 +39,6 @@ __all__ = [
     "facts_of_tokens",
     "held_out",
     "load_documents",
-    "load_plain_model",
-    "load_plain_tokenizer",
-    "random_llama",
     "read_documents",
     "write_documents",
 ]
@@ -518,87 +514,3 @@ def _documents(rows: list[dict[str, Any]]) -> tuple[Document, ...]:
         )
         for row in rows
     )
-
-
-def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:  # noqa: ANN401
-    """Load a causal language model by transformers alone, where lm-eval is not installed.
-
-    Raises:
-        InputError: there is no such dtype or kind of device.
-        InfrastructureError: the model or device is missing.
-    """
-    from transformers import AutoModelForCausalLM
-
-    check_dtype(dtype)
-    check_device(device)
-    check_place(folder)
-    with loading(folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        return model.to(device).eval()
-
-
-def load_plain_tokenizer(folder: str) -> Any:  # noqa: ANN401 - any transformers tokenizer
-    """Load the tokenizer of :func:`load_plain_model`.
-
-    Raises:
-        InfrastructureError: it cannot be had.
-    """
-    from transformers import AutoTokenizer
-
-    with loading(folder):
-        return AutoTokenizer.from_pretrained(folder)
-
-
-_SHAPES = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-           "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000},
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-           "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000},
-    "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 199},
-    "vocabulary": {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4,
-                   "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 128256},
-}  # fmt: skip
-
-
-def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> Any:  # noqa: ANN401
-    """Make a random Llama with planted attention sinks, for benchmarks.
-
-    Every query gets a constant part, so that each head looks at the same few tokens in all rows:
-    those whose keys happen to point that way. The part lies in the slowly turning coordinates of
-    the rotary embedding, so that it holds over the whole prompt.
-
-    Args:
-        shape: ``7b``, ``1b``, ``tiny``, or ``vocabulary``: small but for its 128k words.
-        dtype: name of a torch dtype.
-        device: where the model is made.
-
-    Raises:
-        InputError: there is no such shape.
-    """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    if shape not in _SHAPES:
-        raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
-    check_dtype(dtype)
-    check_device(device)
-    sizes: dict[str, Any] = {**_SHAPES[shape], "attn_implementation": "sdpa"}
-    config: Any = LlamaConfig(**sizes, attention_bias=True)
-    torch.manual_seed(0)
-    with torch.device(device):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(getattr(torch, dtype))
-        try:
-            model = LlamaForCausalLM(config).eval()
-        finally:
-            torch.set_default_dtype(before)
-    size = config.hidden_size // config.num_attention_heads
-    slow = torch.arange(size, device=device) % (size // 2) >= size // 4
-    with torch.no_grad():
-        for layer in model.model.layers:
-            bias = layer.self_attn.q_proj.bias
-            constant = torch.randn(bias.shape, device=device).view(-1, size) * slow
-            bias.copy_(5.0 * constant.reshape(-1))
-            layer.self_attn.k_proj.weight.mul_(50.0 / config.hidden_size**0.5)
-    return model

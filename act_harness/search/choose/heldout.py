@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import attach, model_facts
+from act_harness.attention.load import load_plain_model, load_plain_tokenizer
 from act_harness.errors import InputError
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.choose.effects import TaskScores
@@ -28,8 +29,6 @@ from act_harness.search.choose.sets import Outcome, Reading, chosen_by, make_hea
 from act_harness.search.documents import (
     Document,
     facts_of_tokens,
-    load_plain_model,
-    load_plain_tokenizer,
     read_documents,
 )
 from act_harness.search.recipe import make_recipe
