@@ -24,8 +24,9 @@ from act_harness.errors import (
     UnsupportedModelError,
 )
 from act_harness.evidence.results import load_run
-from act_harness.harness import evaluate
-from act_harness.harness.evaluate import EvalSettings, _new_folders, _write_run, run_eval
+from act_harness.harness import evaluate, run_files
+from act_harness.harness.evaluate import EvalSettings, _new_folders, run_eval
+from act_harness.harness.run_files import write_run
 from act_harness.support import reading
 
 if find_spec("vaderSentiment") is None:  # importing it would hide the lexicon of other tests
@@ -286,7 +287,7 @@ def test_half_a_surrogate_pair_loses_nothing(tmp_path):
     ]  # fmt: skip
     long = "t/" + "x" * 400
     given = {"samples": {long: rows}, "results": {long: {"acc,none": 1.0}}, "configs": {long: {}}}
-    _write_run({**given, "note": texts[0]}, tmp_path, "2026-01-01T00-00-00")
+    write_run({**given, "note": texts[0]}, tmp_path, "2026-01-01T00-00-00")
     run = load_run(tmp_path)
     assert run.data["note"] == texts[0]
     assert [sample.target for sample in run.samples(long)] == texts
@@ -346,5 +347,5 @@ def test_an_arm_in_which_no_head_was_calibrated_is_named(moved, said):
         "prompts": 3, "share_of_pairs_with_sink": 0.0, "mean_moved_mass": moved,
         "prompts_near_threshold": 0, "prompts_too_short": 3, "prompts_truncated": 0,
     }  # fmt: skip
-    line = evaluate._counters_line(counters)
+    line = run_files.counters_line(counters)
     assert ("nothing was calibrated, both arms are the stock model" in line) is said

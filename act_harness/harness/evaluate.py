@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import logging
 import os
-import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from act_harness.errors import (
     ActHarnessError,
@@ -27,15 +25,23 @@ from act_harness.errors import (
     InputError,
     TaskError,
     UnsupportedCallError,
-    install_command,
     suggestion,
 )
 from act_harness.evidence.compare import Comparison, compare
-from act_harness.evidence.plots import comparison_files, markdown_table
-from act_harness.evidence.results import task_file_name
+from act_harness.evidence.plots import markdown_table
 from act_harness.harness.data_folder import data_directory
+from act_harness.harness.run_files import (
+    SeedAverage,
+    averages_table,
+    counters_line,
+    scores_of,
+    seed_averages,
+    shown,
+    write_report,
+    write_run,
+)
 from act_harness.harness.task_lookup import TaskSelection, find_tasks, leaf_tasks, load_tasks
-from act_harness.support import atomic, places, provenance
+from act_harness.support import places, provenance
 from act_harness.support.checks import (
     check_batch_size,
     check_count,
@@ -56,7 +62,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EvalOutcome",
     "EvalSettings",
-    "SeedAverage",
     "load_model",
     "run_eval",
     "track_eval",
@@ -160,18 +165,6 @@ def _checked_samples(samples: Mapping[str, Sequence[int]]) -> dict[str, list[int
     return checked
 
 
-class SeedAverage(NamedTuple):
-    """One task's metric over several few-shot seeds."""
-
-    name: str
-    metric: str
-    baseline: float
-    act: float
-    difference: float
-    spread: float
-    """Standard deviation of the difference over seeds."""
-
-
 @dataclass(frozen=True)
 class EvalOutcome:
     """What was run and what came of it."""
@@ -201,12 +194,12 @@ class EvalOutcome:
         if len(self.comparisons) == 1:
             lines.append(next(iter(self.comparisons.values())).to_terminal())
         elif self.averages:
-            lines.append(_averages_table(self.averages, len(self.comparisons)))
+            lines.append(averages_table(self.averages, len(self.comparisons)))
         elif self.scores:
             header = ("task", "metric", "baseline")
-            lines.append(markdown_table(header, [(n, m, _shown(v)) for n, m, v in self.scores]))
+            lines.append(markdown_table(header, [(n, m, shown(v)) for n, m, v in self.scores]))
         if self.counters:
-            lines.append("calibration: " + _counters_line(self.counters))
+            lines.append("calibration: " + counters_line(self.counters))
         if self.not_finite:
             lines.append(f"no verdict: {self.not_finite} answers are not finite")
         lines += [f"{arm}: {folder}" for arm, folder in self.folders.items()]
@@ -306,17 +299,17 @@ def _run_arms(
                 counters = lm.counters.summary()
             place = folders[arm] / f"seed-{seed}" if several else folders[arm]
             place.mkdir(exist_ok=True)
-            _write_run(results, place, stamp)
-            scores = scores or _scores(results)
+            write_run(results, place, stamp)
+            scores = scores or scores_of(results)
         if artifact is not None and lm.rank == 0 and not settings.predict_only:
             pair = [folders[arm] / f"seed-{seed}" if several else folders[arm] for arm in arms]
             comparisons[seed] = compare(pair[0], pair[1])
     if lm.rank != 0:  # nothing to report here, and nothing went wrong
         raise SystemExit(0)
     report = None
-    averages = _averages(comparisons) if len(comparisons) > 1 else ()
+    averages = seed_averages(comparisons) if len(comparisons) > 1 else ()
     if comparisons:
-        report = _write_report(folders["comparison"], comparisons, averages, counters)
+        report = write_report(folders["comparison"], comparisons, averages, counters)
     own = {arm: folders[arm] for arm in arms}
     return EvalOutcome(
         own, comparisons, report, averages, counters, scores, model=model, artifact=artifact,
@@ -566,132 +559,3 @@ def _hashes_of_any_text() -> Iterator[None]:
         yield
     finally:
         evaluator.hash_string = before
-
-
-def _write_run(results: dict[str, Any], folder: Path, stamp: str) -> None:
-    """Write one arm as lm-eval's tracker lays it out, whole files only."""
-    from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
-
-    samples = results.pop("samples", {})
-    results["task_hashes"] = {
-        task: hash_string(
-            "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in rows)
-        )
-        for task, rows in samples.items()
-    }
-    for task, rows in samples.items():
-        lines = []
-        for row in rows:
-            arguments = {
-                f"gen_args_{i}": {f"arg_{j}": value for j, value in enumerate(given)}
-                for i, given in enumerate(row["arguments"])
-            }
-            line = {
-                **row,
-                "arguments": arguments,
-                "resps": sanitize_list(row["resps"]),
-                "filtered_resps": sanitize_list(row["filtered_resps"]),
-                "target": str(row["target"]),
-            }
-            lines.append(line)
-        path = folder / f"samples_{task_file_name(task)}_{stamp}.jsonl"
-        atomic.write_lines(path, lines, default=handle_non_serializable)
-    atomic.write_json(folder / f"results_{stamp}.json", results, default=handle_non_serializable)
-
-
-def _scores(results: dict[str, Any]) -> tuple[tuple[str, str, float | None], ...]:
-    rows = []
-    for name, values in results["results"].items():
-        for key, value in values.items():
-            metric, comma, _ = key.partition(",")
-            if comma and not metric.endswith("_stderr"):
-                rows.append((name, metric, value if isinstance(value, int | float) else None))
-    return tuple(rows)
-
-
-def _averages(comparisons: dict[int, Comparison]) -> tuple[SeedAverage, ...]:
-    """Average every row over the seeds' comparisons."""
-    rows: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
-    for comparison in comparisons.values():
-        for row in comparison.rows:
-            if row.score_a is not None and row.score_b is not None:
-                key = (row.name, row.metric, row.filter)
-                rows.setdefault(key, []).append((row.score_a, row.score_b))
-    found = []
-    for (name, metric, _), pairs in rows.items():
-        changes = [b - a for a, b in pairs]
-        found.append(
-            SeedAverage(
-                name,
-                metric,
-                baseline=statistics.fmean(a for a, _ in pairs),
-                act=statistics.fmean(b for _, b in pairs),
-                difference=statistics.fmean(changes),
-                spread=statistics.stdev(changes) if len(changes) > 1 else 0.0,
-            )
-        )
-    return tuple(found)
-
-
-def _averages_table(averages: Sequence[SeedAverage], seeds: int) -> str:
-    header = ("task", "metric", "baseline", "ACT", "difference", f"sd over {seeds} seeds")
-    rows = [
-        (
-            a.name,
-            a.metric,
-            _shown(a.baseline),
-            _shown(a.act),
-            f"{a.difference:+.4f}",
-            f"{a.spread:.4f}",
-        )
-        for a in averages
-    ]
-    return markdown_table(header, rows)
-
-
-def _write_report(
-    folder: Path,
-    comparisons: dict[int, Comparison],
-    averages: tuple[SeedAverage, ...],
-    counters: dict[str, Any],
-) -> Path:
-    """Write the comparison (one for each seed) and what calibration did; return the main file."""
-    atomic.write_json(folder / "counters.json", counters)
-    if len(comparisons) == 1:
-        (only,) = comparisons.values()
-        written = _comparison_files(only, folder)
-        text = written.read_text(encoding="utf-8") + f"\nCalibration: {_counters_line(counters)}\n"
-        return atomic.write_text(written, text)
-    for seed, comparison in comparisons.items():
-        _comparison_files(comparison, folder / f"seed-{seed}")
-    text = _averages_table(averages, len(comparisons))
-    links = "\n".join(f"- [seed {s}](seed-{s}/comparison.md)" for s in comparisons)
-    return atomic.write_text(folder / "comparison.md", f"{text}\n\n{links}\n")
-
-
-def _comparison_files(comparison: Comparison, folder: Path) -> Path:
-    """Write table, JSON and, where matplotlib (extra ``report``) is there, the plot."""
-    if find_spec("matplotlib") is not None:
-        return comparison_files(comparison, folder)["comparison.md"]
-    _logger.warning("no plots: matplotlib is not installed; run: %s", install_command("report"))
-    atomic.write_json(folder / "comparison.json", comparison.to_json())
-    return atomic.write_text(folder / "comparison.md", comparison.to_markdown())
-
-
-def _counters_line(counters: dict[str, Any]) -> str:
-    share, moved = counters["share_of_pairs_with_sink"], counters["mean_moved_mass"]
-    parts = [
-        f"{counters['prompts']} prompts",
-        f"{_shown(share)} of (head, prompt) pairs with a sink",
-        f"{_shown(moved)} of the attention moved",
-    ]
-    for key in ("prompts_near_threshold", "prompts_too_short", "prompts_truncated"):
-        if counters[key]:
-            parts.append(f"{counters[key]} {key.replace('_', ' ')}")
-    line = ", ".join(parts)
-    # Zero is no rounding here: no head saw a sink, so nothing of what is compared was calibrated.
-    return f"{line}; nothing was calibrated, both arms are the stock model" if moved == 0 else line
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
