@@ -23,7 +23,7 @@ from act_harness.bench.scoring import (
 )
 from act_harness.bench.stock import LM_EVAL, STAND_IN, choose_stock
 from act_harness.errors import InputError
-from act_harness.scoring import forwards
+from act_harness.scoring import logits
 from act_harness.support import provenance
 
 PAIRS = [
@@ -145,7 +145,7 @@ def test_stored_requests_are_measured_without_lm_eval(tmp_path):
 
 def test_peak_memory_of_a_large_vocabulary(tmp_path, monkeypatch):
     """All variants run, and what the head sees at a time is what the piece size allows."""
-    monkeypatch.setattr(forwards, "_PIECE_BYTES", 8 * 199 * 4)
+    monkeypatch.setattr(logits, "_PIECE_BYTES", 8 * 199 * 4)
     made = random_llama("tiny")
     seen = []
     made.lm_head.register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))

@@ -18,8 +18,7 @@ from mtbench_runs import doc, graded, write_run
 from mtbench_server import Say, serving
 
 from act_harness.errors import InfrastructureError, InputError, RecipeError, ResultError
-from act_harness.mtbench import JudgeSettings, judge, track_outcome
-from act_harness.mtbench.judge import summary
+from act_harness.mtbench.judge import JudgeSettings, judge, summary, track_outcome
 from act_harness.mtbench.judge.client import Client
 
 pytest.importorskip("openai")
@@ -513,7 +512,7 @@ def test_the_command_prints_estimate_and_scores_and_ends_with_the_code(tmp_path,
 _SCRIPT = """
 import sys
 from pathlib import Path
-from act_harness.mtbench import JudgeSettings, judge, track_outcome
+from act_harness.mtbench.judge import JudgeSettings, judge, track_outcome
 from act_harness.mtbench.judge import summary
 settings = JudgeSettings(paths=(Path(sys.argv[1]),), model="judge", base_url=sys.argv[2],
                          concurrency=1, timeout=60)

@@ -307,7 +307,7 @@ def test_nothing_of_this_imports_torch_or_the_client_library():
     import sys
 
     code = (
-        "import sys; import act_harness.mtbench as m; m.judge; m.JudgeSettings; "
+        "import sys; import act_harness.mtbench.judge as m; m.judge; m.JudgeSettings; "
         "bad = {'torch', 'openai', 'tenacity', 'matplotlib', 'wandb'} & set(sys.modules); "
         "sys.exit(repr(bad) if bad else 0)"
     )

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from act_harness.errors import InputError, ResultError
 from act_harness.evidence import plots as report
-from act_harness.evidence import stats
+from act_harness.evidence import stats, tables
 from act_harness.evidence.comparison import Comparison, Row, RunInfo, Settings
 
 
@@ -149,7 +149,7 @@ def test_rank_plot_sorts_and_shows_the_controls(drawn, tmp_path):
     (lambda path: report.head_map(np.zeros((2, 2)), path, selected={2: [0]}), "head 0 of layer 2"),
     (lambda path: report.rank_plot([math.nan], path), "finite"),
     (lambda path: report.rank_plot([1, 2], path, stderr=[1]), "as many errors; found 1"),
-    (lambda path: report.markdown_table(["a"], [[1, 2]]), "2 cells for 1 columns"),
+    (lambda path: tables.markdown_table(["a"], [[1, 2]]), "2 cells for 1 columns"),
 ])  # fmt: skip
 def test_what_cannot_be_drawn(tmp_path, call, message):
     with pytest.raises(ResultError, match=message):
@@ -164,7 +164,7 @@ def test_without_matplotlib_the_pip_line_is_named(tmp_path, monkeypatch):
 
 
 def test_markdown_table():
-    text = report.markdown_table(["task", "acc"], [["a|b", 0.5], ["c", 1.0]])
+    text = tables.markdown_table(["task", "acc"], [["a|b", 0.5], ["c", 1.0]])
     assert text == "| task | acc |\n| --- | --: |\n| a\\|b | 0.5000 |\n| c | 1.0000 |\n"
 
 

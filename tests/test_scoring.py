@@ -12,7 +12,7 @@ from act_harness.attention import calibrated
 from act_harness.attention import capabilities as packable
 from act_harness.attention.packing import Packing
 from act_harness.errors import InfrastructureError, InputError, InternalError
-from act_harness.scoring import forwards
+from act_harness.scoring import logits
 from act_harness.scoring.forwards import Forwards
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.scoring.truncation import prepare
@@ -248,7 +248,7 @@ def test_the_output_head_sees_scored_rows_only_and_few_at_a_time(tiny, monkeypat
     items = [Item((5, 6, 7, 8, 9), (3, 4)), Item((5, 6, 7, 8, 9), (4, 3)), Item((5, 6), (3,))]
     scorer = Scorer(model)
     expected = scorer.score(items)
-    monkeypatch.setattr(forwards, "_PIECE_BYTES", piece * 97 * 4)
+    monkeypatch.setattr(logits, "_PIECE_BYTES", piece * 97 * 4)
     rows = []
     model.lm_head.register_forward_hook(lambda m, args, out: rows.append(tuple(out.shape)))
     got = scorer.score(items)

@@ -14,8 +14,8 @@ from act_harness.calibration import Calibration
 from act_harness.cli import app as cli
 from act_harness.evidence.comparison import Settings as ComparisonSettings
 from act_harness.harness.evaluate import EvalSettings
-from act_harness.mtbench import JudgeSettings
 from act_harness.mtbench.chat.settings import ChatSettings
+from act_harness.mtbench.judge import JudgeSettings
 from act_harness.regress import RegressSettings
 from act_harness.regress.suite import ModelSource, Suite, Variation
 from act_harness.search import Recipe, SearchSettings

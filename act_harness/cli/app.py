@@ -13,7 +13,6 @@ import shlex
 import signal
 import sys
 import traceback
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,24 +22,21 @@ import typer.core
 import act_harness
 from act_harness.cli.artifact import artifact_app
 from act_harness.cli.bench import bench_app
+from act_harness.cli.compare import compare
 from act_harness.cli.dashboard import dashboard
 from act_harness.cli.evaluate import LEFT_OUT, EvalCommand, evaluate
+from act_harness.cli.judge import judge
 from act_harness.cli.options import (
-    DataDir,
-    Device,
     IncludePath,
-    ModelArgs,
-    Pretrained,
     Tasks,
-    with_tracking,
 )
 from act_harness.cli.parsing import SPELLING, Command, names
 from act_harness.cli.regress import regress
+from act_harness.cli.search import search
 from act_harness.errors import ActHarnessError, InternalError, one_line
 from act_harness.support.interruption import end_like_ctrl_c
-from act_harness.support.places import prepare_folder, remove_unused
+from act_harness.support.places import remove_unused
 from act_harness.support.threads import wait_passively
-from act_harness.tracking.tracker import TrackingSettings
 
 __all__ = ["app", "main"]
 
@@ -235,227 +231,9 @@ def run(context: typer.Context) -> None:
     run_lm_eval(context.args)
 
 
-@with_tracking
-def search(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(help="A recipe file or the name of a shipped one; options override it."),
-    ] = None,
-    pretrained: Pretrained = None,
-    model_args: ModelArgs = "",
-    tasks: Annotated[str, typer.Option(help="Task names, separated by commas.")] = "",
-    include_path: IncludePath = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Documents per task. [default: the recipe's number]")
-    ] = None,
-    device: Device = None,
-    output: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("artifact.json"),
-    seed: Annotated[int | None, typer.Option(help="Seed. [default: the recipe's]")] = None,
-    data_dir: DataDir = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="Print the best heads so far now and then.")
-    ] = False,
-    plots: Annotated[
-        bool, typer.Option("--plots", help="Draw head map and effects beside the output.")
-    ] = False,
-    ledgers: Annotated[
-        Path | None, typer.Option(help="Folder of the ledgers that make a search resumable.")
-    ] = None,
-    prepare: Annotated[
-        Path | None,
-        typer.Option(help="Only draw and tokenise the documents into this file (private data)."),
-    ] = None,
-    documents: Annotated[
-        Path | None, typer.Option(help="Use the documents of --prepare; no lm-eval is needed.")
-    ] = None,
-    held_out: Annotated[
-        int, typer.Option(help="With --prepare: evaluation documents per task to add.")
-    ] = 0,
-    tracking: TrackingSettings | None = None,
-) -> None:
-    """Find heads whose calibration helps; writes an artifact.
-
-    A search that was interrupted is continued by the same command.
-
-    \b
-    Example:
-      act-harness search demo --pretrained .demo/model --output .demo/artifact.json
-      act-harness search --pretrained .demo/model --tasks act_demo_sentiment --samples 32 \\
-          --output .demo/artifact.json
-    """
-    from act_harness.search import SearchResult, SearchSettings, search_from_settings
-
-    settings = SearchSettings(
-        recipe=Path(recipe) if recipe else None,
-        pretrained=pretrained,
-        model_args=model_args,
-        tasks=names(tasks),
-        include_path=tuple(include_path or ()),
-        samples=samples,
-        device=device,
-        output=output,
-        seed=seed,
-        data_dir=data_dir,
-        show_best=best,
-        plots=plots or (tracking is not None and find_spec("matplotlib") is not None),
-        ledgers=ledgers,
-        prepare=prepare,
-        documents=documents,
-        held_out=held_out,
-    )
-    found = search_from_settings(settings)
-    if os.environ.get("RANK", "0") == "0":
-        print(found.summary())
-        if tracking is not None and isinstance(found, SearchResult):
-            from act_harness.search.tracking import track_search
-
-            for line in track_search(found, tracking, folder=output.parent):
-                print(line)
-
-
-@app.command()
-def compare(
-    a: Annotated[Path, typer.Argument(help="The reference: a result folder or file.")],
-    b: Annotated[Path, typer.Argument(help="The run that is compared with it.")],
-    tasks: Annotated[
-        str, typer.Option(help="Tasks and groups. [default: all that both have]")
-    ] = "",
-    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    alpha: Annotated[float, typer.Option(help="Accepted share of false findings.")] = 0.05,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the resampling; that of `eval` if not given.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for comparison.json, comparison.md, forest.png.")
-    ] = None,
-) -> None:
-    """Compare two runs document by document.
-
-    Takes folders and files of `act-harness eval` and of `lm_eval --log_samples`. Exit code 1
-    when a task or group regressed, 2 when the runs answer other documents or prompts, 3 when
-    answers are not finite (their tasks are not tested), or nothing at all could be tested.
-
-    \b
-    Example:
-      act-harness compare outputs/model__baseline__DATE \\
-          outputs/model__act-heads__DATE
-    """
-    from act_harness.evidence.compare import compare as compare_runs
-    from act_harness.evidence.plots import comparison_files
-    from act_harness.evidence.stats import SEED
-
-    if output is not None:
-        prepare_folder(output)
-    found = compare_runs(
-        a,
-        b,
-        tasks=names(tasks) or None,
-        confidence=confidence,
-        alpha=alpha,
-        seed=SEED if seed is None else seed,
-    )
-    print(found.to_terminal(colour=sys.stdout.isatty()))
-    if output is not None:
-        for path in comparison_files(found, output).values():
-            print(f"written: {path}")
-    raise typer.Exit(found.exit_code)
-
-
-@with_tracking
-def judge(
-    paths: Annotated[
-        list[Path], typer.Argument(help="Output folders of mt_bench runs; all arms in them.")
-    ],
-    model: Annotated[
-        str | None, typer.Option(help="The judge's name, as its server knows it.")
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server, with /v1. [default: OpenAI's]")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; options override it.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for judgments and scores. [default: PATH/mt_bench_judge]"),
-    ] = None,
-    judge_prompts: Annotated[
-        Path | None, typer.Option(help="Judge prompts in FastChat's format. [default: our own]")
-    ] = None,
-    references: Annotated[
-        Path | None,
-        typer.Option(help="Reference answers in FastChat's format. [default: the dataset's]"),
-    ] = None,
-    allow_missing_references: Annotated[
-        bool | None, typer.Option(help="Judge without a reference where there is none.")
-    ] = None,
-    rejudge: Annotated[
-        int | None, typer.Option(help="Judgments of each answer. [default: 1]")
-    ] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Calls at a time. [default: 4]")] = None,
-    retries: Annotated[
-        int | None, typer.Option(help="Further calls after a failure, per judgment. [default: 3]")
-    ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds per call. [default: 120]")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="The judge's temperature. [default: 0]")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of a verdict. [default: 2048]")
-    ] = None,
-    max_failure_rate: Annotated[
-        float | None, typer.Option(help="Share of missing judgments to accept. [default: 0.02]")
-    ] = None,
-    price_input: Annotated[
-        float | None, typer.Option(help="Price of a million input tokens, for the estimate.")
-    ] = None,
-    price_output: Annotated[
-        float | None, typer.Option(help="Price of a million output tokens.")
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            help="Environment variable of the key, or 'none'. [default: OPENAI_API_KEY, if set]"
-        ),
-    ] = None,
-    allow_insecure_key: Annotated[
-        bool | None,
-        typer.Option("--allow-insecure-key", help="Send the key to an http:// address elsewhere."),
-    ] = None,
-    dry_run: Annotated[
-        bool | None, typer.Option("--dry-run", help="Print the estimate and stop.")
-    ] = None,
-    tracking: TrackingSettings | None = None,
-) -> None:
-    """Score MT-Bench answers with a judge model.
-
-    Scores are per turn and category, and both arms are compared. A run that was stopped is
-    continued by the same command. Exit code 3 when more judgments are missing than
-    --max-failure-rate allows. The key is read from the environment alone.
-
-    \b
-    Example:
-      act-harness judge outputs --model gpt-4o --dry-run
-      act-harness judge outputs --model my-judge --base-url http://127.0.0.1:8000/v1
-    """
-    given = {name: value for name, value in locals().items() if name not in ("config", "tracking")}
-    from act_harness.mtbench import judge as run_judge
-    from act_harness.mtbench import load_judge_settings, track_judge
-
-    settings = load_judge_settings(config, **given)
-    outcome = run_judge(settings)
-    if outcome.arms:
-        print(outcome.summary())
-        for file in outcome.files:
-            print(f"written: {file}")
-        if tracking is not None:
-            for line in track_judge(outcome, settings, tracking):
-                print(line)
-    raise typer.Exit(outcome.exit_code)
-
-
 app.command("eval", cls=EvalCommand)(evaluate)
 app.command(cls=Command)(search)
+app.command()(compare)
 app.command(cls=Command)(judge)
 app.command(cls=Command)(dashboard)
 app.command(cls=Command)(regress)

@@ -32,7 +32,6 @@ __all__ = [
     "comparison_files",
     "forest_plot",
     "head_map",
-    "markdown_table",
     "rank_plot",
     "require_matplotlib",
 ]
@@ -86,25 +85,6 @@ def comparison_files(comparison: Comparison, folder: str | os.PathLike[str]) -> 
         written["forest.png"] = forest_plot(tested, place / "forest.png", title=title)
         text += "\n![differences](forest.png)\n"
     return {**written, "comparison.md": write_text(place / "comparison.md", text)}
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table in GitHub's Markdown; numbers are aligned to the right.
-
-    Raises:
-        ResultError: A row has another number of cells than the header.
-    """
-    body = [list(row) for row in rows]
-    wrong = next((row for row in body if len(row) != len(header)), None)
-    if wrong is not None:
-        raise ResultError(f"a row of {len(wrong)} cells for {len(header)} columns: {wrong}")
-    numeric = [
-        bool(body) and all(isinstance(row[i], (int, float)) for row in body)
-        for i in range(len(header))
-    ]
-    lines = [list(header), ["--:" if right else "---" for right in numeric]]
-    lines += [[_cell(cell) for cell in row] for row in body]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def forest_plot(
@@ -440,8 +420,3 @@ def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     # No version and no date inside: equal input gives an equal file.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return write_bytes(path, buffer.getvalue())
-
-
-def _cell(value: object) -> str:
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")

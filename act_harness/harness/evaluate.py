@@ -28,7 +28,7 @@ from act_harness.errors import (
     suggestion,
 )
 from act_harness.evidence.compare import Comparison, compare
-from act_harness.evidence.plots import markdown_table
+from act_harness.evidence.tables import markdown_table
 from act_harness.harness.data_folder import data_directory
 from act_harness.harness.run_files import (
     SeedAverage,

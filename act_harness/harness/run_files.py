@@ -13,8 +13,9 @@ from act_harness.errors import (
     install_command,
 )
 from act_harness.evidence.compare import Comparison
-from act_harness.evidence.plots import comparison_files, markdown_table
+from act_harness.evidence.plots import comparison_files
 from act_harness.evidence.results import task_file_name
+from act_harness.evidence.tables import markdown_table
 from act_harness.support import atomic
 
 __all__ = [

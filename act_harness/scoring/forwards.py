@@ -39,12 +39,12 @@ from act_harness.attention.trials import Trials
 from act_harness.engines.segments import Room, lay_out, upload
 from act_harness.errors import ActHarnessError, InternalError
 from act_harness.scoring.graphs import PackedForwards
+from act_harness.scoring.logits import Logits, RowScores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    import numpy.typing as npt
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
@@ -52,16 +52,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Forwards",
-    "Logits",
     "Prefilled",
-    "RowScores",
     "Told",
     "Work",
     "pad_tokens",
 ]
-
-_PIECE_BYTES = 1 << 26
-"""Logits and log-probabilities exist in pieces of at most this many bytes each."""
 
 
 _logger = logging.getLogger(__name__)
@@ -86,20 +81,6 @@ class Work:
 
 
 @dataclass(frozen=True)
-class RowScores:
-    """Scores of single tokens, on their way from the device."""
-
-    logprobs: Tensor  # (n,)
-    greedy: Tensor  # (n,) bool
-    order: npt.NDArray[np.int64]  # (n,): which token was asked for at the place of each
-
-    def lists(self) -> tuple[list[float], list[bool]]:
-        """Return log-probabilities and greediness as asked for, after :meth:`Forwards.mark`."""
-        place = np.argsort(self.order)
-        return self.logprobs.numpy()[place].tolist(), self.greedy.numpy()[place].tolist()
-
-
-@dataclass(frozen=True)
 class Told:
     """What calibration did to a forward's contexts, on its way from the device."""
 
@@ -113,29 +94,6 @@ class Told:
         if self.attachment is None or self.totals is None:
             return self.known
         return self.attachment.records_of(self.totals, self.prompts)
-
-
-@dataclass
-class Logits:
-    """Rows of logits, computed piece by piece from hidden states where the model allows it."""
-
-    rows: Tensor  # (n, vocabulary) logits, or (n, hidden) where there is a head to apply
-    head: Callable[[Tensor], Tensor] | None = None
-    vocabulary: int = 0
-
-    def all(self) -> Tensor:
-        """Return all rows at once, (n, vocabulary) float32 on the CPU; for a few rows."""
-        with torch.no_grad():
-            rows = self.rows if self.head is None else self.head(self.rows[None])[0]
-        return rows.float().cpu()
-
-    def pieces(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first row, logits) of pieces whose log-softmax in ``dtype`` is small."""
-        width = self.vocabulary or self.rows.shape[1]
-        size = max(1, _PIECE_BYTES // (width * torch.tensor([], dtype=dtype).element_size()))
-        for start in range(0, len(self.rows), size):
-            part = self.rows[start : start + size]
-            yield start, part if self.head is None else self.head(part[None])[0]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from act_harness.attention.counters import PromptRecord
-    from act_harness.scoring.forwards import RowScores, Told
+    from act_harness.scoring.forwards import Told
+    from act_harness.scoring.logits import RowScores
 
 __all__ = ["Given", "Started", "Tally"]
 

@@ -1,0 +1,102 @@
+"""``act-harness search``: heads that help."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import typer.core
+
+from act_harness.cli.options import (
+    DataDir,
+    Device,
+    IncludePath,
+    ModelArgs,
+    Pretrained,
+    with_tracking,
+)
+from act_harness.cli.parsing import names
+from act_harness.tracking.tracker import TrackingSettings
+
+__all__ = ["search"]
+
+
+@with_tracking
+def search(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="A recipe file or the name of a shipped one; options override it."),
+    ] = None,
+    pretrained: Pretrained = None,
+    model_args: ModelArgs = "",
+    tasks: Annotated[str, typer.Option(help="Task names, separated by commas.")] = "",
+    include_path: IncludePath = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Documents per task. [default: the recipe's number]")
+    ] = None,
+    device: Device = None,
+    output: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("artifact.json"),
+    seed: Annotated[int | None, typer.Option(help="Seed. [default: the recipe's]")] = None,
+    data_dir: DataDir = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Print the best heads so far now and then.")
+    ] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Draw head map and effects beside the output.")
+    ] = False,
+    ledgers: Annotated[
+        Path | None, typer.Option(help="Folder of the ledgers that make a search resumable.")
+    ] = None,
+    prepare: Annotated[
+        Path | None,
+        typer.Option(help="Only draw and tokenise the documents into this file (private data)."),
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="Use the documents of --prepare; no lm-eval is needed.")
+    ] = None,
+    held_out: Annotated[
+        int, typer.Option(help="With --prepare: evaluation documents per task to add.")
+    ] = 0,
+    tracking: TrackingSettings | None = None,
+) -> None:
+    """Find heads whose calibration helps; writes an artifact.
+
+    A search that was interrupted is continued by the same command.
+
+    \b
+    Example:
+      act-harness search demo --pretrained .demo/model --output .demo/artifact.json
+      act-harness search --pretrained .demo/model --tasks act_demo_sentiment --samples 32 \\
+          --output .demo/artifact.json
+    """
+    from act_harness.search import SearchResult, SearchSettings, search_from_settings
+
+    settings = SearchSettings(
+        recipe=Path(recipe) if recipe else None,
+        pretrained=pretrained,
+        model_args=model_args,
+        tasks=names(tasks),
+        include_path=tuple(include_path or ()),
+        samples=samples,
+        device=device,
+        output=output,
+        seed=seed,
+        data_dir=data_dir,
+        show_best=best,
+        plots=plots or (tracking is not None and find_spec("matplotlib") is not None),
+        ledgers=ledgers,
+        prepare=prepare,
+        documents=documents,
+        held_out=held_out,
+    )
+    found = search_from_settings(settings)
+    if os.environ.get("RANK", "0") == "0":
+        print(found.summary())
+        if tracking is not None and isinstance(found, SearchResult):
+            from act_harness.search.tracking import track_search
+
+            for line in track_search(found, tracking, folder=output.parent):
+                print(line)
