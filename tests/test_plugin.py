@@ -262,7 +262,12 @@ def test_torch_and_lm_eval_for_real(tmp_path):
         REPOSITORY,
     )
     own, heavy, stock, target, waiting = answer
-    assert own == ["act_harness", "act_harness.autoload", "act_harness.plugin"]
+    assert own == [
+        "act_harness",
+        "act_harness._version",
+        "act_harness.autoload",
+        "act_harness.plugin",
+    ]
     assert heavy == []
     assert stock == "lm_eval.models.huggingface"
     assert target == "act_harness.model:CalibratedHFLM"

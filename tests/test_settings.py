@@ -23,7 +23,7 @@ from act_harness.search.documents import Prompting
 from act_harness.search.recipe import Controls, JointRule, SignificantRule, TopRule
 from act_harness.tracking.tracker import TrackingSettings
 
-PACKAGE = Path(cli.__file__).parent
+PACKAGE = Path(cli.__file__).parents[1]
 CLASSES = (
     ScoringSettings, Calibration, ComparisonSettings, ChatSettings, Prompting, EvalSettings,
     JudgeSettings, RegressSettings, ModelSource, Suite, Variation, Recipe, SearchSettings, Controls,
@@ -113,7 +113,7 @@ class Watched:
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    for module in ("evaluate", "search.settings", "regress.run"):
+    for module in ("harness.evaluate", "search.command", "regress.run"):
         monkeypatch.setattr(f"act_harness.{module}.check_kind", lambda *given: None)
 
 

@@ -7,7 +7,7 @@ or on the left for models with a sliding window, since a window counts positions
 prompt and answer would shift it. Logits exist for a limited number of scored rows at a time.
 
 What a forward finds out stays on the device until it is asked for (:class:`RowScores`,
-:class:`Told`), so that the host can prepare the next forward meanwhile.
+:class:`BatchResult`), so that the host can prepare the next forward meanwhile.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from act_harness.attention.counters import PromptRecord
 
 __all__ = [
+    "BatchResult",
     "Forwards",
     "Prefilled",
-    "Told",
     "Work",
     "pad_tokens",
 ]
@@ -81,7 +81,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Told:
+class BatchResult:
     """What calibration did to a forward's contexts, on its way from the device."""
 
     attachment: Attachment | None = None
@@ -104,7 +104,7 @@ class Prefilled:
     cache: Cache | None
     real: Tensor  # (B, T) bool
     lengths: Tensor  # (B,) real tokens
-    told: Told
+    told: BatchResult
 
 
 class Forwards:
@@ -207,7 +207,7 @@ class Forwards:
             logits, cache = self._run(arguments, places, bare=bare)
         self.work.tokens += sum(len(tokens) for tokens in sequences)
         known = tuple(records[0]) if records else ()
-        return Prefilled(logits, cache, real, lengths, Told(known=known))
+        return Prefilled(logits, cache, real, lengths, BatchResult(known=known))
 
     def extend(
         self, prefilled: Prefilled, owners: Sequence[int], answers: Sequence[Sequence[int]]
@@ -239,7 +239,7 @@ class Forwards:
         *,
         prompts: Sequence[int],
         answers: Sequence[tuple[int, Sequence[int]]],
-    ) -> tuple[Logits, Told]:
+    ) -> tuple[Logits, BatchResult]:
         """Run contexts and answers over them in one row of tokens, without pads.
 
         Args:
@@ -278,7 +278,7 @@ class Forwards:
         with packed_forward(self.model, packing), watching as records:
             logits, _ = self._run(arguments, places, bare=bare)
         self.work.tokens += len(tokens)
-        return logits, Told(known=tuple(records[0]) if records else ())
+        return logits, BatchResult(known=tuple(records[0]) if records else ())
 
     # -- packed forwards over segments -------------------------------------------------------
 
@@ -334,7 +334,7 @@ class Forwards:
         room: Room,
         prompts: Sequence[int],
         wanted: Sequence[int],
-    ) -> tuple[Logits, Told]:
+    ) -> tuple[Logits, BatchResult]:
         """Run a packed forward in ``room``; see :meth:`pack`."""
         count = len(tokens)
         numbers = np.zeros(2 * room.tokens + room.numbers, dtype=np.int64)
@@ -344,9 +344,9 @@ class Forwards:
         with torch.no_grad():
             found = self._packed.run(numbers, room, prompts)
             picked = found.hidden[upload(np.asarray(wanted), self.device)]
-            told = Told()
+            told = BatchResult()
             if self.attachment is not None and found.totals is not None:
-                told = Told(self.attachment, _fetch(found.totals, copy=True), tuple(prompts))
+                told = BatchResult(self.attachment, _fetch(found.totals, copy=True), tuple(prompts))
         self.work.forwards += 1
         self.work.padded_tokens += room.tokens
         self.work.scored_rows += len(wanted)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from act_harness.attention.counters import PromptRecord
-    from act_harness.scoring.forwards import Told
+    from act_harness.scoring.forwards import BatchResult
     from act_harness.scoring.logits import RowScores
 
 __all__ = ["Given", "Started", "Tally"]
@@ -73,7 +73,7 @@ class Started:
     """A batch on the device."""
 
     batch: list[Group]
-    told: Told
+    told: BatchResult
     tally: Tally = field(default_factory=Tally)
     reads: list[tuple[list[tuple[int, Tokens]], RowScores]] = field(default_factory=list)
     """(context, answer) of every token read, and what was found."""
