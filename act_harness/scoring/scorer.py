@@ -68,8 +68,8 @@ class Scorer:
             attachment: calibrated attention on ``model``, or None.
             batch_size: most contexts in a forward; None for no limit. Their answers join them as
                 far as that takes no more memory than stock scoring at this batch size
-                (:func:`act_harness.scoring.forwards.packed_tokens_per_token`, and
-                :func:`act_harness.scoring.forwards.answers_per_sequence` over a cache).
+                (:func:`act_harness.scoring.memory.packed_tokens_per_token`, and
+                :func:`act_harness.scoring.memory.answers_per_sequence` over a cache).
             token_budget: most tokens in a forward; None for no limit. What attention pads and
                 repeats inside a layer is bounded with it. Halved, with a retry, when memory runs
                 out.
