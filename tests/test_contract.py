@@ -57,7 +57,7 @@ def renew() -> str:
     """Return how stored files are renewed."""
     return (
         f"If this is meant: {UPDATE}=1 pytest tests/test_contract.py, and a line in CHANGELOG.md.\n"
-        f"Help is laid out by typer, here {version('typer')}; constraints.txt names the stored one's."
+        f"Help is laid out by typer, here {version('typer')}, stored by that of constraints.txt."
     )
 
 
