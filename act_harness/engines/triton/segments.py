@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from act_harness.calibration import LayerPlan
     from act_harness.engines.segments import RaggedOutput, Segments
-    from act_harness.engines.triton.engine import Selection
+    from act_harness.engines.triton.selection import Selection
 
 __all__ = ["FUSED", "RaggedBlocks", "SegmentKernels"]
 
