@@ -27,6 +27,7 @@ from act_harness.search.run import kept_heads
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from act_harness.calibration import LayerPlan
     from act_harness.engines.operation import Engine, EngineResult
     from act_harness.evidence.resampling import Array
     from act_harness.search.choose.effects import HeadEffect, TaskScores
@@ -56,6 +57,10 @@ class _TimedEngine:
     def __init__(self, engine: Engine, device: str) -> None:
         self.name, self._engine, self._device = engine.name, engine, device
         self.seconds = 0.0
+
+    def supports(self, plan: LayerPlan) -> list[str]:
+        """See :class:`act_harness.engines.operation.Engine`."""
+        return self._engine.supports(plan)
 
     def __call__(self, *args: Any, **kwargs: Any) -> EngineResult:  # noqa: ANN401 - as the engine
         synchronize(self._device)

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from act_harness.calibration import LayerPlan
-from act_harness.engines.operation import EngineResult, Geometry, LayerState, Report
+from act_harness.engines.operation import (
+    EngineResult,
+    Geometry,
+    LayerState,
+    Report,
+    chosen,
+    unsupported,
+)
 from act_harness.engines.segments import LONGEST
 from act_harness.engines.stock import attend_with_lse
 from act_harness.engines.torch import TorchEngine
@@ -75,6 +82,10 @@ class TritonEngine:
         """Copy and pickle the settings; what was learned on a device is learned again."""
         return type(self), (self.blocks,)
 
+    def supports(self, plan: LayerPlan) -> list[str]:
+        """See :class:`act_harness.engines.operation.Engine`; the fallback knows as many."""
+        return unsupported(plan)
+
     def __call__(
         self,
         query: Tensor,
@@ -115,7 +126,7 @@ class TritonEngine:
                 scale=scale, softcap=softcap,
             )  # fmt: skip
         selection = self._select(plan, query.device)
-        frozen = plan.calibration.decode != "off"
+        frozen = not chosen(plan.calibration, "decode", "off")
         if state is not None and query.shape[2] == 1 and frozen:
             found = _listed(state)
             sheet = found.sheet_of(selection)
@@ -140,7 +151,8 @@ class TritonEngine:
 
     def takes_segments(self, plan: LayerPlan, room: Room) -> bool:
         """Whether :meth:`calibrate_segments` computes such a plan on segments of such a room."""
-        return plan.calibration.decode != "running" and room.longest_context <= LONGEST
+        running = chosen(plan.calibration, "decode", "running")
+        return not running and room.longest_context <= LONGEST
 
     def calibrate_segments(
         self,
@@ -195,7 +207,7 @@ def _unsupported(
         return f"tensors on {query.device.type}"
     if not key.shape[-1] == value.shape[-1] <= 256:
         return f"head sizes {key.shape[-1]} and {value.shape[-1]}"
-    running = plan.calibration.decode == "running"
+    running = chosen(plan.calibration, "decode", "running")
     if running and (state is not None or geometry.has_continuation_rows):
         return "the continuation rows of decode 'running'"
     step = state is not None and query.shape[2] == 1  # one row's mask need not be an interval

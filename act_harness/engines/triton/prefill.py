@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration
-from act_harness.engines.operation import Geometry, boundary
+from act_harness.engines.operation import Geometry, boundary, chosen
 from act_harness.engines.triton import direct_kernels as direct
 from act_harness.engines.triton import prefill_kernels as kernels
 from act_harness.engines.triton.blocks import default_blocks
@@ -150,8 +150,8 @@ class Call:
         whole = geometry.first_column == 0 and geometry.columns == geometry.total
         make = torch.empty if whole else torch.zeros
         sums = make(shape, dtype=torch.float32, device=device)
-        running = calibration.decode == "running"
-        if calibration.target == "sinks" or running:
+        running = chosen(calibration, "decode", "running")
+        if chosen(calibration, "target", "sinks") or running:
             self._sums(sums)
         seen, most = _census(geometry)
         sinks = Sinks(
@@ -246,7 +246,8 @@ class Call:
             found.counts, found.rows, found.arrived, found.tally,
             *self._strides(output), **self._settings(sinks, report),
             most_on=MOST_ON[self.query.dtype],
-            CONTINUE=self.selection.plan.calibration.decode == "frozen", BM=blocks.apply_rows,
+            CONTINUE=chosen(self.selection.plan.calibration, "decode", "frozen"),
+            BM=blocks.apply_rows,
             num_warps=blocks.apply_warps, num_stages=blocks.apply_stages,
             maxnreg=blocks.apply_registers,
         )  # fmt: skip
@@ -357,18 +358,26 @@ def _census(geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 def detection_of(calibration: Calibration) -> dict[str, Any]:
     """Return the settings of detection as ``flag_sinks`` takes them."""
-    initial = calibration.target == "initial"
-    relative = calibration.rule != "absolute"
+    if chosen(calibration, "target", "initial"):
+        return {
+            "limit": 1.0,
+            "min_rows": 1,
+            "INITIAL": True,
+            "RELATIVE": True,
+            "PROTECT": _PROTECT["none"],
+            "AUTO": False,
+        }
+    relative = chosen(calibration, "rule", "relative")
     limit = calibration.alpha if relative else calibration.tau
     auto = calibration.min_rows == "auto"
-    least = 1 if initial or auto else int(calibration.min_rows or 1)
+    least = 1 if auto else int(calibration.min_rows or 1)
     if auto and not relative:
         least, auto = int(calibration.required_rows(1.0)), False
     return {
-        "limit": 1.0 if initial else float(limit or 0.0),
+        "limit": float(limit or 0.0),
         "min_rows": least,
-        "INITIAL": initial,
+        "INITIAL": False,
         "RELATIVE": relative,
-        "PROTECT": _PROTECT[calibration.protect or "none"],
+        "PROTECT": next(n for p, n in _PROTECT.items() if chosen(calibration, "protect", p)),
         "AUTO": auto,
     }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from act_harness.calibration import LayerPlan
+from act_harness.engines.operation import chosen
 
 if TYPE_CHECKING:
     from act_harness.engines.triton.blocks import Blocks
@@ -38,10 +39,9 @@ class Selection(NamedTuple):
     @classmethod
     def of(cls, plan: LayerPlan, device: torch.device) -> Selection:
         """Put a plan on a device."""
+        damps = [chosen(s, "mass", "damp") for s in plan.strengths]
+        damp = torch.tensor(damps, dtype=torch.int32, device=device)
         heads = torch.tensor(plan.heads, dtype=torch.int32, device=device)
         strength = torch.tensor([s.strength for s in plan.strengths], device=device)
-        damp = torch.tensor(
-            [s.mass == "damp" for s in plan.strengths], dtype=torch.int32, device=device
-        )
         facts = torch.stack([heads, strength.view(torch.int32), damp], dim=1)
         return cls(plan, heads, strength, damp, facts)
