@@ -153,6 +153,26 @@ def plan_of(
     return replace(uniform, strengths=strengths) if strengths else uniform
 
 
+MADE_UP = {
+    "target": "first-k",
+    "rule": "median",
+    "protect": "last",
+    "decode": "sometimes",
+    "mass": "clip",
+}
+"""A member of each closed set that does not exist."""
+
+
+def made_up(setting: str) -> LayerPlan:
+    """A plan that no validation let through: one setting is no member of its set."""
+    plain = Calibration().model_dump()
+    if setting == "mass":
+        strength = HeadStrength.model_construct(mass=MADE_UP["mass"], beta=0.4)
+        return LayerPlan(Calibration(), (0, 2), (strength,) * 2)
+    calibration = Calibration.model_construct(**{**plain, setting: MADE_UP[setting]})
+    return LayerPlan(calibration, (0, 2), (HeadStrength(),) * 2)
+
+
 def stock_of(case: Case, geometry: Geometry) -> Stock:
     """Stock attention of the rows of a geometry, (B, C, H, D), as transformers' sdpa gives it."""
     query = case.query[:, :, geometry.first_row :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import get_args
 
 import engine_cases as ec
 import pytest
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 import act_harness
 from act_harness.calibration import MIN_OTHER_MASS, Calibration, HeadStrength, LayerPlan
 from act_harness.engines import ENGINES, select_engine
-from act_harness.engines.operation import Geometry, Stock
+from act_harness.engines.operation import MEMBERS, Geometry, Stock, refuse_unsupported, unsupported
 from act_harness.engines.reference import ReferenceEngine, calibrate_weights, row_factors
 from act_harness.engines.stock import attend_with_lse
 from act_harness.engines.torch import TorchEngine
-from act_harness.errors import InputError
+from act_harness.errors import CalibrationError, InputError
 
 ENGINE_SIZES = {"one block": TorchEngine(), "tiny blocks": TorchEngine(block_elements=97)}
 
@@ -435,6 +436,37 @@ def test_unknown_engine():
     assert set(ENGINES) >= {"auto", "reference", "torch", "triton"}
     assert select_engine("auto", device="cpu").name == "torch"
     assert select_engine("reference").name == "reference"
+
+
+@pytest.mark.parametrize("setting", list(ec.MADE_UP))
+@pytest.mark.parametrize("name", ["reference", "torch"])
+def test_made_up_members_are_refused_by_name(name, setting):
+    engine, plan = select_engine(name), ec.made_up(setting)
+    line = f"{setting} '{ec.MADE_UP[setting]}' is unknown, expected one of "
+    (reason,) = engine.supports(plan)
+    assert reason.startswith(line)
+    with pytest.raises(CalibrationError, match=f"^engine {name} cannot compute this: {line}"):
+        refuse_unsupported(engine, [plan])
+    with pytest.raises(CalibrationError, match=f"^{line}"):
+        ec.run(engine, ec.make_case(1, batch=1, tokens=20), plan)
+
+
+def test_closed_sets_are_those_of_the_settings():
+    for setting, members in MEMBERS.items():
+        annotation = Calibration.model_fields[setting].annotation
+        literal = [one for one in get_args(annotation) if one is not type(None)]
+        if not isinstance(literal[0], str):
+            literal = get_args(literal[0])
+        assert set(literal) == set(members)
+    assert all(not select_engine("torch").supports(ec.plan_of(c, (0,))) for c in ec.PLANS.values())
+
+
+def test_an_engine_may_compute_fewer_members():
+    fewer = {**MEMBERS, "target": ("sinks",), "mass": ("damp",)}
+    assert unsupported(ec.plan_of(ec.PLANS["initial-reweight"], (0, 1)), fewer) == [
+        "target 'initial' is unknown, expected one of sinks",
+        "mass 'reweight' is unknown, expected one of damp",
+    ]
 
 
 def test_calibrate_weights_is_public():

@@ -21,6 +21,7 @@ from act_harness.engines.triton import direct_kernels as direct
 from act_harness.engines.triton import prefill
 from act_harness.engines.triton.blocks import Blocks, default_blocks
 from act_harness.engines.triton.engine import TritonEngine
+from act_harness.errors import CalibrationError
 
 SMALL = Blocks(16, 16, 4, 16, 16, 16, items=8, least=16, finish_rows=16)
 WHOLE = SMALL._replace(least=256)  # no block of these short prompts is split
@@ -356,6 +357,17 @@ def test_what_the_kernels_cannot_do_is_said_once(caplog):
         ec.assert_matches(kernels, case, plan)
     assert kernels.calls == {"fallback": 2}
     assert len([r for r in caplog.records if "float64" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("setting", list(ec.MADE_UP))
+def test_made_up_members_are_refused_by_name(setting):
+    plan, case = ec.made_up(setting), tiny(1).to(DEVICE)
+    line = f"{setting} '{ec.MADE_UP[setting]}' is unknown, expected one of "
+    assert [reason[: len(line)] for reason in engine().supports(plan)] == [line]
+    kernels = engine()
+    with pytest.raises(CalibrationError, match=f"^{line}"):
+        ec.run(kernels, case, plan)
+    assert "apply" not in kernels.calls
 
 
 def test_packed_requests_through_the_kernels(make_artifact, monkeypatch):

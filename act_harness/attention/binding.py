@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from transformers.cache_utils import Cache
 
-    from act_harness.attention.attachment import Attachment
+    from act_harness.attention.owner import Owner
     from act_harness.calibration import LayerPlan
     from act_harness.engines.segments import RaggedOutput, Room, Segments
 
@@ -30,7 +30,7 @@ __all__ = ["Binding"]
 class Binding:
     """What a selected attention module carries: its plan, and the attachment it belongs to."""
 
-    def __init__(self, attachment: Attachment, layer: int, plan: LayerPlan) -> None:
+    def __init__(self, attachment: Owner, layer: int, plan: LayerPlan) -> None:
         self.attachment, self.layer, self.plan = attachment, layer, plan
         engine = attachment.engine
         self.segment_engine = engine if isinstance(engine, SegmentEngine) else None

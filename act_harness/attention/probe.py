@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from act_harness.attention.attachment import Attachment
+    from act_harness.attention.owner import Owner
 
 __all__ = ["Probe"]
 
@@ -92,7 +92,7 @@ class Probe:
             modules[int(call.module.layer_idx)] = (call.module, call.heads)  # type: ignore[arg-type]
         return modules
 
-    def check(self, attachment: Attachment) -> None:
+    def check(self, attachment: Owner) -> None:
         """Check that every selected layer runs calibrated and that no row sees a later token.
 
         Raises:

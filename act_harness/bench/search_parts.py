@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from act_harness.attention import model_facts
 from act_harness.bench.common import Machine, Table, command_line, describe_machine
-from act_harness.bench.search import measure_loop, measure_way
+from act_harness.bench.search_ways import measure_loop, measure_way
 from act_harness.errors import InputError
 from act_harness.search.compute.layout import Chunk, chunks_of
 from act_harness.search.documents import TaskDocuments

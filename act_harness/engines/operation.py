@@ -17,21 +17,39 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from act_harness.errors import CalibrationError
 
-    from act_harness.calibration import LayerPlan
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 
 __all__ = [
+    "MEMBERS",
     "Engine",
     "EngineResult",
     "Geometry",
     "LayerState",
     "Report",
     "Stock",
+    "chosen",
     "masked_softmax",
     "pad_columns",
+    "refuse_unsupported",
+    "unsupported",
 ]
+
+MEMBERS: Mapping[str, tuple[str, ...]] = {
+    "target": ("sinks", "initial"),
+    "rule": ("relative", "absolute"),
+    "protect": ("initial", "first-flagged", "none"),
+    "decode": ("frozen", "running", "off"),
+    "mass": ("damp", "reweight"),
+}
+"""The closed sets of the operation: what an engine computes, unless it names fewer."""
+
+_OF_SINKS = ("rule", "protect")
+"""Settings that belong to target ``sinks``; a calibration of another target has none of them."""
 
 _BOUNDARY = {torch.float64: 1e-4, torch.float32: 1e-4}
 
@@ -39,6 +57,54 @@ _BOUNDARY = {torch.float64: 1e-4, torch.float32: 1e-4}
 def boundary(dtype: torch.dtype) -> float:
     """How near a/threshold may come to 1 before rounding decides (semantics, invariant I3)."""
     return _BOUNDARY.get(dtype, 2e-2)
+
+
+def chosen(settings: Calibration | HeadStrength, setting: str, member: str) -> bool:
+    """Whether a setting is that member of its closed set.
+
+    What engines branch by, so that a member that they do not know is never taken for another.
+
+    Raises:
+        CalibrationError: the setting is no member at all.
+    """
+    value = getattr(settings, setting)
+    if value not in MEMBERS[setting]:
+        raise CalibrationError(_unknown(setting, value, MEMBERS))
+    return bool(value == member)
+
+
+def unsupported(plan: LayerPlan, members: Mapping[str, tuple[str, ...]] = MEMBERS) -> list[str]:
+    """Return every reason that an engine cannot compute a plan; none where it can.
+
+    Args:
+        plan: of one layer.
+        members: those of each closed set that the engine computes.
+    """
+    calibration = plan.calibration
+    found = [(name, getattr(calibration, name)) for name in members]
+    found += [("mass", strength.mass) for strength in plan.strengths]
+    absent = () if calibration.target == "sinks" else _OF_SINKS
+    reasons = [
+        _unknown(name, value, members)
+        for name, value in found
+        if value not in members[name] and not (value is None and name in absent)
+    ]
+    return list(dict.fromkeys(reasons))
+
+
+def refuse_unsupported(engine: Engine, plans: Iterable[LayerPlan]) -> None:
+    """Refuse plans that an engine cannot compute, before it is used on any of them.
+
+    Raises:
+        CalibrationError: there is such a plan; the line names all reasons.
+    """
+    reasons = dict.fromkeys(reason for plan in plans for reason in engine.supports(plan))
+    if reasons:
+        raise CalibrationError(f"engine {engine.name} cannot compute this: {'; '.join(reasons)}")
+
+
+def _unknown(setting: str, value: object, members: Mapping[str, tuple[str, ...]]) -> str:
+    return f"{setting} {value!r} is unknown, expected one of {', '.join(members[setting])}"
 
 
 def pad_columns(values: Tensor, columns: int) -> Tensor:
@@ -305,6 +371,10 @@ class Engine(Protocol):
     """The operation *(target set) x (mass map) on selected heads* for one layer."""
 
     name: str
+
+    def supports(self, plan: LayerPlan) -> list[str]:
+        """Return every reason that it cannot compute a plan, see :func:`unsupported`."""
+        ...
 
     def __call__(
         self,

@@ -21,8 +21,10 @@ from act_harness.engines.operation import (
     EngineResult,
     Geometry,
     LayerState,
+    chosen,
     masked_softmax,
     pad_columns,
+    unsupported,
 )
 from act_harness.engines.reports import block_report, few_columns, make_report
 
@@ -55,17 +57,18 @@ def find_sinks(
     attention that column t gets. Columns that cannot be sinks have the ratio 0.
     """
     column = torch.arange(sums.shape[-1], device=sums.device).expand_as(seen)
-    if calibration.target == "initial":
+    if chosen(calibration, "target", "initial"):
         initial = ((column == first) & (seen > 0)).expand_as(sums)
         return initial, torch.zeros_like(sums)
     most = most.clamp(min=1).to(sums.dtype)
+    chosen(calibration, "rule", "relative")  # refuses a third, which `threshold` would not
     eligible = (seen >= calibration.required_rows(most, at_least=at_least)) & (seen > 0)
-    if calibration.protect == "initial":
+    if chosen(calibration, "protect", "initial"):
         eligible = eligible & (column != first)
     mean = sums / seen.clamp(min=1)
     ratio = torch.where(eligible, mean / calibration.threshold(most), 0.0)
     sinks = ratio > 1
-    if calibration.protect == "first-flagged":
+    if chosen(calibration, "protect", "first-flagged"):
         lowest = sinks & (sinks.cumsum(dim=-1) == 1)
         sinks = sinks & ~lowest
     return sinks, ratio
@@ -88,8 +91,9 @@ def row_factors(m: Tensor, u: Tensor, strengths: Sequence[HeadStrength]) -> RowF
     by (nearly) nothing, keeps its weights.
     """
     shape = (1, len(strengths), 1, 1)
+    damps = [chosen(s, "mass", "damp") for s in strengths]
+    damped = torch.tensor(damps, device=m.device).view(shape)
     value = m.new_tensor([s.strength for s in strengths]).view(shape)
-    damped = torch.tensor([s.mass == "damp" for s in strengths], device=m.device).view(shape)
     alone = damped & (m > 0) & (u < MIN_OTHER_MASS)
     changes = (m > 0) & ~alone
     scaled = (u + value * m).where(changes, 1.0)  # reweight: sum of the row before renormalising
@@ -162,7 +166,7 @@ def row_sinks(
         )
         state = LayerState(sinks, torch.zeros_like(sums), torch.zeros_like(seen))
     frozen = pad_columns(state.sinks, geometry.total)
-    if calibration.decode != "running":
+    if not chosen(calibration, "decode", "running"):
         return frozen[:, :, None], LayerState(frozen), ratio
     assert state.sums is not None  # noqa: S101 - 'running' fills both
     assert state.seen is not None  # noqa: S101
@@ -211,7 +215,7 @@ def selected_maps(
     weights = masked_softmax(query[:, heads].to(dtype), held, visible, scale, softcap)
     sinks, after, ratio = row_sinks(weights, visible, geometry, plan.calibration, state)
     active = geometry.prompt_rows[:, None, :, None]
-    if plan.calibration.decode != "off":
+    if not chosen(plan.calibration, "decode", "off"):
         active = active | geometry.continuation_rows[:, None, :, None]
     changed, factors = apply_factors(weights, sinks, plan.strengths, active)
     return SelectedMaps(weights, sinks, changed, factors, after, ratio)
@@ -225,6 +229,10 @@ class ReferenceEngine:
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         self.dtype = dtype
+
+    def supports(self, plan: LayerPlan) -> list[str]:
+        """See :class:`act_harness.engines.operation.Engine`."""
+        return unsupported(plan)
 
     def __call__(
         self,

@@ -22,8 +22,10 @@ from act_harness.engines.operation import (
     EngineResult,
     Geometry,
     LayerState,
+    chosen,
     masked_softmax,
     pad_columns,
+    unsupported,
 )
 from act_harness.engines.reference import RowFactors, find_sinks, row_factors
 from act_harness.engines.reports import BlockReport, block_report, few_columns, make_report
@@ -79,6 +81,10 @@ class TorchEngine:
     def __init__(self, block_elements: int = 1 << 24) -> None:
         """Store how many weights (sequences x heads x rows x columns) may be held at a time."""
         self.block_elements = block_elements
+
+    def supports(self, plan: LayerPlan) -> list[str]:
+        """See :class:`act_harness.engines.operation.Engine`."""
+        return unsupported(plan)
 
     def __call__(
         self,
@@ -137,7 +143,8 @@ class _Layer:
         per_row = self.query.shape[0] * len(plan.heads) * geometry.columns
         self.block = max(1, min(geometry.rows, engine.block_elements // max(per_row, 1)))
         self.keeps = self.block >= geometry.rows
-        self.running = plan.calibration.decode == "running"
+        self.running = chosen(plan.calibration, "decode", "running")
+        self.frozen = chosen(plan.calibration, "decode", "frozen")
         self.causal = False
         self._kept: dict[int, Tensor] = {}  # weights by first row, where all of them fit
 
@@ -241,7 +248,7 @@ class _Layer:
         on = shared.on(weights)
         # Sinks are left out by zeros in the values, not in the weights: one pass over them less.
         off = weights @ shared.others[:, :, : weights.shape[-1]]
-        active = prompt | rest if self.plan.calibration.decode == "frozen" else prompt
+        active = prompt | rest if self.frozen else prompt
         factors = row_factors(on.sum(-1, keepdim=True) * active, off[..., -1:], self.plan.strengths)
         result = factors.outside * off[..., :-1] + factors.inside * (on @ shared.value)
         if own is not None and geometry.has_continuation_rows:

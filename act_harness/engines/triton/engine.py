@@ -5,19 +5,27 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from act_harness.calibration import LayerPlan
-from act_harness.engines.operation import EngineResult, Geometry, LayerState, Report
+from act_harness.engines.operation import (
+    EngineResult,
+    Geometry,
+    LayerState,
+    Report,
+    chosen,
+    unsupported,
+)
 from act_harness.engines.segments import LONGEST
 from act_harness.engines.stock import attend_with_lse
 from act_harness.engines.torch import TorchEngine
 from act_harness.engines.triton.decode import Sheet, Steps, make_sheet
 from act_harness.engines.triton.prefill import MOST_ON, Call, Sinks, detection_of
 from act_harness.engines.triton.segments import SegmentKernels
+from act_harness.engines.triton.selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
     from act_harness.engines.segments import RaggedOutput, Room, Segments
     from act_harness.engines.triton.blocks import Blocks
 
-__all__ = ["Selection", "TritonEngine"]
+__all__ = ["TritonEngine"]
 
 _logger = logging.getLogger(__name__)
 
@@ -54,16 +62,6 @@ class TritonState(LayerState):
         return self.sheet
 
 
-class Selection(NamedTuple):
-    """A layer's plan on the device."""
-
-    plan: LayerPlan  # held, so that its id stays its own
-    heads: Tensor  # (h,) int32
-    strength: Tensor  # (h,) float32
-    damp: Tensor  # (h,) int32
-    facts: Tensor  # (h, 3) int32: the three, the strength by its bits
-
-
 class TritonEngine:
     """See :mod:`act_harness.engines.triton`."""
 
@@ -72,17 +70,21 @@ class TritonEngine:
     def __init__(self, blocks: Blocks | None = None) -> None:
         """Store the block sizes; None chooses them by head size and dtype."""
         self.blocks = blocks
-        self.segments = SegmentKernels(self._note)
+        self.segments = SegmentKernels(self.note)
         self.fallback = TorchEngine()
         self.calls: dict[str, int] = {}
         """How often each kernel, or the fallback, was launched."""
         self._warned: set[str] = set()
         self._selections: dict[tuple[int, torch.device], Selection] = {}
-        self.steps = Steps(self._note, MOST_ON)
+        self.steps = Steps(self.note, MOST_ON)
 
     def __reduce__(self) -> tuple[type[TritonEngine], tuple[Blocks | None]]:
         """Copy and pickle the settings; what was learned on a device is learned again."""
         return type(self), (self.blocks,)
+
+    def supports(self, plan: LayerPlan) -> list[str]:
+        """See :class:`act_harness.engines.operation.Engine`; the fallback knows as many."""
+        return unsupported(plan)
 
     def __call__(
         self,
@@ -115,7 +117,7 @@ class TritonEngine:
                     return EngineResult(stepped, state, None)
         reason = _unsupported(query, key, value, geometry, plan, state)
         if reason:
-            self._note("fallback")
+            self.note("fallback")
             if reason not in self._warned:
                 self._warned.add(reason)
                 _logger.warning("engine triton leaves %s to engine torch", reason)
@@ -124,7 +126,7 @@ class TritonEngine:
                 scale=scale, softcap=softcap,
             )  # fmt: skip
         selection = self._select(plan, query.device)
-        frozen = plan.calibration.decode != "off"
+        frozen = not chosen(plan.calibration, "decode", "off")
         if state is not None and query.shape[2] == 1 and frozen:
             found = _listed(state)
             sheet = found.sheet_of(selection)
@@ -149,7 +151,8 @@ class TritonEngine:
 
     def takes_segments(self, plan: LayerPlan, room: Room) -> bool:
         """Whether :meth:`calibrate_segments` computes such a plan on segments of such a room."""
-        return plan.calibration.decode != "running" and room.longest_context <= LONGEST
+        running = chosen(plan.calibration, "decode", "running")
+        return not running and room.longest_context <= LONGEST
 
     def calibrate_segments(
         self,
@@ -176,19 +179,14 @@ class TritonEngine:
             scale=scale,
         )  # fmt: skip
 
-    def _note(self, name: str) -> None:
+    def note(self, name: str) -> None:
+        """Count a launch of the kernel of that name, or a use of the fallback."""
         self.calls[name] = self.calls.get(name, 0) + 1
 
     def _select(self, plan: LayerPlan, device: torch.device) -> Selection:
         place = (id(plan), device)
         if place not in self._selections:
-            heads = torch.tensor(plan.heads, dtype=torch.int32, device=device)
-            strength = torch.tensor([s.strength for s in plan.strengths], device=device)
-            damp = torch.tensor(
-                [s.mass == "damp" for s in plan.strengths], dtype=torch.int32, device=device
-            )
-            facts = torch.stack([heads, strength.view(torch.int32), damp], dim=1)
-            self._selections[place] = Selection(plan, heads, strength, damp, facts)
+            self._selections[place] = Selection.of(plan, device)
         return self._selections[place]
 
 
@@ -209,7 +207,7 @@ def _unsupported(
         return f"tensors on {query.device.type}"
     if not key.shape[-1] == value.shape[-1] <= 256:
         return f"head sizes {key.shape[-1]} and {value.shape[-1]}"
-    running = plan.calibration.decode == "running"
+    running = chosen(plan.calibration, "decode", "running")
     if running and (state is not None or geometry.has_continuation_rows):
         return "the continuation rows of decode 'running'"
     step = state is not None and query.shape[2] == 1  # one row's mask need not be an interval

@@ -11,13 +11,13 @@ import triton
 from torch import Tensor
 
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration
-from act_harness.engines.operation import Geometry, boundary
+from act_harness.engines.operation import Geometry, boundary, chosen
 from act_harness.engines.triton import direct_kernels as direct
 from act_harness.engines.triton import prefill_kernels as kernels
 from act_harness.engines.triton.blocks import default_blocks
 
 if TYPE_CHECKING:
-    from act_harness.engines.triton.engine import Selection, TritonEngine
+    from act_harness.engines.triton.selection import Launcher, Selection
 
 __all__ = ["MOST_ON", "Call", "Sinks", "detection_of"]
 
@@ -81,7 +81,7 @@ class Call:
 
     def __init__(
         self,
-        engine: TritonEngine,
+        engine: Launcher,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -130,7 +130,7 @@ class Call:
         }
 
     def _own_lse(self) -> Tensor:
-        self.engine._note("row_lse")
+        self.engine.note("row_lse")
         heads = len(self.selection.plan.heads)
         batch, rows = self.query.shape[0], self.geometry.rows
         lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=self.query.device)
@@ -150,8 +150,8 @@ class Call:
         whole = geometry.first_column == 0 and geometry.columns == geometry.total
         make = torch.empty if whole else torch.zeros
         sums = make(shape, dtype=torch.float32, device=device)
-        running = calibration.decode == "running"
-        if calibration.target == "sinks" or running:
+        running = chosen(calibration, "decode", "running")
+        if chosen(calibration, "target", "sinks") or running:
             self._sums(sums)
         seen, most = _census(geometry)
         sinks = Sinks(
@@ -167,7 +167,7 @@ class Call:
         self.holds = torch.empty(*shape[:2], blocks, dtype=torch.uint8, device=device)
         facts = torch.empty(6, *shape[:2], dtype=torch.float32, device=device)
         block = max(width, min(4096, triton.next_power_of_2(geometry.total)))
-        self.engine._note("flag_sinks")
+        self.engine.note("flag_sinks")
         kernels.flag_sinks[(self.pairs,)](
             sums, seen, most, geometry.first, self.rows.real,
             sinks.flags, sinks.index, sinks.count, self.bias, self.holds, facts,
@@ -178,7 +178,7 @@ class Call:
         return sinks, facts
 
     def _sums(self, sums: Tensor) -> None:
-        self.engine._note("column_sums")
+        self.engine.note("column_sums")
         blocks = self.blocks
         lse = self.lse
         if not self.geometry.only_prompt:
@@ -239,14 +239,15 @@ class Call:
             torch.empty(3, *shape[:2], self.width, device=device) if report else counts,
             _census(geometry)[0] if report else counts,
         )
-        self.engine._note("apply")
+        self.engine.note("apply")
         kernels.apply_sinks[(parts, self.pairs)](
             *self._inputs(output), self.rows.lo, self.rows.hi,
             found.seen, sinks.index, sinks.count,
             found.counts, found.rows, found.arrived, found.tally,
             *self._strides(output), **self._settings(sinks, report),
             most_on=MOST_ON[self.query.dtype],
-            CONTINUE=self.selection.plan.calibration.decode == "frozen", BM=blocks.apply_rows,
+            CONTINUE=chosen(self.selection.plan.calibration, "decode", "frozen"),
+            BM=blocks.apply_rows,
             num_warps=blocks.apply_warps, num_stages=blocks.apply_stages,
             maxnreg=blocks.apply_registers,
         )  # fmt: skip
@@ -266,7 +267,7 @@ class Call:
             share.listed, share.rows, share.work, share.items, share.facts, found.tally,
             share.values, share.masses,
         )  # fmt: skip
-        self.engine._note("direct")
+        self.engine.note("direct")
         direct.direct_sums[(share.programs,)](
             *inputs, rows.lo, rows.hi, rows.real, sinks.flags, self.bias, self.holds,
             *tables, *strides,
@@ -276,7 +277,7 @@ class Call:
             maxnreg=blocks.direct_registers,
         )  # fmt: skip
         if share.most_split:
-            self.engine._note("finish")
+            self.engine.note("finish")
             direct.finish_direct[(share.most_split * self.pieces,)](
                 *inputs, rows.lo, rows.hi, *tables, *strides,
                 **common, programs=share.programs, BM=blocks.direct_rows,
@@ -303,7 +304,7 @@ class Call:
             torch.empty(max(1, 2 * aim), size, width, dtype=torch.float32, device=device),
             torch.empty(max(1, 2 * aim), size, dtype=torch.float32, device=device),
         )
-        self.engine._note("gather")
+        self.engine.note("gather")
         report = found.tally is not found.counts
         direct.gather_rows[(self.pairs,)](
             found.counts, found.rows, self.rows.lo, self.rows.hi, found.arrived, found.tally,
@@ -357,18 +358,26 @@ def _census(geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 def detection_of(calibration: Calibration) -> dict[str, Any]:
     """Return the settings of detection as ``flag_sinks`` takes them."""
-    initial = calibration.target == "initial"
-    relative = calibration.rule != "absolute"
+    if chosen(calibration, "target", "initial"):
+        return {
+            "limit": 1.0,
+            "min_rows": 1,
+            "INITIAL": True,
+            "RELATIVE": True,
+            "PROTECT": _PROTECT["none"],
+            "AUTO": False,
+        }
+    relative = chosen(calibration, "rule", "relative")
     limit = calibration.alpha if relative else calibration.tau
     auto = calibration.min_rows == "auto"
-    least = 1 if initial or auto else int(calibration.min_rows or 1)
+    least = 1 if auto else int(calibration.min_rows or 1)
     if auto and not relative:
         least, auto = int(calibration.required_rows(1.0)), False
     return {
-        "limit": 1.0 if initial else float(limit or 0.0),
+        "limit": float(limit or 0.0),
         "min_rows": least,
-        "INITIAL": initial,
+        "INITIAL": False,
         "RELATIVE": relative,
-        "PROTECT": _PROTECT[calibration.protect or "none"],
+        "PROTECT": next(n for p, n in _PROTECT.items() if chosen(calibration, "protect", p)),
         "AUTO": auto,
     }

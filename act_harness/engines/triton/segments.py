@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS
-from act_harness.engines.operation import Report, boundary
+from act_harness.engines.operation import Report, boundary, chosen
 from act_harness.engines.triton import segment_kernels as kernels
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from act_harness.calibration import LayerPlan
     from act_harness.engines.segments import RaggedOutput, Segments
-    from act_harness.engines.triton.engine import Selection
+    from act_harness.engines.triton.selection import Selection
 
 __all__ = ["FUSED", "RaggedBlocks", "SegmentKernels"]
 
@@ -164,7 +164,7 @@ class SegmentKernels:
     ) -> _Family:
         size = query.shape[-1]
         blocks = self.blocks or ragged_blocks(size)
-        continues = plan.calibration.decode == "frozen"
+        continues = chosen(plan.calibration, "decode", "frozen")
         constants = (
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
             len(plan.heads), query.shape[1] // key.shape[1], scale, FEW_ROWS, MIN_OTHER_MASS,

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from act_harness.calibration import LayerPlan
+from act_harness.engines.operation import refuse_unsupported
 from act_harness.errors import InfrastructureError
 from act_harness.search.choose.effects import TaskScores, not_finite
 from act_harness.search.compute.exact import ChunkPass
@@ -64,6 +66,8 @@ class Measurement:
     chunks: list[Chunk] = field(init=False)
 
     def __post_init__(self) -> None:
+        plan = LayerPlan(self.recipe.calibration, (), tuple(self.recipe.mass_maps()))
+        refuse_unsupported(self.engine, [plan])
         self.chunks = [
             chunk
             for documents in self.tasks.values()
