@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 from act_harness.errors import InputError, install_command
 
@@ -46,19 +46,25 @@ class TrackingSettings:
     """Rows of a samples table, per task; 0: no text of any sample leaves the machine."""
 
 
-class Tracker(Protocol):
-    """What a command may log. Use as a context manager; an exception marks the run as failed."""
+class Tracker:
+    """What a command may log; by itself nothing is logged.
+
+    Use as a context manager; an exception marks the run as failed.
+    """
 
     @property
     def run_id(self) -> str | None:
         """Id of the run, None where nothing is tracked."""
+        return None
 
     @property
     def url(self) -> str | None:
         """Address of the run, None where it has none (yet)."""
+        return None
 
     def describe(self) -> str:
         """Return where the run is, as a line for people; empty where nothing is tracked."""
+        return ""
 
     def configure(self, values: Mapping[str, object]) -> None:
         """Add to the run's configuration."""
@@ -86,53 +92,7 @@ class Tracker(Protocol):
     def finish(self, *, failed: bool = False) -> None:
         """Close the run."""
 
-    def __enter__(self) -> Tracker: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-class NullTracker:
-    """Tracks nothing; stands in where no tracking is wanted, and on all ranks but the first."""
-
-    run_id: str | None = None
-    url: str | None = None
-
-    def describe(self) -> str:
-        """Return nothing to be said."""
-        return ""
-
-    def configure(self, values: Mapping[str, object]) -> None:
-        """Do nothing."""
-
-    def scalars(self, values: Mapping[str, object]) -> None:
-        """Do nothing."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Do nothing."""
-
-    def image(self, name: str, path: str | os.PathLike[str], *, caption: str = "") -> None:
-        """Do nothing."""
-
-    def artifact(
-        self,
-        name: str,
-        files: Files,
-        *,
-        kind: str,
-        used: bool,
-        metadata: Mapping[str, object] | None = None,
-    ) -> None:
-        """Do nothing."""
-
-    def finish(self, *, failed: bool = False) -> None:
-        """Do nothing."""
-
-    def __enter__(self) -> NullTracker:
+    def __enter__(self) -> Tracker:
         return self
 
     def __exit__(
@@ -142,6 +102,10 @@ class NullTracker:
         trace: TracebackType | None,
     ) -> None:
         return None
+
+
+class NullTracker(Tracker):
+    """Tracks nothing; stands in where no tracking is wanted, and on all ranks but the first."""
 
 
 def check_installed() -> None:

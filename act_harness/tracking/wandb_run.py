@@ -131,7 +131,7 @@ def active_run(settings: TrackingSettings | None = None) -> Tracker:
     return WandbTracker(run, settings=settings or TrackingSettings(strict=False), owned=False)
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """A W&B run. Use :func:`open_tracker` or :func:`active_run`."""
 
     def __init__(
