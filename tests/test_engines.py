@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import act_harness
 from act_harness.calibration import MIN_OTHER_MASS, Calibration, HeadStrength, LayerPlan
 from act_harness.engines import ENGINES, select_engine
-from act_harness.engines.operation import MEMBERS, Geometry, Stock, refuse_unsupported, unsupported
+from act_harness.engines.operation import Geometry, Stock, refuse_unsupported, unsupported
+from act_harness.engines.reference import COMPUTES as MEMBERS
 from act_harness.engines.reference import ReferenceEngine, calibrate_weights, row_factors
 from act_harness.engines.stock import attend_with_lse
 from act_harness.engines.torch import TorchEngine
@@ -467,6 +468,16 @@ def test_an_engine_may_compute_fewer_members():
         "target 'initial' is unknown, expected one of sinks",
         "mass 'reweight' is unknown, expected one of damp",
     ]
+
+
+def test_an_engine_that_lacks_a_member_refuses_it_by_name(monkeypatch):
+    """What one engine learns is not taken for granted of the others."""
+    plan = ec.plan_of(ec.PLANS["initial-reweight"], (0, 1))
+    fewer = {**MEMBERS, "mass": ("damp",)}
+    monkeypatch.setattr("act_harness.engines.torch.COMPUTES", fewer)
+    with pytest.raises(CalibrationError, match=r"^engine torch cannot compute this: mass 'rew"):
+        refuse_unsupported(select_engine("torch"), [plan])
+    refuse_unsupported(select_engine("reference"), [plan])
 
 
 def test_calibrate_weights_is_public():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,28 +25,22 @@ if TYPE_CHECKING:
     from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 
 __all__ = [
-    "MEMBERS",
     "Engine",
     "EngineResult",
     "Geometry",
     "LayerState",
+    "Members",
     "Report",
     "Stock",
-    "chosen",
     "masked_softmax",
+    "member",
     "pad_columns",
     "refuse_unsupported",
     "unsupported",
 ]
 
-MEMBERS: Mapping[str, tuple[str, ...]] = {
-    "target": ("sinks", "initial"),
-    "rule": ("relative", "absolute"),
-    "protect": ("initial", "first-flagged", "none"),
-    "decode": ("frozen", "running", "off"),
-    "mass": ("damp", "reweight"),
-}
-"""The closed sets of the operation: what an engine computes, unless it names fewer."""
+Members: TypeAlias = "Mapping[str, tuple[str, ...]]"
+"""The members that an engine computes of each closed set: target, rule, protect, decode, mass."""
 
 _OF_SINKS = ("rule", "protect")
 """Settings that belong to target ``sinks``; a calibration of another target has none of them."""
@@ -59,35 +53,40 @@ def boundary(dtype: torch.dtype) -> float:
     return _BOUNDARY.get(dtype, 2e-2)
 
 
-def chosen(settings: Calibration | HeadStrength, setting: str, member: str) -> bool:
-    """Whether a setting is that member of its closed set.
+def member(settings: Calibration | HeadStrength, setting: str, computes: Members) -> str:
+    """Return which member of its closed set a setting is.
 
     What engines branch by, so that a member that they do not know is never taken for another.
 
+    Args:
+        settings: a calibration, or the mass map of one head.
+        setting: name of the closed set.
+        computes: what the code that branches knows.
+
     Raises:
-        CalibrationError: the setting is no member at all.
+        CalibrationError: it does not know that member.
     """
     value = getattr(settings, setting)
-    if value not in MEMBERS[setting]:
-        raise CalibrationError(_unknown(setting, value, MEMBERS))
-    return bool(value == member)
+    if value not in computes[setting]:
+        raise CalibrationError(_unknown(setting, value, computes))
+    return str(value)
 
 
-def unsupported(plan: LayerPlan, members: Mapping[str, tuple[str, ...]] = MEMBERS) -> list[str]:
+def unsupported(plan: LayerPlan, computes: Members) -> list[str]:
     """Return every reason that an engine cannot compute a plan; none where it can.
 
     Args:
         plan: of one layer.
-        members: those of each closed set that the engine computes.
+        computes: what the engine computes.
     """
     calibration = plan.calibration
-    found = [(name, getattr(calibration, name)) for name in members]
+    found = [(name, getattr(calibration, name)) for name in computes]
     found += [("mass", strength.mass) for strength in plan.strengths]
     absent = () if calibration.target == "sinks" else _OF_SINKS
     reasons = [
-        _unknown(name, value, members)
+        _unknown(name, value, computes)
         for name, value in found
-        if value not in members[name] and not (value is None and name in absent)
+        if value not in computes[name] and not (value is None and name in absent)
     ]
     return list(dict.fromkeys(reasons))
 
@@ -103,8 +102,8 @@ def refuse_unsupported(engine: Engine, plans: Iterable[LayerPlan]) -> None:
         raise CalibrationError(f"engine {engine.name} cannot compute this: {'; '.join(reasons)}")
 
 
-def _unknown(setting: str, value: object, members: Mapping[str, tuple[str, ...]]) -> str:
-    return f"{setting} {value!r} is unknown, expected one of {', '.join(members[setting])}"
+def _unknown(setting: str, value: object, computes: Members) -> str:
+    return f"{setting} {value!r} is unknown, expected one of {', '.join(computes[setting])}"
 
 
 def pad_columns(values: Tensor, columns: int) -> Tensor:

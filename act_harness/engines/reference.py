@@ -21,8 +21,9 @@ from act_harness.engines.operation import (
     EngineResult,
     Geometry,
     LayerState,
-    chosen,
+    Members,
     masked_softmax,
+    member,
     pad_columns,
     unsupported,
 )
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = [
+    "COMPUTES",
     "ReferenceEngine",
     "RowFactors",
     "SelectedMaps",
@@ -40,6 +42,15 @@ __all__ = [
     "row_factors",
     "selected_maps",
 ]
+
+COMPUTES: Members = {
+    "target": ("sinks", "initial"),
+    "rule": ("relative", "absolute"),
+    "protect": ("initial", "first-flagged", "none"),
+    "decode": ("frozen", "running", "off"),
+    "mass": ("damp", "reweight"),
+}
+"""What the reference computes: every member that the settings have."""
 
 
 def find_sinks(
@@ -57,18 +68,18 @@ def find_sinks(
     attention that column t gets. Columns that cannot be sinks have the ratio 0.
     """
     column = torch.arange(sums.shape[-1], device=sums.device).expand_as(seen)
-    if chosen(calibration, "target", "initial"):
+    if member(calibration, "target", COMPUTES) == "initial":
         initial = ((column == first) & (seen > 0)).expand_as(sums)
         return initial, torch.zeros_like(sums)
     most = most.clamp(min=1).to(sums.dtype)
-    chosen(calibration, "rule", "relative")  # refuses a third, which `threshold` would not
+    member(calibration, "rule", COMPUTES)  # refuses a third, which `threshold` would not
     eligible = (seen >= calibration.required_rows(most, at_least=at_least)) & (seen > 0)
-    if chosen(calibration, "protect", "initial"):
+    if member(calibration, "protect", COMPUTES) == "initial":
         eligible = eligible & (column != first)
     mean = sums / seen.clamp(min=1)
     ratio = torch.where(eligible, mean / calibration.threshold(most), 0.0)
     sinks = ratio > 1
-    if chosen(calibration, "protect", "first-flagged"):
+    if member(calibration, "protect", COMPUTES) == "first-flagged":
         lowest = sinks & (sinks.cumsum(dim=-1) == 1)
         sinks = sinks & ~lowest
     return sinks, ratio
@@ -91,7 +102,7 @@ def row_factors(m: Tensor, u: Tensor, strengths: Sequence[HeadStrength]) -> RowF
     by (nearly) nothing, keeps its weights.
     """
     shape = (1, len(strengths), 1, 1)
-    damps = [chosen(s, "mass", "damp") for s in strengths]
+    damps = [member(s, "mass", COMPUTES) == "damp" for s in strengths]
     damped = torch.tensor(damps, device=m.device).view(shape)
     value = m.new_tensor([s.strength for s in strengths]).view(shape)
     alone = damped & (m > 0) & (u < MIN_OTHER_MASS)
@@ -166,7 +177,7 @@ def row_sinks(
         )
         state = LayerState(sinks, torch.zeros_like(sums), torch.zeros_like(seen))
     frozen = pad_columns(state.sinks, geometry.total)
-    if not chosen(calibration, "decode", "running"):
+    if member(calibration, "decode", COMPUTES) != "running":
         return frozen[:, :, None], LayerState(frozen), ratio
     assert state.sums is not None  # noqa: S101 - 'running' fills both
     assert state.seen is not None  # noqa: S101
@@ -215,7 +226,7 @@ def selected_maps(
     weights = masked_softmax(query[:, heads].to(dtype), held, visible, scale, softcap)
     sinks, after, ratio = row_sinks(weights, visible, geometry, plan.calibration, state)
     active = geometry.prompt_rows[:, None, :, None]
-    if not chosen(plan.calibration, "decode", "off"):
+    if member(plan.calibration, "decode", COMPUTES) != "off":
         active = active | geometry.continuation_rows[:, None, :, None]
     changed, factors = apply_factors(weights, sinks, plan.strengths, active)
     return SelectedMaps(weights, sinks, changed, factors, after, ratio)
@@ -232,7 +243,7 @@ class ReferenceEngine:
 
     def supports(self, plan: LayerPlan) -> list[str]:
         """See :class:`act_harness.engines.operation.Engine`."""
-        return unsupported(plan)
+        return unsupported(plan, COMPUTES)
 
     def __call__(
         self,

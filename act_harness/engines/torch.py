@@ -22,8 +22,9 @@ from act_harness.engines.operation import (
     EngineResult,
     Geometry,
     LayerState,
-    chosen,
+    Members,
     masked_softmax,
+    member,
     pad_columns,
     unsupported,
 )
@@ -37,6 +38,15 @@ if TYPE_CHECKING:
     from act_harness.calibration import LayerPlan
 
 __all__ = ["TorchEngine"]
+
+COMPUTES: Members = {
+    "target": ("sinks", "initial"),
+    "rule": ("relative", "absolute"),
+    "protect": ("initial", "first-flagged", "none"),
+    "decode": ("frozen", "running", "off"),
+    "mass": ("damp", "reweight"),
+}
+"""What this engine computes; detection and mass maps are the reference's."""
 
 
 _CAUSAL_ROWS = 256
@@ -84,7 +94,7 @@ class TorchEngine:
 
     def supports(self, plan: LayerPlan) -> list[str]:
         """See :class:`act_harness.engines.operation.Engine`."""
-        return unsupported(plan)
+        return unsupported(plan, COMPUTES)
 
     def __call__(
         self,
@@ -143,8 +153,8 @@ class _Layer:
         per_row = self.query.shape[0] * len(plan.heads) * geometry.columns
         self.block = max(1, min(geometry.rows, engine.block_elements // max(per_row, 1)))
         self.keeps = self.block >= geometry.rows
-        self.running = chosen(plan.calibration, "decode", "running")
-        self.frozen = chosen(plan.calibration, "decode", "frozen")
+        self.running = member(plan.calibration, "decode", COMPUTES) == "running"
+        self.frozen = member(plan.calibration, "decode", COMPUTES) == "frozen"
         self.causal = False
         self._kept: dict[int, Tensor] = {}  # weights by first row, where all of them fit
 

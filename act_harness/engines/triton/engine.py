@@ -16,7 +16,7 @@ from act_harness.engines.operation import (
     Geometry,
     LayerState,
     Report,
-    chosen,
+    member,
     unsupported,
 )
 from act_harness.engines.segments import LONGEST
@@ -25,7 +25,7 @@ from act_harness.engines.torch import TorchEngine
 from act_harness.engines.triton.decode import Sheet, Steps, make_sheet
 from act_harness.engines.triton.prefill import MOST_ON, Call, Sinks, detection_of
 from act_harness.engines.triton.segments import SegmentKernels
-from act_harness.engines.triton.selection import Selection
+from act_harness.engines.triton.selection import COMPUTES, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +83,8 @@ class TritonEngine:
         return type(self), (self.blocks,)
 
     def supports(self, plan: LayerPlan) -> list[str]:
-        """See :class:`act_harness.engines.operation.Engine`; the fallback knows as many."""
-        return unsupported(plan)
+        """See :class:`act_harness.engines.operation.Engine`."""
+        return unsupported(plan, COMPUTES)
 
     def __call__(
         self,
@@ -126,7 +126,7 @@ class TritonEngine:
                 scale=scale, softcap=softcap,
             )  # fmt: skip
         selection = self._select(plan, query.device)
-        frozen = not chosen(plan.calibration, "decode", "off")
+        frozen = member(plan.calibration, "decode", COMPUTES) != "off"
         if state is not None and query.shape[2] == 1 and frozen:
             found = _listed(state)
             sheet = found.sheet_of(selection)
@@ -151,7 +151,7 @@ class TritonEngine:
 
     def takes_segments(self, plan: LayerPlan, room: Room) -> bool:
         """Whether :meth:`calibrate_segments` computes such a plan on segments of such a room."""
-        running = chosen(plan.calibration, "decode", "running")
+        running = member(plan.calibration, "decode", COMPUTES) == "running"
         return not running and room.longest_context <= LONGEST
 
     def calibrate_segments(
@@ -207,7 +207,7 @@ def _unsupported(
         return f"tensors on {query.device.type}"
     if not key.shape[-1] == value.shape[-1] <= 256:
         return f"head sizes {key.shape[-1]} and {value.shape[-1]}"
-    running = chosen(plan.calibration, "decode", "running")
+    running = member(plan.calibration, "decode", COMPUTES) == "running"
     if running and (state is not None or geometry.has_continuation_rows):
         return "the continuation rows of decode 'running'"
     step = state is not None and query.shape[2] == 1  # one row's mask need not be an interval

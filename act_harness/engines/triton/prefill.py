@@ -11,10 +11,11 @@ import triton
 from torch import Tensor
 
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration
-from act_harness.engines.operation import Geometry, boundary, chosen
+from act_harness.engines.operation import Geometry, boundary, member
 from act_harness.engines.triton import direct_kernels as direct
 from act_harness.engines.triton import prefill_kernels as kernels
 from act_harness.engines.triton.blocks import default_blocks
+from act_harness.engines.triton.selection import COMPUTES
 
 if TYPE_CHECKING:
     from act_harness.engines.triton.selection import Launcher, Selection
@@ -150,8 +151,8 @@ class Call:
         whole = geometry.first_column == 0 and geometry.columns == geometry.total
         make = torch.empty if whole else torch.zeros
         sums = make(shape, dtype=torch.float32, device=device)
-        running = chosen(calibration, "decode", "running")
-        if chosen(calibration, "target", "sinks") or running:
+        running = member(calibration, "decode", COMPUTES) == "running"
+        if member(calibration, "target", COMPUTES) == "sinks" or running:
             self._sums(sums)
         seen, most = _census(geometry)
         sinks = Sinks(
@@ -246,7 +247,7 @@ class Call:
             found.counts, found.rows, found.arrived, found.tally,
             *self._strides(output), **self._settings(sinks, report),
             most_on=MOST_ON[self.query.dtype],
-            CONTINUE=chosen(self.selection.plan.calibration, "decode", "frozen"),
+            CONTINUE=member(self.selection.plan.calibration, "decode", COMPUTES) == "frozen",
             BM=blocks.apply_rows,
             num_warps=blocks.apply_warps, num_stages=blocks.apply_stages,
             maxnreg=blocks.apply_registers,
@@ -358,7 +359,7 @@ def _census(geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 def detection_of(calibration: Calibration) -> dict[str, Any]:
     """Return the settings of detection as ``flag_sinks`` takes them."""
-    if chosen(calibration, "target", "initial"):
+    if member(calibration, "target", COMPUTES) == "initial":
         return {
             "limit": 1.0,
             "min_rows": 1,
@@ -367,7 +368,7 @@ def detection_of(calibration: Calibration) -> dict[str, Any]:
             "PROTECT": _PROTECT["none"],
             "AUTO": False,
         }
-    relative = chosen(calibration, "rule", "relative")
+    relative = member(calibration, "rule", COMPUTES) == "relative"
     limit = calibration.alpha if relative else calibration.tau
     auto = calibration.min_rows == "auto"
     least = 1 if auto else int(calibration.min_rows or 1)
@@ -378,6 +379,6 @@ def detection_of(calibration: Calibration) -> dict[str, Any]:
         "min_rows": least,
         "INITIAL": False,
         "RELATIVE": relative,
-        "PROTECT": next(n for p, n in _PROTECT.items() if chosen(calibration, "protect", p)),
+        "PROTECT": _PROTECT[member(calibration, "protect", COMPUTES)],
         "AUTO": auto,
     }

@@ -16,8 +16,9 @@ import triton
 from torch import Tensor
 
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS
-from act_harness.engines.operation import Report, boundary, chosen
+from act_harness.engines.operation import Report, boundary, member
 from act_harness.engines.triton import segment_kernels as kernels
+from act_harness.engines.triton.selection import COMPUTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,7 +165,7 @@ class SegmentKernels:
     ) -> _Family:
         size = query.shape[-1]
         blocks = self.blocks or ragged_blocks(size)
-        continues = chosen(plan.calibration, "decode", "frozen")
+        continues = member(plan.calibration, "decode", COMPUTES) == "frozen"
         constants = (
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
             len(plan.heads), query.shape[1] // key.shape[1], scale, FEW_ROWS, MIN_OTHER_MASS,

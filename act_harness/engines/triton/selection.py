@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 
 from act_harness.calibration import LayerPlan
-from act_harness.engines.operation import chosen
+from act_harness.engines.operation import Members, member
 
 if TYPE_CHECKING:
     from act_harness.engines.triton.blocks import Blocks
 
-__all__ = ["Launcher", "Selection"]
+__all__ = ["COMPUTES", "Launcher", "Selection"]
+
+COMPUTES: Members = {
+    "target": ("sinks", "initial"),
+    "rule": ("relative", "absolute"),
+    "protect": ("initial", "first-flagged", "none"),
+    "decode": ("frozen", "running", "off"),
+    "mass": ("damp", "reweight"),
+}
+"""What the kernels compute, or leave to engine torch (decode ``running``)."""
 
 
 class Launcher(Protocol):
@@ -39,7 +48,7 @@ class Selection(NamedTuple):
     @classmethod
     def of(cls, plan: LayerPlan, device: torch.device) -> Selection:
         """Put a plan on a device."""
-        damps = [chosen(s, "mass", "damp") for s in plan.strengths]
+        damps = [member(s, "mass", COMPUTES) == "damp" for s in plan.strengths]
         damp = torch.tensor(damps, dtype=torch.int32, device=device)
         heads = torch.tensor(plan.heads, dtype=torch.int32, device=device)
         strength = torch.tensor([s.strength for s in plan.strengths], device=device)
