@@ -37,11 +37,7 @@ from act_harness.bench.common import (
 from act_harness.bench.models import random_llama
 from act_harness.bench.search_ways import Loop, Pass, measure_loop, measure_way
 from act_harness.evidence.stats import spearman
-from act_harness.search.documents import (
-    Document,
-    TaskDocuments,
-    read_documents,
-)
+from act_harness.search.documents import Document, TaskDocuments, read_documents
 from act_harness.search.recipe import Recipe, make_recipe
 from act_harness.support import places
 

@@ -26,10 +26,7 @@ from act_harness.cli.compare import compare
 from act_harness.cli.dashboard import dashboard
 from act_harness.cli.evaluate import LEFT_OUT, EvalCommand, evaluate
 from act_harness.cli.judge import judge
-from act_harness.cli.options import (
-    IncludePath,
-    Tasks,
-)
+from act_harness.cli.options import IncludePath, Tasks
 from act_harness.cli.parsing import SPELLING, Command, names
 from act_harness.cli.regress import regress
 from act_harness.cli.search import search

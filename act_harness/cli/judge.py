@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 import typer.core
 
-from act_harness.cli.options import (
-    with_tracking,
-)
+from act_harness.cli.options import with_tracking
 from act_harness.tracking.tracker import TrackingSettings
 
 __all__ = ["judge"]

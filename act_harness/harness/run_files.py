@@ -9,9 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from act_harness.errors import (
-    install_command,
-)
+from act_harness.errors import install_command
 from act_harness.evidence.compare import Comparison
 from act_harness.evidence.plots import comparison_files
 from act_harness.evidence.results import task_file_name
@@ -25,7 +23,6 @@ __all__ = [
     "scores_of",
     "seed_averages",
     "shown",
-    "write_comparison",
     "write_report",
     "write_run",
 ]
@@ -138,17 +135,17 @@ def write_report(
     atomic.write_json(folder / "counters.json", counters)
     if len(comparisons) == 1:
         (only,) = comparisons.values()
-        written = write_comparison(only, folder)
+        written = _write_comparison(only, folder)
         text = written.read_text(encoding="utf-8") + f"\nCalibration: {counters_line(counters)}\n"
         return atomic.write_text(written, text)
     for seed, comparison in comparisons.items():
-        write_comparison(comparison, folder / f"seed-{seed}")
+        _write_comparison(comparison, folder / f"seed-{seed}")
     text = averages_table(averages, len(comparisons))
     links = "\n".join(f"- [seed {s}](seed-{s}/comparison.md)" for s in comparisons)
     return atomic.write_text(folder / "comparison.md", f"{text}\n\n{links}\n")
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> Path:
+def _write_comparison(comparison: Comparison, folder: Path) -> Path:
     """Write table, JSON and, where matplotlib (extra ``report``) is there, the plot."""
     if find_spec("matplotlib") is not None:
         return comparison_files(comparison, folder)["comparison.md"]

@@ -26,11 +26,7 @@ from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.choose.effects import TaskScores
 from act_harness.search.choose.judgement import judgement
 from act_harness.search.choose.sets import Outcome, Reading, chosen_by, make_heads
-from act_harness.search.documents import (
-    Document,
-    facts_of_tokens,
-    read_documents,
-)
+from act_harness.search.documents import Document, facts_of_tokens, read_documents
 from act_harness.search.recipe import make_recipe
 from act_harness.support import atomic, places, provenance
 
