@@ -22,7 +22,7 @@ from act_harness.errors import CalibrationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from act_harness.calibration import Calibration, HeadStrength, LayerPlan
+    from act_harness.calibration import LayerPlan
 
 __all__ = [
     "Engine",
@@ -53,23 +53,22 @@ def boundary(dtype: torch.dtype) -> float:
     return _BOUNDARY.get(dtype, 2e-2)
 
 
-def member(settings: Calibration | HeadStrength, setting: str, computes: Members) -> str:
+def member(setting: str, value: str | None, computes: Members) -> str:
     """Return which member of its closed set a setting is.
 
     What engines branch by, so that a member that they do not know is never taken for another.
 
     Args:
-        settings: a calibration, or the mass map of one head.
         setting: name of the closed set.
+        value: of that setting, in a calibration or in the mass map of one head.
         computes: what the code that branches knows.
 
     Raises:
         CalibrationError: it does not know that member.
     """
-    value = getattr(settings, setting)
-    if value not in computes[setting]:
+    if value is None or value not in computes[setting]:
         raise CalibrationError(_unknown(setting, value, computes))
-    return str(value)
+    return value
 
 
 def unsupported(plan: LayerPlan, computes: Members) -> list[str]:

@@ -68,18 +68,18 @@ def find_sinks(
     attention that column t gets. Columns that cannot be sinks have the ratio 0.
     """
     column = torch.arange(sums.shape[-1], device=sums.device).expand_as(seen)
-    if member(calibration, "target", COMPUTES) == "initial":
+    if member("target", calibration.target, COMPUTES) == "initial":
         initial = ((column == first) & (seen > 0)).expand_as(sums)
         return initial, torch.zeros_like(sums)
     most = most.clamp(min=1).to(sums.dtype)
-    member(calibration, "rule", COMPUTES)  # refuses a third, which `threshold` would not
+    member("rule", calibration.rule, COMPUTES)  # refuses a third, which `threshold` would not
     eligible = (seen >= calibration.required_rows(most, at_least=at_least)) & (seen > 0)
-    if member(calibration, "protect", COMPUTES) == "initial":
+    if member("protect", calibration.protect, COMPUTES) == "initial":
         eligible = eligible & (column != first)
     mean = sums / seen.clamp(min=1)
     ratio = torch.where(eligible, mean / calibration.threshold(most), 0.0)
     sinks = ratio > 1
-    if member(calibration, "protect", COMPUTES) == "first-flagged":
+    if member("protect", calibration.protect, COMPUTES) == "first-flagged":
         lowest = sinks & (sinks.cumsum(dim=-1) == 1)
         sinks = sinks & ~lowest
     return sinks, ratio
@@ -102,7 +102,7 @@ def row_factors(m: Tensor, u: Tensor, strengths: Sequence[HeadStrength]) -> RowF
     by (nearly) nothing, keeps its weights.
     """
     shape = (1, len(strengths), 1, 1)
-    damps = [member(s, "mass", COMPUTES) == "damp" for s in strengths]
+    damps = [member("mass", s.mass, COMPUTES) == "damp" for s in strengths]
     damped = torch.tensor(damps, device=m.device).view(shape)
     value = m.new_tensor([s.strength for s in strengths]).view(shape)
     alone = damped & (m > 0) & (u < MIN_OTHER_MASS)
@@ -177,7 +177,7 @@ def row_sinks(
         )
         state = LayerState(sinks, torch.zeros_like(sums), torch.zeros_like(seen))
     frozen = pad_columns(state.sinks, geometry.total)
-    if member(calibration, "decode", COMPUTES) != "running":
+    if member("decode", calibration.decode, COMPUTES) != "running":
         return frozen[:, :, None], LayerState(frozen), ratio
     assert state.sums is not None  # noqa: S101 - 'running' fills both
     assert state.seen is not None  # noqa: S101
@@ -226,7 +226,7 @@ def selected_maps(
     weights = masked_softmax(query[:, heads].to(dtype), held, visible, scale, softcap)
     sinks, after, ratio = row_sinks(weights, visible, geometry, plan.calibration, state)
     active = geometry.prompt_rows[:, None, :, None]
-    if member(plan.calibration, "decode", COMPUTES) != "off":
+    if member("decode", plan.calibration.decode, COMPUTES) != "off":
         active = active | geometry.continuation_rows[:, None, :, None]
     changed, factors = apply_factors(weights, sinks, plan.strengths, active)
     return SelectedMaps(weights, sinks, changed, factors, after, ratio)

@@ -153,8 +153,8 @@ class _Layer:
         per_row = self.query.shape[0] * len(plan.heads) * geometry.columns
         self.block = max(1, min(geometry.rows, engine.block_elements // max(per_row, 1)))
         self.keeps = self.block >= geometry.rows
-        self.running = member(plan.calibration, "decode", COMPUTES) == "running"
-        self.frozen = member(plan.calibration, "decode", COMPUTES) == "frozen"
+        self.running = member("decode", plan.calibration.decode, COMPUTES) == "running"
+        self.frozen = member("decode", plan.calibration.decode, COMPUTES) == "frozen"
         self.causal = False
         self._kept: dict[int, Tensor] = {}  # weights by first row, where all of them fit
 

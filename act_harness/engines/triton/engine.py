@@ -126,7 +126,7 @@ class TritonEngine:
                 scale=scale, softcap=softcap,
             )  # fmt: skip
         selection = self._select(plan, query.device)
-        frozen = member(plan.calibration, "decode", COMPUTES) != "off"
+        frozen = member("decode", plan.calibration.decode, COMPUTES) != "off"
         if state is not None and query.shape[2] == 1 and frozen:
             found = _listed(state)
             sheet = found.sheet_of(selection)
@@ -151,7 +151,7 @@ class TritonEngine:
 
     def takes_segments(self, plan: LayerPlan, room: Room) -> bool:
         """Whether :meth:`calibrate_segments` computes such a plan on segments of such a room."""
-        running = member(plan.calibration, "decode", COMPUTES) == "running"
+        running = member("decode", plan.calibration.decode, COMPUTES) == "running"
         return not running and room.longest_context <= LONGEST
 
     def calibrate_segments(
@@ -207,7 +207,7 @@ def _unsupported(
         return f"tensors on {query.device.type}"
     if not key.shape[-1] == value.shape[-1] <= 256:
         return f"head sizes {key.shape[-1]} and {value.shape[-1]}"
-    running = member(plan.calibration, "decode", COMPUTES) == "running"
+    running = member("decode", plan.calibration.decode, COMPUTES) == "running"
     if running and (state is not None or geometry.has_continuation_rows):
         return "the continuation rows of decode 'running'"
     step = state is not None and query.shape[2] == 1  # one row's mask need not be an interval

@@ -151,8 +151,8 @@ class Call:
         whole = geometry.first_column == 0 and geometry.columns == geometry.total
         make = torch.empty if whole else torch.zeros
         sums = make(shape, dtype=torch.float32, device=device)
-        running = member(calibration, "decode", COMPUTES) == "running"
-        if member(calibration, "target", COMPUTES) == "sinks" or running:
+        running = member("decode", calibration.decode, COMPUTES) == "running"
+        if member("target", calibration.target, COMPUTES) == "sinks" or running:
             self._sums(sums)
         seen, most = _census(geometry)
         sinks = Sinks(
@@ -247,7 +247,7 @@ class Call:
             found.counts, found.rows, found.arrived, found.tally,
             *self._strides(output), **self._settings(sinks, report),
             most_on=MOST_ON[self.query.dtype],
-            CONTINUE=member(self.selection.plan.calibration, "decode", COMPUTES) == "frozen",
+            CONTINUE=member("decode", self.selection.plan.calibration.decode, COMPUTES) == "frozen",
             BM=blocks.apply_rows,
             num_warps=blocks.apply_warps, num_stages=blocks.apply_stages,
             maxnreg=blocks.apply_registers,
@@ -359,7 +359,7 @@ def _census(geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 def detection_of(calibration: Calibration) -> dict[str, Any]:
     """Return the settings of detection as ``flag_sinks`` takes them."""
-    if member(calibration, "target", COMPUTES) == "initial":
+    if member("target", calibration.target, COMPUTES) == "initial":
         return {
             "limit": 1.0,
             "min_rows": 1,
@@ -368,7 +368,7 @@ def detection_of(calibration: Calibration) -> dict[str, Any]:
             "PROTECT": _PROTECT["none"],
             "AUTO": False,
         }
-    relative = member(calibration, "rule", COMPUTES) == "relative"
+    relative = member("rule", calibration.rule, COMPUTES) == "relative"
     limit = calibration.alpha if relative else calibration.tau
     auto = calibration.min_rows == "auto"
     least = 1 if auto else int(calibration.min_rows or 1)
@@ -379,6 +379,6 @@ def detection_of(calibration: Calibration) -> dict[str, Any]:
         "min_rows": least,
         "INITIAL": False,
         "RELATIVE": relative,
-        "PROTECT": _PROTECT[member(calibration, "protect", COMPUTES)],
+        "PROTECT": _PROTECT[member("protect", calibration.protect, COMPUTES)],
         "AUTO": auto,
     }

@@ -165,7 +165,7 @@ class SegmentKernels:
     ) -> _Family:
         size = query.shape[-1]
         blocks = self.blocks or ragged_blocks(size)
-        continues = member(plan.calibration, "decode", COMPUTES) == "frozen"
+        continues = member("decode", plan.calibration.decode, COMPUTES) == "frozen"
         constants = (
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
             len(plan.heads), query.shape[1] // key.shape[1], scale, FEW_ROWS, MIN_OTHER_MASS,

@@ -48,7 +48,7 @@ class Selection(NamedTuple):
     @classmethod
     def of(cls, plan: LayerPlan, device: torch.device) -> Selection:
         """Put a plan on a device."""
-        damps = [member(s, "mass", COMPUTES) == "damp" for s in plan.strengths]
+        damps = [member("mass", s.mass, COMPUTES) == "damp" for s in plan.strengths]
         damp = torch.tensor(damps, dtype=torch.int32, device=device)
         heads = torch.tensor(plan.heads, dtype=torch.int32, device=device)
         strength = torch.tensor([s.strength for s in plan.strengths], device=device)
