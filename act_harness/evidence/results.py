@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from act_harness.errors import ResultError, suggestion
+from act_harness.evidence.choices import padded
 from act_harness.support import places, reading
 
 __all__ = [
@@ -75,6 +76,8 @@ class ChoiceScores(NamedTuple):
     """Index of the right choice, (documents,)."""
     same_choices: bool
     """Whether every document has the same choices, so that a label prior means something."""
+    choices: tuple[tuple[str, ...], ...]
+    """Texts of each document's choices, as they were asked."""
 
 
 @dataclass(frozen=True)
@@ -222,11 +225,9 @@ def choice_scores(samples: Sequence[Sample]) -> ChoiceScores | None:
     widths = [len(sample.scores) for sample in samples]
     if not widths or min(widths) < 2:
         return None
-    scores = np.full((len(samples), max(widths)), -np.inf)
-    for row, sample in enumerate(samples):
-        if not all(map(math.isfinite, sample.scores)):
-            return None
-        scores[row, : len(sample.scores)] = sample.scores
+    if not all(math.isfinite(score) for sample in samples for score in sample.scores):
+        return None
+    scores = padded([sample.scores for sample in samples])
     best = scores.argmax(axis=1)
     for read in (_label_as_index, _label_as_text):
         labels = [read(sample) for sample in samples]
@@ -237,8 +238,8 @@ def choice_scores(samples: Sequence[Sample]) -> ChoiceScores | None:
         if all(
             acc is None or acc == float(hit) for acc, hit in zip(logged, best == right, strict=True)
         ):
-            same = len({sample.choices for sample in samples}) == 1
-            return ChoiceScores(scores, right, same)
+            texts = tuple(sample.choices for sample in samples)
+            return ChoiceScores(scores, right, len(set(texts)) == 1, texts)
     return None
 
 
