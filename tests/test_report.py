@@ -39,7 +39,7 @@ def comparison(*rows):
 def drawn(monkeypatch):
     """Collect the figures instead of writing them."""
     figures = []
-    monkeypatch.setattr(report, "_save", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: figures.append(figure) or path)
     return figures
 
 
