@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from act_harness.evidence.figures import new_figure, save_figure
+from act_harness.evidence.tables import markdown_table
 from act_harness.support.atomic import write_json, write_text
 from act_harness.support.provenance import collect, describe_device
 
@@ -249,13 +250,12 @@ class Table:
         lines = [f"## {self.title}", ""]
         if self.note:
             lines += [self.note, ""]
-        lines.append("| " + " | ".join(self.columns) + " |")
-        lines.append("|" + "---|" * len(self.columns))
-        lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in self.rows]
-        return "\n".join([*lines, ""])
+        rows = [[_shown(value) for value in row] for row in self.rows]
+        lines.append(markdown_table(self.columns, rows, compact=True))
+        return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:  # noqa: ANN401 - whatever a table holds
+def _shown(value: Any) -> str:  # noqa: ANN401 - whatever a table holds
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
