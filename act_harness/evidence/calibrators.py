@@ -33,12 +33,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.optimize  # type: ignore[import-untyped]
 import scipy.special  # type: ignore[import-untyped]
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from act_harness.errors import InputError, ResultError, suggestion
+from act_harness.errors import InputError, ResultError, one_line, suggestion
 from act_harness.evidence.choices import label_prior_corrected, labels_of, padded, score_matrix
 from act_harness.evidence.resampling import Array
-from act_harness.evidence.results import ChoiceScores
+from act_harness.evidence.results import ChoiceScores, Run
+from act_harness.support import reading
 
 __all__ = [
     "CALIBRATORS",
@@ -49,6 +50,7 @@ __all__ = [
     "LabelledScores",
     "Scaling",
     "calibrated_hits",
+    "calibrator_inputs",
     "calibrator_names",
     "content_free",
     "domain_pmi",
@@ -56,6 +58,7 @@ __all__ = [
     "lengths_of",
     "option_prior",
     "pride",
+    "same_labelled",
 ]
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -344,6 +347,8 @@ class Calibrator:
     """Field of :class:`CalibratorInputs`; None: the samples' scores are enough."""
     any_choices: bool
     """Whether it applies where choices differ by document."""
+    says: str
+    """What its column is, in a clause for the legend of a table."""
     calibrate: Callable[[ChoiceScores, CalibratorInputs], Array]
     """Scores of one arm and its inputs to calibrated scores, (documents, choices)."""
 
@@ -378,19 +383,58 @@ def _supervised(choices: ChoiceScores, inputs: CalibratorInputs) -> Array:
 CALIBRATORS: Mapping[str, Calibrator] = {
     one.name: one
     for one in (
-        Calibrator("batch", "acc_corrected", None, False,
-                   lambda choices, _: label_prior_corrected(choices.scores)),
-        Calibrator("content-free", "acc_content_free", "content_free", False,
-                   lambda choices, inputs: content_free(choices.scores,
-                                                        np.asarray(inputs.content_free))),
-        Calibrator("domain-pmi", "acc_domain_pmi", "premise", True, _premise),
-        Calibrator("pride", "acc_pride", "rotated", False,
-                   lambda choices, inputs: pride(choices.scores,
-                                                 option_prior(np.asarray(inputs.rotated)))),
-        Calibrator("supervised", "acc_supervised", "labelled", True, _supervised),
+        Calibrator(
+            "batch", "acc_corrected", None, False,
+            "each choice's mean score over the documents subtracted",
+            lambda choices, _: label_prior_corrected(choices.scores),
+        ),
+        Calibrator(
+            "content-free", "acc_content_free", "content_free", False,
+            "each choice's log-probability behind inputs without content subtracted",
+            lambda choices, inputs: content_free(choices.scores, np.asarray(inputs.content_free)),
+        ),
+        Calibrator(
+            "domain-pmi", "acc_domain_pmi", "premise", True,
+            "each choice's score behind the end of the prompt alone subtracted",
+            _premise,
+        ),
+        Calibrator(
+            "pride", "acc_pride", "rotated", False,
+            "the option letters' prior from rotated options subtracted",
+            lambda choices, inputs: pride(choices.scores, option_prior(np.asarray(inputs.rotated))),
+        ),
+        Calibrator(
+            "supervised", "acc_supervised", "labelled", True,
+            "scores scaled as fits the labelled documents of the search, in each arm anew",
+            _supervised,
+        ),
     )
 }  # fmt: skip
 """Every calibration by its name; the order is that of the columns."""
+
+
+def calibrator_inputs(run: Run, task: str) -> CalibratorInputs:
+    """Return what ``act-harness eval`` stored of a task's calibrations; empty for any other run.
+
+    Raises:
+        ResultError: What is stored is none of that.
+    """
+    stored = run.data.get("calibrators", {})
+    try:
+        return reading.validated(CalibratorInputs, stored.get(task, {}))
+    except (TypeError, ValidationError) as error:
+        raise ResultError(
+            f"{run.label}: what is stored for the calibrators of task {task} cannot be read "
+            f"({one_line(error, limit=200)}); repeat act-harness eval"
+        ) from None
+
+
+def same_labelled(a: CalibratorInputs, b: CalibratorInputs) -> bool:
+    """Say whether two arms' supervised scalings, where both have one, saw the same documents."""
+    one, two = a.labelled, b.labelled
+    if one is None or two is None:
+        return True
+    return (one.labels, one.lengths) == (two.labels, two.lengths)
 
 
 def calibrator_names(given: Sequence[str]) -> tuple[str, ...]:

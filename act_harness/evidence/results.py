@@ -89,7 +89,8 @@ class Run:
     path: Path | None
     """The file that was read; None for results in memory."""
     data: Mapping[str, Any]
-    """The results as lm-eval writes them; empty when only a samples file was given."""
+    """The results as lm-eval writes them, and ``calibrators``, which ``act-harness eval`` stores in
+    a file beside them; empty when only a samples file was given."""
     sample_files: Mapping[str, Path] = field(default_factory=dict)
     """Task to samples file."""
     notes: tuple[str, ...] = ()
@@ -271,8 +272,11 @@ def _load_file(path: Path, notes: tuple[str, ...]) -> Run:
         raise ResultError(
             f"{path}: no 'results' in it, so it is not a result of lm-eval; give a results_*.json"
         )
-    _check_form(data, str(path))
     date = _date(path)
+    beside = path.parent / f"calibrators_{date}.json"
+    if reading.is_file(beside):
+        data["calibrators"] = reading.read_json(beside, advice="repeat act-harness eval")
+    _check_form(data, str(path))
     files = {}
     names = {_flat(task): task for task in data.get("configs", {})}
     names |= {_flat(task_file_name(task)): task for task in data.get("configs", {})}
@@ -282,7 +286,7 @@ def _load_file(path: Path, notes: tuple[str, ...]) -> Run:
     return Run(label=path.parent.name, path=path, data=data, sample_files=files, notes=notes)
 
 
-_OBJECTS_OF_OBJECTS = ("results", "groups", "higher_is_better")
+_OBJECTS_OF_OBJECTS = ("results", "groups", "higher_is_better", "calibrators")
 _OBJECTS_OF_LISTS = ("group_subtasks", "samples")
 
 
