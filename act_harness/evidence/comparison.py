@@ -324,9 +324,10 @@ def _legend(comparison: Comparison) -> str:
         "gained/lost: documents right in B only and in A only; detectable: the true difference "
         "that would be found in 80 % of repetitions as the only one among the rows of its kind, "
         f"empty where none could be; *: computed from the samples ({'; '.join(columns)}; "
-        f"margin: score of the right choice minus the best wrong one, in nats). A verdict needs "
-        f"p at most {settings.alpha:g} and an interval without zero. Verdicts in brackets are of further metrics of a task: they are no "
-        "finding about its score and do not count in the line above."
+        "margin: score of the right choice minus the best wrong one, in nats). A verdict needs "
+        f"p at most {settings.alpha:g} and an interval without zero. Verdicts in brackets are of "
+        "further metrics of a task: they are no finding about its score and do not count in the "
+        "line above."
     )
 
 

@@ -12,9 +12,9 @@ Not here: what is computed from it (:mod:`act_harness.evidence.calibrators`).
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,6 +136,20 @@ class InputsOfArm:
         Raises:
             TaskError: A task fails on a document without content or with rotated options.
         """
+        counters = self.lm.counters  # further prompts are no part of what was evaluated
+        self.lm.counters = type(counters)()
+        try:
+            found = self._of_tasks(tasks, samples)
+        finally:
+            self.lm.counters = counters
+        for (name, why), without in self._left_out.items():
+            _logger.warning("no %s for %s: %s", name, ", ".join(without), why)
+        self._left_out.clear()
+        return found
+
+    def _of_tasks(
+        self, tasks: Sequence[Any], samples: Mapping[str, Sequence[Mapping[str, Any]]]
+    ) -> dict[str, dict[str, Any]]:
         found = {}
         for task in tasks:
             rows = samples.get(task.task_name)
@@ -143,9 +157,6 @@ class InputsOfArm:
                 inputs = self._of_task(task, rows).model_dump(mode="json", exclude_none=True)
                 if inputs:
                     found[task.task_name] = inputs
-        for (name, why), without in self._left_out.items():
-            _logger.warning("no %s for %s: %s", name, ", ".join(without), why)
-        self._left_out.clear()
         return found
 
     def _of_task(self, task: Any, rows: Sequence[Mapping[str, Any]]) -> CalibratorInputs:  # noqa: ANN401
@@ -247,8 +258,8 @@ def _finite(score: float) -> float:
 def premise_of(contexts: Sequence[str]) -> str:
     """Return what all prompts of a task end with, from its first whole line or word on.
 
-    That is what is left of a prompt when the document is taken out: "Answer:" of "Question:
-    ...\\nAnswer:", nothing of a text that is to be continued.
+    That is what is left of a prompt when the document is taken out: "Answer:" where that is the
+    last line of each, nothing where prompts are texts to be continued.
 
     Args:
         contexts: Prompts of the task's documents.
@@ -259,7 +270,9 @@ def premise_of(contexts: Sequence[str]) -> str:
     distinct = set(contexts)
     if len(distinct) < 2:
         raise _DoesNotApplyError("its prompts do not differ")
-    common = os.path.commonprefix([context[::-1] for context in distinct])[::-1]
+    first, last = min(one[::-1] for one in distinct), max(one[::-1] for one in distinct)
+    equal = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    common = "".join(letter for letter, _ in equal)[::-1]
     for gap in ("\n", " "):
         _, there, rest = common.partition(gap)
         if there and rest.strip():
