@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from importlib.util import find_spec
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,8 +70,8 @@ def test_options_are_rotated_wherever_they_stand():
 class Letters:
     """A model with a prior over letters, and an opinion about the option that one shows."""
 
-    PRIOR = {"A": 0.5, "B": 0.3, "C": 0.2}
-    KNOWN = {"red": 0.6, "green": 0.3, "blue": 0.1}
+    PRIOR = MappingProxyType({"A": 0.5, "B": 0.3, "C": 0.2})
+    KNOWN = MappingProxyType({"red": 0.6, "green": 0.3, "blue": 0.1})
 
     def __init__(self):
         self.counters = SimpleNamespace(asked=0)
