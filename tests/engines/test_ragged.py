@@ -347,6 +347,7 @@ def compare_records(seen, records):
         assert seen[prompt].moved == pytest.approx(record.moved, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["frozen", "off", "running"])
 def test_requests_of_a_model(make_artifact, segmented, decode):
     """Contexts of several lengths and their answers: as each request by itself."""

@@ -302,6 +302,7 @@ def tokens():
     return torch.randint(3, 90, (2, 14), device=DEVICE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "pads"), [("llama", 0), ("llama", 5), ("mistral", 5), ("gemma2", 0)]
 )
@@ -334,6 +335,7 @@ def test_generation_by_steps(tiny, make_artifact, tokens, kind, pads, monkeypatc
         assert asked == [(n, 0) for n in range(layers)] + [(0, 12), (0, 13)]
 
 
+@pytest.mark.slow
 def test_layers_stop_telling_their_cache_once_it_is_known(tiny, make_artifact, tokens):
     model = tiny(dtype=torch.float32).to(DEVICE)
     modules = [layer.self_attn for layer in model.model.layers]
@@ -360,6 +362,7 @@ def test_layers_stop_telling_their_cache_once_it_is_known(tiny, make_artifact, t
     assert torch.equal(first, third)
 
 
+@pytest.mark.slow
 def test_layers_that_get_another_cache_go_on_telling_it(tiny, make_artifact, tokens):
     model = tiny(dtype=torch.float32).to(DEVICE)
     mask = torch.ones_like(tokens)
@@ -383,6 +386,7 @@ def test_layers_that_get_another_cache_go_on_telling_it(tiny, make_artifact, tok
     assert torch.equal(found, exact)
 
 
+@pytest.mark.slow
 def test_states_are_checked_layer_by_layer(tiny, make_artifact, tokens):
     model = tiny(dtype=torch.float32).to(DEVICE)
     mask = torch.ones_like(tokens)
