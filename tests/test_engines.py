@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import fields
 from typing import get_args
 
 import engine_cases as ec
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 import act_harness
 from act_harness.calibration import MIN_OTHER_MASS, Calibration, HeadStrength, LayerPlan
 from act_harness.engines import ENGINES, select_engine
-from act_harness.engines.operation import Geometry, Stock, refuse_unsupported, unsupported
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import Stock, refuse_unsupported, unsupported
 from act_harness.engines.reference import COMPUTES as MEMBERS
 from act_harness.engines.reference import ReferenceEngine, calibrate_weights, row_factors
 from act_harness.engines.stock import attend_with_lse
@@ -557,3 +559,17 @@ def test_masks_with_holes_are_no_intervals():
     mask[9, 4] = False
     geometry = Geometry(case.real, case.prompt, 0, 0, 12, mask[None, None])
     assert geometry.intervals is None
+
+
+def test_what_an_engine_derives_from_a_geometry_is_made_once_for_its_layers():
+    geometry, other = (ec.make_case(25).geometry() for _ in range(2))
+    made = []
+
+    def make():
+        made.append(len(made))
+        return made[-1]
+
+    assert [geometry.scratch("rows", make) for _ in range(3)] == [0, 0, 0]
+    assert geometry.scratch("columns", make) == 1
+    assert other.scratch("rows", make) == 2
+    assert set(vars(geometry)) == {field.name for field in fields(geometry)}

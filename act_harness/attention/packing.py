@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from act_harness.engines.operation import AttentionCall, Geometry, LayerState, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.segments import (
     RaggedOutput,
     Room,

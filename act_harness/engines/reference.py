@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from act_harness.calibration import MIN_OTHER_MASS, Calibration, HeadStrength, LayerPlan
+from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
     AttentionCall,
     EngineResult,
-    Geometry,
     LayerState,
     Members,
     masked_softmax,

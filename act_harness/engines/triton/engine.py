@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from act_harness.calibration import LayerPlan
+from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
     AttentionCall,
     EngineResult,
-    Geometry,
     LayerState,
     Report,
     member,
