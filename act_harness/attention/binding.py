@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from act_harness.attention.owner import Owner
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.segments import RaggedOutput, Room, Segments
+    from act_harness.engines.segments import Capacity, RaggedOutput, Segments
 
 __all__ = ["Binding"]
 
@@ -119,10 +119,10 @@ class Binding:
             output = refuse_backward(output, owner.engine)
         return output, result.state
 
-    def takes_segments(self, room: Room) -> bool:
+    def takes_segments(self, capacity: Capacity) -> bool:
         """See :class:`act_harness.attention.packing.PackedLayer`."""
         engine = self.segment_engine
-        return engine is not None and engine.takes_segments(self.plan, room)
+        return engine is not None and engine.takes_segments(self.plan, capacity)
 
     def calibrate_segments(
         self,

@@ -29,8 +29,8 @@ from torch import Tensor
 from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.segments import (
+    Capacity,
     RaggedOutput,
-    Room,
     Segments,
     flash_takes,
     ragged_attention,
@@ -122,7 +122,7 @@ class PackedLayer(Protocol):
         """Return the calibrated attention output, (B, C, H, D), and what it leaves."""
         ...
 
-    def takes_segments(self, room: Room) -> bool:
+    def takes_segments(self, capacity: Capacity) -> bool:
         """Whether :meth:`calibrate_segments` computes this layer."""
         ...
 
@@ -240,7 +240,7 @@ class Packing:
         """
         if self.base == "sdpa" and flash_takes(call):
             segments = self._segments_on(call.query.device)
-            if binding is None or binding.takes_segments(segments.room):
+            if binding is None or binding.takes_segments(segments.capacity):
                 self.ways.add("segments")
                 return self._attend_segments(call, segments, binding)
         if self.laid_out is not None:
