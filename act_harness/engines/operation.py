@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from act_harness.calibration import members_of, unknown_member
 from act_harness.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from act_harness.calibration import LayerPlan
     from act_harness.engines.geometry import Geometry
@@ -35,7 +36,6 @@ __all__ = [
     "masked_softmax",
     "member",
     "pad_columns",
-    "refuse_unsupported",
     "unsupported",
 ]
 
@@ -67,42 +67,35 @@ def member(setting: str, value: str | None, computes: Members) -> str:
         CalibrationError: it does not know that member.
     """
     if value is None or value not in computes[setting]:
-        raise CalibrationError(_unknown(setting, value, computes))
+        raise CalibrationError(_refusal(setting, value, "this engine"))
     return value
 
 
-def unsupported(plan: LayerPlan, computes: Members) -> list[str]:
+def unsupported(plan: LayerPlan, computes: Members, *, engine: str) -> list[str]:
     """Return every reason that an engine cannot compute a plan; none where it can.
 
     Args:
         plan: of one layer.
         computes: what the engine computes.
+        engine: its name.
     """
     calibration = plan.calibration
     found = [(name, getattr(calibration, name)) for name in computes]
     found += [("mass", strength.mass) for strength in plan.strengths]
     absent = () if calibration.target == "sinks" else _OF_SINKS
     reasons = [
-        _unknown(name, value, computes)
+        _refusal(name, value, f"engine {engine}")
         for name, value in found
         if value not in computes[name] and not (value is None and name in absent)
     ]
     return list(dict.fromkeys(reasons))
 
 
-def refuse_unsupported(engine: Engine, plans: Iterable[LayerPlan]) -> None:
-    """Refuse plans that an engine cannot compute, before it is used on any of them.
-
-    Raises:
-        CalibrationError: there is such a plan; the line names all reasons.
-    """
-    reasons = dict.fromkeys(reason for plan in plans for reason in engine.supports(plan))
-    if reasons:
-        raise CalibrationError(f"engine {engine.name} cannot compute this: {'; '.join(reasons)}")
-
-
-def _unknown(setting: str, value: object, computes: Members) -> str:
-    return f"{setting} {value!r} is unknown, expected one of {', '.join(computes[setting])}"
+def _refusal(setting: str, value: object, who: str) -> str:
+    """Say of what is not computed whether it exists and ``who`` lacks it, or it is a mistake."""
+    if value in members_of(setting):
+        return f"{who} does not compute {setting} {value!r}"
+    return unknown_member(setting, value)
 
 
 def pad_columns(values: Tensor, columns: int) -> Tensor:
