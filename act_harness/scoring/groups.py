@@ -1,17 +1,18 @@
 """Requests of a scorer, grouped by the context they share, and what a batch of groups amounts to.
 
-Pure bookkeeping: no torch here, and no decision of how a group is computed
-(:mod:`act_harness.scoring.scorer`).
+Pure bookkeeping: no torch here. Which route a group takes is decided by
+:mod:`act_harness.scoring.scorer`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 
 from act_harness.errors import InputError
 
-__all__ = ["Group", "Item", "Load", "Score", "Tokens", "request_tokens"]
+__all__ = ["Group", "Item", "Load", "Route", "Score", "Tokens", "request_tokens"]
 
 Tokens = tuple[int, ...]
 
@@ -51,6 +52,17 @@ class Score(NamedTuple):
     is_greedy: bool
 
 
+class Route(Enum):
+    """How the answers of a group are computed; in this order, one route after the other."""
+
+    PACKED = "packed"
+    """In one row of tokens with the context, and with other groups."""
+    EXTENDED = "extended"
+    """Over the cached context, in batches."""
+    ALONE = "alone"
+    """In the forward of the context, whose rows hold all that is asked for."""
+
+
 @dataclass
 class Group:
     """A context with its distinct answers and the requests that asked for each."""
@@ -61,10 +73,11 @@ class Group:
     alone: Tokens = ()
     """The answer to compute in the same forward: the only one of more than one token."""
     extends: bool = False
-    """Whether several longer answers must be computed over the cached context."""
+    """Whether there are several longer answers to compute over the context."""
+    route: Route = Route.ALONE
 
     def settle(self) -> None:
-        """Decide, once all answers are known, how they are computed."""
+        """Say, once all answers are known, which are read from the context's own forward."""
         longer = [answer for answer in self.answers if len(answer) > 1]
         self.extends = len(longer) > 1
         self.alone = longer[0] if len(longer) == 1 else ()
