@@ -319,9 +319,7 @@ class PackedForwards:
         if right and expected.totals is not None and graph.found.totals is not None:
             right = torch.allclose(graph.found.totals, expected.totals, rtol=1e-2, atol=1e-2)
         if right:
-            known[self._about] = Answer(
-                True, "tried: on other tokens, as forwards that are launched"
-            )
+            known[self._about] = Answer(True, "tried: right on other tokens too")
         return right
 
     def _again(self, inputs: Tensor, capacity: Capacity, prompts: Sequence[int]) -> PackedOutput:

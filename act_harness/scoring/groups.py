@@ -8,11 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from act_harness.errors import InputError
 
-__all__ = ["Group", "Item", "Load", "Route", "Score", "Tokens", "request_tokens"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "Group",
+    "Item",
+    "Load",
+    "Route",
+    "Score",
+    "Tokens",
+    "group_items",
+    "layout_of",
+    "request_tokens",
+]
 
 Tokens = tuple[int, ...]
 
@@ -161,3 +174,29 @@ class Load(NamedTuple):
 def request_tokens(item: Item) -> int:
     """Return how many tokens a forward of the request alone has."""
     return len(item.context) + max(0, len(item.answer) - 1)
+
+
+def group_items(items: Mapping[int, Item], *, share: bool) -> list[Group]:
+    """Group numbered requests by context.
+
+    The windows of a rolling log-likelihood have a token of context or none to share.
+
+    Args:
+        items: requests by number.
+        share: whether requests of one context are a group; otherwise each is one.
+    """
+    groups: dict[Any, Group] = {}
+    for number, item in items.items():
+        prompt = len(item.context) if item.prompt is None else item.prompt
+        key: Any = (item.context, prompt) if share and prompt else number
+        group = groups.setdefault(key, Group(item.context, prompt))
+        group.answers.setdefault(item.answer, []).append(number)
+    for group in groups.values():
+        group.settle()
+    return list(groups.values())
+
+
+def layout_of(batch: Sequence[Group]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the lengths of a packed batch's contexts, and (context, tokens) of its answers."""
+    answers = [(b, len(a) - 1) for b, group in enumerate(batch) for a in group.longer]
+    return [len(group.tokens) for group in batch], answers

@@ -26,9 +26,19 @@ import torch
 from act_harness.attention.capabilities import capabilities_of
 from act_harness.errors import InfrastructureError, InputError, InternalError
 from act_harness.scoring.forwards import Forwards, Prefilled, Work
-from act_harness.scoring.groups import Group, Item, Load, Route, Score, Tokens, request_tokens
+from act_harness.scoring.groups import (
+    Group,
+    Item,
+    Load,
+    Route,
+    Score,
+    Tokens,
+    group_items,
+    layout_of,
+    request_tokens,
+)
 from act_harness.scoring.memory import answers_per_sequence, packed_tokens_per_token
-from act_harness.scoring.tally import Given, Started, Tally
+from act_harness.scoring.tally import Given, Started
 from act_harness.scoring.trials import extends, packs
 
 if TYPE_CHECKING:
@@ -141,20 +151,20 @@ class Scorer:
             longest = max(len(item.context) + len(item.answer) for item in items)
             self._most = packed_tokens_per_token(self.forwards.model) * self.batch_size * longest
         limit = capabilities_of(self.forwards.model).rope_limit.value
-        long = {n for n, item in enumerate(items) if limit and request_tokens(item) > limit}
-        groups = self._groups({n: item for n, item in enumerate(items) if n not in long})
+        numbered = dict(enumerate(items))
+        long = [n for n, item in numbered.items() if limit and request_tokens(item) > limit]
+        apart = [{number: numbered.pop(number)} for number in long]
+        groups = self._routed(group_items(numbered, share=self.share))
         given = Given(results, progress, on_prompt)
-        for number in sorted(long):
-            (group,) = self._groups({number: items[number]})
+        for one in apart:
+            alone = self._routed(group_items(one, share=self.share))
             self.forwards.forget_long_sequences()
-            self._run([group], given)
+            self._run(alone, given)
         if limit is not None:
             self.forwards.forget_long_sequences()
-        groups.sort(
-            key=lambda group: (_ROUTES.index(group.route), -len(group.tokens), group.tokens)
-        )
+        groups.sort(key=lambda one: (_ROUTES.index(one.route), -len(one.tokens), one.tokens))
         packed = [group for group in groups if group.route is Route.PACKED]
-        self.forwards.expect(map(_layout_of, self._batches(packed)))
+        self.forwards.expect(map(layout_of, self._batches(packed)))
         before: Started | None = None
         for batch in self._batches(groups):
             started = self._started(batch)
@@ -172,22 +182,7 @@ class Scorer:
             raise InternalError("a request was not scored")
         return found
 
-    # -- grouping and batching ---------------------------------------------------------------
-
-    def _groups(self, items: dict[int, Item]) -> list[Group]:
-        """Group numbered requests by context.
-
-        The windows of a rolling log-likelihood have a token of context or none to share.
-        """
-        groups: dict[Any, Group] = {}
-        for number, item in items.items():
-            prompt = len(item.context) if item.prompt is None else item.prompt
-            key: Any = (item.context, prompt) if self.share and prompt else number
-            group = groups.setdefault(key, Group(item.context, prompt))
-            group.answers.setdefault(item.answer, []).append(number)
-        for group in groups.values():
-            group.settle()
-        return self._routed(groups.values())
+    # -- routes and batches ------------------------------------------------------------------
 
     def _routed(self, groups: Iterable[Group]) -> list[Group]:
         """Decide how groups are computed, within the limit of now.
@@ -364,7 +359,7 @@ class Scorer:
             )
             logits, told = prefilled.logits, prefilled.told
         started = Started(batch, told)
-        rows, tokens, owners = self._first_tokens(batch, started.tally)
+        rows, tokens, owners = started.tally.expect(batch)
         if route is Route.PACKED:  # the answers' own rows follow those of the contexts
             first = sum(len(group.rows) for group in batch)
             more = [(pair, token) for pair in longer for token in pair[1][1:]]
@@ -376,24 +371,6 @@ class Scorer:
             self._extend(prefilled, longer, started)
         started.wait = self.forwards.mark()
         return started
-
-    def _first_tokens(
-        self, batch: list[Group], tally: Tally
-    ) -> tuple[list[int], list[int], list[tuple[int, Tokens]]]:
-        """Return row, token and (context, answer) of the scores in the contexts' own rows."""
-        rows: list[int] = []
-        tokens: list[int] = []
-        owners: list[tuple[int, Tokens]] = []
-        first = 0
-        for b, group in enumerate(batch):
-            for answer in group.answers:
-                tally.start(b, answer)
-                here = answer if answer == group.alone else answer[:1]
-                rows.extend(range(first, first + len(here)))
-                tokens.extend(here)
-                owners.extend([(b, answer)] * len(here))
-            first += len(group.rows)
-        return rows, tokens, owners
 
     def _extend(
         self, prefilled: Prefilled, longer: list[tuple[int, Tokens]], started: Started
@@ -424,9 +401,3 @@ class Scorer:
             tokens = [token for _, answer in chunk for token in answer[1:]]
             owners = [pair for pair in chunk for _ in pair[1][1:]]
             started.reads.append((owners, self.forwards.read(logits, range(len(tokens)), tokens)))
-
-
-def _layout_of(batch: list[Group]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return the lengths of a packed batch's contexts, and (context, tokens) of its answers."""
-    answers = [(b, len(a) - 1) for b, group in enumerate(batch) for a in group.longer]
-    return [len(group.tokens) for group in batch], answers

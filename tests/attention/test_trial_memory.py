@@ -10,30 +10,35 @@ import weakref
 import pytest
 import torch
 
-from act_harness.attention.capabilities import packs
+from act_harness.attention.capabilities import Answer, capabilities_of
+from act_harness.attention.packing_trial import packs
 from act_harness.attention.probe import Probe
-from act_harness.attention.trials import Trials
+from act_harness.scoring.trials import try_all
+
+YES = Answer(True, "so the test says")
 
 
-def test_a_trial_is_of_a_model_in_one_state(tiny):
+def test_answers_are_of_a_model_in_one_state(tiny):
     model, other = tiny(dtype=torch.float32), tiny(dtype=torch.float32)
-    trials = Trials()
-    trials[model] = "first"
-    assert model in trials
-    assert other not in trials
+    first = capabilities_of(model)
+    first.packs = YES
+    assert capabilities_of(model) is first
+    assert capabilities_of(other).packs is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model not in trials
-        trials[model] = "mixed"
+        mixed = capabilities_of(model)
+        assert mixed.packs is None
     model.set_attn_implementation("eager")
-    assert model not in trials
-    assert trials.setdefault(model, "eager") == "eager"
+    assert capabilities_of(model).packs is None
     model.set_attn_implementation("sdpa")
-    assert trials[model] == "first"
-    assert trials.setdefault(model, "another") == "first"
+    assert capabilities_of(model) is first
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert trials[model] == "mixed"
+        assert capabilities_of(model) is mixed
+    model.config.sliding_window = 4
+    assert capabilities_of(model).packs is None
+    assert capabilities_of(model).window.value
+    model.config.sliding_window = None
     model.to(torch.bfloat16)
-    assert model not in trials
+    assert capabilities_of(model).packs is None
 
 
 def test_rounding_is_measured_anew_under_autocast(tiny):
@@ -46,19 +51,16 @@ def test_rounding_is_measured_anew_under_autocast(tiny):
 
     model.lm_head.register_forward_hook(round_by_shape)
     probe = Probe(model)
-    changed = probe.ids.clone()
-    changed[0, -1] += 1
-    before = probe._stock_noise(changed)
+    before = probe.stock_noise()
     assert before.shape < 1e-4
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert probe._stock_noise(changed).shape > 0.5
-    assert probe._stock_noise(changed) == before
+        assert probe.stock_noise().shape > 0.5
+    assert probe.stock_noise() == before
 
 
-def test_trials_do_not_keep_a_model(tiny):
+def test_answers_do_not_keep_a_model(tiny):
     model = tiny()
-    trials = Trials()
-    trials[model] = 1
+    try_all(model)
     watch = weakref.ref(model)
     del model
     gc.collect()
@@ -67,11 +69,13 @@ def test_trials_do_not_keep_a_model(tiny):
 
 def test_a_model_that_was_given_another_kernel_is_not_packed_for_the_old_one(tiny):
     model = tiny(dtype=torch.float32)
-    assert packs(model)
+    assert packs(model).value
     model.set_attn_implementation("eager")
-    assert not packs(model)
+    assert packs(model) == Answer(
+        False, "packing builds on attention 'sdpa', the model runs 'eager'"
+    )
     model.set_attn_implementation("sdpa")
-    assert packs(model)
+    assert packs(model).value
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])  # noqa: S301

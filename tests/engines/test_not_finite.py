@@ -12,6 +12,7 @@ from act_harness.attention.capabilities import Answer, capabilities_of
 from act_harness.attention.counters import CalibrationCounters
 from act_harness.errors import InfrastructureError
 from act_harness.scoring.scorer import Item, Scorer
+from act_harness.scoring.trials import packs
 from act_harness.search.choose.effects import TaskScores
 from act_harness.search.documents import Document
 

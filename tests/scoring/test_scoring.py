@@ -15,6 +15,7 @@ from act_harness.errors import InfrastructureError, InputError, InternalError
 from act_harness.scoring import logits
 from act_harness.scoring.forwards import Forwards
 from act_harness.scoring.scorer import Item, Scorer
+from act_harness.scoring.trials import extends, packs
 from act_harness.scoring.truncation import prepare
 
 TOKEN = st.integers(3, 60)
