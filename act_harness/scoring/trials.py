@@ -62,7 +62,7 @@ def extends(forwards: Forwards) -> Answer[Side | None]:
 
 def _extension(model: PreTrainedModel, *, windowed: bool) -> Answer[Side | None]:
     sides: tuple[Side, ...] = ("left",) if windowed else ("right", "left")
-    obstacles = []
+    obstacles: list[str] = []
     for side in sides:
         obstacle = _extension_obstacle(model, side)
         if obstacle is None:

@@ -13,6 +13,8 @@ import torch
 from act_harness.attention.capabilities import Answer, capabilities_of
 from act_harness.attention.packing_trial import packs
 from act_harness.attention.probe import Probe
+from act_harness.scoring import trials
+from act_harness.scoring.forwards import Forwards
 from act_harness.scoring.trials import try_all
 
 YES = Answer(True, "so the test says")
@@ -56,6 +58,85 @@ def test_rounding_is_measured_anew_under_autocast(tiny):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert probe.stock_noise().shape > 0.5
     assert probe.stock_noise() == before
+
+
+def test_packing_is_tried_under_the_autocast_that_scoring_runs_under(tiny):
+    """What float32 showed was taken for mixed precision, where this model mixes neighbours."""
+    model = tiny(dtype=torch.float32)
+    mlp = model.model.layers[1].mlp
+    forward = mlp.forward
+
+    def mixing(x):
+        share = 0.1 if torch.is_autocast_enabled("cpu") else 0.0
+        return forward(x + share * torch.nn.functional.pad(x, (0, 0, 1, -1)))
+
+    mlp.forward = mixing
+    assert packs(model).value
+    mixed = Forwards(model, forward_context=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    assert not trials.packs(mixed).value
+    assert packs(model).value
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reasons"),
+    [
+        (
+            "llama",
+            {},
+            {
+                "window": "its configuration names none",
+                "rope_limit": "do not depend on length",
+                "noise": "measured: logits move by",
+                "packs": "tried: a packed row gives what its sequences give",
+                "packs_segments": "tried: layers attend over padded batches",
+                "bare_head": "tried: logits are what the output head returns",
+                "extends": "tried: over a cache, with right pads",
+            },
+        ),
+        (
+            "mistral",
+            {},
+            {
+                "window": "its configuration says sliding_window=6",
+                "packs": "it has a sliding window",
+                "packs_segments": "it does not pack",
+                "extends": "tried: over a cache, with left pads",
+            },
+        ),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+            {"rope_limit": "its rotary frequencies are dynamic: they change beyond it"},
+        ),
+    ],
+)  # fmt: skip
+def test_every_answer_says_what_decided_it(tiny, family, settings, reasons):
+    answers = dict(try_all(tiny(family, **settings)))
+    assert None not in answers.values()
+    for name, reason in reasons.items():
+        assert reason in answers[name].reason
+
+
+def test_a_cache_that_cannot_be_extended_says_how_it_failed(tiny, caplog):
+    model = tiny()
+    forward = model.forward
+
+    def refusing(*args, past_key_values=None, **kwargs):
+        if past_key_values is not None:
+            raise ValueError("no cache, please")
+        return forward(*args, **kwargs)
+
+    model.forward = refusing
+    answer = trials.extends(Forwards(model))
+    assert answer.value is None
+    assert answer.reason.count("extending its cache fails (no cache, please)") == 2
+    assert "with left pads" in answer.reason
+    assert caplog.text.count("cannot be extended") == 1
 
 
 def test_answers_do_not_keep_a_model(tiny):

@@ -201,6 +201,27 @@ def test_an_empty_answer_is_certain(tiny):
     assert score == (0.0, True)
 
 
+def test_memory_that_runs_out_sends_no_group_over_a_cache_that_cannot_be_extended(
+    tiny, monkeypatch
+):
+    """Groups that were to be packed and no longer fit come apart, also those that still waited."""
+    model = tiny()
+    items = [Item((5, 6, 7 + n), (8, 9 + m)) for n in range(8) for m in range(3)]
+    expected = Scorer(model).score(items)
+    capabilities_of(model).extends = Answer(None, "so the test says")
+    monkeypatch.setattr(Forwards, "extend", lambda *_: pytest.fail("its cache was extended"))
+    run = Forwards._run
+
+    def limited(self, arguments, places, *, bare):
+        if arguments["input_ids"].numel() > 5:
+            raise torch.OutOfMemoryError("too much")
+        return run(self, arguments, places, bare=bare)
+
+    monkeypatch.setattr(Forwards, "_run", limited)
+    found = Scorer(model).score(items)
+    assert [s.loglikelihood for s in found] == pytest.approx([s.loglikelihood for s in expected])
+
+
 @pytest.mark.parametrize(("cached", "limit"), [(False, 14), (False, 4), (True, 9)])
 def test_memory_that_runs_out_halves_the_batch(tiny, monkeypatch, cached, limit):
     """Down to a single context, and where even that is too much, to its answers over a cache."""
