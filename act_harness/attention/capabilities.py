@@ -69,6 +69,8 @@ class ModelCapabilities:
     With ``dynamic`` and ``longrope`` scaling the frequencies of all tokens follow the longest
     position in a forward, so a request that is longer must be alone in its forward.
     """
+    calibrates: Answer[bool] | None = None
+    """Whether all its layers can be calibrated (:mod:`act_harness.attention.probe`)."""
     noise: Answer[Noise] | None = None
     """What rounding does to stock logits (:mod:`act_harness.attention.probe`)."""
     packs: Answer[bool] | None = None

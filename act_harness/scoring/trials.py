@@ -14,6 +14,8 @@ import torch
 
 from act_harness.attention import packing_trial
 from act_harness.attention.capabilities import Answer, ModelCapabilities, Side, capabilities_of
+from act_harness.attention.head_set import head_set
+from act_harness.attention.lifecycle import prepare
 from act_harness.attention.probe import Probe
 from act_harness.attention.rounding import alike, rounding, spread_tokens
 from act_harness.errors import ActHarnessError
@@ -31,13 +33,25 @@ _logger = logging.getLogger(__name__)
 def try_all(model: PreTrainedModel) -> ModelCapabilities:
     """Return what a model can do, with nothing left untried but captured forwards."""
     forwards = Forwards(model)
-    packs(forwards)
-    extends(forwards)
     with forwards.stock():
+        known = capabilities_of(model)
         Probe(model).stock_noise()
         packing_trial.packs_segments(model)
         bare_head(model)
-        return capabilities_of(model)
+    extends(forwards)
+    known.calibrates = _calibration(model)
+    return known
+
+
+def _calibration(model: PreTrainedModel) -> Answer[bool]:
+    """Attach a head of every layer, and take it off again."""
+    layers = model.config.get_text_config().num_hidden_layers
+    try:
+        attachment = prepare(model, head_set(model, {layer: [0] for layer in range(layers)}))
+    except ActHarnessError as error:
+        return Answer(False, str(error))
+    name = attachment.engine.name
+    return Answer(True, f"tried: all {layers} layers run calibrated, by the engine {name!r}")
 
 
 def packs(forwards: Forwards) -> Answer[bool]:
