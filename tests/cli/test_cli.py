@@ -228,12 +228,13 @@ def test_doctor_tells_why_the_model_is_out_of_reach():
 
 
 def test_doctor_says_of_a_model_what_decided_each_answer(call, monkeypatch, tiny, tmp_path):
-    monkeypatch.setattr(doctor, "examine", lambda: doctor.Diagnosis((), reachable=True))
+    findings = (doctor.Finding("model hf-act", "ok", "text"),)
+    monkeypatch.setattr(doctor, "examine", lambda: doctor.Diagnosis(findings, reachable=True))
     tiny("mistral").save_pretrained(tmp_path / "model")
-    code, out, _ = call("doctor", "--pretrained", str(tmp_path / "model"), "--device", "cpu")
-    assert code == 0
+    code, out, err = call("doctor", "--pretrained", str(tmp_path / "model"), "--device", "cpu")
+    assert code == 0, err
     lines = out.splitlines()
-    assert "MistralForCausalLM in float32 on cpu" in lines
+    assert "MistralForCausalLM in float64 on cpu" in lines
     rows = {line[:20].rstrip(): line[20:].split(maxsplit=1) for line in lines[-8:]}
     assert rows["has a sliding window"] == ["yes", "its configuration says sliding_window=6"]
     assert rows["packs requests"] == ["no", "it has a sliding window"]
