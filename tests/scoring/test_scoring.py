@@ -50,6 +50,7 @@ def unpackable(model):
     capabilities_of(model).packs = Answer(False, "so the test says")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["frozen", "running", "off", None])
 @settings(
     max_examples=12,
