@@ -337,6 +337,7 @@ def test_lm_evals_other_errors_stay_its_own(monkeypatch):
         launch.run_lm_eval(["--tasks", "a"])
 
 
+@pytest.mark.slow
 def test_a_misspelt_task_gets_a_suggestion_for_real():
     arguments = ("-m", "act_harness", "run", "--model", "dummy", "--tasks", "act_demo_wrod")
     done = python(*arguments, path=(REPOSITORY,))
@@ -356,6 +357,7 @@ def test_a_misspelt_model_gets_a_suggestion():
     assert str(explained) == "unknown model 'hf-atc'; did you mean 'hf-act'?"
 
 
+@pytest.mark.slow
 def test_threads_of_a_command_sleep_while_they_wait():
     """OpenMP says what it was told when torch loads it; spinning took 80 s for 16 s' work."""
     code = """

@@ -49,6 +49,7 @@ def unpackable(model):
     packable._known[model] = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["frozen", "running", "off", None])
 @settings(
     max_examples=12,
