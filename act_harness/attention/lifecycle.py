@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from act_harness.artifact import Artifact, ModelFacts, resolve_artifact
 from act_harness.attention.attachment import Attachment
@@ -14,7 +16,7 @@ from act_harness.engines import select_engine
 from act_harness.engines.operation import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["attach", "calibrated", "detach", "prepare"]
 
 _logger = logging.getLogger(__name__)
+
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
 
 
 def prepare(
@@ -49,14 +54,27 @@ def prepare(
     return attachment
 
 
-def attach(
-    model: PreTrainedModel,
-    artifact: Artifact | str | Path | None,
-    *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
-    engine: str | Engine = "auto",
-    facts: ModelFacts | None = None,
-) -> Attachment:
+def _takes_what(
+    prepare: Callable[_Given, Any],
+) -> Callable[[Callable[..., _Made]], Callable[_Given, _Made]]:
+    """Give a function the signature of the one that it hands its arguments on to."""
+    takes = inspect.signature(prepare)
+
+    def decorate(function: Callable[..., _Made]) -> Callable[_Given, _Made]:
+        @functools.wraps(function)
+        def call(*given: _Given.args, **settings: _Given.kwargs) -> _Made:
+            takes.bind(*given, **settings)  # a call that does not fit fails here, not later
+            return function(*given, **settings)
+
+        returns = inspect.signature(function).return_annotation
+        call.__signature__ = takes.replace(return_annotation=returns)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+@_takes_what(prepare)
+def attach(*given: Any, **settings: Any) -> Attachment:  # noqa: ANN401, D417 - as prepare
     """Calibrate a model's attention until the returned attachment is detached.
 
     What was attached before is covered, not mixed with: the last one is in force alone, and the
@@ -75,7 +93,7 @@ def attach(
         ArtifactError: unknown, malformed, or for another model.
         UnsupportedModelError: the model cannot be calibrated; it is left as it was.
     """
-    attachment = prepare(model, artifact, tokenizer=tokenizer, engine=engine, facts=facts)
+    attachment = prepare(*given, **settings)
     attachment.push()
     return attachment
 
@@ -91,20 +109,14 @@ def detach(model: PreTrainedModel) -> None:
         attachments[-1].detach()
 
 
+@_takes_what(prepare)
 @contextmanager
-def calibrated(
-    model: PreTrainedModel,
-    artifact: Artifact | str | Path | None,
-    *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
-    engine: str | Engine = "auto",
-    facts: ModelFacts | None = None,
-) -> Iterator[Attachment]:
+def calibrated(*given: Any, **settings: Any) -> Iterator[Attachment]:  # noqa: ANN401 - as prepare
     """Calibrate a model's attention inside a ``with`` block; see :func:`attach`.
 
     Blocks nest: the inner one is in force alone, also where it is the stock model (None).
     """
-    attachment = attach(model, artifact, tokenizer=tokenizer, engine=engine, facts=facts)
+    attachment = attach(*given, **settings)
     try:
         yield attachment
     finally:
