@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from act_harness.artifact import Artifact, ModelFacts, resolve_artifact
 from act_harness.attention.attachment import Attachment
@@ -16,24 +14,21 @@ from act_harness.engines import select_engine
 from act_harness.engines.operation import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["attach", "calibrated", "detach", "prepare"]
 
 _logger = logging.getLogger(__name__)
-
-_Given = ParamSpec("_Given")
-_Made = TypeVar("_Made")
 
 
 def prepare(
     model: PreTrainedModel,
     artifact: Artifact | str | Path | None,
     *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    tokenizer: PreTrainedTokenizerBase | None = None,
     engine: str | Engine = "auto",
     facts: ModelFacts | None = None,
 ) -> Attachment:
@@ -54,27 +49,14 @@ def prepare(
     return attachment
 
 
-def _takes_what(
-    prepare: Callable[_Given, Any],
-) -> Callable[[Callable[..., _Made]], Callable[_Given, _Made]]:
-    """Give a function the signature of the one that it hands its arguments on to."""
-    takes = inspect.signature(prepare)
-
-    def decorate(function: Callable[..., _Made]) -> Callable[_Given, _Made]:
-        @functools.wraps(function)
-        def call(*given: _Given.args, **settings: _Given.kwargs) -> _Made:
-            takes.bind(*given, **settings)  # a call that does not fit fails here, not later
-            return function(*given, **settings)
-
-        returns = inspect.signature(function).return_annotation
-        call.__signature__ = takes.replace(return_annotation=returns)  # type: ignore[attr-defined]
-        return call
-
-    return decorate
-
-
-@_takes_what(prepare)
-def attach(*given: Any, **settings: Any) -> Attachment:  # noqa: ANN401, D417 - as prepare
+def attach(
+    model: PreTrainedModel,
+    artifact: Artifact | str | Path | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    engine: str | Engine = "auto",
+    facts: ModelFacts | None = None,
+) -> Attachment:
     """Calibrate a model's attention until the returned attachment is detached.
 
     What was attached before is covered, not mixed with: the last one is in force alone, and the
@@ -93,7 +75,7 @@ def attach(*given: Any, **settings: Any) -> Attachment:  # noqa: ANN401, D417 - 
         ArtifactError: unknown, malformed, or for another model.
         UnsupportedModelError: the model cannot be calibrated; it is left as it was.
     """
-    attachment = prepare(*given, **settings)
+    attachment = prepare(model, artifact, tokenizer=tokenizer, engine=engine, facts=facts)
     attachment.push()
     return attachment
 
@@ -109,14 +91,20 @@ def detach(model: PreTrainedModel) -> None:
         attachments[-1].detach()
 
 
-@_takes_what(prepare)
 @contextmanager
-def calibrated(*given: Any, **settings: Any) -> Iterator[Attachment]:  # noqa: ANN401 - as prepare
+def calibrated(
+    model: PreTrainedModel,
+    artifact: Artifact | str | Path | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    engine: str | Engine = "auto",
+    facts: ModelFacts | None = None,
+) -> Iterator[Attachment]:
     """Calibrate a model's attention inside a ``with`` block; see :func:`attach`.
 
     Blocks nest: the inner one is in force alone, also where it is the stock model (None).
     """
-    attachment = attach(*given, **settings)
+    attachment = attach(model, artifact, tokenizer=tokenizer, engine=engine, facts=facts)
     try:
         yield attachment
     finally:
