@@ -19,7 +19,7 @@ from act_harness.search.choose.effects import head_effects
 from act_harness.search.compute.measure import Measurement
 from act_harness.search.compute.workbench import Workbench
 from act_harness.search.documents import Document, TaskDocuments
-from act_harness.search.ledger import Ledger
+from act_harness.search.ledger import SearchLedger
 from act_harness.search.processes import Processes
 from act_harness.search.recipe import Recipe
 from act_harness.search.run import kept_heads
@@ -86,7 +86,7 @@ def measure_way(
         measurement = Measurement(
             recipe,
             {d.task: d.search for d in documents},
-            Ledger(Path(folder), identity={}),
+            SearchLedger(Path(folder), identity={}),
             Processes(),
             engine,
         )
