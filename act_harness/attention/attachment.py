@@ -27,7 +27,8 @@ from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packing import active_packing
 from act_harness.attention.probe import Probe
-from act_harness.engines.operation import CallCounter, Engine, Report, refuse_unsupported
+from act_harness.engines import refuse_unsupported
+from act_harness.engines.operation import CallCounter, Engine, Report
 from act_harness.engines.segments import SegmentEngine
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from act_harness.attention.cache import Forward, find_cache, recall, remember, seen_tokens
 from act_harness.attention.computing import in_full_precision, refuse_backward
-from act_harness.engines.operation import AttentionCall, Geometry, LayerState, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.reference import selected_maps
 from act_harness.engines.segments import SegmentEngine
 from act_harness.errors import InternalError

@@ -23,7 +23,8 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from act_harness.engines.operation import Geometry, LayerState
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import LayerState
 from act_harness.errors import UnsupportedCallError, UnsupportedModelError
 
 __all__ = ["Forward", "find_cache", "recall", "refuse_changed", "remember", "select_cache"]

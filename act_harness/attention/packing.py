@@ -10,6 +10,18 @@ an extension of its cache make, hence the same numbers (semantics, "Phases"). Wh
 attention takes sequences of any lengths (CUDA, half precision), both calls are one, without pads
 (:mod:`act_harness.engines.segments`).
 
+::
+
+    token      c0 c1 c2 c3 | d0 d1 | a0 a1 | b0 | e0 e1     a and b answer c, e answers d
+    position    0  1  2  3    0  1    4  5    4    2  3     an answer goes on where its context ends
+
+    prefill:   c0 c1 c2 c3         extension:  row    sees
+               d0 d1  .  .                     a0     c0 c1 c2 c3 a0  .  .
+                                               a1     c0 c1 c2 c3 a0 a1  .
+    (. is a pad, or another answer)            b0     c0 c1 c2 c3  .  . b0
+                                               e0     d0 d1  .  . e0  .  .
+                                               e1     d0 d1  .  . e0 e1  .
+
 Which models can do this, and the switch: :mod:`act_harness.attention.capabilities`.
 """
 
@@ -26,7 +38,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from act_harness.engines.operation import AttentionCall, Geometry, LayerState, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.segments import (
     Capacity,
     RaggedOutput,

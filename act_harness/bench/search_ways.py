@@ -82,11 +82,15 @@ def measure_way(
 ) -> Pass:
     """Run one way of searching over the documents' search split, in a ledger of its own."""
     engine = _TimedEngine(select_engine(recipe.engine, device=torch.device(device).type), device)
-    with tempfile.TemporaryDirectory() as folder, Workbench(model) as bench:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SearchLedger.opened(Path(folder), identity={}) as ledger,
+        Workbench(model) as bench,
+    ):
         measurement = Measurement(
             recipe,
             {d.task: d.search for d in documents},
-            SearchLedger(Path(folder), identity={}),
+            ledger,
             Processes(),
             engine,
         )

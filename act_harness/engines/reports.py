@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from act_harness.calibration import FEW_ROWS
-from act_harness.engines.operation import Geometry, Report, boundary
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import Report, boundary
 
 if TYPE_CHECKING:
     import torch

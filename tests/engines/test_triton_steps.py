@@ -23,7 +23,8 @@ from transformers import DynamicCache
 from act_harness.attention import binding as attaching
 from act_harness.attention import calibrated, select_cache
 from act_harness.calibration import Calibration, HeadStrength
-from act_harness.engines.operation import AttentionCall, Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, Stock
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.triton import decode_kernels as step
 from act_harness.engines.triton.blocks import Blocks
