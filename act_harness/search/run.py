@@ -20,7 +20,7 @@ from act_harness.search.choose.select import Selection, best_of_each_head, refit
 from act_harness.search.choose.sets import ModelSets, SetMeasurement, make_heads
 from act_harness.search.compute.measure import Measurement, Work
 from act_harness.search.compute.workbench import Workbench
-from act_harness.search.ledger import VERSION, Ledger
+from act_harness.search.ledger import VERSION, SearchLedger
 from act_harness.search.processes import Processes
 from act_harness.search.progress import Progress, phases_of
 from act_harness.support import provenance
@@ -160,12 +160,11 @@ def run_search(
     device = input_device(model)
     recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
-    ledger = Ledger(folder, identity=identity, rank=processes.rank)
     phases = phases_of(
         recipe, list(documents), sum(map(len, grid.values())), processes=processes.count
     )
     with (
-        ledger.locked(),
+        SearchLedger.opened(folder, identity=identity, rank=processes.rank) as ledger,
         saved(lambda: f"what was measured is in {ledger.folder}"),
         Progress(phases, show=show_progress and processes.rank == 0) as progress,
     ):
@@ -220,7 +219,7 @@ class _Search:
         facts: ModelFacts,
         documents: Sequence[TaskDocuments],
         grid: dict[int, tuple[int, ...]],
-        ledger: Ledger,
+        ledger: SearchLedger,
         processes: Processes,
         progress: Progress,
     ) -> None:
