@@ -1,7 +1,7 @@
 """What users and other programs rely on: names, help, schemas, file names; as they were stored.
 
 A difference is a change that somebody outside notices. Where it is meant, renew the stored files
-(``ACT_HARNESS_UPDATE_CONTRACT=1 pytest tests/test_contract.py``) and say it in CHANGELOG.md.
+(``ACT_HARNESS_UPDATE_CONTRACT=1 pytest -k test_contract``) and say it in CHANGELOG.md.
 """
 
 import ast
@@ -13,16 +13,16 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 
 import installed
 import pytest
 import typer.main
+from installed import REPOSITORY
 
 import act_harness
 from act_harness.cli.app import app
 
-STORED = Path(__file__).parent / "data" / "contract"
+STORED = REPOSITORY / "tests" / "data" / "contract"
 UPDATE = "ACT_HARNESS_UPDATE_CONTRACT"
 
 # Modules that somebody opens by name: lm-eval, torch, the Makefile and the README.
@@ -56,7 +56,7 @@ def compare(name: str, text: str) -> None:
 def renew() -> str:
     """Return how stored files are renewed."""
     return (
-        f"If this is meant: {UPDATE}=1 pytest tests/test_contract.py, and a line in CHANGELOG.md.\n"
+        f"If this is meant: {UPDATE}=1 pytest -k test_contract, and a line in CHANGELOG.md.\n"
         f"Help is laid out by typer, here {version('typer')}, stored by that of constraints.txt."
     )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from installed import REPOSITORY
 from mtbench_runs import doc, graded, write_run
 
 from act_harness.errors import RecipeError, ResultError
@@ -311,4 +311,4 @@ def test_nothing_of_this_imports_torch_or_the_client_library():
         "bad = {'torch', 'openai', 'tenacity', 'matplotlib', 'wandb'} & set(sys.modules); "
         "sys.exit(repr(bad) if bad else 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)

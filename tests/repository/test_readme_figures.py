@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from installed import REPOSITORY
 
 from act_harness.artifact import Artifact, ModelFacts, load_artifact, shipped_artifacts
 from act_harness.bench import readme
 from act_harness.calibration import Calibration
 from act_harness.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
 FIGURE = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.-])")
 LINK = re.compile(r"\[[^]]+\]\(([^)]+\.json)\)")
 
@@ -55,7 +55,7 @@ def stands(figure: str, known: set[float]) -> bool:
     return any(abs(number - float(written)) <= half for number in known)
 
 
-def unsupported(text: str, root: Path = ROOT) -> list[str]:
+def unsupported(text: str, root: Path = REPOSITORY) -> list[str]:
     """Figures of README's tables that their files do not hold, and rows without a file."""
     wrong = []
     for block, columns in (("speed", [2]), ("accuracy", [1, 2])):
@@ -80,7 +80,7 @@ def unsupported(text: str, root: Path = ROOT) -> list[str]:
 
 
 def the_readme() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+    return (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_figure_stands_in_the_file_it_names():
@@ -89,7 +89,7 @@ def test_every_figure_stands_in_the_file_it_names():
 
 def test_the_tables_are_what_the_files_give():
     text = the_readme()
-    assert readme.replaced(text, ROOT) == text, (
+    assert readme.replaced(text, REPOSITORY) == text, (
         "README is not what results/ gives: python -m act_harness.bench.readme --write"
     )
 
@@ -106,7 +106,7 @@ def test_a_figure_that_no_file_holds_is_found(block, row, column):
     changed = text.replace(cell, cell.replace(figure, forged, 1), 1)
     assert [one for one in unsupported(changed) if one.startswith(f"{block}: {forged} ")]
     with pytest.raises(AssertionError):
-        assert readme.replaced(changed, ROOT) == changed
+        assert readme.replaced(changed, REPOSITORY) == changed
 
 
 def test_a_row_must_name_a_file_that_is_there():

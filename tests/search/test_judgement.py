@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import scipy.stats
-from hand_sets import A, B, C, documents, outcome, recipe, rows, sets
+from hand_sets import A, B, C, documents, outcome, recipe, rows, sets, two_tasks
 
 from act_harness.bench.null_search import _Memory
 from act_harness.evidence.stats import paired_difference
@@ -113,20 +113,6 @@ def test_beats_random_is_a_rank_at_a_stated_level(counts, p, level, beaten):
     assert f"{len(counts)} random sets" in said
     assert f"best {100 * max(counts) / 16:.1f} %" in said
     assert f"mean {100 * sum(counts) / 16 / len(counts):.1f} %" in said
-
-
-def two_tasks(fixed, loose):
-    """One task with fixed choices and one whose choices differ, each (before, after)."""
-    tasks = {"fixed": documents(len(fixed[0])), "loose": documents(len(loose[0]), loose=True)}
-    patterns = {("fixed", 0): fixed[0], ("fixed", 1): fixed[1]}
-    patterns |= {("loose", 0): loose[0], ("loose", 1): loose[1]}
-
-    def score(places, given):
-        kind = "fixed" if given[0].choices[0] == "yes" else "loose"
-        return rows(patterns[kind, len(places)])
-
-    measured = SetMeasurement(score, recipe(), tasks, _Memory(), Processes())
-    return measured.outcomes([[A]])[0]
 
 
 def test_raw_and_corrected_are_of_the_same_tasks_and_the_rest_is_named():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from installed import REPOSITORY
 from lm_eval.api.instance import Instance
 
 from act_harness.artifact import Artifact
@@ -520,7 +521,7 @@ def test_where_answers_are_kept(monkeypatch, tmp_path):
 
 # -- the task --------------------------------------------------------------------------------------
 
-TASKS = Path(__file__).parents[1] / "tasks"
+TASKS = REPOSITORY / "tasks"
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 import ast
 import importlib
 import re
-from pathlib import Path
 
 import pytest
+from installed import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "act_harness"
 ROOMS = sorted(folder for folder in PACKAGE.iterdir() if (folder / "__init__.py").exists())
 REFERENCE = re.compile(r":(?:mod|class|func|meth|data|attr|exc):`~?(act_harness[\w.]*)`")

@@ -8,9 +8,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
-from hand_sets import outcome
-from test_search_judgement import two_tasks
-from test_search_run import recipe, search
+from hand_sets import outcome, two_tasks
+from search_runs import recipe, search
 from tiny_search import documents, drawn, tiny
 
 from act_harness.artifact import Artifact, load_artifact

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_search_run import DRAWN, recipe, search
+from installed import REPOSITORY
+from search_runs import DRAWN, recipe, search
 from tiny_search import documents, tiny
 
 from act_harness.attention import model_facts
@@ -45,7 +46,7 @@ def test_plots_are_refused_before_the_search_not_after_it(tmp_path, monkeypatch)
 
 
 def test_make_demo_names_the_map_that_its_search_draws():
-    makefile = (Path(__file__).resolve().parent.parent / "Makefile").read_text(encoding="utf-8")
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     (artifact,) = re.findall(r"--plots --output (\S+)\.json", makefile)
     (named,) = re.findall(r"(\S+)-map\.png", makefile)
     assert named == artifact

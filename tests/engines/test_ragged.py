@@ -16,9 +16,9 @@ if not ON_DEVICE:
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 import engine_cases as ec
-from conftest import make_tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiny_models import make_tiny
 
 from act_harness.attention import calibrated
 from act_harness.attention import packing as packed

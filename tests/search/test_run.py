@@ -8,7 +8,8 @@ import math
 
 import numpy as np
 import pytest
-from tiny_search import drawn, tiny
+from search_runs import DRAWN, recipe, search
+from tiny_search import tiny
 
 from act_harness.artifact import ModelFacts, load_artifact
 from act_harness.attention import attach, model_facts
@@ -23,39 +24,9 @@ from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search import run
 from act_harness.search.compute import measure
 from act_harness.search.compute.exact import ChunkPass
-from act_harness.search.recipe import load_recipe, make_recipe
+from act_harness.search.recipe import load_recipe
 from act_harness.search.run import ledger_folder, run_search, stable_content
 from act_harness.support.atomic import canonical_json
-
-DRAWN = [drawn("a", 5), drawn("b", 6)]
-
-
-def recipe(**changes):
-    return make_recipe(
-        {
-            "name": "tiny",
-            "tasks": ["a", "b"],
-            "samples": 8,
-            "verify_samples": 8,
-            "calibration": {"alpha": 2.0},
-            "chunk_tokens": 100,
-            "top": {"sizes": [1, 2, 4]},
-            "controls": {"random_sets": 2},
-            **changes,
-        }
-    )
-
-
-def search(tmp_path, given=None, **options):
-    return run_search(
-        given or recipe(),
-        model=options.pop("model", None) or tiny(),
-        documents=options.pop("documents", DRAWN),
-        ledgers=tmp_path / "ledgers",
-        output=tmp_path / "out.json",
-        show_progress=False,
-        **options,
-    )
 
 
 def test_a_search_in_which_nothing_was_calibrated_says_so(tmp_path):

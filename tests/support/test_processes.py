@@ -8,22 +8,21 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from installed import REPOSITORY
 
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
 
 if find_spec("vaderSentiment") is None:  # importing it would hide the lexicon of other tests
     pytest.skip("the demo tasks need vaderSentiment", allow_module_level=True)
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(arguments, output, *, launcher, artifact, checkpoint):
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(REPOSITORY),
         "HF_HUB_OFFLINE": "1",
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
@@ -81,7 +80,7 @@ def test_both_arms_run_in_two_processes(tiny_checkpoint, tmp_path):
         name="two", model=lm.facts, calibration=Calibration(alpha=1.5), heads={0: (0, 1)}
     ).save(tmp_path / "two.json")
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        **os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
     done = subprocess.run(

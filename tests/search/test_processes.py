@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from installed import REPOSITORY
 
 from act_harness.artifact import load_artifact
 from act_harness.search.run import stable_content
 
-TESTS = Path(__file__).parent
-REPOSITORY = TESTS.parent
+TESTS = REPOSITORY / "tests"
 
 
 def child(*arguments: str, launcher: tuple[str, ...] = ()) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_search_run import DRAWN, recipe, search
+from search_runs import DRAWN, recipe, search
 
 from act_harness.search import run
 from act_harness.search.progress import Phase, Progress, phases_of

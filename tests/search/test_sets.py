@@ -8,8 +8,7 @@ from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
-from hand_sets import A, B, documents, outcome, recipe, rows
-from test_search_judgement import two_tasks
+from hand_sets import A, B, documents, outcome, recipe, rows, two_tasks
 from tiny_search import documents as drawn_documents
 from tiny_search import tiny
 
