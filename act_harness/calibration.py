@@ -1,10 +1,11 @@
 """What the settings of calibrated attention mean, without any arithmetic on tensors.
 
 A :class:`Calibration` is *(target set) x (mass map)*: which columns of an attention map change and
-what becomes of their mass; target ``head`` changes a head as a whole (a control). The paper is Yu et al., "Unveiling and Harnessing Hidden Attention
-Sinks", ICML 2024 (arXiv 2406.15765), sections 3 and 4; the preset ``paper`` is its published rule,
-``release`` the behaviour of the authors' released code on a prefill. The engines
-(:mod:`act_harness.engines`) do the arithmetic; this module imports no torch.
+what becomes of their mass; target ``head`` changes a head as a whole (a control). The paper
+is Yu et al., "Unveiling and Harnessing Hidden Attention Sinks", ICML 2024 (arXiv 2406.15765),
+sections 3 and 4; the preset ``paper`` is its published rule, ``release`` the behaviour of the
+authors' released code on a prefill. The engines (:mod:`act_harness.engines`) do the arithmetic;
+this module imports no torch.
 """
 
 from __future__ import annotations
@@ -64,9 +65,7 @@ _STRENGTHS = {
         lambda beta: 0.0 <= beta <= 1.0,
         "a number in [0, 1]; to amplify sinks use mass 'reweight' with gamma > 1",
     ),
-    "reweight": _Strength(
-        "gamma", lambda gamma: 0.0 < gamma < math.inf, "a finite number above 0"
-    ),
+    "reweight": _Strength("gamma", lambda gamma: 0.0 < gamma < math.inf, "a finite number above 0"),
     "raise": _Strength("psi", lambda psi: 0.0 < psi < 1.0, "a number between 0 and 1"),
     "gate": _Strength(
         "factor", lambda factor: 0.0 <= factor < math.inf, "a finite number of at least 0"
@@ -332,7 +331,7 @@ class Calibration(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that apply, as plain values (the artifact's ``calibration``)."""
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 def _counts_sinks(target: object, count: object) -> bool:
