@@ -26,8 +26,8 @@ from act_harness.support import atomic, paths, reading
 
 __all__ = ["Artifact", "ModelFacts", "load_artifact", "resolve_artifact", "shipped_artifacts"]
 
-SCHEMA = "act-harness/heads/1"
-SCHEMA_2 = "act-harness/heads/2"
+SCHEMA: Literal["act-harness/heads/1"] = "act-harness/heads/1"
+SCHEMA_2: Literal["act-harness/heads/2"] = "act-harness/heads/2"
 _FIRST = {"target": ("sinks", "initial"), "mass": ("damp", "reweight")}
 """What the first schema knows of the sets that have grown since."""
 _STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
