@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.operation import Report
+    from act_harness.engines.operation import AttentionCall, Report
 
 __all__ = [
     "LONGEST",
@@ -239,37 +239,33 @@ def _has_flash(device: torch.device) -> bool:
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def flash_takes(query: Tensor, value: Tensor, softcap: float | None) -> bool:
-    """Whether torch's flash attention computes segments of such queries and values, (..., D)."""
+def flash_takes(call: AttentionCall) -> bool:
+    """Whether torch's flash attention computes segments of such a call."""
+    query, size = call.query, call.value.shape[-1]
     return (
         query.device.type == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] % 8 == 0
-        and query.shape[-1] == value.shape[-1] <= 256
-        and softcap is None
+        and query.shape[-1] == size <= 256
+        and call.softcap is None
         and torch.backends.cuda.flash_sdp_enabled()
         and not query.requires_grad
         and _has_flash(query.device)
     )
 
 
-def ragged_attention(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, *, scale: float
-) -> RaggedOutput:
+def ragged_attention(call: AttentionCall, segments: Segments) -> RaggedOutput:
     """Attend within segments, causal, on a device where :func:`flash_takes` says so.
 
     Args:
-        query: (N, H, D).
-        key: (M, G, D), gathered.
-        value: (M, G, D), gathered.
+        call: queries (N, H, D), gathered keys and values (M, G, D).
         segments: where sequences begin.
-        scale: factor on query-key products.
     """
     room = segments.room
     found = torch.ops.aten._flash_attention_forward(
-        query, key, value, segments.query_starts, segments.key_starts,
+        call.query, call.key, call.value, segments.query_starts, segments.key_starts,
         max(room.longest_context, room.longest_answer, room.pads),
-        room.longest_context + room.longest_answer, 0.0, True, False, scale=scale,
+        room.longest_context + room.longest_answer, 0.0, True, False, scale=call.scale,
     )  # fmt: skip
     return RaggedOutput(found[0], found[1])
 
@@ -283,25 +279,14 @@ class SegmentEngine(Protocol):
         ...
 
     def calibrate_segments(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        stock: RaggedOutput,
-        *,
-        segments: Segments,
-        plan: LayerPlan,
-        scale: float,
+        self, call: AttentionCall, stock: RaggedOutput, *, segments: Segments, plan: LayerPlan
     ) -> Report:
         """Calibrate ``stock.output`` in place; return what that did to the contexts.
 
         Args:
-            query: (N, H, D).
-            key: (M, G, D), gathered.
-            value: (M, G, D), gathered.
+            call: queries (N, H, D), gathered keys and values (M, G, D).
             stock: what the stock kernel computed.
             segments: contexts and answers.
             plan: selected heads and their mass maps.
-            scale: factor on query-key products.
         """
         ...

@@ -359,14 +359,11 @@ def test_sliding_cache_that_dropped_columns(engine, decode):
     )
     stock = ec.stock_of(case, full)()
     found = engine(
-        case.query[:, :, 40:],
-        short.key,
-        short.value,
+        short.call(40),
         geometry=geometry,
         plan=plan,
         state=state,
         stock=Stock(lambda: stock, kernel="sdpa"),
-        scale=case.scale,
     )
     torch.testing.assert_close(found.output, whole, rtol=1e-9, atol=1e-9)
 
@@ -497,15 +494,7 @@ def test_the_kernels_own_log_sum_exp(dtype, groups):
     case = ec.make_case(22, groups=groups, tokens=33, size=64, dtype=dtype)
     geometry = case.geometry()
     stock = ec.stock_of(case, geometry)
-    found = attend_with_lse(
-        case.query,
-        case.key,
-        case.value,
-        geometry=geometry,
-        stock=stock,
-        scale=case.scale,
-        softcap=None,
-    )
+    found = attend_with_lse(case.call(), geometry=geometry, stock=stock)
     assert torch.equal(found.output, stock())
     assert found.lse is not None
     key = case.key.repeat_interleave(4 // groups, dim=1)
@@ -524,13 +513,9 @@ def test_masks_and_other_kernels_give_no_log_sum_exp():
         geometry = case.geometry()
         output = ec.stock_of(case, geometry)()
         found = attend_with_lse(
-            case.query,
-            case.key,
-            case.value,
+            case.call(),
             geometry=geometry,
             stock=Stock(lambda output=output: output, kernel=kernel),
-            scale=case.scale,
-            softcap=None,
         )
         assert found.lse is None
         assert found.output is output
@@ -543,14 +528,11 @@ def test_a_plain_callable_keeps_its_tensor():
     held = ec.stock_of(case, geometry)()
     before = held.clone()
     found = TorchEngine()(
-        case.query,
-        case.key,
-        case.value,
+        case.call(),
         geometry=geometry,
         plan=ec.plan_of(Calibration(), (0, 1)),
         state=None,
         stock=lambda: held,
-        scale=case.scale,
     )
     assert torch.equal(held, before)
     assert not torch.equal(found.output, before)

@@ -23,6 +23,7 @@ from tiny_models import make_tiny
 from act_harness.attention import calibrated
 from act_harness.attention import packing as packed
 from act_harness.calibration import Calibration, HeadStrength
+from act_harness.engines.operation import AttentionCall
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.segments import LONGEST, RaggedOutput, Room, Segments
 from act_harness.engines.triton.engine import TritonEngine
@@ -35,8 +36,9 @@ DEVICE = "cuda" if ON_DEVICE else "cpu"
 CPU = torch.device("cpu")
 
 
-def attend(query, key, value, segments, *, scale):
+def attend(call, segments):
     """What flash attention does with segments, one after another; the CPU's stand-in for it."""
+    query, key, value, scale, _ = call
     group = query.shape[1] // key.shape[1]
     output, lse = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32).T
     for q0, nq, k0, nk, _, _ in segments.table.tolist():
@@ -93,13 +95,11 @@ def joined(case, length, begin, size):
 def check(questions, plan, *, engine=None, dtype=torch.float32, **case_settings):
     """Compare every context and answer with the float64 reference; return engine and report."""
     cases, (query, key, value), segments = packed_row(questions, dtype, **case_settings)
-    key, value = segments.gather(key), segments.gather(value)
-    stock = attend(query, key, value, segments, scale=cases[0].scale)
+    call = AttentionCall(query, segments.gather(key), segments.gather(value), cases[0].scale)
+    stock = attend(call, segments)
     kernels = engine or TritonEngine()
     assert kernels.takes_segments(plan, segments.room)
-    report = kernels.calibrate_segments(
-        query, key, value, stock, segments=segments, plan=plan, scale=cases[0].scale
-    )
+    report = kernels.calibrate_segments(call, stock, segments=segments, plan=plan)
     table = iter(segments.table.tolist())
     contexts = [next(table) for _ in questions]
     for number, (case, (length, _, answers)) in enumerate(zip(cases, questions, strict=True)):
@@ -487,7 +487,8 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
     monkeypatch.setattr(kernels.segments, "calibrate", lambda *_, **__: where.append(current[0]))
     monkeypatch.setattr(kernels, "fallback", lambda *_, **__: where.append(current[0]))
     plan = ec.plan_of(Calibration(), (0,))
-    kernels.calibrate_segments(query, None, None, None, segments=None, plan=plan, scale=1.0)
-    kernels(query, None, None, geometry=None, plan=plan, state=None, stock=None, scale=1.0)
+    call = AttentionCall(query, None, None, scale=1.0)
+    kernels.calibrate_segments(call, None, segments=None, plan=plan)
+    kernels(call, geometry=None, plan=plan, state=None, stock=None)
     assert where == [1, 1]
     assert current == [0]

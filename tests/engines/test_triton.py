@@ -147,12 +147,12 @@ def test_bias_is_read_where_a_block_of_columns_holds_a_sink(place, side, monkeyp
         call.holds.zero_()
         whole(call, sinks, output, found)
 
-    whole = prefill.Call.sum_anew
-    monkeypatch.setattr(prefill.Call, "sum_anew", spoil)
+    whole = prefill.Launches.sum_anew
+    monkeypatch.setattr(prefill.Launches, "sum_anew", spoil)
     found, _, _ = check(case, plan)
     assert seen == [side == "right"]
     assert found.state.sinks[0, :, 96 - lengths[0] + place].any()
-    monkeypatch.setattr(prefill.Call, "sum_anew", forget)
+    monkeypatch.setattr(prefill.Launches, "sum_anew", forget)
     with pytest.raises(AssertionError, match="largest relative error"):
         check(case, plan)
 
@@ -176,7 +176,7 @@ def test_reports_of_rows_summed_in_pieces(finish_rows):
 
 def test_rows_summed_anew_twice(monkeypatch):
     """The same rows again (bench tune times that): the tables are left as they were found."""
-    whole = prefill.Call.sum_anew
+    whole = prefill.Launches.sum_anew
 
     def twice(call, sinks, output, found):
         before = output.clone()
@@ -184,7 +184,7 @@ def test_rows_summed_anew_twice(monkeypatch):
         whole(call, sinks, output, found)
         assert torch.equal(before, output)
 
-    monkeypatch.setattr(prefill.Call, "sum_anew", twice)
+    monkeypatch.setattr(prefill.Launches, "sum_anew", twice)
     case = tiny(8, strength=13.0, spread=0.1)
     check(case, ec.plan_of(Calibration(protect="none"), (0, 1)))
 

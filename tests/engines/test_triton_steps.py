@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from act_harness.attention import binding as attaching
 from act_harness.attention import calibrated, select_cache
 from act_harness.calibration import Calibration, HeadStrength
-from act_harness.engines.operation import Geometry, Stock
+from act_harness.engines.operation import AttentionCall, Geometry, Stock
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.triton import decode_kernels as step
 from act_harness.engines.triton.blocks import Blocks
@@ -46,12 +46,13 @@ def one_step(kernels, case, plan, state, row, *, change=lambda x: x, bare=False,
     """The step of one row; ``change`` makes the tensors that the engine gets."""
     cut = case.until(row + 1)
     geometry = cut.geometry(row, bare=bare)
-    query = case.query[:, :, row : row + 1]
     return kernels(
-        *(change(x.contiguous()) for x in (query, cut.key, cut.value)),
-        geometry=geometry, plan=plan, state=state, scale=case.scale, softcap=case.softcap,
+        cut.call(row).each(lambda values: change(values.contiguous())),
+        geometry=geometry,
+        plan=plan,
+        state=state,
         stock=stock(cut, geometry) if stock else ec.stock_of(cut, geometry),
-    )  # fmt: skip
+    )
 
 
 def steps(kernels, case, plan, **how):
@@ -144,13 +145,10 @@ def test_masks_with_holes():
     cut = case.until(31)
     geometry = Geometry(cut.real, torch.zeros_like(cut.real), 30, 0, 31, mask)
     assert geometry.intervals is None
-    given = {
-        "geometry": geometry, "plan": plan, "scale": case.scale,
-        "stock": ec.stock_of(cut, geometry),
-    }  # fmt: skip
-    tensors = case.query[:, :, 30:31].contiguous(), cut.key.contiguous(), cut.value.contiguous()
-    found = kernels(*tensors, state=state, **given)
-    exact = ReferenceEngine()(*tensors, state=state, **given)
+    given = {"geometry": geometry, "plan": plan, "stock": ec.stock_of(cut, geometry)}
+    call = cut.call(30).each(torch.Tensor.contiguous)
+    found = kernels(call, state=state, **given)
+    exact = ReferenceEngine()(call, state=state, **given)
     assert "fallback" not in kernels.calls
     assert ec.row_errors(found.output, exact.output, cut.real[:, 30:]).max() < 2e-5
 
@@ -165,10 +163,9 @@ def test_a_cache_that_dropped_columns():
     held = Geometry(whole.real, whole.prompt, 30, 19, 12, whole.mask[..., 19:])
     query = case.query[:, :, 30:31].contiguous()
     key, value = (x[:, :, 19:].contiguous() for x in (cut.key, cut.value))
-    found = kernels(
-        query, key, value, geometry=held, plan=plan, state=state, scale=case.scale,
-        stock=ec.stock_of(cut, whole),
-    )  # fmt: skip
+    call = AttentionCall(query, key, value, case.scale)
+    stock = ec.stock_of(cut, whole)
+    found = kernels(call, geometry=held, plan=plan, state=state, stock=stock)
     exact = ec.run(ReferenceEngine(), cut, plan, first_row=30, state=state)
     assert state.sinks[..., 19:].any()
     assert kernels.calls["step"] == 1
