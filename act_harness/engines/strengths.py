@@ -113,9 +113,10 @@ def row_factors(
     if first is not None and own.initial is not None:
         share = share + own.initial * first
     scaled = (u + share).where(changes, 1.0)  # sum of the row before renormalising
+    # a branch that is not taken still must not divide by zero: its gradient would be no number
     factor = torch.where(raised, value / m.where(raised & changes, 1.0), value)
     inside = torch.where(damped, value, factor / scaled)
-    outside = torch.where(damped, (1 - value * m) / u.where(changes, 1.0), 1 / scaled)
+    outside = torch.where(damped, (1 - value * m) / u.where(damped & changes, 1.0), 1 / scaled)
     inside, outside = inside.where(changes, 1.0), outside.where(changes, 1.0)
     if first is None or own.initial is None:
         return RowFactors(inside, outside, m * (1 - inside), alone)
