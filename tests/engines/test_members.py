@@ -350,7 +350,7 @@ def test_the_neutral_strength_changes_nothing(engine, own):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [None, (40, 19)])
 def test_the_torch_engine_agrees_with_the_reference(calibration, dtype, lengths):
-    """I6: sinks, outputs row by row, and reports (whose sums cancel under ``both``: not in bf16)."""
+    """I6: sinks, outputs row by row, reports (whose sums cancel under ``both``: not in bf16)."""
     case = ec.make_case(16, tokens=40, lengths=lengths, dtype=dtype)
     plan = ec.plan_of(calibration, HEADS)
     for engine in (ENGINES["one block"], ENGINES["tiny blocks"]):
