@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -42,6 +42,7 @@ MIN_RAISED_MASS = 1e-30
 """A row whose attention on the target sums to less than this is left alone by ``raise``."""
 
 _DETECTION = ("rule", "alpha", "tau", "protect", "min_rows")
+_ROWS = "expected at least 1 or 'auto'"
 
 _OWN_SETTINGS = {"count": "last", "draw": "random", "seed": "random", "markers": "span"}
 """Settings of a single target."""
@@ -309,25 +310,50 @@ class Calibration(BaseModel):
             if self.tau is None or not 0.0 < self.tau < 1.0:
                 raise ValueError(f"tau is {self.tau}, expected a number between 0 and 1")
         if isinstance(self.min_rows, int) and self.min_rows < 1:
-            raise ValueError(f"min_rows is {self.min_rows}, expected at least 1 or 'auto'")
+            raise ValueError(f"min_rows is {self.min_rows}, {_ROWS}")
 
     def threshold(self, columns: Any) -> Any:  # noqa: ANN401 - a number or a tensor of any library
-        """Return the threshold for rows that see at most ``columns`` columns (N of the paper)."""
-        if self.rule == "absolute":
-            return columns * 0 + self.tau
-        return self.alpha / columns
+        """Return the threshold for rows that see at most ``columns`` columns (N of the paper).
+
+        Raises:
+            CalibrationError: there is no such rule; a target without detection has none.
+        """
+        match self.rule:
+            case "relative":
+                return self.alpha / columns
+            case "absolute":
+                return columns * 0 + self.tau
+        raise CalibrationError(self._undetected("rule"))
 
     def required_rows(self, columns: Any, *, at_least: int = 1) -> Any:  # noqa: ANN401
-        """Return how many rows must see a column before it can be a sink."""
-        if self.min_rows == "auto":
-            # ceil(1 / threshold), written so that numbers and tensors both take it
-            per_row = self.alpha if self.rule == "relative" else 1.0
-            total = columns if self.rule == "relative" else columns * 0 + 1.0 / (self.tau or 1.0)
-            needed = -(-total // per_row)
-        else:
-            needed = columns * 0 + self.min_rows
+        """Return how many rows must see a column before it can be a sink.
+
+        Raises:
+            CalibrationError: ``min_rows`` or the rule that ``auto`` asks is none that exists; a
+                target without detection has neither.
+        """
+        # ceil(1 / threshold), written so that numbers and tensors both take it
+        match self.min_rows, self.rule:
+            case "auto", "relative":
+                needed = -(-columns // self.alpha)
+            case "auto", "absolute":
+                needed = -(-(columns * 0 + 1.0 / (self.tau or 1.0)) // 1.0)
+            case "auto", _:
+                raise CalibrationError(self._undetected("rule"))
+            case int(rows), _:
+                needed = columns * 0 + rows
+            case None, _:
+                raise CalibrationError(self._undetected("min_rows"))
+            case _:
+                raise CalibrationError(f"min_rows is {self.min_rows}, {_ROWS}")
         short = needed < at_least
         return needed + (at_least - needed) * short
+
+    def _undetected(self, setting: str) -> str:
+        value = getattr(self, setting)
+        if value is None:
+            return f"this calibration of target {self.target!r} has no {setting} to detect sinks by"
+        return unknown_member(setting, value)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that apply, as plain values (the artifact's ``calibration``)."""
@@ -336,6 +362,26 @@ class Calibration(BaseModel):
 
 def _counts_sinks(target: object, count: object) -> bool:
     return target in ("sinks", "both", "random") or (target == "last" and count == "sinks")
+
+
+def members_of(setting: str) -> tuple[str, ...]:
+    """Return the words that a setting of a calibration can be: its closed set."""
+    return _words(Calibration.model_fields[setting].annotation)
+
+
+def _words(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type as typing writes it
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(word for part in get_args(annotation) for word in _words(part))
+
+
+def unknown_member(setting: str, value: object) -> str:
+    """Return the line that refuses what is no member of a closed set."""
+    members = members_of(setting)
+    return (
+        f"{setting} {value!r} is unknown, expected one of {', '.join(members)}"
+        f"{suggestion(str(value), members)}"
+    )
 
 
 PRESETS: Mapping[str, Calibration] = {

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
+from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
     AttentionCall,
     Engine,
     EngineResult,
-    Geometry,
     LayerState,
     Stock,
     masked_softmax,

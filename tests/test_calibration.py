@@ -151,3 +151,31 @@ def test_strengths_of_heads_follow_the_same_rules():
             HeadStrength(**wrong)
     plan = LayerPlan.uniform(Calibration(beta=0.25), (3, 5))
     assert [s.strength for s in plan.strengths] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"rule": "median"}, "rule 'median' is unknown, expected one of relative, absolute"),
+        ({"rule": "absolut"}, "rule 'absolut' is unknown, .*; did you mean 'absolute'"),
+        ({"rule": None}, "this calibration of target 'sinks' has no rule to detect sinks by"),
+    ],
+)
+def test_a_rule_that_does_not_exist_is_taken_for_no_other(changed, line):
+    plain = {**Calibration().model_dump(), "min_rows": "auto", "tau": 0.1}
+    calibration = Calibration.model_construct(**{**plain, **changed})
+    for ask in (calibration.threshold, calibration.required_rows):
+        with pytest.raises(CalibrationError, match=f"^{line}"):
+            ask(20.0)
+
+
+def test_rows_are_a_number_or_auto():
+    plain = Calibration().model_dump()
+    for rows in ("always", 2.5):
+        made = Calibration.model_construct(**{**plain, "min_rows": rows})
+        with pytest.raises(CalibrationError, match=rf"^min_rows is {rows}, expected at least 1 or"):
+            made.required_rows(20.0)
+    initial = Calibration(target="initial")
+    for ask in (initial.threshold, initial.required_rows):
+        with pytest.raises(CalibrationError, match=r"^this calibration of target 'initial' has no"):
+            ask(20.0)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from act_harness.attention.cache import Forward, find_cache, recall, remember, seen_tokens
 from act_harness.attention.computing import in_full_precision, refuse_backward
-from act_harness.engines.operation import AttentionCall, Geometry, LayerState, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.reference import selected_maps
 from act_harness.engines.segments import SegmentEngine
 from act_harness.errors import InternalError, UnsupportedCallError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from act_harness.attention.owner import Owner
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.segments import RaggedOutput, Room, Segments
+    from act_harness.engines.segments import Capacity, RaggedOutput, Segments
 
 __all__ = ["Binding"]
 
@@ -136,10 +137,10 @@ class Binding:
             )
         return geometry if finder is None else self._forward().with_span(geometry, finder)
 
-    def takes_segments(self, room: Room) -> bool:
+    def takes_segments(self, capacity: Capacity) -> bool:
         """See :class:`act_harness.attention.packing.PackedLayer`."""
         engine = self.segment_engine
-        return engine is not None and engine.takes_segments(self.plan, room)
+        return engine is not None and engine.takes_segments(self.plan, capacity)
 
     def calibrate_segments(
         self,

@@ -23,7 +23,8 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from act_harness.engines.operation import Geometry, LayerState
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import LayerState
 from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:

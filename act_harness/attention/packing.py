@@ -10,6 +10,18 @@ an extension of its cache make, hence the same numbers (semantics, "Phases"). Wh
 attention takes sequences of any lengths (CUDA, half precision), both calls are one, without pads
 (:mod:`act_harness.engines.segments`).
 
+::
+
+    token      c0 c1 c2 c3 | d0 d1 | a0 a1 | b0 | e0 e1     a and b answer c, e answers d
+    position    0  1  2  3    0  1    4  5    4    2  3     an answer goes on where its context ends
+
+    prefill:   c0 c1 c2 c3         extension:  row    sees
+               d0 d1  .  .                     a0     c0 c1 c2 c3 a0  .  .
+                                               a1     c0 c1 c2 c3 a0 a1  .
+    (. is a pad, or another answer)            b0     c0 c1 c2 c3  .  . b0
+                                               e0     d0 d1  .  . e0  .  .
+                                               e1     d0 d1  .  . e0 e1  .
+
 Which models can do this, and the switch: :mod:`act_harness.attention.capabilities`.
 """
 
@@ -26,10 +38,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from act_harness.engines.operation import AttentionCall, Geometry, LayerState, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.segments import (
+    Capacity,
     RaggedOutput,
-    Room,
     Segments,
     flash_takes,
     ragged_attention,
@@ -125,7 +138,7 @@ class PackedLayer(Protocol):
         """Return the calibrated attention output, (B, C, H, D), and what it leaves."""
         ...
 
-    def takes_segments(self, room: Room) -> bool:
+    def takes_segments(self, capacity: Capacity) -> bool:
         """Whether :meth:`calibrate_segments` computes this layer."""
         ...
 
@@ -246,7 +259,7 @@ class Packing:
         """
         if self.base == "sdpa" and flash_takes(call):
             segments = self._segments_on(call.query.device)
-            if binding is None or binding.takes_segments(segments.room):
+            if binding is None or binding.takes_segments(segments.capacity):
                 self.ways.add("segments")
                 return self._attend_segments(call, segments, binding)
         if self.laid_out is not None:

@@ -43,9 +43,10 @@ from act_harness.bench.common import (
 )
 from act_harness.calibration import Calibration, LayerPlan
 from act_harness.engines import select_engine
-from act_harness.engines.operation import AttentionCall, Engine, EngineResult, Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, Engine, EngineResult, Stock
 from act_harness.engines.reference import calibrate_weights
-from act_harness.errors import InfrastructureError
+from act_harness.errors import InputError
 from act_harness.support import places
 
 __all__ = ["Inputs", "ceilings", "eager_calibrated", "floor", "main", "planted", "run_engine"]
@@ -383,7 +384,7 @@ def _write(
             y_label="milliseconds",
         )
         report.figure = path.name
-    except InfrastructureError as error:
+    except InputError as error:
         _logger.warning("%s", error)
     return report.write(given.output)
 

@@ -35,7 +35,8 @@ from act_harness.bench.arguments import (
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import alternate, replayed
 from act_harness.calibration import Calibration, LayerPlan
-from act_harness.engines.operation import Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import Stock
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.stock import attend_with_lse
 from act_harness.errors import suggestion

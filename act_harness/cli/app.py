@@ -26,11 +26,11 @@ from act_harness.cli.compare import compare
 from act_harness.cli.dashboard import dashboard
 from act_harness.cli.evaluate import LEFT_OUT, EvalCommand, evaluate
 from act_harness.cli.judge import judge
-from act_harness.cli.options import IncludePath, Tasks
+from act_harness.cli.options import Device, IncludePath, Tasks
 from act_harness.cli.parsing import SPELLING, Command, names
 from act_harness.cli.regress import regress
 from act_harness.cli.search import search
-from act_harness.errors import ActHarnessError, InternalError, one_line
+from act_harness.errors import ActHarnessError, InputError, InternalError, one_line
 from act_harness.support.interruption import end_like_ctrl_c
 from act_harness.support.places import remove_unused
 from act_harness.support.threads import wait_passively
@@ -255,7 +255,17 @@ def fetch(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    *,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of a model: try what it can do, and say why."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Dtype to try it in. [default: its own]")
+    ] = None,
+    device: Device = None,
+) -> None:
     """Say what is found here, and what is off.
 
     Exit code 2 when `lm_eval --model hf-act` would not work.
@@ -263,11 +273,18 @@ def doctor() -> None:
     \b
     Example:
       act-harness doctor
+      act-harness doctor --pretrained HuggingFaceTB/SmolLM2-135M
     """
     from act_harness.harness.doctor import examine, render
 
+    if pretrained is None and (dtype or device):
+        raise InputError("--dtype and --device are of a model; name it with --pretrained")
     diagnosis = examine()
     print(render(diagnosis))
+    if pretrained is not None:
+        from act_harness.harness.model_report import report_on
+
+        print(f"\n{report_on(pretrained, dtype=dtype or 'auto', device=device)}")
     if not diagnosis.reachable:
         raise typer.Exit(2)
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
+from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
     AttentionCall,
     EngineResult,
-    Geometry,
     LayerState,
     Members,
     masked_softmax,
@@ -84,7 +84,7 @@ def find_sinks(
     if target == "initial":
         return initial, torch.zeros_like(sums)
     most = most.clamp(min=1).to(sums.dtype)
-    member("rule", calibration.rule, COMPUTES)  # refuses a third, which `threshold` would not
+    member("rule", calibration.rule, COMPUTES)  # one that exists may be none of these
     eligible = (seen >= calibration.required_rows(most, at_least=at_least)) & (seen > 0)
     if member("protect", calibration.protect, COMPUTES) == "initial":
         eligible = eligible & (column != first)
@@ -302,7 +302,7 @@ class ReferenceEngine:
 
     def supports(self, plan: LayerPlan) -> list[str]:
         """See :class:`act_harness.engines.operation.Engine`."""
-        return unsupported(plan, COMPUTES)
+        return unsupported(plan, COMPUTES, engine=self.name)
 
     def __call__(
         self,

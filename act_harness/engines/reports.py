@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from act_harness.calibration import FEW_ROWS
-from act_harness.engines.operation import Geometry, Report, boundary
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import Report, boundary
 
 if TYPE_CHECKING:
     from act_harness.calibration import LayerPlan

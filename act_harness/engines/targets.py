@@ -15,7 +15,7 @@ from act_harness.errors import InternalError
 
 if TYPE_CHECKING:
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.operation import Geometry
+    from act_harness.engines.geometry import Geometry
 
 __all__ = ["drawn_columns", "last_columns", "prompt_columns", "span_columns"]
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
     AttentionCall,
     EngineResult,
-    Geometry,
     LayerState,
     Members,
     masked_softmax,
@@ -100,7 +100,7 @@ class TorchEngine:
 
     def supports(self, plan: LayerPlan) -> list[str]:
         """See :class:`act_harness.engines.operation.Engine`."""
-        return unsupported(plan, COMPUTES)
+        return unsupported(plan, COMPUTES, engine=self.name)
 
     def __call__(
         self,

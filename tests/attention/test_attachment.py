@@ -208,6 +208,7 @@ def test_a_copy_is_calibrated_with_its_own_weights(arms, tiny, make_artifact, du
     assert not any(BINDING in module.__dict__ for module in twin.modules())
 
 
+@pytest.mark.slow
 def test_a_pickle_is_calibrated_in_another_process(arms, tmp_path):
     model, artifacts, alone = arms
     path = tmp_path / "model.pickle"

@@ -415,20 +415,19 @@ def test_a_geometry_that_lacks_what_the_target_needs_is_an_error(engine, name, l
 
 def test_a_strength_of_another_target_is_refused():
     plan = ec.plan_of(ec.MEMBERS["gate"], (0,), (HeadStrength(),))
-    assert unsupported(plan, COMPUTES) == [
+    assert unsupported(plan, COMPUTES, engine="x") == [
         "target 'head' takes mass 'gate' or 'temperature', found 'damp'"
     ]
     for engine in ENGINES.values():
-        with pytest.raises(CalibrationError, match="mass 'damp' is unknown, expected one of gate"):
+        with pytest.raises(CalibrationError, match="does not compute mass 'damp'"):
             ec.run(engine, ec.make_case(1, tokens=12), plan)
     plan = ec.plan_of(ec.PLANS["paper"], (0,), (HeadStrength(mass="gate", factor=2.0),))
-    with pytest.raises(CalibrationError, match="mass 'gate' is unknown, expected one of damp"):
+    with pytest.raises(CalibrationError, match="does not compute mass 'gate'"):
         ec.run(ReferenceEngine(), ec.make_case(1, tokens=12), plan)
 
 
 def test_triton_refuses_what_it_does_not_compute_by_name(calibration):
-    reasons = unsupported(ec.plan_of(calibration, (0,)), TRITON)
+    reasons = unsupported(ec.plan_of(calibration, (0,)), TRITON, engine="triton")
     new = [("target", calibration.target), ("mass", calibration.mass)]
     lacking = [f"{name} {value!r}" for name, value in new if value not in TRITON[name]]
-    assert lacking
-    assert all(any(one in reason for reason in reasons) for one in lacking)
+    assert reasons == [f"engine triton does not compute {one}" for one in lacking] != []

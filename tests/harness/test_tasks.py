@@ -318,6 +318,7 @@ class Guesser(LM):
 NAMES = ["act_paper", "act_multiple_choice_gen", "act_mmlu_gen"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [{}, {"num_fewshot": 3}, {"apply_chat_template": True}],
@@ -344,6 +345,7 @@ def test_every_task_and_group_gets_a_value_and_a_stderr(how: dict[str, Any]) -> 
             assert isinstance(values[f"{metric}_stderr,{kind}"], float), (name, key)
 
 
+@pytest.mark.slow
 def test_a_group_is_the_plain_mean_of_its_tasks() -> None:
     with hand_made():
         results = lm_eval.simple_evaluate(
@@ -379,6 +381,7 @@ def test_the_letter_counts_with_or_without_white_space() -> None:
 SAMPLE = ["act_trec", "act_arc_easy_gen", "act_mmlu_virology", "act_squad_v2"]
 
 
+@pytest.mark.slow
 def test_stubs_with_an_absolute_include_work(tmp_path: Path, tasks: dict[str, Any]) -> None:
     # What an editable install puts into lm-eval's folder: one line for every *.yaml.
     stubs = tmp_path / "lm_eval" / "tasks" / "act_harness"

@@ -632,6 +632,7 @@ def until(true):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_says_what_was_saved_and_how_to_go_on(tmp_path, number, code):
     write_run(tmp_path / "o", [(doc(81 + n), graded(5, 6)) for n in range(3)])

@@ -302,6 +302,7 @@ def test_arms_are_compared_on_the_answers_that_both_have():
     assert arm.missing[2].rate == 0.5
 
 
+@pytest.mark.slow
 def test_nothing_of_this_imports_torch_or_the_client_library():
     import subprocess
     import sys

@@ -438,6 +438,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(reader=st.sampled_from(sorted(READERS)), data=TEXTS, newline=st.booleans())
 def test_every_reader_gives_a_value_or_one_line(tmp_path, reader, data, newline):
@@ -453,6 +454,7 @@ def test_every_reader_gives_a_value_or_one_line(tmp_path, reader, data, newline)
     assert len(said) < 2000
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(data=TEXTS)
 def test_a_judges_reply_is_a_verdict_or_another_try(data):
@@ -464,6 +466,7 @@ def test_a_judges_reply_is_a_verdict_or_another_try(data):
         pass
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(value=VALUES)
 def test_what_is_written_is_read_again(tmp_path, value):

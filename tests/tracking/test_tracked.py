@@ -203,11 +203,3 @@ def test_columns_become_one_type_each(rows):
                  for v in column if v is not None}  # fmt: skip
         assert len(kinds) <= 1
     json.dumps(made, allow_nan=False)
-
-
-@pytest.mark.parametrize(("value", "expected"), [
-    (np.int64(3), 3), (np.float32(0.5), 0.5), (math.nan, None), ({1: (2, {3})}, {"1": [2, [3]]}),
-    (np.bool_(True), "True"), (True, True), (None, None),
-])  # fmt: skip
-def test_plain(value, expected):
-    assert tracked.plain(value) == expected

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from act_harness.calibration import LayerPlan
+from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
     AttentionCall,
     EngineResult,
-    Geometry,
     LayerState,
     Report,
     member,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from act_harness.engines.segments import RaggedOutput, Room, Segments
+    from act_harness.engines.segments import Capacity, RaggedOutput, Segments
     from act_harness.engines.triton.blocks import Blocks
 
 __all__ = ["TritonEngine"]
@@ -86,7 +86,7 @@ class TritonEngine:
 
     def supports(self, plan: LayerPlan) -> list[str]:
         """See :class:`act_harness.engines.operation.Engine`."""
-        return unsupported(plan, COMPUTES)
+        return unsupported(plan, COMPUTES, engine=self.name)
 
     def __call__(
         self,
@@ -137,10 +137,10 @@ class TritonEngine:
         launches.apply(_sinks_of(found), output)
         return EngineResult(output, found, None)
 
-    def takes_segments(self, plan: LayerPlan, room: Room) -> bool:
-        """Whether :meth:`calibrate_segments` computes such a plan on segments of such a room."""
+    def takes_segments(self, plan: LayerPlan, capacity: Capacity) -> bool:
+        """Whether :meth:`calibrate_segments` computes such a plan on segments of this capacity."""
         running = member("decode", plan.calibration.decode, COMPUTES) == "running"
-        return not running and room.longest_context <= LONGEST
+        return not running and capacity.longest_context <= LONGEST
 
     def calibrate_segments(
         self, call: AttentionCall, stock: RaggedOutput, *, segments: Segments, plan: LayerPlan

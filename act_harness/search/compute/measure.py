@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from act_harness.calibration import LayerPlan
-from act_harness.engines.operation import refuse_unsupported
+from act_harness.engines import refuse_unsupported
 from act_harness.errors import CalibrationError, InfrastructureError
 from act_harness.search.choose.effects import TaskScores, not_finite
 from act_harness.search.compute.exact import ChunkPass
