@@ -36,7 +36,7 @@ def prepare(
     found = resolve_artifact(artifact, facts or model_facts(model, tokenizer))
     if isinstance(engine, str):
         engine = select_engine(engine, device=input_device(model).type)
-    attachment = Attachment(model, found, engine)
+    attachment = Attachment(model, found, engine, tokenizer=tokenizer)
     if attachment.plans:
         attachment.check()
         _logger.info(
@@ -67,7 +67,7 @@ def attach(
         model: a loaded causal language model on the ``sdpa`` or ``eager`` kernel.
         artifact: an artifact, its path, the name of a shipped one, or None / ``"none"`` for the
             stock model.
-        tokenizer: checked against the artifact when given.
+        tokenizer: checked against the artifact when given; target ``span`` needs it.
         engine: ``auto``, the name of an engine, or an engine.
         facts: what identifies the model, where that is known already.
 
