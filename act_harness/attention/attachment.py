@@ -76,8 +76,10 @@ class Attachment:
         self.engine = engine
         self.plans: dict[int, LayerPlan] = artifact.plans() if artifact else {}
         markers = None if artifact is None else artifact.calibration.markers
-        self.spans = None if None in (markers, tokenizer) else SpanFinder(tokenizer, markers)
+        self.spans: SpanFinder | None = None
         """Finds the columns of target ``span``."""
+        if markers is not None and tokenizer is not None:
+            self.spans = SpanFinder(tokenizer, markers)
         self.calls = CallCounter()
         """How many layers each engine has computed."""
         self.reports: dict[int, Report] = {}
