@@ -77,9 +77,9 @@ class Attachment:
         self.plans: dict[int, LayerPlan] = artifact.plans() if artifact else {}
         markers = None if artifact is None else artifact.calibration.markers
         self.spans: SpanFinder | None = None
+        """Finds the columns of target ``span``."""
         if markers is not None and tokenizer is not None:
             self.spans = SpanFinder(tokenizer, markers)
-        """Finds the columns of target ``span``."""
         self.calls = CallCounter()
         """How many layers each engine has computed."""
         self.reports: dict[int, Report] = {}
