@@ -131,8 +131,7 @@ def test_a_models_prior_over_letters_is_found():
     rotated = np.array(found["colours"]["rotated"])
     assert rotated.shape == (20, 3, 3)  # five percent would be two documents
     assert len(lm.asked) == 180
-    # 0.5, 0.3, 0.2 stand out of every rotation, whatever the model thinks of the options: their
-    # geometric mean over rotations is the same behind every letter only before normalising.
+    # Rows: what the letters show after 0, 1 and 2 turns.
     flat = np.array([[p * k for p, k in zip((0.5, 0.3, 0.2), turn, strict=True)] for turn in (
         (0.6, 0.3, 0.1), (0.1, 0.6, 0.3), (0.3, 0.1, 0.6))])  # fmt: skip
     assert np.exp(rotated[0]) == pytest.approx(flat)
