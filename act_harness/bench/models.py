@@ -23,7 +23,7 @@ from act_harness.bench.arguments import (
 )
 from act_harness.bench.common import Report, Table, Timing, command_line, describe_machine
 from act_harness.calibration import Calibration
-from act_harness.errors import InputError
+from act_harness.errors import InputError, unknown_name
 from act_harness.support import places
 from act_harness.support.model_arguments import check_device, check_dtype
 
@@ -234,7 +234,7 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
     from transformers import LlamaConfig, LlamaForCausalLM
 
     if shape not in _SHAPES:
-        raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
+        raise InputError(unknown_name(f"shape {shape!r}", shape, _SHAPES))
     check_dtype(dtype)
     check_device(device)
     sizes: dict[str, Any] = {**_SHAPES[shape], "attn_implementation": "sdpa"}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from act_harness.errors import RecipeError, suggestion
+from act_harness.errors import RecipeError, unknown_name
 from act_harness.support import reading
 
 __all__ = ["REFERENCE_CATEGORIES", "JudgePrompt", "PromptSet", "load_prompts", "own_prompts"]
@@ -219,7 +219,7 @@ def _parse(given: Any, where: str) -> JudgePrompt:  # noqa: ANN401 - any JSON va
     unknown = sorted(found - known)
     if unknown:
         raise RecipeError(
-            f"{where}: placeholder {{{unknown[0]}}} is unknown{suggestion(unknown[0], known)}"
+            unknown_name(f"{where}: placeholder {{{unknown[0]}}}", unknown[0], known, listed=False)
         )
     # Turn 1's exchange may be left out of a prompt for turn 2; what is judged may not.
     needed = {1: _ASKED[kind, 1], 2: [n for n in _ASKED[kind, 2] if n.endswith("_2")]}[turn]
