@@ -182,10 +182,9 @@ def load_judge_settings(path: Path | None = None, **overrides: Any) -> JudgeSett
         if name not in JudgeSettings.model_fields:
             fields = JudgeSettings.model_fields
             said = unknown_name(f"judge setting {name!r}", name, fields, listed=False)
-            more = (
-                "" if said.endswith("?") else "; see `act-harness judge --help` for those there are"
-            )
-            raise RecipeError(f"{said}{more}")
+            if not said.endswith("?"):
+                said += "; see `act-harness judge --help` for those there are"
+            raise RecipeError(said)
     try:
         return reading.validated(JudgeSettings, given)
     except ValidationError as error:
