@@ -20,8 +20,7 @@ from act_harness.mtbench.judge.answers import Arm, find_arms
 from act_harness.mtbench.judge.client import Client, Reply
 from act_harness.mtbench.judge.ledger import Judgment, JudgmentLedger, Judgments
 from act_harness.mtbench.judge.plan import Estimate, Request, estimate, plan
-from act_harness.mtbench.judge.prompts import load_prompts
-from act_harness.mtbench.judge.references import load_references
+from act_harness.mtbench.judge.prompts import load_prompts, load_references
 from act_harness.mtbench.judge.scores import ArmScores, Difference, Rating, compare_arms, score_arm
 from act_harness.mtbench.judge.settings import JudgeSettings
 from act_harness.mtbench.judge.summary import summary_text, write_files

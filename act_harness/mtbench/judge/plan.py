@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from act_harness.errors import RecipeError
 from act_harness.mtbench.judge.answers import Arm
 from act_harness.mtbench.judge.ledger import Judgments, judgment_key
-from act_harness.mtbench.judge.prompts import REFERENCE_CATEGORIES, PromptSet
-from act_harness.mtbench.judge.references import References, missing_references, references_of
+from act_harness.mtbench.judge.prompts import (
+    REFERENCE_CATEGORIES,
+    PromptSet,
+    References,
+    missing_references,
+    references_of,
+)
 from act_harness.mtbench.judge.settings import JudgeSettings
 
 __all__ = ["Estimate", "Place", "Request", "estimate", "plan"]
