@@ -136,7 +136,7 @@ def _batch(
     length = torch.tensor([len(row.tokens) for _, row in sequences], device=device)
     prompt = torch.tensor([row.prompt for _, row in sequences], device=device)
     column = torch.arange(longest, device=device)
-    read = torch.tensor(reads, device=device)
+    table = torch.tensor(reads, device=device)
     return Batch(
         documents=tuple(numbers),
         ids=torch.tensor(
@@ -146,8 +146,8 @@ def _batch(
         real=column < length[:, None],
         prompt=column < prompt[:, None],
         places=torch.tensor(places, device=device),
-        read_place=read[:, 0],
-        read_token=read[:, 1],
-        read_slot=read[:, 2],
+        read_place=table[:, 0],
+        read_token=table[:, 1],
+        read_slot=table[:, 2],
         choices=choices,
     )
