@@ -94,14 +94,15 @@ format: venv
 	$(BIN)/ruff format .
 
 # Commands, scoring, both arms, a search and a judge: the parts that call other packages.
-LOWEST_TESTS = cli model evaluate search_run mtbench_judge tokenizer_probe
+LOWEST_TESTS = cli/test_cli test_model harness/test_evaluate search/test_run mtbench/test_judge \
+               attention/test_tokenizer_probe
 
 lowest: export PIP_CONSTRAINT = constraints-lowest.txt
 lowest:
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet \
 	    --editable '.[wandb,mtbench,report,triton]' pytest hypothesis
-	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS:%=tests/test_%.py) $(PYTEST_ARGS)
+	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS:%=tests/%.py) $(PYTEST_ARGS)
 
 # --- demo -------------------------------------------------------------------------------------
 

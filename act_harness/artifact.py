@@ -8,7 +8,6 @@ checks form; :meth:`Artifact.verify` checks that it fits a model. No torch here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan, validation_line
 from act_harness.errors import ArtifactError, CalibrationError, one_line, suggestion
 from act_harness.support import atomic, paths, reading
+from act_harness.support.provenance import sha256_json
 
 __all__ = ["Artifact", "ModelFacts", "load_artifact", "resolve_artifact", "shipped_artifacts"]
 
@@ -177,8 +177,7 @@ class Artifact(BaseModel):
         """Return the hash of what decides scores: calibration, heads and strengths."""
         content = self.document()
         decisive = {key: content.get(key) for key in ("calibration", "heads", "strengths")}
-        text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_json(decisive)
 
     def save(self, path: str | Path) -> Path:
         """Write the artifact atomically as indented JSON with sorted keys."""

@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 from act_harness.engines.operation import (
+    AttentionCall,
     Engine,
     EngineResult,
     Geometry,
@@ -57,6 +58,11 @@ class Case:
     @property
     def scale(self) -> float:
         return self.query.shape[-1] ** -0.5
+
+    def call(self, first_row: int = 0) -> AttentionCall:
+        """What the rows from ``first_row`` on are to compute, over all columns."""
+        query = self.query[:, :, first_row:]
+        return AttentionCall(query, self.key, self.value, self.scale, self.softcap)
 
     def mask(self, first_row: int) -> Tensor | None:
         """The model's own mask, as transformers gives it; None where it would give none."""
@@ -206,15 +212,11 @@ def run(
 ) -> EngineResult:
     geometry = case.geometry(first_row, bare=bare)
     return engine(
-        case.query[:, :, first_row:],
-        case.key,
-        case.value,
+        case.call(first_row),
         geometry=geometry,
         plan=plan,
         state=state,
         stock=stock_of(case, geometry),
-        scale=case.scale,
-        softcap=case.softcap,
     )
 
 

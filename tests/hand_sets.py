@@ -53,3 +53,17 @@ def sets(
 def outcome(before: str, after: str, *, loose: bool = False) -> Outcome:
     """Return the outcome of a set that turned the answers ``before`` into ``after``."""
     return sets({(): before, (A,): after}, loose=loose).outcomes([[A]])[0]
+
+
+def two_tasks(fixed, loose):
+    """One task with fixed choices and one whose choices differ, each (before, after)."""
+    tasks = {"fixed": documents(len(fixed[0])), "loose": documents(len(loose[0]), loose=True)}
+    patterns = {("fixed", 0): fixed[0], ("fixed", 1): fixed[1]}
+    patterns |= {("loose", 0): loose[0], ("loose", 1): loose[1]}
+
+    def score(places, given):
+        kind = "fixed" if given[0].choices[0] == "yes" else "loose"
+        return rows(patterns[kind, len(places)])
+
+    measured = SetMeasurement(score, recipe(), tasks, _Memory(), Processes())
+    return measured.outcomes([[A]])[0]

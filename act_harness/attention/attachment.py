@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.segments import Room
+    from act_harness.engines.segments import Capacity
 
 __all__ = ["Attachment", "stock_model"]
 
@@ -187,11 +187,11 @@ class Attachment:
             for count, line in zip(prompts, totals[: len(prompts)].tolist(), strict=True)
         ]
 
-    def takes_segments(self, room: Room) -> bool:
-        """Whether all layers calibrate segments of such a room (packed forwards on a device)."""
+    def takes_segments(self, capacity: Capacity) -> bool:
+        """Whether all layers calibrate segments of this capacity (packed, on a device)."""
         engine = self.engine
         return isinstance(engine, SegmentEngine) and all(
-            engine.takes_segments(plan, room) for plan in self.plans.values()
+            engine.takes_segments(plan, capacity) for plan in self.plans.values()
         )
 
     def note_replay(self, reports: dict[int, Report], prompts: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ import torch
 from act_harness.artifact import ModelFacts
 from act_harness.attention.tokenizer_probe import chat_probe, tokenizer_probe
 from act_harness.errors import InputError, UnsupportedModelError
+from act_harness.support.provenance import sha256_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,7 +129,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:  # noqa: ANN401 - any transfor
     off the same file. What a tokenizer does is :func:`tokenizer_probe`.
     """
     content = [sorted(tokenizer.get_vocab().items()), sorted(set(tokenizer.all_special_ids))]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return sha256_text(json.dumps(content))
 
 
 def model_facts(
@@ -172,9 +173,7 @@ def model_facts(
         tokenizer_probe_sha256=None if tokenizer is None else tokenizer_probe(tokenizer),
         chat_probe_sha256=None if tokenizer is None else chat_probe(tokenizer),
         dtype=str(base.dtype).removeprefix("torch."),
-        chat_template_sha256=(
-            hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
-        ),
+        chat_template_sha256=(sha256_text(template) if isinstance(template, str) else None),
         adds_bos=None if tokenizer is None else _adds_bos(tokenizer),
     )
 

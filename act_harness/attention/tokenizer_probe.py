@@ -12,11 +12,12 @@ that are added around a text (``adds_bos``), and decoding.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
 from jinja2 import TemplateError
+
+from act_harness.support.provenance import sha256_text
 
 __all__ = ["chat_probe", "tokenizer_probe"]
 
@@ -124,4 +125,4 @@ def _ids(tokenizer: Any, text: str) -> list[int] | None:  # noqa: ANN401
 
 
 def _hash(ids: list[list[int] | None]) -> str:
-    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    return sha256_text(json.dumps(ids))

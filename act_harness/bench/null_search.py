@@ -24,6 +24,7 @@ import numpy as np
 import scipy.stats  # type: ignore[import-untyped]
 
 from act_harness.errors import InputError
+from act_harness.evidence.tables import markdown_table
 from act_harness.search.choose.effects import Array, TaskScores, both_splits, head_effects
 from act_harness.search.choose.judgement import LEVEL, conclude
 from act_harness.search.choose.select import Selection, refitted
@@ -313,8 +314,7 @@ def _share(count: int, total: int) -> str:
 
 def _table(title: str, text: str, found: dict[str, Tally]) -> list[str]:
     head = ["rule", "heads selected", "column", "beats untouched", "beats random", "shown gain"]
-    rows = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *_rows(found)]]
-    return [f"## {title}", "", text, "", *rows, ""]
+    return [f"## {title}", "", text, "", markdown_table(head, _rows(found))]
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

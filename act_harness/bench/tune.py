@@ -260,35 +260,32 @@ class Bench:
         self.plan = _plan(setting, selected)
         self.sets = [_inputs(setting, batch, tokens, seed) for seed in range(3)]
         self.geometry: Geometry = self.sets[0].geometry()
-        self.scale = setting.size**-0.5
         self.base = [
             attend_with_lse(
-                x.query, x.key, x.value, geometry=self.geometry,
-                stock=Stock(functools.partial(stock, x), kernel="sdpa"), scale=self.scale,
-                softcap=None,
+                x.call,
+                geometry=self.geometry,
+                stock=Stock(functools.partial(stock, x), kernel="sdpa"),
             )
             for x in self.sets
-        ]  # fmt: skip
+        ]
 
     def stages(self, blocks: Any) -> Iterator[dict[str, Callable[[], object]]]:  # noqa: ANN401
         """The kernels of one call, by stage, for every input set."""
         from act_harness.engines.triton.engine import TritonEngine
-        from act_harness.engines.triton.prefill import Call
+        from act_harness.engines.triton.prefill import Launches
 
         engine = TritonEngine(blocks)
         for inputs, base in zip(self.sets, self.base, strict=True):
-            call = Call(
-                engine, inputs.query, inputs.key, inputs.value, self.geometry,
-                engine._select(self.plan, inputs.query.device), base.lse, self.scale, None,
-            )  # fmt: skip
+            selection = engine._select(self.plan, inputs.query.device)
+            launches = Launches(engine, inputs.call, self.geometry, selection, base.lse)
             output = base.output.clone()
-            sinks, _ = call.detect()
+            sinks, _ = launches.detect()
             sums = torch.empty(self.batch, self.selected, self.tokens, device=output.device)
-            found = call.correct(sinks, output, report=True)
+            found = launches.correct(sinks, output, report=True)
             yield {
-                "sums": functools.partial(call._sums, sums),
-                "correct": functools.partial(call.correct, sinks, output.clone(), report=True),
-                "direct": functools.partial(call.sum_anew, sinks, output, found),
+                "sums": functools.partial(launches._sums, sums),
+                "correct": functools.partial(launches.correct, sinks, output.clone(), report=True),
+                "direct": functools.partial(launches.sum_anew, sinks, output, found),
             }
 
     def stage_time(self, stage: str, blocks: Any, rounds: int) -> float:  # noqa: ANN401
@@ -345,15 +342,13 @@ class Bench:
     def listed(self) -> float:
         """Share of the selected heads' rows that are summed anew."""
         from act_harness.engines.triton.engine import TritonEngine
-        from act_harness.engines.triton.prefill import Call
+        from act_harness.engines.triton.prefill import Launches
 
         engine, inputs, base = TritonEngine(), self.sets[0], self.base[0]
-        call = Call(
-            engine, inputs.query, inputs.key, inputs.value, self.geometry,
-            engine._select(self.plan, inputs.query.device), base.lse, self.scale, None,
-        )  # fmt: skip
-        sinks, _ = call.detect()
-        found = call.correct(sinks, base.output.clone(), report=True)
+        selection = engine._select(self.plan, inputs.query.device)
+        launches = Launches(engine, inputs.call, self.geometry, selection, base.lse)
+        sinks, _ = launches.detect()
+        found = launches.correct(sinks, base.output.clone(), report=True)
         return float(found.counts.sum()) / (self.batch * self.selected * self.tokens)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from act_harness.calibration import LayerPlan
 
 __all__ = [
+    "AttentionCall",
     "Engine",
     "EngineResult",
     "Geometry",
@@ -256,6 +257,31 @@ class Geometry:
         return seen, most
 
 
+class AttentionCall(NamedTuple):
+    """What the attention of one layer is to compute, as the model asks for it.
+
+    In a packed row (:mod:`act_harness.engines.segments`) sequences lie one behind the other:
+    queries are (N, H, D), gathered keys and values (M, G, D).
+    """
+
+    query: Tensor
+    """(B, H, C, D), after rotary embedding."""
+    key: Tensor
+    """(B, G, K, D), G a divisor of H (grouped-query attention)."""
+    value: Tensor
+    """(B, G, K, D)."""
+    scale: float
+    """Factor on query-key products before the softmax."""
+    softcap: float | None = None
+    """Soft cap on the scaled products, where the model has one (Gemma 2)."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> AttentionCall:
+        """Return the call with its query, key and value changed alike."""
+        return AttentionCall(
+            change(self.query), change(self.key), change(self.value), self.scale, self.softcap
+        )
+
+
 class Stock:
     """The model's own attention, and which kernel it runs.
 
@@ -376,30 +402,22 @@ class Engine(Protocol):
 
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         plan: LayerPlan,
         state: LayerState | None,
         stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None = None,
     ) -> EngineResult:
         """Attend with the selected heads calibrated.
 
         Args:
-            query: (B, H, C, D) after rotary embedding.
-            key: (B, G, K, D), G a divisor of H (grouped-query attention).
-            value: (B, G, K, D).
+            call: what the layer's attention is to compute.
             geometry: which tokens are real, which are the prompt, and what rows can see.
             plan: selected heads and their mass maps.
             state: what the prefill of these sequences left; None when this call holds it.
             stock: returns the model's own attention output, (B, C, H, D); a :class:`Stock` says
                 which kernel it runs.
-            scale: factor on query-key products before the softmax.
-            softcap: soft cap on the scaled products, where the model has one (Gemma 2).
         """
         ...
 

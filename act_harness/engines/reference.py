@@ -18,6 +18,7 @@ from torch import Tensor
 
 from act_harness.calibration import MIN_OTHER_MASS, Calibration, HeadStrength, LayerPlan
 from act_harness.engines.operation import (
+    AttentionCall,
     EngineResult,
     Geometry,
     LayerState,
@@ -204,20 +205,18 @@ class SelectedMaps(NamedTuple):
 
 
 def selected_maps(
-    query: Tensor,
-    key: Tensor,
+    call: AttentionCall,
     *,
     geometry: Geometry,
     plan: LayerPlan,
     state: LayerState | None,
-    scale: float,
-    softcap: float | None,
     dtype: torch.dtype = torch.float64,
 ) -> SelectedMaps:
     """Materialise the attention maps of the selected heads, before and after calibration.
 
     The arguments are those of :class:`act_harness.engines.operation.Engine`; ``dtype`` computes.
     """
+    query, key, _, scale, softcap = call
     heads = torch.tensor(plan.heads, device=query.device)
     group = heads // (query.shape[1] // key.shape[1])
     dropped = (geometry.first_column, 0)  # columns a sliding cache no longer holds: weight 0
@@ -247,25 +246,18 @@ class ReferenceEngine:
 
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         plan: LayerPlan,
         state: LayerState | None,
         stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None = None,
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
-        maps = selected_maps(
-            query, key, geometry=geometry, plan=plan, state=state, scale=scale, softcap=softcap,
-            dtype=self.dtype,
-        )  # fmt: skip
-        heads = torch.tensor(plan.heads, device=query.device)
-        group = heads // (query.shape[1] // key.shape[1])
-        values = value[:, group].to(self.dtype)
+        maps = selected_maps(call, geometry=geometry, plan=plan, state=state, dtype=self.dtype)
+        heads = torch.tensor(plan.heads, device=call.query.device)
+        group = heads // (call.query.shape[1] // call.key.shape[1])
+        values = call.value[:, group].to(self.dtype)
         output = stock().clone()
         held = maps.calibrated[..., geometry.first_column :]
         output[:, :, heads] = (held @ values).transpose(1, 2).to(output.dtype)
@@ -276,5 +268,5 @@ class ReferenceEngine:
             inside, _, moved, alone = maps.factors
             prompt = geometry.prompt_rows[:, None, :, None]
             sums = block_report(few, inside, moved, alone, prompt)
-            report = make_report(maps.after.sinks, maps.ratio, sums, geometry, query.dtype)
+            report = make_report(maps.after.sinks, maps.ratio, sums, geometry, call.query.dtype)
         return EngineResult(output, maps.after, report)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from act_harness.engines.operation import (
+    AttentionCall,
     EngineResult,
     Geometry,
     LayerState,
@@ -98,22 +99,16 @@ class TorchEngine:
 
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         plan: LayerPlan,
         state: LayerState | None,
         stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None = None,
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
-        output, lse = attend_with_lse(
-            query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
-        )
-        layer = _Layer(self, query, key, value, geometry, plan, scale, softcap)
+        output, lse = attend_with_lse(call, geometry=geometry, stock=stock)
+        layer = _Layer(self, call, geometry, plan)
         if geometry.first_row == 0 and lse is not None:
             layer.use_lse(lse)
         report = None
@@ -125,7 +120,7 @@ class TorchEngine:
         else:
             after, sums = layer.calibrate(state, output)
         if ratio is not None:
-            report = make_report(state.sinks, ratio, sums, geometry, query.dtype)
+            report = make_report(state.sinks, ratio, sums, geometry, call.query.dtype)
         return EngineResult(output, after, report)
 
 
@@ -133,17 +128,10 @@ class _Layer:
     """One call of the engine: the selected heads' tensors and the loop over blocks of rows."""
 
     def __init__(
-        self,
-        engine: TorchEngine,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        geometry: Geometry,
-        plan: LayerPlan,
-        scale: float,
-        softcap: float | None,
+        self, engine: TorchEngine, call: AttentionCall, geometry: Geometry, plan: LayerPlan
     ) -> None:
-        self.geometry, self.plan, self.scale, self.softcap = geometry, plan, scale, softcap
+        query, key, value, self.scale, self.softcap = call
+        self.geometry, self.plan = geometry, plan
         self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         self.heads = torch.tensor(plan.heads, device=query.device)
         group = self.heads // (query.shape[1] // key.shape[1])

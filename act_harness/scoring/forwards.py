@@ -36,7 +36,7 @@ from act_harness.attention.capabilities import (
 from act_harness.attention.packing import Packing, Rows, positions_of
 from act_harness.attention.placement import input_device
 from act_harness.attention.trials import Trials
-from act_harness.engines.segments import Room, lay_out, upload
+from act_harness.engines.segments import Capacity, lay_out, upload
 from act_harness.errors import ActHarnessError, InternalError
 from act_harness.scoring.graphs import PackedForwards
 from act_harness.scoring.logits import Logits, RowScores
@@ -261,9 +261,9 @@ class Forwards:
             starts.append(starts[-1] + length)
         wanted = [begin + row for begin, own in zip(starts, rows, strict=False) for row in own]
         wanted += range(starts[-1], len(tokens))
-        room = self.room(lengths, sizes)
-        if room is not None:
-            return self._pack_segments(tokens, lengths, sizes, room, prompts, wanted)
+        capacity = self.capacity(lengths, sizes)
+        if capacity is not None:
+            return self._pack_segments(tokens, lengths, sizes, capacity, prompts, wanted)
         packing = Packing(lengths, tuple(prompts), tuple(self._rows_of(answers, lengths)))
         places = [(0, row) for row in wanted]
         arguments = {
@@ -282,33 +282,34 @@ class Forwards:
 
     # -- packed forwards over segments -------------------------------------------------------
 
-    def room(self, lengths: Sequence[int], answers: Sequence[tuple[int, int]]) -> Room | None:
-        """Return the room of a packed forward over segments; None where it is over padded batches.
+    def capacity(
+        self, lengths: Sequence[int], answers: Sequence[tuple[int, int]]
+    ) -> Capacity | None:
+        """Return the capacity of a packed forward over segments; None over padded batches.
 
         Args:
             lengths: tokens of each context.
             answers: (context, tokens) of each answer.
         """
-        if not self._packs_segments or not self._takes(Room.of(lengths, answers)):
+        if not self._packs_segments or not self._takes(Capacity.of(lengths, answers)):
             return None
-        return self._packed.room(lengths, answers)
+        return self._packed.capacity(lengths, answers)
 
-    def _takes(self, room: Room) -> bool:
-        return self.attachment is None or self.attachment.takes_segments(room)
+    def _takes(self, capacity: Capacity) -> bool:
+        return self.attachment is None or self.attachment.takes_segments(capacity)
 
     def expect(self, layouts: Iterable[tuple[Sequence[int], Sequence[tuple[int, int]]]]) -> None:
-        """Say which packed forwards are to come, in order, so that similar ones are recorded.
+        """Say which packed forwards are to come, in order, so that similar ones share a graph.
 
         Args:
-            layouts: what :meth:`room` takes, of each.
+            layouts: what :meth:`capacity` takes, of each.
         """
         if self._packs_segments:
-            self._packed.plan(
-                [room for room in (Room.of(*one) for one in layouts) if self._takes(room)]
-            )
+            least = (Capacity.of(*one) for one in layouts)
+            self._packed.plan([one for one in least if self._takes(one)])
 
-    def forget_recordings(self) -> None:
-        """Free the memory of what was recorded."""
+    def forget_graphs(self) -> None:
+        """Free the memory of captured graphs."""
         if "_packed" in self.__dict__:
             self._packed.forget()
 
@@ -331,24 +332,24 @@ class Forwards:
         tokens: Sequence[int],
         lengths: Sequence[int],
         answers: Sequence[tuple[int, int]],
-        room: Room,
+        capacity: Capacity,
         prompts: Sequence[int],
         wanted: Sequence[int],
     ) -> tuple[Logits, BatchResult]:
-        """Run a packed forward in ``room``; see :meth:`pack`."""
+        """Run a packed forward in ``capacity``; see :meth:`pack`."""
         count = len(tokens)
-        numbers = np.zeros(2 * room.tokens + room.numbers, dtype=np.int64)
+        numbers = np.zeros(2 * capacity.tokens + capacity.numbers, dtype=np.int64)
         numbers[:count] = tokens
-        numbers[room.tokens : room.tokens + count] = positions_of(lengths, answers)
-        numbers[2 * room.tokens :] = lay_out(lengths, prompts, answers, room)
+        numbers[capacity.tokens : capacity.tokens + count] = positions_of(lengths, answers)
+        numbers[2 * capacity.tokens :] = lay_out(lengths, prompts, answers, capacity)
         with torch.no_grad():
-            found = self._packed.run(numbers, room, prompts)
+            found = self._packed.run(numbers, capacity, prompts)
             picked = found.hidden[upload(np.asarray(wanted), self.device)]
             told = BatchResult()
             if self.attachment is not None and found.totals is not None:
                 told = BatchResult(self.attachment, _fetch(found.totals, copy=True), tuple(prompts))
         self.work.forwards += 1
-        self.work.padded_tokens += room.tokens
+        self.work.padded_tokens += capacity.tokens
         self.work.scored_rows += len(wanted)
         self.work.tokens += count
         head = self.model.get_output_embeddings()
@@ -375,8 +376,8 @@ class Forwards:
         rows: list[tuple[int, list[int]]] = []
         for owner, answer in answers:
             # a row no longer than its context: what is masked of its own columns stays small
-            room = max(64, lengths[owner])
-            if rows and rows[-1][0] == owner and sum(rows[-1][1]) + len(answer) <= room:
+            most = max(64, lengths[owner])
+            if rows and rows[-1][0] == owner and sum(rows[-1][1]) + len(answer) <= most:
                 rows[-1][1].append(len(answer))
             else:
                 rows.append((owner, [len(answer)]))

@@ -97,7 +97,7 @@ class Scorer:
         )
         self.token_budget = token_budget
         self.share = share
-        self._room: float = math.inf
+        self._most: float = math.inf
         """Most tokens of a packed forward that ``batch_size`` allows, for the requests at hand."""
 
     @property
@@ -134,7 +134,7 @@ class Scorer:
         results: list[Score | None] = [None] * len(items)
         if self.batch_size is not None and items:
             longest = max(len(item.context) + len(item.answer) for item in items)
-            self._room = packed_tokens_per_token(self.forwards.model) * self.batch_size * longest
+            self._most = packed_tokens_per_token(self.forwards.model) * self.batch_size * longest
         limit = rope_limit(self.forwards.model)
         long = {n for n, item in enumerate(items) if limit and request_tokens(item) > limit}
         groups = self._groups({n: item for n, item in enumerate(items) if n not in long})
@@ -165,7 +165,7 @@ class Scorer:
         if before is not None:
             self._finish(before, given)
         self._score_again(given)
-        self.forwards.forget_recordings()
+        self.forwards.forget_graphs()
         found = [score for score in results if score is not None]
         if len(found) != len(items):
             raise InternalError("a request was not scored")
@@ -203,7 +203,7 @@ class Scorer:
     @property
     def _limit(self) -> float:
         """Most tokens of a packed forward."""
-        return self._room if self.token_budget is None else min(self._room, self.token_budget)
+        return self._most if self.token_budget is None else min(self._most, self.token_budget)
 
     def _fits(self, sequences: int, longest: int, *, most: int | None) -> bool:
         if most is not None and sequences > most:
@@ -236,7 +236,7 @@ class Scorer:
     def _shrink(self, used: int) -> None:
         """Halve the budget after a forward of ``used`` tokens ran out of memory."""
         self.token_budget = max(1, used // 2)
-        self.forwards.forget_recordings()
+        self.forwards.forget_graphs()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

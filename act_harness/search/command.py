@@ -136,7 +136,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
     """
     check_kind(settings, SearchSettings, "settings")
     if settings.plots:
-        from act_harness.evidence.plots import require_matplotlib
+        from act_harness.evidence.figures import require_matplotlib
 
         require_matplotlib()
     recipe = settings.make_recipe()

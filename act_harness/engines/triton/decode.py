@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.operation import Geometry
+    from act_harness.engines.operation import AttentionCall, Geometry
     from act_harness.engines.stock import FusedKernel
 
 __all__ = ["Sheet", "Step", "Steps", "make_sheet"]
@@ -190,47 +190,32 @@ class Steps:
 
     def other(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         sheet: Sheet,
         stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None,
     ) -> Tensor:
         """Take any step; what can be known about it serves the forward's other layers."""
         if _STEP not in geometry.__dict__:
-            self._learn(query, key, value, geometry, stock, scale, softcap)
+            self._learn(call, geometry, stock)
+        query, key, value, scale, softcap = call
         output = self.known(
             query, key, value, geometry=geometry, sheet=sheet, stock=stock, scale=scale,
             softcap=softcap,
         )  # fmt: skip
         if output is not None:
             return output
-        base = attend_with_lse(
-            query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
-        )
+        base = attend_with_lse(call, geometry=geometry, stock=stock)
         output = base.output.contiguous()
         seen = geometry.__dict__[_STEP].seen
         self._strided(query, key, value, output, base.lse, seen, geometry, sheet, scale, softcap)
         return output
 
-    def _learn(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        geometry: Geometry,
-        stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None,
-    ) -> None:
+    def _learn(self, call: AttentionCall, geometry: Geometry, stock: Callable[[], Tensor]) -> None:
         """Note on the geometry what its layers' steps have in common."""
-        base = step_kernel(
-            query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
-        )
+        query, key, _, scale, softcap = call
+        base = step_kernel(call, geometry=geometry, stock=stock)
         plain = geometry.plain
         device = query.device
         current = torch.cuda.current_device() if device.type == "cuda" else -1
