@@ -296,8 +296,7 @@ class Recipe(BaseModel):
 
     def mass_maps(self) -> tuple[HeadStrength, ...]:
         """Return the mass maps to try on every head."""
-        own = self.calibration
-        return self.strengths or (HeadStrength(mass=own.mass, beta=own.beta, gamma=own.gamma),)
+        return self.strengths or (self.calibration.strength_of_all,)
 
     def grid(self, facts: ModelFacts) -> dict[int, tuple[int, ...]]:
         """Return the heads to search by layer.
