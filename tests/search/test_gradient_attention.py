@@ -9,17 +9,15 @@ from tiny_search import documents
 
 from act_harness.artifact import Artifact
 from act_harness.attention import attach, model_facts
-from act_harness.calibration import Calibration, HeadStrength
-from act_harness.engines.operation import Geometry
-from act_harness.engines.reference import calibrate_weights
+from act_harness.calibration import Calibration, HeadStrength, LayerPlan
+from act_harness.engines.operation import AttentionCall, Geometry
+from act_harness.engines.reference import calibrate_weights, prompt_target
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.compute import gradient_attention
-from act_harness.search.compute.gradient import StrengthenedModel, Target
+from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.gradient_attention import attention_with_bias, column_sums
 from act_harness.search.compute.read_rows import batches_of
-from act_harness.search.compute.target_columns import TARGETS, PromptColumns
 
-DETECTION = Calibration(alpha=1.5)
 CPU = torch.device("cpu")
 
 
@@ -30,21 +28,27 @@ def strengths(model, seed=0, sets=1, size=0.7):
     return size * made
 
 
-def product_scores(model, theta, items, calibration, **how):
+def head_strength(calibration, sets):
+    if calibration.target == "head":
+        return HeadStrength(mass=calibration.mass, factor=float(sets[0].exp()))
+    found = {"gamma": float(sets[0].exp())}
+    if len(sets) > 1:
+        found["gamma_initial"] = float(sets[1].exp())
+    return HeadStrength(mass="reweight", **found)
+
+
+def product_scores(model, theta, items, calibration):
     """Scores by the product: an artifact with the same strengths, the reference engine."""
-    heads = {layer: tuple(range(theta.shape[1])) for layer in range(len(theta))}
+    heads = {layer: tuple(range(theta.shape[2])) for layer in range(theta.shape[1])}
     own = {
-        layer: {
-            head: HeadStrength(mass="reweight", gamma=float(theta[layer, head].exp()))
-            for head in heads[layer]
-        }
+        layer: {head: head_strength(calibration, theta[:, layer, head]) for head in heads[layer]}
         for layer in heads
     }
     facts = model_facts(model)
     artifact = Artifact(name="x", model=facts, calibration=calibration, heads=heads, strengths=own)
     attachment = attach(model, artifact, facts=facts, engine="reference")
     try:
-        found = Scorer(model, attachment, **how).score([Item(*one) for one in items])
+        found = Scorer(model, attachment).score([Item(*one) for one in items])
     finally:
         attachment.detach()
     return [one.loglikelihood for one in found]
@@ -58,27 +62,36 @@ def scored(opened, docs, theta, tokens=4096):
     return torch.stack([found[number] for number in range(len(docs))])
 
 
+NEUTRAL = {"mass": "reweight", "gamma": 1.0}
+TARGETS = {
+    "sinks": Calibration(alpha=1.5),
+    "off": Calibration(alpha=1.5, decode="off"),
+    "release": Calibration(rule="absolute", tau=0.15, protect="first-flagged"),
+    "initial": Calibration(target="initial"),
+    "both": Calibration(target="both", alpha=1.5, gamma_initial=1.0, **NEUTRAL),
+    "random": Calibration(target="random", alpha=1.5, seed=3),
+    "random-anew": Calibration(target="random", alpha=1.5, draw="anew"),
+    "last": Calibration(target="last", alpha=1.5),
+    "last-2": Calibration(target="last", count=2),
+    "gate": Calibration(target="head", mass="gate", factor=1.0),
+    "gate-off": Calibration(target="head", mass="gate", factor=1.0, decode="off"),
+    "temperature": Calibration(target="head", mass="temperature", factor=1.0),
+    "temperature-off": Calibration(target="head", mass="temperature", factor=1.0, decode="off"),
+}
+"""What an artifact's strengths can act on, all members of the operation with such a strength."""
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "qwen3"])
-@pytest.mark.parametrize(
-    "calibration",
-    [
-        DETECTION,
-        Calibration(alpha=1.5, decode="off"),
-        Calibration(rule="absolute", tau=0.15, protect="first-flagged"),
-        Calibration(target="initial"),
-    ],
-    ids=["paper", "off", "release", "initial"],
-)
-def test_scores_are_the_products_own(kind, calibration):
-    model, docs = make_tiny(kind), documents(6)
-    theta = strengths(model)
-    target = Target(calibration.target, calibration, decode=calibration.decode)
-    with StrengthenedModel(model, target) as opened, torch.no_grad():
+@pytest.mark.parametrize("name", TARGETS)
+def test_scores_are_the_products_own(kind, name):
+    model, docs, calibration = make_tiny(kind), documents(4), TARGETS[name]
+    theta = strengths(model, sets=1 + (name == "both"))
+    with StrengthenedModel(model, calibration) as opened, torch.no_grad():
         untouched = scored(opened, docs, None)
         found = scored(opened, docs, theta)
         alone = scored(opened, docs, theta, tokens=1)
     items = [request for document in docs for request in document.requests]
-    wanted = torch.tensor(product_scores(model, theta[0], items, calibration)).view(len(docs), -1)
+    wanted = torch.tensor(product_scores(model, theta, items, calibration)).view(len(docs), -1)
     assert (found - untouched).abs().max() > 1e-3
     torch.testing.assert_close(found.float(), wanted.float(), atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(found, alone, atol=1e-9, rtol=1e-9)
@@ -119,12 +132,12 @@ def test_column_sums_in_blocks_are_those_of_the_maps():
     real = torch.arange(11) < torch.tensor([[11], [8]])
     prompt = torch.arange(11) < torch.tensor([[7], [8]])
     geometry = Geometry(real, prompt, 0, 0, 11)
-    options = {"geometry": geometry, "scale": 0.5, "softcap": None}
+    call = AttentionCall(query, key, key, 0.5)
     logits = query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.5
     maps = logits.masked_fill(torch.ones(11, 11).triu(1).bool(), -torch.inf).softmax(-1)
     wanted = (maps * prompt[:, None, :, None]).sum(2)
     for elements in (1 << 24, 2 * 4 * 11 * 3):
-        found = column_sums(query, key, block_elements=elements, **options)
+        found = column_sums(call, geometry=geometry, block_elements=elements)
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
 
 
@@ -139,16 +152,15 @@ def in_double(model):
     return model
 
 
-@pytest.mark.parametrize("target", ["sinks", "initial", "both", "last", "random-fixed", "random",
-                                    "gate", "temperature"])  # fmt: skip
+@pytest.mark.parametrize("name", ["sinks", "both", "random", "last", "gate-off", "temperature"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_pass_gradcheck_through_the_whole_model(target, checkpointing):
+def test_gradients_pass_gradcheck_through_the_whole_model(name, checkpointing):
     """Where a layer's target columns stay, which finite differences this small see to."""
     model, docs = in_double(make_tiny("llama")), documents(3)
-    opened = StrengthenedModel(model, Target(target, DETECTION), checkpointing=checkpointing)
+    opened = StrengthenedModel(model, TARGETS[name], checkpointing=checkpointing)
     with opened:
         (batch,) = batches_of(docs, range(3), tokens=4096, device=CPU)
-        theta = strengths(model, 3, len(opened.target.sets)).requires_grad_()
+        theta = strengths(model, 3, 1 + (name == "both")).requires_grad_()
         there = torch.isfinite(opened.scores(batch, theta.detach()))
         assert torch.autograd.gradcheck(
             lambda given: opened.scores(batch, given)[there], (theta,), fast_mode=True
@@ -167,11 +179,9 @@ def test_gradients_are_those_of_the_dense_operation():
     maps = logits.masked_fill(torch.ones(12, 12).triu(1).bool(), -torch.inf).softmax(-1)
     every = torch.ones(1, 12, dtype=torch.bool)
     geometry = Geometry(every, every, 0, 0, 12)
-    columns = PromptColumns(
-        geometry, DETECTION, torch.arange(12)[None], 0, 0,
-        lambda: column_sums(query, key, geometry=geometry, scale=0.8, softcap=None),
-    )  # fmt: skip
-    sinks = columns.sinks
+    plan = LayerPlan.uniform(Calibration(alpha=1.5), (0, 1, 2, 3))
+    sums = column_sums(AttentionCall(query, key, value, 0.8), geometry=geometry)
+    sinks, _ = prompt_target(sums, geometry, plan)
     assert 0 < sinks.sum() < sinks.numel()
     weights = maps * torch.where(sinks[:, :, None], theta.exp()[None, :, None, None], 1.0)
     wanted = weights / weights.sum(-1, keepdim=True) @ value.repeat_interleave(2, 1)
@@ -188,41 +198,3 @@ def test_gradients_are_those_of_the_dense_operation():
     found = attention_with_bias(query, key, value, bias=bias, scale=0.8).transpose(1, 2)
     told = calibrate_weights(maps, calibration=one) @ value.repeat_interleave(2, 1)
     torch.testing.assert_close(found, told)
-
-
-def columns_of(ids, layer=0, seed=0, heads=4):
-    torch.manual_seed(4)
-    batch, total = ids.shape
-    real = ids >= 0
-    sums = torch.zeros(batch, heads, total)
-    sums[:, :, 2:5] = 20.0  # three sinks a head
-    geometry = Geometry(real, real, 0, 0, total)
-    return PromptColumns(geometry, DETECTION, ids, layer, seed, lambda: sums)
-
-
-def test_controls_take_as_many_columns_as_there_are_sinks():
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [5, 6, 7, 8, 9, 10, -1, -1]])
-    columns = columns_of(ids)
-    assert columns.sinks.sum(-1).tolist() == [[3] * 4] * 2
-    for name in ("random", "last"):
-        (found,) = TARGETS[name](columns)
-        assert found.sum(-1).tolist() == [[3] * 4] * 2
-        assert not (found & columns.initial).any()
-        assert not (found & ~columns.geometry.real[:, None]).any()
-    (last,) = TARGETS["last"](columns)
-    assert last[0, 0].nonzero().view(-1).tolist() == [5, 6, 7]
-    assert last[1, 0].nonzero().view(-1).tolist() == [3, 4, 5]
-    sinks, initial = TARGETS["both"](columns)
-    assert not (sinks & initial).any()
-    assert initial[:, 0].nonzero().tolist() == [[0, 0], [1, 0]]
-
-
-def test_random_columns_depend_on_token_position_head_layer_and_seed_alone():
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [5, 6, 7, 8, 9, 10, -1, -1]])
-    both = columns_of(ids).hashes(4)
-    alone = columns_of(ids[1:, :6]).hashes(4)
-    assert torch.equal(both[1:, :, :6], alone)
-    assert (both[0, :, :6] == both[1, :, :6]).all()
-    for other in (columns_of(ids, seed=1), columns_of(ids, layer=1)):
-        assert not (other.hashes(4) == both).any()
-    assert len(set(both[0].flatten().tolist())) == 32

@@ -20,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from act_harness.attention.interface import BASES, BINDING, base_of, register
 from act_harness.attention.placement import on_one_device
 from act_harness.attention.probe import Probe
-from act_harness.engines.operation import Geometry
+from act_harness.calibration import LayerPlan
+from act_harness.engines.operation import AttentionCall, Geometry
+from act_harness.engines.reference import prompt_target
 from act_harness.errors import InternalError, UnsupportedModelError
 from act_harness.search.compute.gradient_attention import (
     attention_with_bias,
@@ -28,12 +30,6 @@ from act_harness.search.compute.gradient_attention import (
     column_sums,
 )
 from act_harness.search.compute.structure import decoder_layers, window_of
-from act_harness.search.compute.target_columns import (
-    HEAD_LEVEL,
-    TARGETS,
-    PromptColumns,
-    set_names,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,26 +40,7 @@ if TYPE_CHECKING:
     from act_harness.calibration import Calibration
     from act_harness.search.compute.read_rows import Batch
 
-__all__ = ["StrengthenedModel", "Target"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the strengths act on."""
-
-    name: str
-    """A key of :data:`TARGETS`, or one of :data:`HEAD_LEVEL`."""
-    detection: Calibration
-    """Settings of target ``sinks``, for every target that counts sinks."""
-    decode: str = "frozen"
-    """Whether rows of a choice are calibrated by the prompt's columns (``frozen``) or not."""
-    seed: int = 0
-    """Of random columns."""
-
-    @property
-    def sets(self) -> tuple[str, ...]:
-        """What each strength of a head acts on."""
-        return set_names(self.name)
+__all__ = ["StrengthenedModel"]
 
 
 @dataclass
@@ -72,7 +49,6 @@ class _Forward:
 
     batch: Batch
     theta: Tensor | None
-    draw: int
     geometries: dict[int | None, Geometry] = field(default_factory=dict)
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
     columns: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -95,7 +71,7 @@ class _Forward:
         if window not in self.geometries:
             batch = self.batch
             self.geometries[window] = Geometry(
-                batch.real, batch.prompt, 0, 0, batch.ids.shape[1], mask=self.mask(window)
+                batch.real, batch.prompt, 0, 0, batch.ids.shape[1], self.mask(window), batch.ids
             )
         return self.geometries[window]
 
@@ -108,38 +84,35 @@ class _Tap:
 
     def attend(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         mask: Tensor | None,
         *,
         stock: Callable[[], Tensor],
         stock_maps: Callable[[], Tensor | None],
-        scale: float,
-        softcap: float | None,
     ) -> tuple[Tensor, Tensor | None]:
         """See :class:`act_harness.attention.interface.BoundLayer`."""
         run = self.owner.running
         if run is None or run.theta is None:
             return stock(), None
-        return self.owner.attend(self.layer, run, query, key, value, scale, softcap), None
+        return self.owner.attend(self.layer, run, call), None
 
 
 class StrengthenedModel:
     """Opens a model; use as a context manager, the model is stock again after it."""
 
     def __init__(
-        self, model: PreTrainedModel, target: Target, *, checkpointing: bool = False
+        self, model: PreTrainedModel, calibration: Calibration, *, checkpointing: bool = False
     ) -> None:
         """Store the model; nothing in it changes before ``with``.
 
         Args:
             model: a causal language model on one device, on the ``sdpa`` or ``eager`` kernel.
-            target: what the strengths act on.
+            calibration: what the strengths act on: its target, as an artifact has it. Its own
+                strength is not used.
             checkpointing: keep only the layers' inputs for the backward, and compute the rest of
                 a layer again there.
         """
-        self.model, self.target, self.checkpointing = model, target, checkpointing
+        self.model, self.calibration, self.checkpointing = model, calibration, checkpointing
         self.running: _Forward | None = None
         self.device: torch.device = next(model.parameters()).device
         self.layers = self.heads = 0
@@ -150,8 +123,8 @@ class StrengthenedModel:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(S, L, H) of the strengths."""
-        return len(self.target.sets), self.layers, self.heads
+        """(S, L, H) of the strengths; target ``both`` has two of a head, for sinks and initial."""
+        return 2 if self.calibration.target == "both" else 1, self.layers, self.heads
 
     @property
     def dtype(self) -> torch.dtype:
@@ -278,15 +251,14 @@ class StrengthenedModel:
         row, column = run.batch.places.T
         return (args[0][row, column][None], *args[1:])
 
-    def logits(self, batch: Batch, theta: Tensor | None, *, draw: int = 0) -> Tensor:
+    def logits(self, batch: Batch, theta: Tensor | None) -> Tensor:
         """Return (P, vocabulary) logits of a batch's places.
 
         Args:
             batch: of documents.
             theta: (S, L, H) logarithms of the strengths; None: the untouched model.
-            draw: number of the pass, for columns that are drawn anew each time.
         """
-        self.running = run = _Forward(batch, theta, draw)
+        self.running = run = _Forward(batch, theta)
         self.tokens += batch.tokens
         try:
             output = self.model(input_ids=batch.ids, use_cache=False)
@@ -297,61 +269,46 @@ class StrengthenedModel:
         logits: Tensor = output.logits[0]
         return logits
 
-    def scores(self, batch: Batch, theta: Tensor | None, *, draw: int = 0) -> Tensor:
+    def scores(self, batch: Batch, theta: Tensor | None) -> Tensor:
         """Return (documents, choices) log-likelihoods of a batch; see :meth:`logits`."""
-        return batch.scores(self.logits(batch, theta, draw=draw))
+        return batch.scores(self.logits(batch, theta))
 
-    def attend(
-        self,
-        layer: int,
-        run: _Forward,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> Tensor:
+    def attend(self, layer: int, run: _Forward, call: AttentionCall) -> Tensor:
         """Return (B, T, H, D) attention of a layer with its strengths."""
         if run.theta is None:
             raise InternalError("a layer without strengths attends with them")
-        theta, name, window = run.theta[:, layer], self.target.name, self.windows[layer]
-        rows = run.batch.prompt if self.target.decode == "off" else None
+        theta, own = run.theta[:, layer], self.calibration
+        rows = run.batch.prompt if own.decode == "off" else None
         attend = partial(
-            attention_with_bias, key=key, value=value, scale=scale, softcap=softcap,
-            mask=run.mask(window), rows=rows,
+            attention_with_bias, call.query, call.key, call.value, scale=call.scale,
+            softcap=call.softcap, mask=run.mask(self.windows[layer]), rows=rows,
         )  # fmt: skip
-        if name in HEAD_LEVEL:
-            factor = theta[0].exp().to(query.dtype)
-            flat = torch.zeros(len(query), self.heads, query.shape[2], dtype=theta.dtype,
-                               device=query.device)  # fmt: skip
-            if name == "temperature":
-                return attend(query * factor[:, None, None], bias=flat)
-            return attend(query, bias=flat) * factor[:, None]
-        if layer not in run.columns:
-            run.columns[layer] = self._columns(layer, run, query, key, scale, softcap)
-        return attend(query, bias=column_bias(theta, run.columns[layer]))
+        if own.target != "head":
+            if layer not in run.columns:
+                run.columns[layer] = self._columns(layer, run, call)
+            return attend(bias=column_bias(theta, run.columns[layer]))
+        factor = theta[0].exp()
+        none = theta.new_zeros(*call.query.shape[:3])
+        if own.mass == "temperature":
+            return attend(bias=none, factor=factor)
+        gates = factor[:, None] if rows is None else torch.where(
+            rows[:, :, None, None], factor[:, None], 1.0
+        )  # fmt: skip
+        return attend(bias=none) * gates.to(call.query.dtype)
 
     @torch.no_grad()
-    def _columns(
-        self,
-        layer: int,
-        run: _Forward,
-        query: Tensor,
-        key: Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, ...]:
+    def _columns(self, layer: int, run: _Forward, call: AttentionCall) -> tuple[Tensor, ...]:
+        """Return the sets of columns that the strengths act on, (B, H, T) bool each."""
         geometry = run.geometry(self.windows[layer])
-        anew = run.draw if self.target.name == "random" else 0
-        return TARGETS[self.target.name](
-            PromptColumns(
-                geometry=geometry,
-                detection=self.target.detection,
-                ids=run.batch.ids,
-                layer=layer,
-                seed=self.target.seed + 7919 * anew,
-                sums=partial(
-                    column_sums, query, key, geometry=geometry, scale=scale, softcap=softcap
-                ),
-            )
-        )
+        own, every = self.calibration, tuple(range(self.heads))
+        plan = LayerPlan(own, every, (own.strength_of_all,) * self.heads, layer)
+        if own.detects:
+            sums = column_sums(call, geometry=geometry)
+        else:
+            sums = torch.zeros(call.query.shape[:3], device=self.device)
+        found, _ = prompt_target(sums, geometry, plan)
+        if own.target != "both":
+            return (found,)
+        column = torch.arange(geometry.total, device=self.device)
+        initial = found & (column == geometry.first[:, None])[:, None]
+        return found & ~initial, initial

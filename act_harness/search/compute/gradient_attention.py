@@ -19,7 +19,7 @@ from torch import Tensor
 from act_harness.engines.operation import masked_softmax
 
 if TYPE_CHECKING:
-    from act_harness.engines.operation import Geometry
+    from act_harness.engines.operation import AttentionCall, Geometry
 
 __all__ = ["attention_with_bias", "column_bias", "column_sums"]
 
@@ -50,6 +50,7 @@ def attention_with_bias(
     softcap: float | None = None,
     mask: Tensor | None = None,
     rows: Tensor | None = None,
+    factor: Tensor | None = None,
 ) -> Tensor:
     """Return attention with a bias on its columns, (B, T, H, D).
 
@@ -61,12 +62,19 @@ def attention_with_bias(
         scale: factor on query-key products.
         softcap: soft cap on them; such models take a dense path, O(T x T).
         mask: (B or 1, 1, T, T) bool, what rows see; None: causal.
-        rows: (B, T) bool, rows that the bias acts on; None: all.
+        rows: (B, T) bool, rows that bias and factor act on; None: all.
+        factor: (H,) on what the softmax gets, an inverse temperature of each head.
     """
     repeats = query.shape[1] // key.shape[1]
     key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
+    if factor is not None:
+        factor = factor[:, None, None]
+        if rows is not None:
+            factor = torch.where(rows[:, None, :, None], factor, 1.0)
     if softcap is not None:
-        return _dense(query, key, value, bias, scale, softcap, mask, rows)
+        return _dense(query, key, value, bias, scale, softcap, mask, rows, factor)
+    if factor is not None:
+        query = query * factor.to(query.dtype)
     extra = _parts(bias / scale, query.dtype)  # (B, H, T, parts)
     size, parts = query.shape[-1], extra.shape[-1]
     ones = query.new_ones(*query.shape[:3], parts)
@@ -106,11 +114,14 @@ def _dense(
     softcap: float,
     mask: Tensor | None,
     rows: Tensor | None,
+    factor: Tensor | None,
 ) -> Tensor:
     """Materialise the maps: a soft cap lies between the products and the bias."""
     dtype = bias.dtype
     logits = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * scale
     logits = torch.tanh(logits / softcap) * softcap
+    if factor is not None:
+        logits = logits * factor
     added = bias[:, :, None]
     logits = logits + (added if rows is None else added * rows[:, None, :, None])
     if mask is None:
@@ -121,24 +132,16 @@ def _dense(
 
 @torch.no_grad()
 def column_sums(
-    query: Tensor,
-    key: Tensor,
-    *,
-    geometry: Geometry,
-    scale: float,
-    softcap: float | None,
-    block_elements: int = 1 << 24,
+    call: AttentionCall, *, geometry: Geometry, block_elements: int = 1 << 24
 ) -> Tensor:
     """Return (B, H, T): what each column receives from the prompt's rows, in blocks of rows.
 
     Args:
-        query: (B, H, T, D) of a prefill.
-        key: (B, G, T, D).
+        call: of a prefill.
         geometry: which rows are the prompt, and what they see.
-        scale: factor on query-key products.
-        softcap: soft cap on them.
         block_elements: weights held at a time.
     """
+    query, key, scale, softcap = call.query, call.key, call.scale, call.softcap
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     batch, heads, total = query.shape[:3]
     query, key = query.to(dtype), key.to(dtype).repeat_interleave(heads // key.shape[1], dim=1)

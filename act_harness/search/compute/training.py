@@ -180,7 +180,7 @@ class Training:
         documents = self.tasks[task]
         pieces, values = scored(
             self.model, documents, some, state.theta, tokens=self.tokens,
-            processes=self.processes, draw=state.step + 1,
+            processes=self.processes,
         )  # fmt: skip
         values.requires_grad_()
         right = torch.tensor([documents[n].right for n in some], device=values.device)
@@ -217,7 +217,6 @@ def scored(
     *,
     tokens: int,
     processes: Processes,
-    draw: int = 0,
 ) -> tuple[list[tuple[tuple[int, ...], Tensor]], Tensor]:
     """Score some documents of a task, each process its share.
 
@@ -227,7 +226,7 @@ def scored(
     """
     batches = batches_of(documents, numbers, tokens=tokens, device=model.device)
     mine = batches[processes.rank :: processes.count]
-    pieces = [(batch.documents, model.scores(batch, theta, draw=draw)) for batch in mine]
+    pieces = [(batch.documents, model.scores(batch, theta)) for batch in mine]
     place = {number: row for row, number in enumerate(numbers)}
     values = torch.zeros(len(numbers), batches[0].choices, dtype=model.dtype, device=model.device)
     for some, piece in pieces:
