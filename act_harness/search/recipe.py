@@ -90,6 +90,11 @@ class GradientMethod(BaseModel):
 
     model_config = _STRICT
 
+    target: Literal["sinks", "initial", "both", "random", "last", "gate", "temperature"] | None = (
+        None
+    )
+    """What the strengths act on; null: the calibration's own target. ``gate`` and ``temperature``
+    are controls that scale a head's output or its logits."""
     signs: Literal["both", "damp", "amplify"] = "both"
     """Whether a head's target columns may lose weight, gain it, or either."""
     epochs: int = Field(default=12, ge=1)
@@ -289,6 +294,31 @@ class Recipe(BaseModel):
         """Return a size, the CPU's where it was left to the device."""
         given: int | None = getattr(self, key)
         return _SIZES[key] if given is None else given
+
+    def tuned_calibration(self) -> Calibration:
+        """Return the calibration that method ``gradient`` tunes strengths of, itself neutral.
+
+        Raises:
+            RecipeError: its settings do not fit the target.
+        """
+        own = self.calibration.settings()
+        was = self.calibration.target
+        target = self.gradient.target or (self.calibration.mass if was == "head" else was)
+        if target == "span":
+            raise RecipeError(
+                "method 'gradient' does not know where spans are; take target 'sinks' or another"
+            )
+        for name in ("beta", "gamma", "gamma_initial", "psi", "factor"):
+            own.pop(name, None)
+        if target != was:
+            for name in ("count", "draw", "seed", "markers"):
+                own.pop(name, None)
+        if target in ("initial", "gate", "temperature"):
+            own = {"decode": own["decode"]}
+        if target in ("gate", "temperature"):
+            return Calibration(**{**own, "target": "head", "mass": target, "factor": 1.0})
+        gammas = {"gamma": 1.0, **({"gamma_initial": 1.0} if target == "both" else {})}
+        return Calibration(**{**own, "target": target, "mass": "reweight", **gammas})
 
     def judge_documents(self) -> int:
         """Return how many documents per task judge the chosen set."""

@@ -46,8 +46,8 @@ def rows_of(document: Document) -> list[_Row]:
         if len(answer) == 1:
             short.setdefault(context, []).append(_Read(last, answer[0], choice))
         else:
-            reads = tuple(_Read(last + n, token, choice) for n, token in enumerate(answer))
-            found.append(_Row(context + answer[:-1], len(context), reads))
+            own = tuple(_Read(last + n, token, choice) for n, token in enumerate(answer))
+            found.append(_Row(context + answer[:-1], len(context), own))
     for context, reads in short.items():
         found.append(_Row(context, len(context), tuple(reads)))
     return found
