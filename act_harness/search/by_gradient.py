@@ -292,10 +292,9 @@ def run_by_gradient(
     recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     identity = {**identity, "processes": processes.count}
-    ledger = SearchLedger(folder, identity=identity, rank=processes.rank)
     tokens = recipe.size("chunk_tokens")
     with (
-        ledger.locked(),
+        SearchLedger.opened(folder, identity=identity, rank=processes.rank) as ledger,
         saved(lambda: f"what was tuned is in {ledger.folder}"),
         Progress(_phases(recipe, documents), show=show_progress and not processes.rank) as progress,
     ):
