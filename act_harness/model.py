@@ -154,7 +154,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         """
         found = resolve_artifact(artifact, self.facts)
         self.attachment = prepare_attachment(
-            self.model, found, facts=self.facts, engine=self.engine
+            self.model, found, facts=self.facts, engine=self.engine, tokenizer=self.tokenizer
         )
         self.counters = CalibrationCounters()
 

@@ -119,7 +119,7 @@ def make_artifact() -> Any:
             every = tuple(range(facts.num_attention_heads))
             heads = dict.fromkeys(range(facts.num_hidden_layers), every)
         strengths = settings.pop("strengths", None)
-        calibration = Calibration(
+        calibration = settings.pop("calibration", None) or Calibration(
             **{"alpha": 1.5, **settings}
             if settings.get("rule") != "absolute" and settings.get("target") != "initial"
             else settings

@@ -115,6 +115,10 @@ class _Places:
         padded = tokens.index_select(0, self._on(tokens.device)[0])
         return padded.view(self.count, self.longest, *tokens.shape[1:]).transpose(1, 2)
 
+    def pad(self, ids: Tensor) -> Tensor:
+        """(N,) packed to (S, T) padded."""
+        return ids.index_select(0, self._on(ids.device)[0]).view(self.count, self.longest)
+
     def put(self, output: Tensor) -> Tensor:
         """(S, T, H, D) padded to (n, H, D), the real tokens in their order."""
         return output.flatten(0, 1).index_select(0, self._on(output.device)[1])
@@ -160,6 +164,8 @@ class Packing:
     """How many of them are prompt."""
     answers: tuple[Rows, ...] = ()
     base: str = "sdpa"
+    ids: Tensor | None = None
+    """(N,) of the tokens, for targets that are found by them."""
     laid_out: Segments | None = None
     """The layout, where it was made elsewhere: attention is over these segments or fails."""
     ways: set[str] = field(default_factory=set)
@@ -210,6 +216,7 @@ class Packing:
                 first_row=0,
                 first_column=0,
                 columns=real.shape[1],
+                ids=None if self.ids is None else self._contexts.pad(self.ids.to(device)),
             )
             self._moved[device] = first, self._extension(device) if self.answers else None
         return self._moved[device]

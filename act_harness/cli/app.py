@@ -110,6 +110,7 @@ def main() -> NoReturn:
     wait_passively()  # before anything imports torch
     _open_streams()
     told = unwind_on_signals()
+    code: int | str | None
     try:
         try:
             _run()

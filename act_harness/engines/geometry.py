@@ -36,6 +36,8 @@ class Geometry:
     first_column: int
     columns: int  # K
     mask: Tensor | None = None  # (B or 1, 1, C, K) bool, the model's own; None: causal
+    ids: Tensor | None = None  # (B, T) of the tokens, in a prefill; what target 'random' draws by
+    span: Tensor | None = None  # (B, T) bool, in a prefill: the columns of target 'span'
     scratched: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What :meth:`scratch` has made, by key."""
 

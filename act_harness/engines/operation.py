@@ -43,7 +43,7 @@ Members: TypeAlias = "Mapping[str, tuple[str, ...]]"
 """The members that an engine computes of each closed set: target, rule, protect, decode, mass."""
 
 _OF_SINKS = ("rule", "protect")
-"""Settings that belong to target ``sinks``; a calibration of another target has none of them."""
+"""Settings of the detection; a calibration that detects nothing has none of them."""
 
 _BOUNDARY = {torch.float64: 1e-4, torch.float32: 1e-4}
 
@@ -82,12 +82,14 @@ def unsupported(plan: LayerPlan, computes: Members, *, engine: str) -> list[str]
     calibration = plan.calibration
     found = [(name, getattr(calibration, name)) for name in computes]
     found += [("mass", strength.mass) for strength in plan.strengths]
-    absent = () if calibration.target == "sinks" else _OF_SINKS
+    absent = () if calibration.detects else _OF_SINKS
     reasons = [
         _refusal(name, value, f"engine {engine}")
         for name, value in found
         if value not in computes[name] and not (value is None and name in absent)
     ]
+    if not reasons:
+        reasons = [calibration.misfit(own) for own in plan.strengths if calibration.misfit(own)]
     return list(dict.fromkeys(reasons))
 
 
@@ -105,12 +107,22 @@ def pad_columns(values: Tensor, columns: int) -> Tensor:
 
 
 def masked_softmax(
-    query: Tensor, key: Tensor, visible: Tensor, scale: float, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    visible: Tensor,
+    scale: float,
+    softcap: float | None,
+    factor: Tensor | None = None,
 ) -> Tensor:
-    """Return (b, h, k, t) attention weights; rows that see nothing are all zero."""
+    """Return (b, h, k, t) attention weights; rows that see nothing are all zero.
+
+    ``factor``, (1, h, 1, 1), is one on what the softmax gets: an inverse temperature of each head.
+    """
     logits = query @ key.transpose(-1, -2) * scale
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
+    if factor is not None:
+        logits = logits * factor
     logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
     return torch.softmax(logits, dim=-1) * visible
 

@@ -219,7 +219,10 @@ class Forwards:
         capacity = self.capacity(lengths, sizes)
         if capacity is not None:
             return self._pack_segments(tokens, lengths, sizes, capacity, prompts, wanted)
-        packing = Packing(lengths, tuple(prompts), tuple(self._rows_of(answers, lengths)))
+        packing = Packing(
+            lengths, tuple(prompts), tuple(self._rows_of(answers, lengths)),
+            ids=torch.tensor(tokens),
+        )  # fmt: skip
         places = [(0, row) for row in wanted]
         arguments = {
             "input_ids": torch.tensor([tokens], device=self.device),

@@ -180,6 +180,7 @@ class Layout:
             first_column=0,
             columns=self.length,
             mask=visible,
+            ids=self.ids,
         )
 
 

@@ -17,7 +17,7 @@ import torch
 
 from act_harness.calibration import LayerPlan
 from act_harness.engines import refuse_unsupported
-from act_harness.errors import InfrastructureError
+from act_harness.errors import CalibrationError, InfrastructureError
 from act_harness.search.choose.effects import TaskScores, not_finite
 from act_harness.search.compute.exact import ChunkPass
 from act_harness.search.compute.layout import Chunk, Layout, chunks_of
@@ -68,6 +68,11 @@ class Measurement:
     def __post_init__(self) -> None:
         plan = LayerPlan(self.recipe.calibration, (), tuple(self.recipe.mass_maps()))
         refuse_unsupported(self.engine, [plan])
+        if self.recipe.calibration.target == "span":
+            raise CalibrationError(
+                "a search does not find the spans of prompts, which target 'span' is about; "
+                "write the head set by hand and evaluate that"
+            )
         self.chunks = [
             chunk
             for documents in self.tasks.values()
