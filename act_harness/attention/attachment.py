@@ -42,7 +42,7 @@ from act_harness.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.cache_utils import Cache
 
     from act_harness.calibration import LayerPlan
@@ -65,7 +65,7 @@ class Attachment:
         artifact: Artifact | None,
         engine: Engine,
         *,
-        tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Store what ``prepare`` found; nothing in the model changes yet.
 

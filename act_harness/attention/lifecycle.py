@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from act_harness.artifact import Artifact, ModelFacts, resolve_artifact
 from act_harness.attention.attachment import Attachment
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["attach", "calibrated", "detach", "prepare"]
 
@@ -28,7 +28,7 @@ def prepare(
     model: PreTrainedModel,
     artifact: Artifact | str | Path | None,
     *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    tokenizer: PreTrainedTokenizerBase | None = None,
     engine: str | Engine = "auto",
     facts: ModelFacts | None = None,
 ) -> Attachment:
@@ -53,7 +53,7 @@ def attach(
     model: PreTrainedModel,
     artifact: Artifact | str | Path | None,
     *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    tokenizer: PreTrainedTokenizerBase | None = None,
     engine: str | Engine = "auto",
     facts: ModelFacts | None = None,
 ) -> Attachment:
@@ -96,7 +96,7 @@ def calibrated(
     model: PreTrainedModel,
     artifact: Artifact | str | Path | None,
     *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    tokenizer: PreTrainedTokenizerBase | None = None,
     engine: str | Engine = "auto",
     facts: ModelFacts | None = None,
 ) -> Iterator[Attachment]:

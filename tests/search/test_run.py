@@ -26,6 +26,7 @@ from act_harness.search.compute import measure
 from act_harness.search.compute.exact import ChunkPass
 from act_harness.search.recipe import load_recipe
 from act_harness.search.run import ledger_folder, run_search, stable_content
+from act_harness.support import atomic, places
 from act_harness.support.atomic import canonical_json
 
 
@@ -362,12 +363,31 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_searches_on_one_ledger_are_refused(tmp_path):
-    from act_harness.search.ledger import Ledger
+    from act_harness.search.ledger import SearchLedger
 
     search(tmp_path)
     (folder,) = (tmp_path / "ledgers").iterdir()
-    with Ledger(folder, identity={}).locked(), pytest.raises(InputError, match="another search"):
+    with (
+        SearchLedger.opened(folder, identity={}),
+        pytest.raises(InputError, match="another search"),
+    ):
         search(tmp_path)
+
+
+def test_a_ledger_is_read_once_no_other_search_writes_to_it(tmp_path, monkeypatch):
+    from act_harness.search.ledger import SearchLedger
+
+    free = places.sole_writer
+
+    def late(path, refusal):
+        """Take the lock right after the search that held it has added a last unit."""
+        atomic.append_line(path.parent / "part-000.jsonl", {"key": ["x", 1], "value": {"y": 2}})
+        return free(path, refusal)
+
+    monkeypatch.setattr(places, "sole_writer", late)
+    with SearchLedger.opened(tmp_path, identity={}) as ledger:
+        assert ledger.found == 1
+        assert ledger.get(("x", 1)) == {"y": 2}
 
 
 def test_bad_recipes_are_one_clear_line(tmp_path):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from act_harness.search.choose.sets import Place
     from act_harness.search.compute.workbench import Workbench
     from act_harness.search.documents import Document
-    from act_harness.search.ledger import Ledger
+    from act_harness.search.ledger import SearchLedger
     from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
 
@@ -57,7 +57,7 @@ class Measurement:
 
     recipe: Recipe
     tasks: dict[str, Sequence[Document]]
-    ledger: Ledger
+    ledger: SearchLedger
     processes: Processes
     engine: Engine
     split: Literal["search", "verify"] = "search"
