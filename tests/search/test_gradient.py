@@ -229,7 +229,7 @@ def test_a_killed_search_goes_on_to_the_same_artifact(tmp_path, monkeypatch, epo
 def test_every_target_ends_in_an_artifact_that_scores_as_it_was_tuned(tmp_path, target):
     """The judge split goes through the product; verify went through the search's attention."""
     twins = [dataclasses.replace(one, judge=one.verify) for one in DRAWN]
-    given = recipe(gradient={"target": target, "epochs": 2, "rate": 0.3, "sizes": []})
+    given = recipe(gradient={"target": target, "epochs": 2, "sizes": []})
     found = search(tmp_path, given, twins).artifact
     if not found.heads:
         assert "no strengths improved" in found.search["notes"][0]
