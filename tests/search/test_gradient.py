@@ -182,7 +182,7 @@ def test_tasks_count_alike_and_the_penalty_is_added(monkeypatch):
 
 
 def test_the_artifact_says_what_was_tuned_and_is_worth(tmp_path):
-    result = search(tmp_path)
+    result = search(tmp_path, recipe(objective="entropy"))  # which no text can keep from falling
     artifact = load_artifact(tmp_path / "out.json")
     found = artifact.search
     assert artifact.head_count() == len(result.selection.places) > 0
@@ -207,7 +207,9 @@ def test_the_artifact_says_what_was_tuned_and_is_worth(tmp_path):
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_killed_search_goes_on_to_the_same_artifact(tmp_path, monkeypatch, epochs):
-    whole = search(tmp_path / "whole").artifact
+    given = recipe(objective="entropy")
+    whole = search(tmp_path / "whole", given).artifact
+    assert whole.heads
     epoch, done = Training.epoch, []
 
     def dying(self, *args, **kwargs):
@@ -218,9 +220,9 @@ def test_a_killed_search_goes_on_to_the_same_artifact(tmp_path, monkeypatch, epo
 
     monkeypatch.setattr(training.Training, "epoch", dying)
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "killed")
+        search(tmp_path / "killed", given)
     monkeypatch.setattr(training.Training, "epoch", epoch)
-    again = search(tmp_path / "killed")
+    again = search(tmp_path / "killed", given)
     assert again.artifact.search["run"]["units_from_ledger"] > epochs
     assert canonical_json(stable_content(again.artifact)) == canonical_json(stable_content(whole))
 
