@@ -42,7 +42,7 @@ from act_harness.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.cache_utils import Cache
 
     from act_harness.calibration import LayerPlan
@@ -65,7 +65,7 @@ class Attachment:
         artifact: Artifact | None,
         engine: Engine,
         *,
-        tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Store what ``prepare`` found; nothing in the model changes yet.
 
@@ -76,8 +76,10 @@ class Attachment:
         self.engine = engine
         self.plans: dict[int, LayerPlan] = artifact.plans() if artifact else {}
         markers = None if artifact is None else artifact.calibration.markers
-        self.spans = None if None in (markers, tokenizer) else SpanFinder(tokenizer, markers)
+        self.spans: SpanFinder | None = None
         """Finds the columns of target ``span``."""
+        if markers is not None and tokenizer is not None:
+            self.spans = SpanFinder(tokenizer, markers)
         self.calls = CallCounter()
         """How many layers each engine has computed."""
         self.reports: dict[int, Report] = {}

@@ -159,6 +159,6 @@ def _rope_limit(config: PretrainedConfig) -> Answer[int | None]:
         if kind == "dynamic":
             limits[int(config.max_position_embeddings)] = kind
     if not limits:
-        return Answer(None, "its rotary frequencies do not depend on length")
+        return Answer(None, "it has no rotary frequencies that depend on length")
     least = min(limits)
     return Answer(least, f"its rotary frequencies are {limits[least]}: they change beyond it")

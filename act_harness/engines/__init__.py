@@ -11,7 +11,7 @@ import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from act_harness.errors import CalibrationError, InputError, suggestion
+from act_harness.errors import CalibrationError, InputError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,10 +33,7 @@ def select_engine(name: str = "auto", *, device: str = "cpu") -> Engine:
         InputError: there is no engine of that name.
     """
     if name not in ENGINES:
-        raise InputError(
-            f"engine {name!r} is unknown, expected one of {', '.join(ENGINES)}"
-            f"{suggestion(name, ENGINES)}"
-        )
+        raise InputError(unknown_name(f"engine {name!r}", name, ENGINES))
     if name == "reference":
         from act_harness.engines.reference import ReferenceEngine
 

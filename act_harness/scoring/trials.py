@@ -16,7 +16,6 @@ from act_harness.attention import packing_trial
 from act_harness.attention.capabilities import Answer, ModelCapabilities, Side, capabilities_of
 from act_harness.attention.head_set import head_set
 from act_harness.attention.lifecycle import prepare
-from act_harness.attention.probe import Probe
 from act_harness.attention.rounding import alike, rounding, spread_tokens
 from act_harness.errors import ActHarnessError
 from act_harness.scoring.forwards import Forwards
@@ -31,11 +30,13 @@ _logger = logging.getLogger(__name__)
 
 
 def try_all(model: PreTrainedModel) -> ModelCapabilities:
-    """Return what a model can do, with nothing left untried but captured forwards."""
+    """Return what a model can do, with nothing left untried but captured forwards.
+
+    How its logits round is measured where it can be calibrated, since nothing else asks.
+    """
     forwards = Forwards(model)
     with forwards.stock():
         known = capabilities_of(model)
-        Probe(model).stock_noise()
         packing_trial.packs_segments(model)
         bare_head(model)
     extends(forwards)

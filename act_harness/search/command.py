@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,11 @@ class SearchSettings:
     """Folder of the ledgers; None: ``search/ledgers`` in a checkout, else beside the output."""
     show_best: bool = False
     """Print the best heads so far after each chunk of documents."""
+    method: str | None = None
+    """``exhaustive``, ``screened`` or ``gradient``."""
+    objective: str | None = None
+    gradient: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the recipe's ``gradient`` that override it, for method ``gradient`` alone."""
     plots: bool = False
     """Draw the head map and the effect by rank beside the output."""
 
@@ -104,8 +109,17 @@ class SearchSettings:
             changes["samples"] = self.samples
         if self.seed is not None:
             changes["seed"] = self.seed
+        for name in ("method", "objective"):
+            if getattr(self, name) is not None:
+                changes[name] = getattr(self, name)
+        own = {name: value for name, value in self.gradient.items() if value is not None}
         if self.recipe is not None:
+            if own:
+                given = load_recipe(self.recipe, **changes).gradient.model_dump(exclude_unset=True)
+                changes["gradient"] = {**given, **own}
             return load_recipe(self.recipe, **changes)
+        if own:
+            changes["gradient"] = own
         if not self.tasks:
             raise RecipeError(
                 "neither a recipe nor tasks were given; name a recipe file, or --tasks and "
@@ -115,7 +129,7 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedDocuments:
     """Documents that were drawn and stored, without a search."""
 
     path: Path
@@ -127,7 +141,7 @@ class Prepared:
         return f"{count} documents of {len(self.documents)} tasks written to {self.path}"
 
 
-def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
+def search_from_settings(settings: SearchSettings) -> SearchResult | PreparedDocuments:
     """Load the model, draw the documents, search, and write the artifact and its plots.
 
     Raises:
@@ -165,7 +179,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         made = {key: getattr(facts, key) for key in ("tokenizer_sha256", "tokenizer_probe_sha256")}
         documents = [replace(one, **made) for one in documents]
         write_documents(settings.prepare, documents)
-        return Prepared(settings.prepare, documents)
+        return PreparedDocuments(settings.prepare, documents)
     result = run_search(
         recipe,
         model=model,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from act_harness.search.ledger import Units
+    from act_harness.search.ledger import MeasuredUnits
 
 __all__ = ["Processes"]
 
@@ -27,7 +27,7 @@ class Processes:
             return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
         return cls()
 
-    def read_together(self, ledger: Units) -> None:
+    def read_together(self, ledger: MeasuredUnits) -> None:
         """Read what all processes have written; none writes on before all have read.
 
         Work is split by what the ledger lacks, so every process must see the same lines: one that
@@ -36,6 +36,11 @@ class Processes:
         self._meet()
         ledger.reload()
         self._meet()
+
+    def sum_together(self, values: torch.Tensor) -> None:
+        """Add up a tensor over all processes, in place; each gets the sum."""
+        if self.count > 1:
+            torch.distributed.all_reduce(values)
 
     def _meet(self) -> None:
         """Wait until all processes are here."""

@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import torch
+import transformers
 
 from act_harness.attention.capabilities import Answer, capabilities_of
 from act_harness.attention.packing_trial import packs
@@ -85,7 +86,7 @@ def test_packing_is_tried_under_the_autocast_that_scoring_runs_under(tiny):
             {},
             {
                 "window": "its configuration names none",
-                "rope_limit": "do not depend on length",
+                "rope_limit": "no rotary frequencies that depend on length",
                 "noise": "measured: logits move by",
                 "packs": "tried: a packed row gives what its sequences give",
                 "packs_segments": "tried: layers attend over padded batches",
@@ -120,6 +121,19 @@ def test_every_answer_says_what_decided_it(tiny, family, settings, reasons):
     assert None not in answers.values()
     for name, reason in reasons.items():
         assert reason in answers[name].reason
+
+
+def test_a_model_without_attention_is_told_so_in_every_answer():
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    answers = dict(try_all(transformers.MambaForCausalLM(config).eval()))
+    assert "no attention heads" in answers["calibrates"].reason
+    assert not answers["packs"].value
+    assert answers["extends"].value is None
+    assert answers["noise"] is None
 
 
 def test_a_cache_that_cannot_be_extended_says_how_it_failed(tiny, caplog):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import engine_cases as ec
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from act_harness.attention import attach, calibrated
 from act_harness.attention.spans import SpanFinder
 from act_harness.calibration import Calibration
+from act_harness.engines.reference import calibrate_weights, find_sinks
 from act_harness.errors import CalibrationError, UnsupportedCallError
 from act_harness.scoring.scorer import Item, Scorer
 
@@ -156,6 +159,57 @@ def test_i6_the_torch_engine_agrees_with_the_reference(on):
     torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=EXACT)
     assert records[0].sinks == records[1].sinks
     assert records[1].moved == pytest.approx(records[0].moved, abs=1e-9)
+
+
+# -- I2 on maps ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.one_of(
+        st.builds(
+            Calibration,
+            target=st.just("both"),
+            mass=st.just("reweight"),
+            gamma=st.floats(0.05, 20.0),
+            gamma_initial=st.floats(0.05, 20.0),
+            alpha=st.floats(1.0, 6.0),
+            protect=st.sampled_from(["initial", "first-flagged", "none"]),
+        ),
+        st.builds(Calibration, mass=st.just("raise"), psi=st.floats(0.01, 0.99)),
+        st.builds(
+            Calibration, target=st.just("initial"), mass=st.just("raise"), psi=st.floats(0.01, 0.99)
+        ),
+    ),
+    st.integers(0, 10**6),
+    st.integers(1, 24),
+    st.floats(0.1, 8.0),
+)
+def test_i2_rows_stay_distributions_and_ratios_outside_the_target(calibration, seed, rows, spread):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 2, rows, rows, generator=generator, dtype=torch.float64) * spread
+    causal = torch.ones(rows, rows, dtype=torch.bool).tril()
+    maps = torch.softmax(logits.masked_fill(~causal, -torch.inf), dim=-1)
+    changed = calibrate_weights(maps, calibration=calibration)
+    assert (changed >= 0).all()
+    assert (changed[..., ~causal] == 0).all()
+    torch.testing.assert_close(changed.sum(-1), maps.sum(-1), rtol=0, atol=1e-9)
+    sinks, _ = find_sinks(
+        maps.sum(2),
+        causal.sum(0).expand(2, 1, rows),
+        most=torch.full((2, 1, 1), rows),
+        first=torch.zeros(2, 1, 1, dtype=torch.long),
+        calibration=calibration,
+    )
+    off = ~sinks[:, :, None] & causal
+    share = changed * off / (changed * off).sum(-1, keepdim=True).clamp(min=1e-300)
+    before = maps * off / (maps * off).sum(-1, keepdim=True).clamp(min=1e-300)
+    torch.testing.assert_close(share, before, rtol=0, atol=1e-9)
+    if calibration.mass == "raise":
+        mass, new = ((x * sinks[:, :, None]).sum(-1) for x in (maps, changed))
+        assert (new >= mass - 1e-12).all()
+        low = (mass > 0) & (mass < calibration.psi)
+        assert (new[low] <= calibration.psi + 1e-12).all()
 
 
 # -- what a forward must be told -------------------------------------------------------------------

@@ -22,12 +22,16 @@ from act_harness.errors import (
 )
 from act_harness.evidence.results import load_run
 from act_harness.mtbench.judge.answers import find_arms
-from act_harness.mtbench.judge.client import _content, _GiveUpError, _TryAgainError, parse_reply
+from act_harness.mtbench.judge.client import (
+    _content,
+    _GiveUpError,
+    _TryAgainError,
+    parse_reply,
+    rating_of,
+)
 from act_harness.mtbench.judge.ledger import Judgments
-from act_harness.mtbench.judge.prompts import load_prompts
-from act_harness.mtbench.judge.references import load_references
+from act_harness.mtbench.judge.prompts import load_prompts, load_references
 from act_harness.mtbench.judge.settings import load_judge_settings
-from act_harness.mtbench.judge.verdict import rating_of
 from act_harness.regress.baseline import load_baseline
 from act_harness.regress.suite import load_suite, shipped_suites
 from act_harness.search.recipe import load_recipe
