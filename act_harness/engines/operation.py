@@ -113,12 +113,19 @@ def pad_columns(values: Tensor, columns: int) -> Tensor:
 
 
 def masked_softmax(
-    query: Tensor, key: Tensor, visible: Tensor, scale: float, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    visible: Tensor,
+    scale: float,
+    softcap: float | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return (b, h, k, t) attention weights; rows that see nothing are all zero."""
     logits = query @ key.transpose(-1, -2) * scale
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
+    if bias is not None:
+        logits = logits + bias
     logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
     return torch.softmax(logits, dim=-1) * visible
 
@@ -274,11 +281,13 @@ class AttentionCall(NamedTuple):
     """Factor on query-key products before the softmax."""
     softcap: float | None = None
     """Soft cap on the scaled products, where the model has one (Gemma 2)."""
+    bias: Tensor | None = None
+    """(B or 1, H, C or 1, K), added to the logits, where the model has one (ALiBi)."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> AttentionCall:
         """Return the call with its query, key and value changed alike."""
-        return AttentionCall(
-            change(self.query), change(self.key), change(self.value), self.scale, self.softcap
+        return self._replace(
+            query=change(self.query), key=change(self.key), value=change(self.value)
         )
 
 

@@ -199,7 +199,7 @@ class Steps:
         """Take any step; what can be known about it serves the forward's other layers."""
         if _STEP not in geometry.__dict__:
             self._learn(call, geometry, stock)
-        query, key, value, scale, softcap = call
+        query, key, value, scale, softcap = call[:5]
         output = self.known(
             query, key, value, geometry=geometry, sheet=sheet, stock=stock, scale=scale,
             softcap=softcap,
@@ -214,7 +214,7 @@ class Steps:
 
     def _learn(self, call: AttentionCall, geometry: Geometry, stock: Callable[[], Tensor]) -> None:
         """Note on the geometry what its layers' steps have in common."""
-        query, key, _, scale, softcap = call
+        query, key, _, scale, softcap = call[:5]
         base = step_kernel(call, geometry=geometry, stock=stock)
         plain = geometry.plain
         device = query.device
