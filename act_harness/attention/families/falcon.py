@@ -12,6 +12,7 @@ from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 from act_harness.attention.families.family import visible_columns
 from act_harness.attention.interface import base_of
 from act_harness.engines.operation import AttentionCall
+from act_harness.errors import UnsupportedCallError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,13 +55,18 @@ class Falcon:
         **_: Any,  # noqa: ANN401 - what this class ignores too
     ) -> tuple[Tensor, Tensor | None]:
         """Do what ``forward`` does."""
+        fused = base_of(module.config._attn_implementation) == "sdpa"
+        if fused and output_attentions:
+            raise UnsupportedCallError(
+                "Falcon's attention maps under sdpa see later tokens (its eager code adds a mask "
+                "that is not additive there); load it with attn_implementation=eager for maps"
+            )
         parts = module._split_heads(module.query_key_value(hidden_states))
         query, key, value = (part.transpose(1, 2) for part in parts)  # (B, H or G, C, D)
         if alibi is None and position_embeddings is not None:
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if layer_past is not None:
             key, value = layer_past.update(key, value, module.layer_idx)
-        fused = base_of(module.config._attn_implementation) == "sdpa" and not output_attentions
         scale = module.inv_norm_factor
         dropout = module.attention_dropout.p if module.training and alibi is not None else 0.0
         added, bias, visible = None, None, attention_mask
@@ -88,7 +94,9 @@ class Falcon:
         return module.dense(output.flatten(2)), maps
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
     """Return the output (B, C, H, D) of torch's kernel, called as the module calls it."""
     output = nn.functional.scaled_dot_product_attention(
         query,
