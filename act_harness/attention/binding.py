@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from act_harness.attention.cache import Forward, find_cache, recall, remember, seen_tokens
 from act_harness.attention.computing import in_full_precision, refuse_backward
-from act_harness.engines.operation import AttentionCall, Geometry, LayerState, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.reference import selected_maps
 from act_harness.engines.segments import SegmentEngine
-from act_harness.errors import InternalError
+from act_harness.errors import InternalError, UnsupportedCallError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +67,8 @@ class Binding:
                 call = call._replace(key=key[:, :, held], value=call.value[:, :, held])
         maps = None
         if forward.maps and stock.kernel == "eager":
-            maps = self._maps(stock_maps(), call, geometry, state)
+            told = self._told(geometry, state)
+            maps = self._maps(stock_maps(), call, told, state)
         output, state = self.compute(call, geometry=geometry, state=state, stock=stock)
         if again is not None:
             again[0].keep(cache, self.layer, state, geometry.real)
@@ -103,6 +105,7 @@ class Binding:
         owner = self.attachment
         forward = self._forward()
         owner.calls.add(owner.engine.name)
+        geometry = self._told(geometry, state)
         compute = partial(owner.engine, call, geometry=geometry, plan=self.plan, state=state)
         device = call.query.device.type
         result = (
@@ -117,6 +120,22 @@ class Binding:
         if torch.is_grad_enabled() and call.query.requires_grad:
             output = refuse_backward(output, owner.engine)
         return output, result.state
+
+    def _told(self, geometry: Geometry, state: LayerState | None) -> Geometry:
+        """Return the geometry of a prefill with what the plan's target needs to know of tokens.
+
+        Raises:
+            UnsupportedCallError: the forward was given embeddings.
+        """
+        target, finder = self.plan.calibration.target, self.attachment.spans
+        if state is not None or target not in ("random", "span"):
+            return geometry
+        if geometry.ids is None:
+            raise UnsupportedCallError(
+                f"target {target!r} is found by the ids of the tokens, and this model's decoder "
+                "was given embeddings; pass input_ids, or take another target"
+            )
+        return geometry if finder is None else self._forward().with_span(geometry, finder)
 
     def takes_segments(self, capacity: Capacity) -> bool:
         """See :class:`act_harness.attention.packing.PackedLayer`."""

@@ -10,6 +10,18 @@ an extension of its cache make, hence the same numbers (semantics, "Phases"). Wh
 attention takes sequences of any lengths (CUDA, half precision), both calls are one, without pads
 (:mod:`act_harness.engines.segments`).
 
+::
+
+    token      c0 c1 c2 c3 | d0 d1 | a0 a1 | b0 | e0 e1     a and b answer c, e answers d
+    position    0  1  2  3    0  1    4  5    4    2  3     an answer goes on where its context ends
+
+    prefill:   c0 c1 c2 c3         extension:  row    sees
+               d0 d1  .  .                     a0     c0 c1 c2 c3 a0  .  .
+                                               a1     c0 c1 c2 c3 a0 a1  .
+    (. is a pad, or another answer)            b0     c0 c1 c2 c3  .  . b0
+                                               e0     d0 d1  .  . e0  .  .
+                                               e1     d0 d1  .  . e0 e1  .
+
 Which models can do this, and the switch: :mod:`act_harness.attention.capabilities`.
 """
 
@@ -26,7 +38,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from act_harness.engines.operation import AttentionCall, Geometry, LayerState, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.segments import (
     Capacity,
     RaggedOutput,
@@ -102,6 +115,10 @@ class _Places:
         padded = tokens.index_select(0, self._on(tokens.device)[0])
         return padded.view(self.count, self.longest, *tokens.shape[1:]).transpose(1, 2)
 
+    def pad(self, ids: Tensor) -> Tensor:
+        """(N,) packed to (S, T) padded."""
+        return ids.index_select(0, self._on(ids.device)[0]).view(self.count, self.longest)
+
     def put(self, output: Tensor) -> Tensor:
         """(S, T, H, D) padded to (n, H, D), the real tokens in their order."""
         return output.flatten(0, 1).index_select(0, self._on(output.device)[1])
@@ -147,6 +164,8 @@ class Packing:
     """How many of them are prompt."""
     answers: tuple[Rows, ...] = ()
     base: str = "sdpa"
+    ids: Tensor | None = None
+    """(N,) of the tokens, for targets that are found by them."""
     laid_out: Segments | None = None
     """The layout, where it was made elsewhere: attention is over these segments or fails."""
     ways: set[str] = field(default_factory=set)
@@ -197,6 +216,7 @@ class Packing:
                 first_row=0,
                 first_column=0,
                 columns=real.shape[1],
+                ids=None if self.ids is None else self._contexts.pad(self.ids.to(device)),
             )
             self._moved[device] = first, self._extension(device) if self.answers else None
         return self._moved[device]

@@ -43,7 +43,8 @@ from act_harness.bench.common import (
 )
 from act_harness.calibration import Calibration, LayerPlan
 from act_harness.engines import select_engine
-from act_harness.engines.operation import AttentionCall, Engine, EngineResult, Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, Engine, EngineResult, Stock
 from act_harness.engines.reference import calibrate_weights
 from act_harness.errors import InputError
 from act_harness.support import places

@@ -4,7 +4,18 @@ A packed forward (:mod:`act_harness.attention.packing`) holds contexts and their
 the other. A *segment* is a run of queries with the run of keys that it sees, bottom-right aligned:
 a context sees itself; an answer sees its context and itself, whose keys are gathered behind one
 another. torch's flash attention takes such segments directly (CUDA, half precision), and gives the
-log-sum-exp of every row with them. Calibration of segments: :mod:`act_harness.engines.triton`.
+log-sum-exp of every row with them.
+
+::
+
+    queries    c0 c1 c2 c3 | d0 d1 | a0 a1             | b0             | e0 e1
+    keys       c0 c1 c2 c3 | d0 d1 | c0 c1 c2 c3 a0 a1 | c0 c1 c2 c3 b0 | d0 d1 e0 e1
+    segment    0           | 1     | 2                 | 3              | 4
+
+    segment 2 (2 queries, 6 keys):   a0 sees c0 c1 c2 c3 a0
+                                     a1 sees c0 c1 c2 c3 a0 a1
+
+Calibration of segments: :mod:`act_harness.engines.triton`.
 """
 
 from __future__ import annotations

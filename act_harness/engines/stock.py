@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from act_harness.engines.operation import AttentionCall, Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, Stock
 
 __all__ = ["Base", "FusedKernel", "attend_with_lse", "step_kernel"]
 

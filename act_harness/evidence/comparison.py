@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from act_harness.evidence.calibrators import CALIBRATORS
 from act_harness.evidence.stats import PairedDifference, Verdict
 from act_harness.evidence.tables import markdown_cell, markdown_table
 from act_harness.support.atomic import plain
@@ -150,7 +151,7 @@ class Comparison:
                 cells[-1] = f"**{cells[-1]}**"
         table = markdown_table(_header(self.settings), rows, right=_NUMBERS, compact=True)
         lines = [f"A: {markdown_cell(self.a)}  ", f"B: {markdown_cell(self.b)}", ""]
-        lines += [table, self.summary(), "", _legend(self.settings)]
+        lines += [table, self.summary(), "", _legend(self)]
         lines += ["", *(f"- {markdown_cell(note)}" for note in self._all_notes())]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -311,7 +312,10 @@ def _metric(row: Row) -> str:
     return f"{name} *" if row.derived else name
 
 
-def _legend(settings: Settings) -> str:
+def _legend(comparison: Comparison) -> str:
+    settings = comparison.settings
+    shown = {row.metric for row in comparison.rows if row.derived} | {"acc_corrected"}
+    columns = [f"{c.metric}: {c.says}" for c in CALIBRATORS.values() if c.metric in shown]
     return (
         "B - A on the same documents, with its paired interval (Bonett and Price's for 0/1 metrics "
         "of single documents, otherwise by bootstrap, below ten units Student's); p: exact "
@@ -319,11 +323,11 @@ def _legend(settings: Settings) -> str:
         "clusters' differences, adjusted by Benjamini-Hochberg over the rows of its kind; "
         "gained/lost: documents right in B only and in A only; detectable: the true difference "
         "that would be found in 80 % of repetitions as the only one among the rows of its kind, "
-        "empty where none could be; *: computed from the samples (acc_corrected: "
-        "each choice's mean score over the documents subtracted; margin: score of the right choice "
-        f"minus the best wrong one, in nats). A verdict needs p at most {settings.alpha:g} and an "
-        "interval without zero. Verdicts in brackets are of further metrics of a task: they are no "
-        "finding about its score and do not count in the line above."
+        f"empty where none could be; *: computed from the samples ({'; '.join(columns)}; "
+        "margin: score of the right choice minus the best wrong one, in nats). A verdict needs "
+        f"p at most {settings.alpha:g} and an interval without zero. Verdicts in brackets are of "
+        "further metrics of a task: they are no finding about its score and do not count in the "
+        "line above."
     )
 
 

@@ -16,23 +16,24 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from act_harness.attention.capabilities import alike, packed_forward
+from act_harness.attention.capabilities import Answer, GraphKind, capabilities_of
 from act_harness.attention.packing import Packing
+from act_harness.attention.packing_trial import packed_forward
 from act_harness.attention.placement import input_device
-from act_harness.attention.trials import Trials
-from act_harness.calibration import Calibration
+from act_harness.attention.rounding import alike
 from act_harness.engines.segments import Capacity, Segments, upload
 from act_harness.errors import InternalError
+from act_harness.scoring.head import head_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -50,9 +51,6 @@ _MOST = 64
 """Graphs captured of one plan."""
 
 _logger = logging.getLogger(__name__)
-
-_trusted: Trials[set[tuple[str, Calibration] | None]] = Trials()
-"""Models whose graphs were seen to be right: without calibration (None), and with which."""
 
 
 class PackedOutput(NamedTuple):
@@ -152,7 +150,7 @@ class PackedForwards:
         """Store the settings.
 
         Args:
-            model: one that :func:`act_harness.attention.capabilities.packs` accepts.
+            model: one that :func:`act_harness.attention.packing_trial.packs` accepts.
             attachment: active calibration, or None.
             capture: makes what captures, when the first graph is due.
         """
@@ -178,7 +176,8 @@ class PackedForwards:
         """
         self._planned = {}
         seconds = [capacity.tokens * self._seconds for capacity in capacities]
-        if self._refusal or not capacities:
+        known = self._known.get(self._about)
+        if self._refusal or not capacities or (known is not None and not known.value):
             return
         spread = max(seconds) - min(seconds)
         width = (4 * HOST_SECONDS * spread / len(capacities)) ** 0.5
@@ -255,7 +254,7 @@ class PackedForwards:
         count = capacity.tokens
         segments = Segments.over(inputs[2 * count :], capacity)
         packing = Packing((), tuple(prompts), laid_out=segments)
-        with packed_forward(self.model, packing), _head_input(self.model) as seen:
+        with packed_forward(self.model, packing), head_input(self.model) as seen:
             self.model(
                 input_ids=inputs[None, :count],
                 position_ids=inputs[None, count : 2 * count],
@@ -276,11 +275,27 @@ class PackedForwards:
             self._refuse("memory ran out")
             return
         except RuntimeError as error:
-            self._refuse(" ".join(str(error).split())[:200])
+            self._refuse_model(" ".join(str(error).split())[:200])
             return
         self.captured += 1
         reports = {} if self.attachment is None else dict(self.attachment.reports)
         self._graphs[capacity] = _Graph(inputs, found, replay, reports)
+
+    @property
+    def _known(self) -> dict[GraphKind, Answer[bool]]:
+        return capabilities_of(self.model).graphs
+
+    @property
+    def _about(self) -> GraphKind:
+        """What a graph holds beside the model: the engine and its calibration, or nothing."""
+        if self.attachment is None or self.attachment.artifact is None:
+            return None
+        return self.attachment.engine.name, self.attachment.artifact.calibration
+
+    def _refuse_model(self, reason: str) -> None:
+        """Capture no forward of this model again."""
+        self._known[self._about] = Answer(False, reason)
+        self._refuse(reason)
 
     def _refuse(self, reason: str) -> None:
         self._refusal = reason
@@ -296,37 +311,18 @@ class PackedForwards:
 
         Seen once for each model: what a graph would keep of the first tokens, it always would.
         """
-        known = _trusted.setdefault(self.model, set())
-        calibrated = None
-        if self.attachment is not None and self.attachment.artifact is not None:
-            calibrated = self.attachment.engine.name, self.attachment.artifact.calibration
-        if calibrated in known:
-            return True
+        known = self._known
+        if self._about in known:
+            return known[self._about].value
         expected = self._forward(graph.inputs, capacity, prompts)
         right = alike(graph.found.hidden, expected.hidden, self.model.dtype)
         if right and expected.totals is not None and graph.found.totals is not None:
             right = torch.allclose(graph.found.totals, expected.totals, rtol=1e-2, atol=1e-2)
         if right:
-            known.add(calibrated)
+            known[self._about] = Answer(True, "tried: right on other tokens too")
         return right
 
     def _again(self, inputs: Tensor, capacity: Capacity, prompts: Sequence[int]) -> PackedOutput:
         """Run a forward whose graph went wrong."""
-        self._refuse("a recorded forward gives something else on other tokens")
+        self._refuse_model("a recorded forward gives something else on other tokens")
         return self._forward(inputs, capacity, prompts)
-
-
-@contextmanager
-def _head_input(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collect what the output head is given, (1, N, hidden), and let it see the first row only."""
-    seen: list[Tensor] = []
-
-    def select(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        seen.append(args[0])
-        return (args[0][:, :1], *args[1:])
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield seen
-    finally:
-        hook.remove()

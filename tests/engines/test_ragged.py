@@ -22,6 +22,7 @@ from tiny_models import make_tiny
 
 from act_harness.attention import calibrated
 from act_harness.attention import packing as packed
+from act_harness.attention.capabilities import capabilities_of
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines.operation import AttentionCall
 from act_harness.engines.reference import ReferenceEngine
@@ -347,6 +348,7 @@ def compare_records(seen, records):
         assert seen[prompt].moved == pytest.approx(record.moved, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["frozen", "off", "running"])
 def test_requests_of_a_model(make_artifact, segmented, decode):
     """Contexts of several lengths and their answers: as each request by itself."""
@@ -395,6 +397,7 @@ def test_captured_forwards(make_artifact, segmented, heads):
     assert tape.captures == forwards.captured == 1
     assert forwards.replayed == scorer.work.forwards - 1 == 4
     assert forwards._graphs == {}  # their memory is free again
+    assert [answer.value for answer in capabilities_of(model).graphs.values()] == [True]
     assert len(done) == 5
     assert sum(done) == len(items)
     assert scorer.work.padded_tokens > scorer.work.tokens
@@ -424,6 +427,11 @@ def test_models_that_cannot_be_captured(segmented, caplog, tape, why):
     assert made.captures == 1
     assert caplog.text.count("cannot be recorded") == 1
     assert why in caplog.text
+    answer = capabilities_of(model).graphs[None]
+    assert not answer.value
+    assert why in answer.reason
+    assert scores(Scorer(model, batch_size=2).score(items)) == pytest.approx(scores(expected))
+    assert made.captures == 1  # nor is it tried again
 
 
 def test_memory_that_runs_out_ends_capturing(segmented, monkeypatch):

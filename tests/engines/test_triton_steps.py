@@ -23,7 +23,8 @@ from transformers import DynamicCache
 from act_harness.attention import binding as attaching
 from act_harness.attention import calibrated, select_cache
 from act_harness.calibration import Calibration, HeadStrength
-from act_harness.engines.operation import AttentionCall, Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, Stock
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.triton import decode_kernels as step
 from act_harness.engines.triton.blocks import Blocks
@@ -302,6 +303,7 @@ def tokens():
     return torch.randint(3, 90, (2, 14), device=DEVICE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "pads"), [("llama", 0), ("llama", 5), ("mistral", 5), ("gemma2", 0)]
 )
@@ -334,6 +336,7 @@ def test_generation_by_steps(tiny, make_artifact, tokens, kind, pads, monkeypatc
         assert asked == [(n, 0) for n in range(layers)] + [(0, 12), (0, 13)]
 
 
+@pytest.mark.slow
 def test_layers_stop_telling_their_cache_once_it_is_known(tiny, make_artifact, tokens):
     model = tiny(dtype=torch.float32).to(DEVICE)
     modules = [layer.self_attn for layer in model.model.layers]
@@ -360,6 +363,7 @@ def test_layers_stop_telling_their_cache_once_it_is_known(tiny, make_artifact, t
     assert torch.equal(first, third)
 
 
+@pytest.mark.slow
 def test_layers_that_get_another_cache_go_on_telling_it(tiny, make_artifact, tokens):
     model = tiny(dtype=torch.float32).to(DEVICE)
     mask = torch.ones_like(tokens)
@@ -383,6 +387,7 @@ def test_layers_that_get_another_cache_go_on_telling_it(tiny, make_artifact, tok
     assert torch.equal(found, exact)
 
 
+@pytest.mark.slow
 def test_states_are_checked_layer_by_layer(tiny, make_artifact, tokens):
     model = tiny(dtype=torch.float32).to(DEVICE)
     mask = torch.ones_like(tokens)

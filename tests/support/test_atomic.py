@@ -132,6 +132,7 @@ def test_an_interrupt_leaves_no_temporary_file(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 @given(records=st.lists(JSON, max_size=5))
 def test_lines_round_trip_whatever_they_hold(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"

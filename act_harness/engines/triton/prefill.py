@@ -11,7 +11,8 @@ import triton
 from torch import Tensor
 
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration
-from act_harness.engines.operation import AttentionCall, Geometry, boundary, member
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, boundary, member
 from act_harness.engines.triton import direct_kernels as direct
 from act_harness.engines.triton import prefill_kernels as kernels
 from act_harness.engines.triton.blocks import default_blocks
@@ -333,25 +334,25 @@ def _last_axis_dense(tensor: Tensor) -> Tensor:
 
 def _rows_of(geometry: Geometry) -> _Rows:
     """Return the geometry in the kernels' form, computed once for all layers that share it."""
-    known: _Rows | None = geometry.__dict__.get("_triton_rows")
-    if known is None:
+
+    def make() -> _Rows:
         if geometry.intervals is None:
             raise ValueError("the rows' visible columns are no intervals")
         kind = geometry.prompt_rows.to(torch.uint8) + 2 * geometry.continuation_rows
-        lo, hi = geometry.intervals
-        known = _Rows(kind.contiguous(), geometry.real.contiguous().view(torch.uint8), lo, hi)
-        geometry.__dict__["_triton_rows"] = known
-    return known
+        real = geometry.real.contiguous().view(torch.uint8)
+        return _Rows(kind.contiguous(), real, *geometry.intervals)
+
+    return geometry.scratch("triton rows", make)
 
 
 def _census(geometry: Geometry) -> tuple[Tensor, Tensor]:
     """Return the prompt's census as contiguous int32."""
-    known: tuple[Tensor, Tensor] | None = geometry.__dict__.get("_triton_census")
-    if known is None:
+
+    def make() -> tuple[Tensor, Tensor]:
         seen, most = geometry.prompt_census
-        known = seen.to(torch.int32).contiguous(), most.to(torch.int32)
-        geometry.__dict__["_triton_census"] = known
-    return known
+        return seen.to(torch.int32).contiguous(), most.to(torch.int32)
+
+    return geometry.scratch("triton census", make)
 
 
 def detection_of(calibration: Calibration) -> dict[str, Any]:

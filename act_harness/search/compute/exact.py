@@ -140,7 +140,7 @@ class ChunkPass:
         return calibrated_change(
             self.engine,
             record,
-            LayerPlan(self.calibration, heads, (strength,) * len(heads)),
+            LayerPlan(self.calibration, heads, (strength,) * len(heads), layer),
             self.layout,
             self.masks.visible(layer),
             cache=self._geometries,

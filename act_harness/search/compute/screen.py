@@ -97,7 +97,7 @@ def estimate_chunk(
                 calibrated_change(
                     engine,
                     fixed,
-                    LayerPlan(calibration, grid[layer], (strength,) * len(grid[layer])),
+                    LayerPlan(calibration, grid[layer], (strength,) * len(grid[layer]), layer),
                     layout,
                     masks.visible(layer),
                     cache=geometries,

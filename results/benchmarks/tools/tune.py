@@ -3,8 +3,8 @@
 Candidates are compiled and checked in processes of their own (one that fails or crashes is left
 out), from inputs and into memory that holds NaN wherever nothing was written. Then every kernel is
 timed alone, as a CUDA graph over three input sets, and the whole operation with the fastest blocks
-beside stock attention. Run as ``python -m act_harness.bench.tune --seconds 150``; the tables come
-last, all numbers go to ``tune.json``.
+beside stock attention. Run as ``python results/benchmarks/tools/tune.py --seconds 150``; the tables
+come last, all numbers go to ``tune.json``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from act_harness.bench.arguments import (
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import alternate, replayed
 from act_harness.calibration import Calibration, LayerPlan
-from act_harness.engines.operation import Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import Stock
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.stock import attend_with_lse
 from act_harness.errors import suggestion
@@ -433,7 +434,7 @@ def main(arguments: list[str] | None = None) -> Path:
     """Tune from a command line; return the path of the numbers."""
     began = time.monotonic()
     cuda = torch.cuda.is_available()
-    parser = Arguments(prog="python -m act_harness.bench.tune", description=__doc__)
+    parser = Arguments(prog="python results/benchmarks/tools/tune.py", description=__doc__)
     add = parser.add_argument
     add("--seconds", type=read_count, default=150, help="stop at about that time")
     add("--shapes", type=read_shapes, default="1x8192,4x2048,1x32768", help="batch x tokens")
