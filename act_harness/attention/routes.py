@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from act_harness.attention.families.family import Family
 
-__all__ = ["has_bias", "lead", "passing", "release"]
+__all__ = ["lead", "passing", "release"]
 
 _ROUTE = "_act_harness_route"
 
@@ -100,9 +100,3 @@ def passing(decoder: Any) -> Iterator[None]:  # noqa: ANN401 - a transformers de
         config._attn_implementation_internal = before
         for module in led:
             release(module)
-
-
-def has_bias(decoder: nn.Module) -> bool:
-    """Whether some attention of a decoder adds a bias by position to its logits."""
-    families = map(family_of, decoder.modules())
-    return any(family is not None and family.biased for family in families)

@@ -117,8 +117,8 @@ def masked_softmax(
 ) -> Tensor:
     """Return (b, h, k, t) attention weights; rows that see nothing are all zero.
 
-    ``bias``, (b or 1, h, k or 1, t), is added to the logits. ``factor``, (1, h, 1, 1), is one on what
-    the softmax gets: an inverse temperature of each head.
+    ``bias``, (b or 1, h, k or 1, t), is added to the logits. ``factor``, (1, h, 1, 1), is one on
+    what the softmax gets: an inverse temperature of each head.
     """
     logits = query @ key.transpose(-1, -2) * scale
     if softcap is not None:

@@ -23,7 +23,6 @@ class Bloom:
 
     attention = "BloomAttention"
     method = "forward"
-    biased = True
 
     def layer(self, module: nn.Module) -> int:
         """Return the layer's number."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
 from act_harness.attention.families.family import visible_columns
 from act_harness.attention.interface import base_of
@@ -28,7 +27,6 @@ class Falcon:
 
     attention = "FalconAttention"
     method = "forward"
-    biased = True
 
     def layer(self, module: nn.Module) -> int:
         """Return the layer's number."""
@@ -64,6 +62,8 @@ class Falcon:
         parts = module._split_heads(module.query_key_value(hidden_states))
         query, key, value = (part.transpose(1, 2) for part in parts)  # (B, H or G, C, D)
         if alibi is None and position_embeddings is not None:
+            from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
+
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if layer_past is not None:
             key, value = layer_past.update(key, value, module.layer_idx)

@@ -40,8 +40,6 @@ class Family(Protocol):
     """Name of the class in transformers: the very class, since subclasses compute otherwise."""
     method: str
     """Name of the method that is replaced."""
-    biased: bool
-    """Whether positions enter as a bias on the logits (ALiBi), which the triton engine lacks."""
 
     def layer(self, module: nn.Module) -> int:
         """Return the number of the module's layer, as caches count them."""

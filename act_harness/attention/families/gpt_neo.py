@@ -23,7 +23,6 @@ class GPTNeo:
 
     attention = "GPTNeoSelfAttention"
     method = "_attn"
-    biased = False
 
     def layer(self, module: nn.Module) -> int:
         """Return the layer's number."""
@@ -45,15 +44,15 @@ class GPTNeo:
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend as ``_attn`` does, in float32 whatever the model's dtype."""
+        local = module.attention_type == "local"
 
-        def run(
-            q: Tensor, k: Tensor, v: Tensor, _: Tensor | None
-        ) -> tuple[Tensor, Tensor]:  # the mask below is for calibration only
-            output, maps = type(module)._attn(module, q, k, v, attention_mask)
+        def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+            mask = attention_mask if local else mask  # the module adds its window itself
+            output, maps = type(module)._attn(module, q, k, v, mask)
             return output.transpose(1, 2), maps
 
         mask = attention_mask
-        if module.attention_type == "local":
+        if local:
             mask = _local(module, query.shape[2], key.shape[2])
             if attention_mask is not None:
                 mask = mask & visible_columns(attention_mask)

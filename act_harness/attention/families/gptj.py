@@ -19,7 +19,6 @@ class GPTJ:
 
     attention = "GPTJAttention"
     method = "_attn"
-    biased = False
 
     def layer(self, module: nn.Module) -> int:
         """Return the layer's number."""

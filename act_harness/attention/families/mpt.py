@@ -24,7 +24,6 @@ class MPT:
 
     attention = "MptAttention"
     method = "forward"
-    biased = True
 
     def layer(self, module: nn.Module) -> int:
         """Return the layer's number."""

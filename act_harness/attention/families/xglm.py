@@ -24,14 +24,13 @@ class XGLM:
 
     attention = "XGLMAttention"
     method = "forward"
-    biased = False
 
     def layer(self, module: nn.Module) -> int:
         """Return the layer's number."""
         return int(module.layer_idx)  # type: ignore[arg-type]
 
     def search_obstacle(self, module: nn.Module) -> str | None:
-        """Return why not: the embedding of positions is given none, it counts the row's tokens."""
+        """Return None: positions are in the hidden states."""
         return None
 
     def serve(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from act_harness.attention.families import family_of
 from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from act_harness.search.compute.layout import Layout
 
-__all__ = ["Masks", "decoder_layers", "window_of"]
+__all__ = ["Masks", "decoder_layers", "output_projection", "refuse_unsearchable", "window_of"]
 
 
 class Masks:
@@ -88,6 +90,46 @@ def decoder_layers(decoder: nn.Module, attentions: list[nn.Module], kind: str) -
                 return list(module)
     raise UnsupportedModelError(
         f"the decoder layers of {kind} were not found; the search does not support this model"
+    )
+
+
+def refuse_unsearchable(attentions: Sequence[nn.Module], kind: str) -> None:
+    """Refuse a model of which the search would compute something else than it does.
+
+    Raises:
+        UnsupportedModelError: a family outside the attention interface says so.
+    """
+    for attention in attentions:
+        family = family_of(attention)
+        reason = None if family is None else family.search_obstacle(attention)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"{kind} cannot be searched: {reason}; make a head set by hand (act-harness "
+                "artifact) or calibrate it with one of another source"
+            )
+
+
+_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
+"""What attention modules call their output projection."""
+
+
+def output_projection(attention: nn.Module) -> Tensor:
+    """Return the weight of a layer's output projection, (hidden, H * D).
+
+    Raises:
+        UnsupportedModelError: there is none that is a plain product.
+    """
+    for name in _PROJECTIONS:
+        found = getattr(attention, name, None)
+        if type(found) is nn.Linear or type(found).__name__ == "FalconLinear":
+            weight: Tensor = found.weight  # type: ignore[union-attr, assignment]
+            return weight.detach()
+        if type(found) is Conv1D:  # GPT-2's: the weight lies the other way
+            return found.weight.detach().T
+    raise UnsupportedModelError(
+        f"{type(attention).__name__} has no plain linear output projection "
+        f"({', '.join(_PROJECTIONS)}; adapters must be merged first); the search does not support "
+        "this model"
     )
 
 
