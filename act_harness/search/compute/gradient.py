@@ -23,7 +23,8 @@ from act_harness.attention.placement import on_one_device
 from act_harness.attention.probe import Probe
 from act_harness.attention.routes import passing
 from act_harness.calibration import LayerPlan
-from act_harness.engines.operation import AttentionCall, Geometry
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall
 from act_harness.engines.reference import prompt_target
 from act_harness.errors import InternalError, UnsupportedModelError
 from act_harness.search.compute.gradient_attention import (

@@ -19,7 +19,8 @@ from torch import Tensor
 from act_harness.engines.operation import masked_softmax
 
 if TYPE_CHECKING:
-    from act_harness.engines.operation import AttentionCall, Geometry
+    from act_harness.engines.geometry import Geometry
+    from act_harness.engines.operation import AttentionCall
 
 __all__ = ["attention_with_bias", "column_bias", "column_sums"]
 
