@@ -122,8 +122,8 @@ def test_every_head_and_document_equals_the_loop(name):
     assert sum(count.computed for count in counts) <= sum(count.variants for count in counts)
 
 
-GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
-NEO = {"num_layers": 2, "num_heads": 4, "max_position_embeddings": 128}
+GPT = {"num_hidden_layers": 2, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+NEO = {"num_hidden_layers": 2, "num_layers": 2, "num_heads": 4}
 OUTSIDE = {
     "gpt2": GPT,  # its blocks are called by place
     "gpt_neox": {"num_hidden_layers": 2},

@@ -146,8 +146,7 @@ def window_of(model: PreTrainedModel, attention: nn.Module) -> int | None:
     elif getattr(config, "use_sliding_window", True):
         found = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None)
-        layer: Any = attention.layer_idx
-        if kinds is not None and kinds[layer] != "sliding_attention":
+        if kinds is not None and kinds[attention.layer_idx] != "sliding_attention":  # type: ignore[index]
             found = None
     else:
         found = None
