@@ -66,7 +66,8 @@ class XGLM:
 
 def _heads(module: Any, projected: Tensor) -> Tensor:  # noqa: ANN401
     """(B, C, H * D) to (B, H, C, D)."""
-    return projected.unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2)
+    heads: Tensor = projected.unflatten(-1, (module.num_heads, module.head_dim))
+    return heads.transpose(1, 2)
 
 
 def _stock(

@@ -120,12 +120,13 @@ def output_projection(attention: nn.Module) -> Tensor:
         UnsupportedModelError: there is none that is a plain product.
     """
     for name in _PROJECTIONS:
-        found = getattr(attention, name, None)
+        found: Any = getattr(attention, name, None)
         if type(found) is nn.Linear or type(found).__name__ == "FalconLinear":
-            weight: Tensor = found.weight  # type: ignore[union-attr, assignment]
-            return weight.detach()
+            weight: Tensor = found.weight.detach()
+            return weight
         if type(found) is Conv1D:  # GPT-2's: the weight lies the other way
-            return found.weight.detach().T
+            turned: Tensor = found.weight.detach().T
+            return turned
     raise UnsupportedModelError(
         f"{type(attention).__name__} has no plain linear output projection "
         f"({', '.join(_PROJECTIONS)}; adapters must be merged first); the search does not support "
@@ -146,7 +147,7 @@ def window_of(model: PreTrainedModel, attention: nn.Module) -> int | None:
     elif getattr(config, "use_sliding_window", True):
         found = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None)
-        if kinds is not None and kinds[attention.layer_idx] != "sliding_attention":  # type: ignore[index]
+        if kinds is not None and kinds[attention.layer_idx] != "sliding_attention":
             found = None
     else:
         found = None
