@@ -17,12 +17,9 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from act_harness.artifact import Artifact
 from act_harness.attention import Attachment, calibrated, model_facts
@@ -36,6 +33,7 @@ from act_harness.search.compute.workbench import Workbench
 
 __all__ = ["FamilyRow", "architectures", "build_tiny", "report", "try_family"]
 
+_LAYERS = 4  # hybrids have attention in every fourth layer at the least
 _TINY: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "text_vocab_size"), 97),
     **dict.fromkeys(
@@ -49,7 +47,7 @@ _TINY: dict[str, int] = {
     ),
     **dict.fromkeys(
         ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
-         "encoder_layers"), 2,
+         "encoder_layers"), _LAYERS,
     ),
     **dict.fromkeys(
         ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads",
@@ -65,13 +63,16 @@ _TINY: dict[str, int] = {
         ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "experts_per_token"), 2
     ),
     "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1,
-    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
     "v_head_dim": 8, "vocab_size_per_layer_input": 97, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2, "sliding_window": 16, "window_size": 16, "attn_layer_period": 2,
     "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
     "num_kv_shared_layers": 0, "mamba_d_head": 8, "mamba_n_heads": 8, "mamba_expand": 2,
 }  # fmt: skip
 """Sizes by the names that configurations give them."""
+
+_MADE = {"head_dim", "pad_token_id", "bos_token_id", "eos_token_id"}
+"""Settings that are set also where a configuration leaves them open."""
 
 _DERIVED = {"layer_types", "layers_block_type", "mlp_layer_types", "attention_layers"}
 """Lists with an entry for each layer, which a configuration makes from its number of layers."""
@@ -91,11 +92,16 @@ class FamilyRow(NamedTuple):
     search: str = "-"
     generation: str = "-"
     result: str = ""
-    """``works``, or ``refused``, ``wrong``, ``crashes`` or ``not built`` and the reason."""
+    """``works``, or ``refused``, ``wrong``, ``crashes``, ``not built``, or ``stock`` (the stock
+    model breaks a claim itself, which says nothing about calibration), and the reason."""
 
 
 class _WrongError(Exception):
     """A claim that does not hold."""
+
+
+class _StockError(Exception):
+    """A claim that does not hold for the stock model."""
 
 
 def architectures() -> list[str]:
@@ -111,16 +117,16 @@ def build_tiny(kind: str) -> PreTrainedModel:
     """
     config_class = CONFIG_MAPPING[kind]
     config = config_class(**_tiny_settings(config_class().to_dict()))
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
-        size = sum(one.numel() for one in model_class(config).parameters())
+        hollow = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    size = sum(one.numel() for one in hollow.parameters())
     if size > _MOST_PARAMETERS:
         raise InputError(
             f"a tiny {kind} has {size:,} parameters, at most {_MOST_PARAMETERS:,} are tried; "
             "its configuration names its sizes in ways that are not known here"
         )
     torch.manual_seed(0)
-    model: PreTrainedModel = model_class(config).float().eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and any(part in name for part in ("q_", "k_", "qkv", "query")):
@@ -136,12 +142,14 @@ def _tiny_settings(given: dict[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, dict) and name.endswith("_config"):
             made[name] = _tiny_settings(value)
-        elif name in _TINY and (value is not None or name.endswith("_token_id")):
+        elif name == "num_key_value_heads" and value == given.get("num_attention_heads"):
+            made[name] = _TINY["num_attention_heads"]  # latent attention needs all of them
+        elif name in _TINY and (value is not None or name in _MADE):
             made[name] = _TINY[name]
         elif name == "is_decoder":
             made[name] = True
         elif name == "attention_types":  # GPT-Neo's
-            made[name] = [[["global", "local"], 1]]
+            made[name] = [[["global", "local"], _LAYERS // 2]]
     return made
 
 
@@ -158,6 +166,8 @@ def try_family(kind: str) -> FamilyRow:
         row = _tried(model, row)
     except ActHarnessError as error:
         row = row._replace(result=f"refused: {_line(error)}")
+    except _StockError as error:
+        row = row._replace(result=f"stock: {_line(error)}")
     except _WrongError as error:
         row = row._replace(result=f"wrong: {error}")
     except Exception as error:  # noqa: BLE001 - the row is about which ones come through
@@ -167,6 +177,12 @@ def try_family(kind: str) -> FamilyRow:
 
 def _tried(model: PreTrainedModel, row: FamilyRow) -> FamilyRow:
     stock = _logits(model, [list(_IDS)])[0]
+    with calibrated(model, None) as nothing:
+        try:
+            _check_batch(model, nothing)
+            _check_pieces(model, nothing, stock)
+        except Exception as error:
+            raise _StockError(f"{type(error).__name__.strip('_')}: {error}") from error
     heads = _heads(model)
     artifact = _artifact(model, heads)
     with calibrated(model, artifact, engine="torch") as attachment:
@@ -268,21 +284,33 @@ def _search(model: PreTrainedModel) -> str:
 
 
 def _generation(model: PreTrainedModel, artifact: Artifact) -> str:
-    prompt = torch.tensor([_IDS[:_PROMPT]])
     try:
         with calibrated(model, artifact) as attachment:
-            made = model.generate(  # type: ignore[operator]
-                prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=True,
-                pad_token_id=0, eos_token_id=None,
-            )  # fmt: skip
-            row = made[0].tolist()
-            scored = _calibrated_logits(model, attachment, [row[:-1]], [_PROMPT])[0]
+            _check_generation(model, attachment)
     except ActHarnessError as error:
         return f"no: {_line(error)}"
+    except _WrongError:
+        with calibrated(model, None) as nothing:
+            try:
+                _check_generation(model, nothing)
+            except _WrongError as error:
+                return f"as stock's: {_line(error)}"
+        raise
+    return "yes"
+
+
+def _check_generation(model: PreTrainedModel, attachment: Attachment) -> None:
+    made = model.generate(  # type: ignore[operator]
+        torch.tensor([_IDS[:_PROMPT]]),
+        # the model's own would force BART to end
+        generation_config=GenerationConfig(max_new_tokens=4, pad_token_id=0, use_cache=True),
+        do_sample=False,
+    )
+    row = made[0].tolist()
+    scored = _calibrated_logits(model, attachment, [row[:-1]], [_PROMPT])[0]
     chosen = scored[_PROMPT - 1 :]
     picked = chosen.gather(1, torch.tensor(row[_PROMPT:])[:, None])[:, 0]
     _require(picked, chosen.max(dim=1).values, "generated tokens are not the argmax of scoring")
-    return "yes"
 
 
 def _line(error: BaseException) -> str:
