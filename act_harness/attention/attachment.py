@@ -22,7 +22,7 @@ from act_harness.attention.calls import (
     wants_maps,
 )
 from act_harness.attention.counters import PromptRecord
-from act_harness.attention.facts import base_model
+from act_harness.attention.facts import base_model, decoder_of
 from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packing import active_packing
@@ -95,7 +95,7 @@ class Attachment:
         self._prompts: Tensor | None = None
         self._tokens: Tensor | None = None
         self._watcher: list[list[PromptRecord]] | None = None
-        self._decoder: Any = self.model.get_decoder()
+        self._decoder: Any = decoder_of(self.model)
         self._base = ""  # the stock kernel, while this is in force
         self._bindings: list[tuple[nn.Module, Binding]] = []
         self._hooks: list[Any] = []

@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from act_harness.artifact import Artifact
 from act_harness.attention import Attachment, calibrated, model_facts
+from act_harness.attention.facts import decoder_of
 from act_harness.attention.probe import Probe
 from act_harness.attention.routes import passing
 from act_harness.calibration import Calibration
@@ -206,7 +207,7 @@ def _heads(model: PreTrainedModel) -> dict[int, tuple[int, ...]]:
     """Return all heads of all layers that can be calibrated."""
     probe = Probe(model)
     before = probe.hidden()
-    with passing(model.get_decoder()):
+    with passing(decoder_of(model)):
         found = probe.attention_modules(before)
     return {layer: tuple(range(heads)) for layer, (_, heads) in sorted(found.items())}
 

@@ -23,6 +23,12 @@ def test_an_architecture_that_works(kind, route, search):
     assert row.generation == "yes"
 
 
+@pytest.mark.parametrize("kind", ["modernbert-decoder", "roc_bert", "qwen3_next"])
+def test_architectures_with_parts_in_other_places_work(kind):
+    """A head called decoder, a cache for an encoder that is not there, attention in some layers."""
+    assert try_family(kind).result == "works"
+
+
 def test_architectures_that_do_not_work_say_why():
     assert try_family("gpt_oss").result.startswith("refused: GptOssForCausalLM has learned sink")
     assert try_family("mamba").result.startswith("refused: MambaForCausalLM does not pass")

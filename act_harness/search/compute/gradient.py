@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import BASES, BINDING, base_of
 from act_harness.attention.placement import on_one_device
 from act_harness.attention.probe import Probe
@@ -141,7 +142,7 @@ class StrengthenedModel:
     # -- opening and closing -----------------------------------------------------------------
 
     def __enter__(self) -> StrengthenedModel:
-        base = base_of(self.model.get_decoder().config._attn_implementation)
+        base = base_of(decoder_of(self.model).config._attn_implementation)
         if base not in BASES:
             raise UnsupportedModelError(
                 f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
@@ -180,7 +181,7 @@ class StrengthenedModel:
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
                 self._undo.append(partial(parameter.requires_grad_, True))
-        decoder: Any = model.get_decoder()
+        decoder: Any = decoder_of(model)
         config, probe = decoder.config, Probe(model)
         stock, led = probe.hidden(), ExitStack()
         self._undo.append(led.close)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import BASES, BINDING, base_of
 from act_harness.attention.packing import packed
 from act_harness.attention.placement import on_one_device
@@ -219,7 +220,7 @@ class Workbench:
         """
         self.model = model
         self.running: _Run | None = None
-        self.decoder: Any = model.get_decoder()
+        self.decoder: Any = decoder_of(model)
         self.layers: list[nn.Module] = []
         self.attentions: list[nn.Module] = []
         self.windows: list[int | None] = []
