@@ -24,6 +24,7 @@ from act_harness.tracking.arms import log_artifact
 from act_harness.tracking.wandb_run import open_tracker
 
 if TYPE_CHECKING:
+    from act_harness.artifact import Artifact
     from act_harness.evidence.plots import Curve
     from act_harness.search.run import SearchResult
     from act_harness.tracking.tracker import TrackingSettings
@@ -51,6 +52,8 @@ def draw(result: SearchResult, beside: Path) -> dict[str, Path]:
 
     artifact, name = result.artifact, result.artifact.name
     facts, search = artifact.model, artifact.search or {}
+    if search["rule"]["name"] == "gradient":
+        return {"map": _strengths(artifact, beside)}
     ranked = best_of_each_head(result.effects)
     effects = np.full((facts.num_hidden_layers, facts.num_attention_heads), np.nan)
     for effect in ranked:
@@ -78,6 +81,23 @@ def draw(result: SearchResult, beside: Path) -> dict[str, Path]:
             sets_label=sets.label,
         ),
     }
+
+
+def _strengths(artifact: Artifact, beside: Path) -> Path:
+    """Draw what a gradient search tuned: the logarithm of each head's strength."""
+    from act_harness.evidence.plots import head_map
+
+    facts, search = artifact.model, artifact.search or {}
+    theta = np.full((facts.num_hidden_layers, facts.num_attention_heads), np.nan)
+    for layer, head, value, *_ in search["table"]["heads"]["rows"]:
+        theta[layer, head] = value
+    return head_map(
+        theta,
+        beside.with_name(f"{beside.stem}-map.png"),
+        selected=artifact.heads,
+        title=f"{artifact.name}: strengths tuned together",
+        label=f"log strength on {search['recipe']['calibration']['target']}",
+    )
 
 
 class _Sets(NamedTuple):

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from act_harness.errors import InputError, ResultError
 from act_harness.evidence import calibrators as cal
+from act_harness.evidence import scaling
 from act_harness.evidence.choices import label_prior_corrected, padded
 from act_harness.evidence.compare import compare
 from act_harness.evidence.results import ChoiceScores, run_from_memory
@@ -35,7 +36,7 @@ def relative(scores):
 def fitted(scores, labels, **changes):
     scores = np.asarray(scores, dtype=float)
     given = {"lengths": np.ones_like(scores), "same_choices": True, **changes}
-    return cal.fit_scaling(scores, labels, **given)
+    return scaling.fit_scaling(scores, labels, **given)
 
 
 # -- without labels --------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def test_scaling_without_choice_identity_by_hand():
         ((-1.0, 1.0, 0.0), [-8.0, -4.5]),  # length-normalised scores: -0.8 and -0.45 a character
         ((0.0, 0.0, 2.0), [-3.0, -5.0]),
     ):
-        one = cal.Scaling(None, np.array(weights), 10.0, 0.1)
+        one = scaling.Scaling(None, np.array(weights), 10.0, 0.1)
         assert one.apply(scores, lengths).tolist() == [wanted]
 
 
@@ -217,7 +218,7 @@ def test_the_penalty_is_that_of_a_cross_validation():
         rows = np.flatnonzero(labels == label)
         fold[rows] = (np.arange(len(rows)) + (labels < label).sum()) % 4
     losses = {}
-    for penalty in cal.PENALTIES:
+    for penalty in scaling.PENALTIES:
         losses[penalty] = 0.0
         for part in range(4):
             held = fold == part

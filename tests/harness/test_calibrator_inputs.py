@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.calibration import Calibration
 from act_harness.errors import InputError
-from act_harness.evidence.calibrators import CalibratorInputs, fit_scaling, option_prior
+from act_harness.evidence.calibrators import CalibratorInputs, option_prior
 from act_harness.evidence.choices import label_prior_corrected
 from act_harness.evidence.compare import compare
 from act_harness.evidence.results import choice_scores, load_run
+from act_harness.evidence.scaling import fit_scaling
 from act_harness.harness import calibrator_inputs as inputs
 from act_harness.harness.calibrator_inputs import (
     CONTENT_FREE,
