@@ -183,7 +183,8 @@ def _tried(model: PreTrainedModel, row: FamilyRow) -> FamilyRow:
             _check_batch(model, nothing)
             _check_pieces(model, nothing, stock)
         except Exception as error:
-            raise _StockError(f"{type(error).__name__.strip('_')}: {error}") from error
+            kind = "" if isinstance(error, _WrongError) else f"{type(error).__name__}: "
+            raise _StockError(f"{kind}{error}") from error
     heads = _heads(model)
     artifact = _artifact(model, heads)
     with calibrated(model, artifact, engine="torch") as attachment:

@@ -31,7 +31,7 @@ def test_architectures_with_parts_in_other_places_work(kind):
 
 def test_architectures_that_do_not_work_say_why():
     assert try_family("gpt_oss").result.startswith("refused: GptOssForCausalLM has learned sink")
-    assert try_family("mamba").result.startswith("refused: MambaForCausalLM does not pass")
+    assert try_family("mamba").result.startswith("refused: MambaForCausalLM has no")
     assert try_family("ctrl").architecture == "CTRLLMHeadModel"
 
 
@@ -41,18 +41,26 @@ def test_wrong_logits_and_crashes_are_told_apart(monkeypatch):
 
     def shifted(model, attachment, rows, prompts):
         found = original(model, attachment, rows, prompts)
-        return [one + (len(rows) - 1) for one in found]
+        return [one + attachment.active * (len(rows) - 1) for one in found]
 
     monkeypatch.setattr(families, "_calibrated_logits", shifted)
     assert try_family("llama").result.startswith("wrong: a sequence scores otherwise in a padded")
 
-    def broken(*_):
-        raise KeyError("no such layer")
+    def broken(model, attachment, rows, prompts):
+        if attachment.active:
+            raise KeyError("no such layer")
+        return original(model, attachment, rows, prompts)
 
     monkeypatch.setattr(families, "_calibrated_logits", broken)
     told = report(["llama", "gpt2"])
     assert "2 crashes" in told
     assert "crashes: KeyError: 'no such layer'" in told
+
+    def ours_too(*_):
+        raise KeyError("no such layer")
+
+    monkeypatch.setattr(families, "_calibrated_logits", ours_too)
+    assert try_family("llama").result == "stock: KeyError: 'no such layer'"
 
 
 def test_tiny_models_are_tiny_and_the_same_each_time():
