@@ -97,6 +97,20 @@ class Exploration:
         """(L, H) change of the margin, in nats, when this head alone is calibrated."""
         return margin(self.scores, self.right) - margin(self.before, self.right)
 
+    def summary(self) -> str:
+        """Return two lines for the terminal: the answer, and the head that changes it most."""
+        effects = self.effects
+        layer, head = (int(n) for n in np.unravel_index(np.abs(effects).argmax(), effects.shape))
+        start = float(margin(self.before, self.right))
+        whole = "" if self.after is None else (
+            f", {float(margin(self.after, self.right)):+.4f} with head set {self.artifact}"
+        )  # fmt: skip
+        return (
+            f"{self.title}: margin of {self.labels[self.right]!r} {start:+.4f} nats{whole}\n"
+            f"head {layer}.{head} alone changes it by {effects[layer, head]:+.4f}; "
+            f"{int(self.sinks.any(axis=2).sum())} of {effects.size} heads have sinks"
+        )
+
     def html(self) -> str:
         """Return the page: one file that opens without a network."""
         return figures_page(self)
@@ -230,9 +244,7 @@ def explore_document(
     maps, table = _strengths(artifact, settings, shape)
     prompt = document.requests[document.right][0]
     before = answer_scores(model, document)
-    scores = head_scores(
-        model, document, calibration=settings, strengths=maps, progress=progress
-    )
+    scores = head_scores(model, document, calibration=settings, strengths=maps, progress=progress)
     change = margin(scores, document.right) - margin(before, document.right)
     columns = _Columns(shape, len(prompt), _chosen(heads, table, change, len(prompt)))
     grid = {layer: range(shape[1]) for layer in range(shape[0])}

@@ -69,9 +69,7 @@ class LayerMaps:
 
     def calibrated(self) -> Tensor:
         """Return the calibrated maps, (h, N, N)."""
-        factors = torch.where(
-            self.sinks[:, None], self.inside[..., None], self.outside[..., None]
-        )
+        factors = torch.where(self.sinks[:, None], self.inside[..., None], self.outside[..., None])
         return self.weights * factors
 
 
@@ -277,7 +275,5 @@ def maps(
         found.append(AttentionMaps(*(part.cpu() for part in parts)))
 
     tokens = text_tokens(model, tokenizer, text)
-    observe(
-        model, tokens, {layer: (head,)}, show=show, calibration=calibration, artifact=artifact
-    )
+    observe(model, tokens, {layer: (head,)}, show=show, calibration=calibration, artifact=artifact)
     return found[0]

@@ -91,12 +91,13 @@
 
   function colourOf(metric) {
     const values = Array.from(metric.values).filter(Number.isFinite);
-    if (metric.both) {
-      const most = d3.max(values, Math.abs) || 1, ramp = bothWays();
-      return { of: (v) => (Number.isFinite(v) ? ramp((v / most + 1) / 2) : "none"), from: -most, to: most };
-    }
-    const most = d3.max(values) || 1;
-    return { of: (v) => (Number.isFinite(v) ? rising(v / most) : "none"), from: 0, to: most };
+    const most = d3.max(values, Math.abs) || 1, ramp = bothWays();
+    if (!metric.both) return { of: (v) => (Number.isFinite(v) ? rising(v / most) : "none"), at: (part) => most * part };
+    const root = (x) => Math.sign(x) * Math.sqrt(Math.abs(x)); // one strong head would make all others pale
+    return {
+      of: (v) => (Number.isFinite(v) ? ramp((root(v / most) + 1) / 2) : "none"),
+      at: (part) => most * (2 * part - 1) * Math.abs(2 * part - 1),
+    };
   }
 
   // --- the map of heads --------------------------------------------------------------------
@@ -142,9 +143,11 @@
     box.replaceChildren(svg);
     headsDrawn = () => ring.attr("x", x.apply(state.head) - 1).attr("y", y.apply(state.layer) - 1);
     headsDrawn();
-    find("heads-legend").textContent = `${metric.label}: ${+colour.from.toPrecision(3)} (palest or, both ways, red) to ${+colour.to.toPrecision(3)}`
-      .replace(metric.both ? "palest or, both ways, red" : /palest or, both ways, red/, metric.both ? "red" : dark.matches ? "dark" : "pale")
-      + (metric.both ? " (blue)" : "") + (data.groups < H ? `; brackets: query heads that share a key head (${data.groups} groups)` : "");
+    const ramp = document.createElement("span");
+    ramp.className = "ramp";
+    ramp.style.background = `linear-gradient(to right, ${d3.range(0, 1.01, 0.1).map((part) => colour.of(colour.at(part))).join(",")})`;
+    const shared = data.groups < H ? `; brackets: query heads that share a key head (${data.groups} groups)` : "";
+    find("heads-legend").replaceChildren(`${metric.label}: ${+colour.at(0).toPrecision(3)}`, ramp, `${+colour.at(1).toPrecision(3)}${metric.both ? ", by square root" : ""}${shared}`);
   }
   function tellHead(layer, head) {
     const parts = Object.values(METRICS).filter((m) => m.values).map((m) => m.text(m.values[place(layer, head)]));
