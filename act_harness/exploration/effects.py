@@ -86,8 +86,8 @@ def answer_scores(
                 logits = last_logits(model, tokens, rows=longest)
             known = torch.log_softmax(logits.double(), dim=-1)
             for choice in choices:
-                answer = torch.tensor(document.requests[choice][1])
-                scores[choice] = known.gather(1, answer[:, None]).sum().item()
+                asked = torch.tensor(document.requests[choice][1])
+                scores[choice] = known.gather(1, asked[:, None]).sum().item()
     return scores
 
 

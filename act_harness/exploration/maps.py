@@ -161,7 +161,7 @@ def last_logits(model: PreTrainedModel, tokens: Sequence[int], *, rows: int = 1)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         given["logits_to_keep"] = rows
     with torch.no_grad():
-        logits = model(**given, use_cache=False).logits
+        logits: Tensor = model(**given, use_cache=False).logits
     return logits[0, -rows:].float().cpu()
 
 
