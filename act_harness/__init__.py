@@ -6,10 +6,13 @@ and in particular imports no torch (the discovery hook in :mod:`act_harness.plug
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from act_harness._version import __version__
-from act_harness.support.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _EXPORTS = {
     "Artifact": "act_harness.artifact",
@@ -48,6 +51,22 @@ if TYPE_CHECKING:
     from act_harness.engines.reference import calibrate_weights
     from act_harness.exploration.explore import explore
     from act_harness.exploration.maps import maps
+
+
+def lazy_attributes(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__`` that imports each name from its home when it is asked for.
+
+    Args:
+        module: The module's name.
+        homes: Public name to the module that defines it.
+    """
+
+    def find(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
+        if name in homes:
+            return getattr(importlib.import_module(homes[name]), name)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return find
 
 
 __getattr__ = lazy_attributes(__name__, _EXPORTS)

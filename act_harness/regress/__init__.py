@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from act_harness.support.lazy import lazy_attributes
+from act_harness import lazy_attributes
 
 __all__ = ["RegressOutcome", "RegressSettings", "run_regress", "update_baseline"]
 
