@@ -51,9 +51,9 @@
 
   // --- what is shown of texts and numbers --------------------------------------------------
 
-  const HIDDEN = /[\u0000-\u0009\u000b-\u001f\u007f-\u00a0\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202f\u205f-\u206f\u3000\u3164\ufe00-\ufe0f\ufeff\ufff9-\ufffb]/g;
+  const HIDDEN = /(?![ \n])[\p{C}\p{Z}\u034f\u115f\u1160\u17b4\u17b5\u3164\ufe00-\ufe0f\uffa0]/gu;
   const visible = (text) => String(text)
-    .replace(HIDDEN, (c) => `\u27e8U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}\u27e9`)
+    .replace(HIDDEN, (c) => `\u27e8U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}\u27e9`)
     .replace(/\n/g, "\u21b5").replace(/ /g, "\u2423");
   const cut = (text, most) => (text.length > most ? text.slice(0, most - 1) + "\u2026" : text);
   const quoted = (t) => `\u201c${cut(visible(data.tokens[t]), 40)}\u201d`;
