@@ -49,7 +49,7 @@ def show(browser: Any, page: Path, *, width: int = 1280, scheme: str = "light") 
 
 
 def transgressions(browser: Any) -> list[str]:
-    """Return what a page printed on the console, and what it asked of a network, since its start."""
+    """Return what a page printed on the console and asked of a network since its start."""
     found = [entry["message"] for entry in browser.get_log("browser")]
     for entry in browser.get_log("performance"):
         message = json.loads(entry["message"])["message"]
