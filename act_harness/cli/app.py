@@ -31,6 +31,7 @@ from act_harness.cli.options import IncludePath, Tasks
 from act_harness.cli.parsing import SPELLING, Command, names
 from act_harness.cli.regress import regress
 from act_harness.cli.search import search
+from act_harness.cli.sinks import sinks
 from act_harness.errors import ActHarnessError, InternalError, one_line
 from act_harness.support.interruption import end_like_ctrl_c
 from act_harness.support.places import remove_unused
@@ -45,8 +46,8 @@ the program, with its traceback (ACT_HARNESS_TRACEBACK=1 prints it for the other
 
 
 _ORDER = (
-    "eval", "search", "compare", "explore", "regress", "judge", "dashboard", "fetch", "artifact",
-    "bench", "run", "doctor", "tasks-path",
+    "eval", "search", "compare", "explore", "sinks", "regress", "judge", "dashboard", "fetch",
+    "artifact", "bench", "run", "doctor", "tasks-path",
 )  # fmt: skip
 """Commands as README introduces them; typer's order is that of the definitions, groups last."""
 
@@ -233,6 +234,7 @@ app.command("eval", cls=EvalCommand)(evaluate)
 app.command(cls=Command)(search)
 app.command()(compare)
 app.command(cls=Command)(explore)
+app.command(cls=Command)(sinks)
 app.command(cls=Command)(judge)
 app.command(cls=Command)(dashboard)
 app.command(cls=Command)(regress)

@@ -1,4 +1,4 @@
-"""The command ``act-harness explore``: from a model's arguments and a document to its page."""
+"""The commands ``explore`` and ``sinks``: from a model's arguments and documents to their files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_harness.artifact import load_artifact, resolve_artifact
+from act_harness.calibration import preset
 from act_harness.errors import InputError, TaskError
 from act_harness.exploration.effects import text_document
 from act_harness.exploration.explore import Exploration, explore_document
 from act_harness.exploration.maps import text_tokens
+from act_harness.exploration.sinks import SinkStatistics, count_sinks
 from act_harness.search.documents import Document, Prompting, evaluation_documents
 from act_harness.support import places
 from act_harness.support.checks import check_count, check_kind
@@ -23,7 +25,14 @@ if TYPE_CHECKING:
     from act_harness.harness.task_lookup import TaskSelection
     from act_harness.model import CalibratedHFLM
 
-__all__ = ["ExploreSettings", "ModelSettings", "explore_from_settings", "task_documents"]
+__all__ = [
+    "ExploreSettings",
+    "ModelSettings",
+    "SinksSettings",
+    "explore_from_settings",
+    "sinks_from_settings",
+    "task_documents",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,3 +189,63 @@ def _only(selection: TaskSelection, lm: CalibratedHFLM, settings: ExploreSetting
             f"{lm.max_length} tokens; give --doc of a shorter one"
         )
     return found[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinksSettings(ModelSettings):
+    """What ``act-harness sinks`` is given; None and empty mean "not given"."""
+
+    tasks: Sequence[str] = ()
+    limit: int = 100
+    """Most documents of each task, from its first one on."""
+    calibration: str = "paper"
+    """Preset whose detection is used."""
+    output: Path = Path("sinks")
+    """Folder of the JSON file and the tables."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used.
+
+        Raises:
+            InputError: A number is out of range, or there is no such preset.
+        """
+        check_count(self.limit, "--limit", least=1)
+        check_count(self.num_fewshot, "--num-fewshot")
+        preset(self.calibration)
+        if isinstance(self.output, str):
+            object.__setattr__(self, "output", Path(self.output))
+
+
+def sinks_from_settings(settings: SinksSettings) -> tuple[SinkStatistics, list[Path]]:
+    """Load the model, count the sinks of the tasks' documents, and write the files.
+
+    Returns:
+        The statistics, and the files.
+
+    Raises:
+        InputError: model, tasks or a range is wrong.
+        InfrastructureError: model, data or disk are missing.
+    """
+    from tqdm import tqdm
+
+    from act_harness.harness.task_lookup import find_tasks
+
+    check_kind(settings, SinksSettings, "settings")
+    given = settings.arguments()
+    selection = find_tasks(tuple(settings.tasks), include_path=tuple(settings.include_path))
+    places.prepare_folder(settings.output)
+    lm = load_model(given)
+    documents = task_documents(selection, lm, settings, count=settings.limit)
+    found = count_sinks(
+        lm.model,
+        tqdm(documents, desc="documents", unit="doc"),
+        calibration=preset(settings.calibration),
+        vocabulary=lm.model.get_input_embeddings().num_embeddings,
+    )
+    about = {
+        "model": lm.facts.model_dump(exclude_none=True),
+        "limit": settings.limit,
+        "num_fewshot": settings.num_fewshot,
+        "apply_chat_template": settings.apply_chat_template,
+    }
+    return found, found.write(settings.output, lm.tokenizer, about)
