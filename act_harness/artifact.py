@@ -1,14 +1,14 @@
 """Head-set artifacts: which heads of which model to calibrate, how, and where that came from.
 
-An artifact is one JSON file (never pickle) with the schema ``act-harness/heads/1`` of
-the architecture page: the model it was made for, the calibration, the heads, optionally a mass
-map per head, the search that found them and its provenance. Unknown keys are errors. Loading
-checks form; :meth:`Artifact.verify` checks that it fits a model. No torch here.
+An artifact is one JSON file (never pickle): the model it was made for, the calibration, the heads,
+optionally a mass map per head, the search that found them and its provenance. Its schema is
+``act-harness/heads/1`` wherever that has all it uses, and ``act-harness/heads/2`` where it uses
+members of the operation that came later; both are read. Unknown keys are errors. Loading checks
+form; :meth:`Artifact.verify` checks that it fits a model. No torch here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,10 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan, validation_line
 from act_harness.errors import ArtifactError, CalibrationError, one_line, suggestion
 from act_harness.support import atomic, paths, reading
+from act_harness.support.provenance import sha256_json
 
 __all__ = ["Artifact", "ModelFacts", "load_artifact", "resolve_artifact", "shipped_artifacts"]
 
-SCHEMA = "act-harness/heads/1"
+SCHEMA: Literal["act-harness/heads/1"] = "act-harness/heads/1"
+SCHEMA_2: Literal["act-harness/heads/2"] = "act-harness/heads/2"
+_FIRST = {"target": ("sinks", "initial"), "mass": ("damp", "reweight")}
+"""What the first schema knows of the sets that have grown since."""
 _STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
@@ -65,7 +69,10 @@ class Artifact(BaseModel):
 
     model_config = _STRICT
 
-    schema_: Literal["act-harness/heads/1"] = Field(default="act-harness/heads/1", alias="schema")
+    schema_: Literal["act-harness/heads/1", "act-harness/heads/2"] = Field(
+        default=SCHEMA, alias="schema"
+    )
+    """The first schema that holds all that is used, whichever was given."""
     name: str = Field(min_length=1)
     model: ModelFacts
     calibration: Calibration
@@ -107,10 +114,31 @@ class Artifact(BaseModel):
             if len(set(chosen)) != len(chosen):
                 raise ValueError(f"layer {layer} names a head twice: {sorted(chosen)}")
         for layer, own in (self.strengths or {}).items():
-            for head in own:
+            for head, strength in own.items():
                 if head not in self.heads.get(layer, ()):
                     raise ValueError(f"strengths name head {head} of layer {layer}, heads do not")
+                reason = self.calibration.misfit(strength)
+                if reason:
+                    raise ValueError(f"strengths of head {head} of layer {layer}: {reason}")
         return self
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> Artifact:
+        later = self._later()
+        if later and self.schema_ == SCHEMA and "schema_" in self.model_fields_set:
+            raise ValueError(f"{later} is not of schema {SCHEMA!r}; expected {SCHEMA_2!r}")
+        object.__setattr__(self, "schema_", SCHEMA_2 if later else SCHEMA)  # frozen for all others
+        return self
+
+    def _later(self) -> str:
+        """Name a member of the operation that the first schema does not know; "" if there is none.
+
+        Every setting that came with the second schema belongs to such a member.
+        """
+        own = [strength for heads in (self.strengths or {}).values() for strength in heads.values()]
+        found = [("target", self.calibration.target), ("mass", self.calibration.mass)]
+        found += [("mass", strength.mass) for strength in own]
+        return next((f"{name} {value!r}" for name, value in found if value not in _FIRST[name]), "")
 
     def plans(self) -> dict[int, LayerPlan]:
         """Return what each layer with selected heads is to do."""
@@ -121,7 +149,7 @@ class Artifact(BaseModel):
             own = (self.strengths or {}).get(layer, {})
             if heads:
                 strengths = tuple(own.get(head, default) for head in heads)
-                result[layer] = LayerPlan(self.calibration, heads, strengths)
+                result[layer] = LayerPlan(self.calibration, heads, strengths, layer)
         return result
 
     def head_count(self) -> int:
@@ -163,6 +191,7 @@ class Artifact(BaseModel):
     def document(self) -> dict[str, Any]:
         """Return the artifact as the JSON document that is stored."""
         content = self.model_dump(mode="json", by_alias=True, exclude={"calibration", "strengths"})
+        content["schema"] = SCHEMA_2 if self._later() else SCHEMA
         content["model"] = self.model.model_dump(exclude_none=True)
         content["calibration"] = self.calibration.settings()
         content["heads"] = {str(layer): list(chosen) for layer, chosen in self.heads.items()}
@@ -177,8 +206,7 @@ class Artifact(BaseModel):
         """Return the hash of what decides scores: calibration, heads and strengths."""
         content = self.document()
         decisive = {key: content.get(key) for key in ("calibration", "heads", "strengths")}
-        text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_json(decisive)
 
     def save(self, path: str | Path) -> Path:
         """Write the artifact atomically as indented JSON with sorted keys."""
@@ -273,7 +301,9 @@ def _validated(content: dict[str, Any], source: str) -> Artifact:
         hint = suggestion(unknown[0], _KEYS)
         raise ArtifactError(f"artifact {source} has the unknown key {unknown[0]!r}{hint}")
     if "schema" not in content:
-        raise ArtifactError(f"artifact {source} has no 'schema'; expected {SCHEMA!r}")
+        raise ArtifactError(
+            f"artifact {source} has no 'schema'; expected {SCHEMA!r} or {SCHEMA_2!r}"
+        )
     for name, numbered in _numbered(content):
         wrong = [key for key in numbered if not _NUMBER.fullmatch(key)]
         if wrong:

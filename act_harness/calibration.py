@@ -1,27 +1,30 @@
 """What the settings of calibrated attention mean, without any arithmetic on tensors.
 
-A :class:`Calibration` is *(target set) x (mass map)*: which columns of an attention map are damped
-and what becomes of their mass. The paper is Yu et al., "Unveiling and Harnessing Hidden Attention
-Sinks", ICML 2024 (arXiv 2406.15765), sections 3 and 4; the preset ``paper`` is its published rule,
-``release`` the behaviour of the authors' released code on a prefill. The engines
-(:mod:`act_harness.engines`) do the arithmetic; this module imports no torch.
+A :class:`Calibration` is *(target set) x (mass map)*: which columns of an attention map change and
+what becomes of their mass; target ``head`` changes a head as a whole (a control). The paper
+is Yu et al., "Unveiling and Harnessing Hidden Attention Sinks", ICML 2024 (arXiv 2406.15765),
+sections 3 and 4; the preset ``paper`` is its published rule, ``release`` the behaviour of the
+authors' released code on a prefill. The engines (:mod:`act_harness.engines`) do the arithmetic;
+this module imports no torch.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from act_harness.errors import CalibrationError, suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "MIN_OTHER_MASS",
+    "MIN_RAISED_MASS",
     "PRESETS",
     "Calibration",
     "HeadStrength",
@@ -35,7 +38,43 @@ MIN_OTHER_MASS = 1e-6
 FEW_ROWS = 4
 """Counters report the sinks on columns that fewer prompt rows than this can see."""
 
+MIN_RAISED_MASS = 1e-30
+"""A row whose attention on the target sums to less than this is left alone by ``raise``."""
+
 _DETECTION = ("rule", "alpha", "tau", "protect", "min_rows")
+_ROWS = "expected at least 1 or 'auto'"
+
+_OWN_SETTINGS = {"count": "last", "draw": "random", "seed": "random", "markers": "span"}
+"""Settings of a single target."""
+
+_COLUMN_MASSES = ("damp", "reweight", "raise")
+_MASSES = {"both": ("reweight",), "head": ("gate", "temperature")}
+"""Mass maps of targets that do not take all those of columns."""
+
+
+class _Strength(NamedTuple):
+    """The strength of a mass map: its setting, the values it can have, and how to say them."""
+
+    setting: str
+    fits: Callable[[float], bool]
+    expected: str
+
+
+_STRENGTHS = {
+    "damp": _Strength(
+        "beta",
+        lambda beta: 0.0 <= beta <= 1.0,
+        "a number in [0, 1]; to amplify sinks use mass 'reweight' with gamma > 1",
+    ),
+    "reweight": _Strength("gamma", lambda gamma: 0.0 < gamma < math.inf, "a finite number above 0"),
+    "raise": _Strength("psi", lambda psi: 0.0 < psi < 1.0, "a number between 0 and 1"),
+    "gate": _Strength(
+        "factor", lambda factor: 0.0 <= factor < math.inf, "a finite number of at least 0"
+    ),
+    "temperature": _Strength(
+        "factor", lambda factor: 0.0 < factor < math.inf, "a finite number above 0"
+    ),
+}
 
 
 def validation_line(error: ValidationError) -> str:
@@ -65,16 +104,24 @@ def _found(value: object) -> str:
 
 
 class HeadStrength(BaseModel):
-    """Mass map of one head: how the total attention on its sinks changes."""
+    """Mass map of one head: how the total attention on its target changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    mass: Literal["damp", "reweight"] = "damp"
-    """``damp``: m' = beta m (paper, equation of section 4). ``reweight``: scale and renormalise."""
+    mass: Literal["damp", "reweight", "raise", "gate", "temperature"] = "damp"
+    """``damp``: m' = beta m (paper, equation of section 4). ``reweight``: scale and renormalise.
+    ``raise``: a mass below psi is scaled to psi, then renormalised (SpotLight). Of target ``head``:
+    its output (``gate``) or its logits (``temperature``), times factor."""
     beta: float | None = None
-    """Share of the sinks' mass that is kept by ``damp``; in [0, 1]; 0.4 unless told."""
+    """Share of the target's mass that is kept by ``damp``; in [0, 1]; 0.4 unless told."""
     gamma: float | None = None
-    """Factor on the sinks' columns before renormalising, for ``reweight``; above 0."""
+    """Factor on the target's columns before renormalising, for ``reweight``; above 0."""
+    gamma_initial: float | None = None
+    """The same for the initial token, of target ``both``; ``gamma`` is that of the sinks."""
+    psi: float | None = None
+    """Least mass on the target before renormalising, for ``raise``; between 0 and 1."""
+    factor: float | None = None
+    """On the output for ``gate``, at least 0; on the logits for ``temperature``, above 0."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,26 +132,30 @@ class HeadStrength(BaseModel):
 
     @model_validator(mode="after")
     def _check_strength(self) -> HeadStrength:
-        if self.mass == "damp":
-            if self.gamma is not None:
-                raise ValueError("gamma belongs to mass 'reweight'; 'damp' takes beta")
-            if self.beta is None or not 0.0 <= self.beta <= 1.0:
+        own = _STRENGTHS[self.mass]
+        for mass, other in _STRENGTHS.items():
+            if other.setting != own.setting and getattr(self, other.setting) is not None:
                 raise ValueError(
-                    f"beta is {self.beta}, expected a number in [0, 1]; "
-                    "to amplify sinks use mass 'reweight' with gamma > 1"
+                    f"{other.setting} belongs to mass {mass!r}; {self.mass!r} takes {own.setting}"
                 )
-        else:
-            if self.beta is not None:
-                raise ValueError("beta belongs to mass 'damp'; 'reweight' takes gamma")
-            if self.gamma is None or not 0.0 < self.gamma < float("inf"):
-                raise ValueError(f"gamma is {self.gamma}, expected a finite number above 0")
+        value = getattr(self, own.setting)
+        if value is None or not own.fits(value):
+            raise ValueError(f"{own.setting} is {value}, expected {own.expected}")
+        initial = self.gamma_initial
+        if initial is None:
+            return self
+        if self.mass != "reweight":
+            raise ValueError(
+                f"gamma_initial belongs to mass 'reweight'; {self.mass!r} takes {own.setting}"
+            )
+        if not own.fits(initial):
+            raise ValueError(f"gamma_initial is {initial}, expected {own.expected}")
         return self
 
     @property
     def strength(self) -> float:
-        """The one number of the map: beta of ``damp``, gamma of ``reweight``."""
-        value = self.beta if self.mass == "damp" else self.gamma
-        assert value is not None  # noqa: S101 - guaranteed by the validator above
+        """The one number of the map: beta, gamma (of ``both``: the sinks'), psi, or factor."""
+        value: float = getattr(self, _STRENGTHS[self.mass].setting)
         return value
 
 
@@ -113,8 +164,21 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    target: Literal["sinks", "initial"] = "sinks"
-    """``sinks``: the detected set. ``initial``: the first real token, without any detection."""
+    target: Literal["sinks", "initial", "both", "random", "last", "span", "head"] = "sinks"
+    """``sinks``: the detected set. ``initial``: the first real token, without any detection.
+    ``both``: these two, a strength each. ``random`` and ``last`` (controls): as many columns of the
+    prompt as there are sinks, drawn or its last. ``span``: what stands between two markers of the
+    prompt. ``head`` (a control): the head as a whole, by ``gate`` or ``temperature``."""
+    count: int | Literal["sinks"] | None = None
+    """Columns of target ``last``: as many as there are ``sinks`` (default), or a number."""
+    draw: Literal["fixed", "anew"] | None = None
+    """Columns of target ``random``: ``fixed`` (default) ranks a column by a hash of its token, its
+    position and the head; ``anew`` by one of the whole prompt too: other columns in every prompt.
+    Both are the same on every device and in every batch."""
+    seed: int | None = None
+    """Of the hash that draws for target ``random``; at least 0; 0 unless told."""
+    markers: tuple[str, str] | None = None
+    """Of target ``span``: the texts before and behind each piece of the prompt that is meant."""
     rule: Literal["relative", "absolute"] | None = None
     """``relative`` (default): a column is a sink above alpha / N. ``absolute``: above tau."""
     alpha: float | None = None
@@ -125,12 +189,18 @@ class Calibration(BaseModel):
     """Which column never is a sink: the first real token (default), the lowest flagged, none."""
     min_rows: int | Literal["auto"] | None = None
     """A column that fewer rows can see is never a sink; ``auto`` = ceil(1 / threshold)."""
-    mass: Literal["damp", "reweight"] = "damp"
+    mass: Literal["damp", "reweight", "raise", "gate", "temperature"] = "damp"
     """Mass map of all heads that have none of their own (see :class:`HeadStrength`)."""
     beta: float | None = None
     """Strength of ``damp``; in [0, 1]."""
     gamma: float | None = None
     """Strength of ``reweight``; above 0."""
+    gamma_initial: float | None = None
+    """Strength of ``reweight`` on the initial token, of target ``both``; above 0."""
+    psi: float | None = None
+    """Strength of ``raise``; between 0 and 1."""
+    factor: float | None = None
+    """Strength of ``gate`` (at least 0) and of ``temperature`` (above 0)."""
     decode: Literal["frozen", "running", "off"] = "frozen"
     """Continuation rows use the prompt's sinks, sinks of their own rows so far, or none at all."""
 
@@ -155,7 +225,14 @@ class Calibration(BaseModel):
         if not isinstance(data, dict):
             return data
         given = {key: value for key, value in data.items() if value is not None}
-        if given.get("target", "sinks") == "sinks":
+        target = given.get("target", "sinks")
+        if target == "last":
+            given = {"count": "sinks", **given}
+        elif target == "random":
+            given = {"draw": "fixed", "seed": 0, **given}
+        elif target == "span" and isinstance(given.get("markers"), list):  # as JSON and YAML do
+            given["markers"] = tuple(given["markers"])
+        if _counts_sinks(target, given.get("count")):
             given = {"rule": "relative", "protect": "initial", "min_rows": 1, **given}
             if given["rule"] == "relative":
                 given = {"alpha": 5.0, **given}
@@ -165,14 +242,61 @@ class Calibration(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Calibration:
-        if self.target == "initial":
+        for name, target in _OWN_SETTINGS.items():
+            if self.target != target and getattr(self, name) is not None:
+                raise ValueError(f"{name} belongs to target {target!r}, this is {self.target!r}")
+        if self.detects:
+            self._check_detection()
+        else:
             surplus = [name for name in _DETECTION if getattr(self, name) is not None]
             if surplus:
-                raise ValueError(f"{surplus[0]} belongs to target 'sinks'; 'initial' detects none")
-        else:
-            self._check_detection()
-        HeadStrength(mass=self.mass, beta=self.beta, gamma=self.gamma)
+                which = f"count {self.count}" if self.target == "last" else repr(self.target)
+                raise ValueError(f"{surplus[0]} belongs to target 'sinks'; {which} detects none")
+        self._check_target()
+        reason = self.misfit(self.strength_of_all)
+        if reason:
+            raise ValueError(reason)
         return self
+
+    def _check_target(self) -> None:
+        if isinstance(self.count, int) and self.count < 1:
+            raise ValueError(f"count is {self.count}, expected at least 1 or 'sinks'")
+        if self.seed is not None and not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}, expected a whole number from 0 to 2**31 - 1")
+        if self.target == "span" and not (self.markers and all(self.markers)):
+            raise ValueError(
+                "markers is missing or empty; target 'span' takes two texts: that before and that "
+                "behind each piece of the prompt that is meant"
+            )
+        if self.decode == "running" and self.target not in ("sinks", "initial", "both"):
+            raise ValueError(
+                "decode 'running' finds the sinks of every row, which target "
+                f"{self.target!r} cannot follow; it takes 'frozen' or 'off'"
+            )
+
+    @property
+    def detects(self) -> bool:
+        """Whether sinks are looked for: they are the target, or give the number of its columns."""
+        return _counts_sinks(self.target, self.count)
+
+    @property
+    def strength_of_all(self) -> HeadStrength:
+        """The mass map of all heads that have none of their own."""
+        return HeadStrength(**{name: getattr(self, name) for name in HeadStrength.model_fields})
+
+    def misfit(self, strength: HeadStrength) -> str:
+        """Say in a line why a head of this calibration cannot have that mass map; "" if it can."""
+        allowed = _MASSES.get(self.target, _COLUMN_MASSES)
+        if strength.mass not in allowed:
+            names = " or ".join(map(repr, allowed))
+            return f"target {self.target!r} takes mass {names}, found {strength.mass!r}"
+        if (self.target == "both") != (strength.gamma_initial is not None):
+            return (
+                "target 'both' takes gamma_initial beside gamma"
+                if self.target == "both"
+                else f"gamma_initial belongs to target 'both', this is {self.target!r}"
+            )
+        return ""
 
     def _check_detection(self) -> None:
         if self.rule == "relative":
@@ -186,29 +310,78 @@ class Calibration(BaseModel):
             if self.tau is None or not 0.0 < self.tau < 1.0:
                 raise ValueError(f"tau is {self.tau}, expected a number between 0 and 1")
         if isinstance(self.min_rows, int) and self.min_rows < 1:
-            raise ValueError(f"min_rows is {self.min_rows}, expected at least 1 or 'auto'")
+            raise ValueError(f"min_rows is {self.min_rows}, {_ROWS}")
 
     def threshold(self, columns: Any) -> Any:  # noqa: ANN401 - a number or a tensor of any library
-        """Return the threshold for rows that see at most ``columns`` columns (N of the paper)."""
-        if self.rule == "absolute":
-            return columns * 0 + self.tau
-        return self.alpha / columns
+        """Return the threshold for rows that see at most ``columns`` columns (N of the paper).
+
+        Raises:
+            CalibrationError: there is no such rule; a target without detection has none.
+        """
+        match self.rule:
+            case "relative":
+                return self.alpha / columns
+            case "absolute":
+                return columns * 0 + self.tau
+        raise CalibrationError(self._undetected("rule"))
 
     def required_rows(self, columns: Any, *, at_least: int = 1) -> Any:  # noqa: ANN401
-        """Return how many rows must see a column before it can be a sink."""
-        if self.min_rows == "auto":
-            # ceil(1 / threshold), written so that numbers and tensors both take it
-            per_row = self.alpha if self.rule == "relative" else 1.0
-            total = columns if self.rule == "relative" else columns * 0 + 1.0 / (self.tau or 1.0)
-            needed = -(-total // per_row)
-        else:
-            needed = columns * 0 + self.min_rows
+        """Return how many rows must see a column before it can be a sink.
+
+        Raises:
+            CalibrationError: ``min_rows`` or the rule that ``auto`` asks is none that exists; a
+                target without detection has neither.
+        """
+        # ceil(1 / threshold), written so that numbers and tensors both take it
+        match self.min_rows, self.rule:
+            case "auto", "relative":
+                needed = -(-columns // self.alpha)
+            case "auto", "absolute":
+                needed = -(-(columns * 0 + 1.0 / (self.tau or 1.0)) // 1.0)
+            case "auto", _:
+                raise CalibrationError(self._undetected("rule"))
+            case int(rows), _:
+                needed = columns * 0 + rows
+            case None, _:
+                raise CalibrationError(self._undetected("min_rows"))
+            case _:
+                raise CalibrationError(f"min_rows is {self.min_rows}, {_ROWS}")
         short = needed < at_least
         return needed + (at_least - needed) * short
 
+    def _undetected(self, setting: str) -> str:
+        value = getattr(self, setting)
+        if value is None:
+            return f"this calibration of target {self.target!r} has no {setting} to detect sinks by"
+        return unknown_member(setting, value)
+
     def settings(self) -> dict[str, Any]:
         """Return the settings that apply, as plain values (the artifact's ``calibration``)."""
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def _counts_sinks(target: object, count: object) -> bool:
+    return target in ("sinks", "both", "random") or (target == "last" and count == "sinks")
+
+
+def members_of(setting: str) -> tuple[str, ...]:
+    """Return the words that a setting of a calibration can be: its closed set."""
+    return _words(Calibration.model_fields[setting].annotation)
+
+
+def _words(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type as typing writes it
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(word for part in get_args(annotation) for word in _words(part))
+
+
+def unknown_member(setting: str, value: object) -> str:
+    """Return the line that refuses what is no member of a closed set."""
+    members = members_of(setting)
+    return (
+        f"{setting} {value!r} is unknown, expected one of {', '.join(members)}"
+        f"{suggestion(str(value), members)}"
+    )
 
 
 PRESETS: Mapping[str, Calibration] = {
@@ -242,9 +415,10 @@ class LayerPlan:
     calibration: Calibration
     heads: tuple[int, ...]
     strengths: tuple[HeadStrength, ...]
+    layer: int = 0
+    """Number of the layer: target ``random`` draws other columns in every layer."""
 
     @classmethod
     def uniform(cls, calibration: Calibration, heads: tuple[int, ...]) -> LayerPlan:
         """Give every head the calibration's own mass map."""
-        own = HeadStrength(mass=calibration.mass, beta=calibration.beta, gamma=calibration.gamma)
-        return cls(calibration, heads, (own,) * len(heads))
+        return cls(calibration, heads, (calibration.strength_of_all,) * len(heads))

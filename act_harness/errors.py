@@ -41,6 +41,7 @@ __all__ = [
     "install_command",
     "one_line",
     "suggestion",
+    "unknown_name",
 ]
 
 _LONGEST_WORD = 120
@@ -102,6 +103,20 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of ``known``, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unknown_name(shown: str, name: object, known: Iterable[str], *, listed: bool = True) -> str:
+    """Return what to say of a name that nothing has: what there is, and what may be meant.
+
+    Args:
+        shown: The name as it was given, with what it should name: ``engine 'trion'``.
+        name: The name itself.
+        known: Names there are.
+        listed: Whether to list them; where they are many, the nearest is enough.
+    """
+    names = list(known)
+    expected = f", expected one of {', '.join(names)}" if listed else ""
+    return f"{shown} is unknown{expected}{suggestion(str(name), names)}"
 
 
 def one_line(error: BaseException | str, *, limit: int = 600) -> str:

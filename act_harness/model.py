@@ -29,7 +29,7 @@ from act_harness.attention import prepare as prepare_attachment
 from act_harness.attention.counters import CalibrationCounters, prompt_key
 from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.engines import select_engine
-from act_harness.errors import InputError, UnsupportedCallError, suggestion
+from act_harness.errors import InputError, UnsupportedCallError, unknown_name
 from act_harness.mtbench.chat import ConversationMixin
 from act_harness.scoring.forwards import pad_tokens
 from act_harness.scoring.scorer import Item, Score, Scorer
@@ -154,7 +154,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         """
         found = resolve_artifact(artifact, self.facts)
         self.attachment = prepare_attachment(
-            self.model, found, facts=self.facts, engine=self.engine
+            self.model, found, facts=self.facts, engine=self.engine, tokenizer=self.tokenizer
         )
         self.counters = CalibrationCounters()
 
@@ -579,10 +579,7 @@ _ARGUMENTS = sorted(
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise InputError(
-            f"{name}={value!r} is unknown, expected one of {', '.join(known)}"
-            f"{suggestion(str(value), known)}"
-        )
+        raise InputError(unknown_name(f"{name}={value!r}", value, known))
 
 
 def _refuse_virtual_tokens(model: Any) -> None:  # noqa: ANN401 - a PreTrainedModel or PeftModel

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,15 @@ from transformers import PreTrainedModel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """Undo what a command that runs inside the tests does with Ctrl-C."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _shared() -> Path:
@@ -108,7 +119,7 @@ def make_artifact() -> Any:
             every = tuple(range(facts.num_attention_heads))
             heads = dict.fromkeys(range(facts.num_hidden_layers), every)
         strengths = settings.pop("strengths", None)
-        calibration = Calibration(
+        calibration = settings.pop("calibration", None) or Calibration(
             **{"alpha": 1.5, **settings}
             if settings.get("rule") != "absolute" and settings.get("target") != "initial"
             else settings

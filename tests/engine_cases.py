@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
+from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
+    AttentionCall,
     Engine,
     EngineResult,
-    Geometry,
     LayerState,
     Stock,
     masked_softmax,
@@ -41,6 +42,26 @@ PLANS = {
     "initial-reweight": Calibration(target="initial", mass="reweight", gamma=0.5),
 }
 
+MEMBERS = {
+    "both": Calibration(target="both", mass="reweight", gamma=2.5, gamma_initial=0.4),
+    "both-first-flagged": Calibration(
+        target="both", mass="reweight", gamma=0.2, gamma_initial=3.0, protect="first-flagged"
+    ),
+    "random-fixed": Calibration(target="random", alpha=3.0),
+    "random-anew": Calibration(
+        target="random", draw="anew", seed=7, mass="reweight", gamma=3.0, alpha=3.0
+    ),
+    "last-as-sinks": Calibration(target="last", mass="reweight", gamma=4.0, alpha=2.0),
+    "last-three": Calibration(target="last", count=3, beta=0.2),
+    "span": Calibration(target="span", markers=("<", ">"), mass="reweight", gamma=4.0),
+    "span-raise": Calibration(target="span", markers=("<", ">"), mass="raise", psi=0.3),
+    "raise": Calibration(mass="raise", psi=0.5),
+    "initial-raise": Calibration(target="initial", mass="raise", psi=0.2),
+    "gate": Calibration(target="head", mass="gate", factor=0.5),
+    "temperature": Calibration(target="head", mass="temperature", factor=1.7),
+}
+"""Members beyond those of the first schema, each on what it goes with."""
+
 
 @dataclass
 class Case:
@@ -53,10 +74,17 @@ class Case:
     prompt: Tensor  # (B, T) bool
     window: int | None = None
     softcap: float | None = None
+    ids: Tensor | None = None  # (B, T)
+    span: Tensor | None = None  # (B, T) bool
 
     @property
     def scale(self) -> float:
         return self.query.shape[-1] ** -0.5
+
+    def call(self, first_row: int = 0) -> AttentionCall:
+        """What the rows from ``first_row`` on are to compute, over all columns."""
+        query = self.query[:, :, first_row:]
+        return AttentionCall(query, self.key, self.value, self.scale, self.softcap)
 
     def mask(self, first_row: int) -> Tensor | None:
         """The model's own mask, as transformers gives it; None where it would give none."""
@@ -82,17 +110,33 @@ class Case:
             first_column=0,
             columns=self.real.shape[1],
             mask=mask,
+            ids=self.ids if first_row == 0 else None,
+            span=self.span if first_row == 0 else None,
         )
 
     def until(self, stop: int) -> Case:
         """The first ``stop`` positions."""
         cut = {name: getattr(self, name)[:, :, :stop] for name in ("query", "key", "value")}
-        return replace(self, real=self.real[:, :stop], prompt=self.prompt[:, :stop], **cut)
+        for name in ("real", "prompt", "ids", "span"):
+            held = getattr(self, name)
+            cut[name] = None if held is None else held[:, :stop]
+        return replace(self, **cut)
+
+    def alone(self, number: int) -> Case:
+        """One of the sequences, without its pads."""
+        inside, one = self.real[number], slice(number, number + 1)
+        cut = {name: getattr(self, name)[one][:, :, inside] for name in ("query", "key", "value")}
+        for name in ("real", "prompt", "ids", "span"):
+            held = getattr(self, name)
+            cut[name] = None if held is None else held[one][:, inside]
+        return replace(self, **cut)
 
     def to(self, target: torch.dtype | str) -> Case:
         moved = {name: getattr(self, name).to(target) for name in ("query", "key", "value")}
         if isinstance(target, str):
-            moved |= {name: getattr(self, name).to(target) for name in ("real", "prompt")}
+            for name in ("real", "prompt", "ids", "span"):
+                held = getattr(self, name)
+                moved[name] = None if held is None else held.to(target)
         return replace(self, **moved)
 
 
@@ -134,15 +178,19 @@ def make_case(
     prompts = prompts or lengths
     position = torch.arange(tokens)
     real = torch.zeros(batch, tokens, dtype=torch.bool)
-    prompt = torch.zeros_like(real)
+    prompt, span = torch.zeros_like(real), torch.zeros_like(real)
+    ids = torch.zeros(batch, tokens, dtype=torch.long)
     for b, (length, given) in enumerate(zip(lengths, prompts, strict=True)):
         start = tokens - length if side == "left" else 0
         real[b] = (position >= start) & (position < start + length)
         prompt[b] = (position >= start) & (position < start + given)
+        own = torch.Generator().manual_seed(1000 * seed + b)
+        ids[b, real[b]] = torch.randint(1, 90, (length,), generator=own)
+        span[b] = (position >= start + 3) & (position < start + 7) & real[b]
         for sink in sinks:
             if sink < length:
                 key[b, :, start + sink] += direction[b, :, 0] * strength * size**0.25
-    case = Case(query, key, value, real, prompt, window, softcap)
+    case = Case(query, key, value, real, prompt, window, softcap, ids, span)
     return case.to(dtype)
 
 
@@ -206,15 +254,11 @@ def run(
 ) -> EngineResult:
     geometry = case.geometry(first_row, bare=bare)
     return engine(
-        case.query[:, :, first_row:],
-        case.key,
-        case.value,
+        case.call(first_row),
         geometry=geometry,
         plan=plan,
         state=state,
         stock=stock_of(case, geometry),
-        scale=case.scale,
-        softcap=case.softcap,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tiny_search import drawn, tiny
 
-from act_harness.search.ledger import Ledger
+from act_harness.search.ledger import SearchLedger
 from act_harness.search.recipe import make_recipe
 from act_harness.search.run import run_search
 
@@ -86,13 +86,13 @@ def kills(folder: Path, moments: list[str]) -> None:
 
 def dawdle() -> None:
     """Let the first process read the ledger late, when the others would have written more to it."""
-    read = Ledger.reload
+    read = SearchLedger.reload
 
-    def late(self: Ledger) -> None:
+    def late(self: SearchLedger) -> None:
         time.sleep(0.5)
         read(self)
 
-    Ledger.reload = late
+    SearchLedger.reload = late
 
 
 def join(folder: Path) -> None:

@@ -32,6 +32,55 @@ def artifact():
     )  # fmt: skip
 
 
+BOTH = {"target": "both", "mass": "reweight", "gamma": 2.0, "gamma_initial": 0.5}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        BOTH,
+        {"target": "random", "draw": "anew", "seed": 3},
+        {"target": "last", "count": 2},
+        {"target": "span", "markers": ("Review:", "\n")},
+        {"mass": "raise", "psi": 0.25},
+        {"target": "head", "mass": "gate", "factor": 0.5},
+    ],
+)
+def test_the_second_schema_is_written_where_the_first_does_not_do(artifact, tmp_path, settings):
+    own = artifact.model_copy(update={"calibration": Calibration(**settings), "strengths": None})
+    path = own.save(tmp_path / "mine.json")
+    again = load_artifact(path)
+    assert again.schema_ == json.loads(path.read_text())["schema"] == "act-harness/heads/2"
+    assert again.calibration == own.calibration
+    assert (
+        again.document() == json.loads(path.read_text()) == json.loads(json.dumps(own.document()))
+    )
+    assert again.sha256() == own.sha256() != artifact.sha256()
+    plans = again.plans()
+    assert {plan.layer for plan in plans.values()} == set(plans) != {0}
+    claimed = {**json.loads(path.read_text()), "schema": "act-harness/heads/1"}
+    with pytest.raises(ArtifactError, match="is not of schema 'act-harness/heads/1'"):
+        load_artifact(claimed)
+
+
+def test_a_file_of_the_second_schema_that_needs_only_the_first_is_written_as_the_first(artifact):
+    given = {**artifact.document(), "schema": "act-harness/heads/2"}
+    again = load_artifact(given)
+    assert again == artifact
+    assert again.document()["schema"] == "act-harness/heads/1"
+    # what decides scores is hashed without the schema: hashes of before stay
+    assert again.sha256() == artifact.sha256()
+
+
+def test_strengths_fit_the_target(artifact):
+    given = artifact.document()
+    given |= {"schema": "act-harness/heads/2", "calibration": BOTH}
+    with pytest.raises(ArtifactError, match="layer 2: target 'both' takes gamma_initial beside"):
+        load_artifact(given)
+    given["strengths"]["2"]["0"]["gamma_initial"] = 3.0
+    assert load_artifact(given).plans()[2].strengths[0].gamma_initial == 3.0
+
+
 def test_saving_and_loading_gives_the_same_artifact(artifact, tmp_path):
     path = artifact.save(tmp_path / "mine.json")
     again = load_artifact(path)

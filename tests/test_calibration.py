@@ -49,6 +49,28 @@ def test_presets_are_the_published_settings():
         ({"target": "initial", "alpha": 5}, "alpha belongs to target 'sinks'"),
         ({"target": "initial", "protect": "none"}, "protect belongs to target 'sinks'"),
         ({"target": "initial", "min_rows": 2}, "min_rows belongs to target 'sinks'"),
+        ({"target": "both", "mass": "reweight", "gamma": 2}, "'both' takes gamma_initial beside"),
+        ({"target": "both", "mass": "damp"}, "target 'both' takes mass 'reweight', found 'damp'"),
+        ({"target": "both", "mass": "reweight", "gamma": 2, "gamma_initial": 0}, "above 0"),
+        ({"gamma_initial": 2}, "gamma_initial belongs to mass 'reweight'; 'damp' takes beta"),
+        ({"mass": "reweight", "gamma": 2, "gamma_initial": 2}, "belongs to target 'both'"),
+        ({"mass": "raise"}, "psi is None, expected a number between 0 and 1"),
+        ({"mass": "raise", "psi": 1}, "psi is 1.0, expected a number between 0 and 1"),
+        ({"mass": "raise", "psi": 0.2, "beta": 1}, "beta belongs to mass 'damp'; 'raise' takes"),
+        ({"target": "head"}, "target 'head' takes mass 'gate' or 'temperature', found 'damp'"),
+        ({"mass": "gate", "factor": 2}, "takes mass 'damp' or 'reweight' or 'raise', found 'gate'"),
+        ({"target": "head", "mass": "gate", "factor": -1}, "finite number of at least 0"),
+        ({"target": "head", "mass": "temperature", "factor": 0}, "finite number above 0"),
+        ({"target": "head", "mass": "gate", "factor": 2, "alpha": 5}, "'head' detects none"),
+        ({"target": "last", "count": 0}, "count is 0, expected at least 1 or 'sinks'"),
+        ({"target": "last", "count": 3, "tau": 0.1}, "count 3 detects none"),
+        ({"count": 3}, "count belongs to target 'last', this is 'sinks'"),
+        ({"target": "initial", "draw": "anew"}, "draw belongs to target 'random'"),
+        ({"target": "random", "seed": -1}, "seed is -1, expected a whole number from 0"),
+        ({"target": "random", "draw": "never"}, "draw"),
+        ({"target": "span"}, "markers is missing or empty; target 'span' takes two texts"),
+        ({"target": "span", "markers": ("a", "")}, "missing or empty"),
+        ({"target": "random", "decode": "running"}, "target 'random' cannot follow"),
         ({"decode": "frosen"}, "decode"),
         ({"rule": "relativ"}, "rule"),
         ({"alhpa": 3}, "'alhpa' is unknown; did you mean 'alpha'"),
@@ -60,6 +82,37 @@ def test_settings_out_of_range_are_one_line(settings, message):
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, InputError)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "defaults"),
+    [
+        (
+            {"target": "both", "mass": "reweight", "gamma": 2, "gamma_initial": 0.5},
+            {"rule": "relative", "alpha": 5.0, "protect": "initial", "min_rows": 1},
+        ),
+        (
+            {"target": "random"},
+            {"rule": "relative", "alpha": 5.0, "protect": "initial", "min_rows": 1, "mass": "damp",
+             "beta": 0.4, "draw": "fixed", "seed": 0},
+        ),
+        (
+            {"target": "last", "rule": "absolute", "tau": 0.1, "mass": "raise", "psi": 0.2},
+            {"protect": "initial", "min_rows": 1, "count": "sinks"},
+        ),
+        ({"target": "last", "count": 4}, {"mass": "damp", "beta": 0.4}),
+        ({"target": "span", "markers": ["<b>", "</b>"]},
+         {"mass": "damp", "beta": 0.4, "markers": ["<b>", "</b>"]}),
+        ({"target": "head", "mass": "temperature", "factor": 2}, {}),
+    ],
+)  # fmt: skip
+def test_every_target_has_the_settings_that_apply_and_no_others(settings, defaults):
+    calibration = Calibration(**settings)
+    assert calibration.settings() == {"decode": "frozen", **settings, **defaults}
+    assert calibration.detects == ("rule" in calibration.settings())
+    (own,) = LayerPlan.uniform(calibration, (0,)).strengths
+    assert calibration.misfit(own) == ""
+    assert own.mass == calibration.mass
 
 
 def test_settings_cannot_be_changed_afterwards():
@@ -98,3 +151,31 @@ def test_strengths_of_heads_follow_the_same_rules():
             HeadStrength(**wrong)
     plan = LayerPlan.uniform(Calibration(beta=0.25), (3, 5))
     assert [s.strength for s in plan.strengths] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"rule": "median"}, "rule 'median' is unknown, expected one of relative, absolute"),
+        ({"rule": "absolut"}, "rule 'absolut' is unknown, .*; did you mean 'absolute'"),
+        ({"rule": None}, "this calibration of target 'sinks' has no rule to detect sinks by"),
+    ],
+)
+def test_a_rule_that_does_not_exist_is_taken_for_no_other(changed, line):
+    plain = {**Calibration().model_dump(), "min_rows": "auto", "tau": 0.1}
+    calibration = Calibration.model_construct(**{**plain, **changed})
+    for ask in (calibration.threshold, calibration.required_rows):
+        with pytest.raises(CalibrationError, match=f"^{line}"):
+            ask(20.0)
+
+
+def test_rows_are_a_number_or_auto():
+    plain = Calibration().model_dump()
+    for rows in ("always", 2.5):
+        made = Calibration.model_construct(**{**plain, "min_rows": rows})
+        with pytest.raises(CalibrationError, match=rf"^min_rows is {rows}, expected at least 1 or"):
+            made.required_rows(20.0)
+    initial = Calibration(target="initial")
+    for ask in (initial.threshold, initial.required_rows):
+        with pytest.raises(CalibrationError, match=r"^this calibration of target 'initial' has no"):
+            ask(20.0)

@@ -233,6 +233,7 @@ def test_a_broken_plugin_stays_behind_its_entry_point(tmp_path, text):
     assert loaded == [None]
 
 
+@pytest.mark.slow
 def test_a_broken_plugin_cannot_break_import_torch(tmp_path):
     answer = run(
         """
@@ -244,6 +245,7 @@ def test_a_broken_plugin_cannot_break_import_torch(tmp_path):
     assert answer == [2.0, True]  # torch works, and the broken plug-in was really tried
 
 
+@pytest.mark.slow
 def test_torch_and_lm_eval_for_real(tmp_path):
     """The route of the literal command: torch first, then the first look at an empty table."""
     answer = run(
@@ -274,6 +276,7 @@ def test_torch_and_lm_eval_for_real(tmp_path):
     assert not waiting
 
 
+@pytest.mark.slow
 def test_torch_can_be_told_to_leave_us_out(tmp_path):
     answer = run(
         """

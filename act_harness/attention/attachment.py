@@ -27,19 +27,26 @@ from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packing import active_packing
 from act_harness.attention.probe import Probe
-from act_harness.engines.operation import CallCounter, Engine, Report, refuse_unsupported
+from act_harness.attention.spans import SpanFinder
+from act_harness.engines import refuse_unsupported
+from act_harness.engines.operation import CallCounter, Engine, Report
 from act_harness.engines.segments import SegmentEngine
 from act_harness.engines.torch import TorchEngine
-from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
+from act_harness.errors import (
+    CalibrationError,
+    InternalError,
+    UnsupportedCallError,
+    UnsupportedModelError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.cache_utils import Cache
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.segments import Room
+    from act_harness.engines.segments import Capacity
 
 __all__ = ["Attachment", "stock_model"]
 
@@ -52,12 +59,27 @@ class Attachment:
     the one below it is again when it goes. One without heads is the stock model.
     """
 
-    def __init__(self, model: PreTrainedModel, artifact: Artifact | None, engine: Engine) -> None:
-        """Store what ``prepare`` found; nothing in the model changes yet."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        artifact: Artifact | None,
+        engine: Engine,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Store what ``prepare`` found; nothing in the model changes yet.
+
+        ``tokenizer`` is needed where the artifact's target is found in text (``span``).
+        """
         self.model = base_model(model)
         self.artifact = artifact
         self.engine = engine
         self.plans: dict[int, LayerPlan] = artifact.plans() if artifact else {}
+        markers = None if artifact is None else artifact.calibration.markers
+        self.spans: SpanFinder | None = None
+        """Finds the columns of target ``span``."""
+        if markers is not None and tokenizer is not None:
+            self.spans = SpanFinder(tokenizer, markers)
         self.calls = CallCounter()
         """How many layers each engine has computed."""
         self.reports: dict[int, Report] = {}
@@ -187,11 +209,11 @@ class Attachment:
             for count, line in zip(prompts, totals[: len(prompts)].tolist(), strict=True)
         ]
 
-    def takes_segments(self, room: Room) -> bool:
-        """Whether all layers calibrate segments of such a room (packed forwards on a device)."""
+    def takes_segments(self, capacity: Capacity) -> bool:
+        """Whether all layers calibrate segments of this capacity (packed, on a device)."""
         engine = self.engine
         return isinstance(engine, SegmentEngine) and all(
-            engine.takes_segments(plan, room) for plan in self.plans.values()
+            engine.takes_segments(plan, capacity) for plan in self.plans.values()
         )
 
     def note_replay(self, reports: dict[int, Report], prompts: Sequence[int]) -> None:
@@ -293,6 +315,11 @@ class Attachment:
     def check(self) -> None:
         """Find the layers and try them, on the stock model and then calibrated."""
         refuse_unsupported(self.engine, self.plans.values())
+        if self.spans is None and any(p.calibration.target == "span" for p in self.plans.values()):
+            raise CalibrationError(
+                "target 'span' looks for its markers in the text of a prompt; give the tokenizer: "
+                "attach(model, artifact, tokenizer=...)"
+            )
         config = self._decoder.config
         probe = Probe(self.model)
         with stock_model(self.model):
@@ -353,6 +380,7 @@ class Attachment:
             given.get("attention_mask"),
             self._prompts,
             self._tokens,
+            given.get("input_ids"),
             maps=wants_maps(module, given),
         )
         self.reports = {}

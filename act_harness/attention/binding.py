@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from act_harness.attention.cache import Forward, find_cache, recall, remember, seen_tokens
 from act_harness.attention.computing import in_full_precision, refuse_backward
-from act_harness.engines.operation import Geometry, LayerState, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.reference import selected_maps
 from act_harness.engines.segments import SegmentEngine
-from act_harness.errors import InternalError
+from act_harness.errors import InternalError, UnsupportedCallError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from act_harness.attention.owner import Owner
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.segments import RaggedOutput, Room, Segments
+    from act_harness.engines.segments import Capacity, RaggedOutput, Segments
 
 __all__ = ["Binding"]
 
@@ -42,18 +43,15 @@ class Binding:
 
     def attend(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         mask: Tensor | None,
         *,
         stock: Stock,
         stock_maps: Callable[[], Tensor | None],
-        scale: float,
-        softcap: float | None,
     ) -> tuple[Tensor, Tensor | None]:
         """See :class:`act_harness.attention.interface.BoundLayer`."""
         owner, forward = self.attachment, self._forward()
+        query, key = call.query, call.key
         cache = self.cache if forward.cache is None else forward.cache
         again = forward.again(cache, self.layer, mask=mask, query=query, key=key, owner=owner.token)
         state: LayerState | None
@@ -65,14 +63,13 @@ class Binding:
             geometry = forward.geometry(key, mask, seen, real)
             forward.note(cache, mask, key, geometry, real)
             if key.shape[2] > geometry.columns:  # a static cache; a view costs a step time
-                key, value = key[:, :, : geometry.columns], value[:, :, : geometry.columns]
+                held = slice(geometry.columns)
+                call = call._replace(key=key[:, :, held], value=call.value[:, :, held])
         maps = None
         if forward.maps and stock.kernel == "eager":
-            maps = self._maps(stock_maps(), query, key, geometry, state, scale, softcap)
-        output, state = self.compute(
-            query, key, value, geometry=geometry, state=state, stock=stock, scale=scale,
-            softcap=softcap,
-        )  # fmt: skip
+            told = self._told(geometry, state)
+            maps = self._maps(stock_maps(), call, told, state)
+        output, state = self.compute(call, geometry=geometry, state=state, stock=stock)
         if again is not None:
             again[0].keep(cache, self.layer, state, geometry.real)
         else:
@@ -82,19 +79,14 @@ class Binding:
     def _maps(
         self,
         maps: Tensor | None,
-        query: Tensor,
-        key: Tensor,
+        call: AttentionCall,
         geometry: Geometry,
         state: LayerState | None,
-        scale: float,
-        softcap: float | None,
     ) -> Tensor | None:
         """Return the stock's (B, H, C, K) maps with those of the selected heads calibrated."""
         if maps is None:
             return None
-        found = selected_maps(
-            query, key, geometry=geometry, plan=self.plan, state=state, scale=scale, softcap=softcap
-        )
+        found = selected_maps(call, geometry=geometry, plan=self.plan, state=state)
         maps = maps.clone()
         heads = torch.tensor(self.plan.heads, device=maps.device)
         held = found.calibrated[..., geometry.first_column :]
@@ -103,25 +95,19 @@ class Binding:
 
     def compute(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         state: LayerState | None,
         stock: Stock,
-        scale: float,
-        softcap: float | None,
     ) -> tuple[Tensor, LayerState | None]:
         """See :class:`act_harness.attention.packing.PackedLayer`."""
         owner = self.attachment
         forward = self._forward()
         owner.calls.add(owner.engine.name)
-        compute = partial(
-            owner.engine, query, key, value, geometry=geometry, plan=self.plan, state=state,
-            scale=scale, softcap=softcap,
-        )  # fmt: skip
-        device = query.device.type
+        geometry = self._told(geometry, state)
+        compute = partial(owner.engine, call, geometry=geometry, plan=self.plan, state=state)
+        device = call.query.device.type
         result = (
             in_full_precision(compute, device, stock)
             if torch.is_autocast_enabled(device)
@@ -131,34 +117,45 @@ class Binding:
             owner.note_report(self.layer, result.report, geometry.prompt)
         forward.reached.add(self.layer)
         output = result.output
-        if torch.is_grad_enabled() and query.requires_grad:
+        if torch.is_grad_enabled() and call.query.requires_grad:
             output = refuse_backward(output, owner.engine)
         return output, result.state
 
-    def takes_segments(self, room: Room) -> bool:
+    def _told(self, geometry: Geometry, state: LayerState | None) -> Geometry:
+        """Return the geometry of a prefill with what the plan's target needs to know of tokens.
+
+        Raises:
+            UnsupportedCallError: the forward was given embeddings.
+        """
+        target, finder = self.plan.calibration.target, self.attachment.spans
+        if state is not None or target not in ("random", "span"):
+            return geometry
+        if geometry.ids is None:
+            raise UnsupportedCallError(
+                f"target {target!r} is found by the ids of the tokens, and this model's decoder "
+                "was given embeddings; pass input_ids, or take another target"
+            )
+        return geometry if finder is None else self._forward().with_span(geometry, finder)
+
+    def takes_segments(self, capacity: Capacity) -> bool:
         """See :class:`act_harness.attention.packing.PackedLayer`."""
         engine = self.segment_engine
-        return engine is not None and engine.takes_segments(self.plan, room)
+        return engine is not None and engine.takes_segments(self.plan, capacity)
 
     def calibrate_segments(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         stock: RaggedOutput,
         *,
         segments: Segments,
         prompts: Sequence[int],
-        scale: float,
     ) -> None:
         """See :class:`act_harness.attention.packing.PackedLayer`."""
         owner, engine = self.attachment, self.segment_engine
         if engine is None:
             raise InternalError(f"engine {owner.engine.name} does not calibrate packed segments")
         owner.calls.add(owner.engine.name)
-        report = engine.calibrate_segments(
-            query, key, value, stock, segments=segments, plan=self.plan, scale=scale
-        )
+        report = engine.calibrate_segments(call, stock, segments=segments, plan=self.plan)
         owner.note_report(self.layer, report, prompts)
         self._forward().reached.add(self.layer)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,12 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from act_harness.engines.operation import Geometry, LayerState
-from act_harness.errors import UnsupportedCallError, UnsupportedModelError
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import LayerState
+from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from act_harness.attention.spans import SpanFinder
 
 __all__ = ["Forward", "find_cache", "recall", "refuse_changed", "remember", "select_cache"]
 
@@ -80,12 +84,14 @@ class Forward:
     mask: Tensor | None  # (B, T) as the caller gave it
     prompts: Tensor | None  # (B,) real prompt tokens; None: all
     tokens: Tensor | None = None  # (B,) real tokens, right-padded, where no mask is given
+    ids: Tensor | None = None  # (B, C) of the tokens; None where embeddings were given
     maps: bool = False  # whether attention maps are asked for
     reached: set[int] = field(default_factory=set)
     _geometries: dict[tuple[Any, ...], Geometry] = field(default_factory=dict)
     _masks: list[Tensor | None] = field(default_factory=list)  # alive, so that ids stay unique
     cache: Cache | None = None  # that all layers are known to get
     _alike: dict[int, _Alike] = field(default_factory=dict)  # by mask
+    _spans: dict[int, tuple[Geometry, Geometry]] = field(default_factory=dict)  # by the first's id
 
     def geometry(
         self, key: Tensor, mask: Tensor | None, seen: int, past_real: Tensor | None
@@ -111,8 +117,23 @@ class Forward:
                 first_column=total - columns,
                 columns=columns,
                 mask=_visible(mask, columns),
+                ids=None if seen or self.ids is None else self.ids.to(key.device),
             )
         return self._geometries[place]
+
+    def with_span(self, geometry: Geometry, finder: SpanFinder) -> Geometry:
+        """Return the geometry of a prefill with the columns that ``finder`` finds."""
+        if id(geometry) not in self._spans:
+            if geometry.ids is None:
+                raise InternalError("a span is looked for without the ids of the tokens")
+            span = torch.zeros(geometry.prompt.shape, dtype=torch.bool)
+            prompt, ids = geometry.prompt.cpu(), geometry.ids.cpu()
+            for row, own in enumerate(prompt):
+                if own.any():
+                    span[row, own] = torch.tensor(finder(ids[row, own].tolist()))
+            found = replace(geometry, span=span.to(geometry.prompt.device))
+            self._spans[id(geometry)] = geometry, found
+        return self._spans[id(geometry)][1]
 
     def note(
         self, cache: Cache | None, mask: Tensor | None, key: Tensor, geometry: Geometry,

@@ -7,10 +7,11 @@ continuation adds depends on how many answers a task asks for.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from act_harness.support.provenance import sha256_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,7 @@ __all__ = ["CalibrationCounters", "PromptRecord", "prompt_key"]
 
 def prompt_key(tokens: Sequence[int]) -> str:
     """Return the key under which the counters hold a prompt or a request."""
-    return hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()
+    return sha256_text(",".join(map(str, tokens)))
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from act_harness.artifact import ModelFacts
 from act_harness.attention.tokenizer_probe import chat_probe, tokenizer_probe
 from act_harness.errors import InputError, UnsupportedModelError
+from act_harness.support.provenance import sha256_text
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "adapter_fingerprint",
@@ -27,11 +28,11 @@ __all__ = [
 _SAMPLES = 256
 
 
-def base_model(model: Any) -> PreTrainedModel:  # noqa: ANN401 - a PreTrainedModel or PeftModel
+def base_model(model: nn.Module) -> PreTrainedModel:
     """Return the model that a peft wrapper adapts; any other model is its own."""
-    wrapped = hasattr(model, "get_base_model") and hasattr(model, "peft_config")
-    found: PreTrainedModel = model.get_base_model() if wrapped else model
-    return found
+    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+        return cast("PreTrainedModel", cast("Any", model).get_base_model())
+    return cast("PreTrainedModel", model)
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str | None:
@@ -45,7 +46,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str | None:
     return _fingerprint(_split_weights(model)[0])
 
 
-def adapter_fingerprint(model: Any) -> str | None:  # noqa: ANN401 - a PreTrainedModel or PeftModel
+def adapter_fingerprint(model: nn.Module) -> str | None:
     """Return names, kinds and a hash of the active peft adapters; None for a model without.
 
     For example ``"default (LORA) 1f0c9a3b55d2"``.
@@ -74,7 +75,9 @@ def _active(layer: Any) -> list[str]:  # noqa: ANN401 - one of peft's modules
     return [] if layer.disable_adapters else list(layer.active_adapters)
 
 
-def _split_weights(model: Any) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:  # noqa: ANN401
+def _split_weights(
+    model: nn.Module,
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """Return the base model's parameters under their own names, and those of peft adapters.
 
     peft puts a module of its own in the place of one that it adapts and keeps the old one inside,
@@ -121,19 +124,19 @@ def _fingerprint(weights: dict[str, nn.Parameter]) -> str | None:
     return digest.hexdigest()
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:  # noqa: ANN401 - any transformers tokenizer
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of the vocabulary with its ids and of the special tokens.
 
     Information, not identity: releases of transformers differ in which special tokens they read
     off the same file. What a tokenizer does is :func:`tokenizer_probe`.
     """
     content = [sorted(tokenizer.get_vocab().items()), sorted(set(tokenizer.all_special_ids))]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return sha256_text(json.dumps(content))
 
 
 def model_facts(
     model: PreTrainedModel,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     name: str | None = None,
     revision: str | None = None,
@@ -172,13 +175,11 @@ def model_facts(
         tokenizer_probe_sha256=None if tokenizer is None else tokenizer_probe(tokenizer),
         chat_probe_sha256=None if tokenizer is None else chat_probe(tokenizer),
         dtype=str(base.dtype).removeprefix("torch."),
-        chat_template_sha256=(
-            hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
-        ),
+        chat_template_sha256=(sha256_text(template) if isinstance(template, str) else None),
         adds_bos=None if tokenizer is None else _adds_bos(tokenizer),
     )
 
 
-def _adds_bos(tokenizer: Any) -> bool:  # noqa: ANN401
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     first = tokenizer("a")["input_ids"][:1]
     return bool(first) and first[0] == tokenizer.bos_token_id

@@ -35,7 +35,7 @@ _CACHES = (None, "dynamic", "dynamic_full", "hybrid", "offloaded")
 """Settings of ``cache_implementation`` that stand for a dynamic cache."""
 
 
-def refuse_unsupported_generation(model: Any, arguments: dict[str, Any]) -> None:  # noqa: ANN401
+def refuse_unsupported_generation(model: PreTrainedModel, arguments: dict[str, Any]) -> None:
     """Check the settings of one ``generate`` call before it starts.
 
     Args:

@@ -17,7 +17,7 @@ from act_harness.calibration import Calibration, preset, validation_line
 from act_harness.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from act_harness.calibration import HeadStrength
 
@@ -30,7 +30,7 @@ def head_set(
     *,
     calibration: Calibration | Mapping[str, Any] | str = "paper",
     name: str = "by-hand",
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    tokenizer: PreTrainedTokenizerBase | None = None,
     strengths: Mapping[int, Mapping[int, HeadStrength | Mapping[str, Any]]] | None = None,
 ) -> Artifact:
     """Make an artifact of heads that were chosen by hand.

@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from act_harness.attention.packing import PackedLayer, active_packing
-from act_harness.engines.operation import Stock
+from act_harness.engines.operation import AttentionCall, Stock
 from act_harness.errors import UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -52,15 +52,11 @@ class BoundLayer(PackedLayer, Protocol):
 
     def attend(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         mask: Tensor | None,
         *,
         stock: Stock,
         stock_maps: Callable[[], Tensor | None],
-        scale: float,
-        softcap: float | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the calibrated attention output, (B, C, H, D), and what the stock kernel would.
 
@@ -172,29 +168,17 @@ def _attend(
         )
     given = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if given is None else float(given)
-    softcap = kwargs.get("softcap")
+    call = AttentionCall(query, key, value, scale, kwargs.get("softcap"))
 
     def run(*tensors: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return function(module, *tensors, **kwargs)
 
     if packing is not None:
-        output = packing.attend(
-            query,
-            key,
-            value,
-            binding=binding,
-            run=lambda *tensors: run(*tensors)[0],
-            scale=scale,
-            softcap=softcap,
-        )
+        output = packing.attend(call, binding=binding, run=lambda *tensors: run(*tensors)[0])
         return output, None
     return cast("BoundLayer", binding).attend(
-        query,
-        key,
-        value,
+        call,
         attention_mask,
         stock=Stock(lambda: run(query, key, value, attention_mask)[0], base),
         stock_maps=lambda: run(query, key, value, attention_mask)[1],
-        scale=scale,
-        softcap=softcap,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from act_harness.artifact import Artifact, ModelFacts, resolve_artifact
 from act_harness.attention.attachment import Attachment
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["attach", "calibrated", "detach", "prepare"]
 
@@ -28,7 +28,7 @@ def prepare(
     model: PreTrainedModel,
     artifact: Artifact | str | Path | None,
     *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    tokenizer: PreTrainedTokenizerBase | None = None,
     engine: str | Engine = "auto",
     facts: ModelFacts | None = None,
 ) -> Attachment:
@@ -36,7 +36,7 @@ def prepare(
     found = resolve_artifact(artifact, facts or model_facts(model, tokenizer))
     if isinstance(engine, str):
         engine = select_engine(engine, device=input_device(model).type)
-    attachment = Attachment(model, found, engine)
+    attachment = Attachment(model, found, engine, tokenizer=tokenizer)
     if attachment.plans:
         attachment.check()
         _logger.info(
@@ -53,7 +53,7 @@ def attach(
     model: PreTrainedModel,
     artifact: Artifact | str | Path | None,
     *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    tokenizer: PreTrainedTokenizerBase | None = None,
     engine: str | Engine = "auto",
     facts: ModelFacts | None = None,
 ) -> Attachment:
@@ -67,7 +67,7 @@ def attach(
         model: a loaded causal language model on the ``sdpa`` or ``eager`` kernel.
         artifact: an artifact, its path, the name of a shipped one, or None / ``"none"`` for the
             stock model.
-        tokenizer: checked against the artifact when given.
+        tokenizer: checked against the artifact when given; target ``span`` needs it.
         engine: ``auto``, the name of an engine, or an engine.
         facts: what identifies the model, where that is known already.
 
@@ -96,7 +96,7 @@ def calibrated(
     model: PreTrainedModel,
     artifact: Artifact | str | Path | None,
     *,
-    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    tokenizer: PreTrainedTokenizerBase | None = None,
     engine: str | Engine = "auto",
     facts: ModelFacts | None = None,
 ) -> Iterator[Attachment]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from act_harness.support.model_arguments import check_device, check_dtype, check_place, loading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["load_plain_model", "load_plain_tokenizer"]
 
 
-def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:  # noqa: ANN401
+def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
     """Load a causal language model by transformers alone, where lm-eval is not installed.
 
     Raises:
@@ -22,11 +25,11 @@ def load_plain_model(folder: str, *, dtype: str = "auto", device: str = "cpu") -
     check_device(device)
     check_place(folder)
     with loading(folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        return model.to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return cast("PreTrainedModel", model.to(device).eval())
 
 
-def load_plain_tokenizer(folder: str) -> Any:  # noqa: ANN401 - any transformers tokenizer
+def load_plain_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of :func:`load_plain_model`.
 
     Raises:
@@ -35,4 +38,4 @@ def load_plain_tokenizer(folder: str) -> Any:  # noqa: ANN401 - any transformers
     from transformers import AutoTokenizer
 
     with loading(folder):
-        return AutoTokenizer.from_pretrained(folder)
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder))

@@ -10,6 +10,18 @@ an extension of its cache make, hence the same numbers (semantics, "Phases"). Wh
 attention takes sequences of any lengths (CUDA, half precision), both calls are one, without pads
 (:mod:`act_harness.engines.segments`).
 
+::
+
+    token      c0 c1 c2 c3 | d0 d1 | a0 a1 | b0 | e0 e1     a and b answer c, e answers d
+    position    0  1  2  3    0  1    4  5    4    2  3     an answer goes on where its context ends
+
+    prefill:   c0 c1 c2 c3         extension:  row    sees
+               d0 d1  .  .                     a0     c0 c1 c2 c3 a0  .  .
+                                               a1     c0 c1 c2 c3 a0 a1  .
+    (. is a pad, or another answer)            b0     c0 c1 c2 c3  .  . b0
+                                               e0     d0 d1  .  . e0  .  .
+                                               e1     d0 d1  .  . e0 e1  .
+
 Which models can do this, and the switch: :mod:`act_harness.attention.capabilities`.
 """
 
@@ -26,10 +38,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from act_harness.engines.operation import Geometry, LayerState, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.segments import (
+    Capacity,
     RaggedOutput,
-    Room,
     Segments,
     flash_takes,
     ragged_attention,
@@ -50,14 +63,10 @@ class Attends(Protocol):
 
     def attend(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         binding: Any,  # noqa: ANN401 - what the attention module is bound to
         run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
-        scale: float,
-        softcap: float | None,
     ) -> Tensor:
         """See :meth:`Packing.attend`."""
         ...
@@ -106,6 +115,10 @@ class _Places:
         padded = tokens.index_select(0, self._on(tokens.device)[0])
         return padded.view(self.count, self.longest, *tokens.shape[1:]).transpose(1, 2)
 
+    def pad(self, ids: Tensor) -> Tensor:
+        """(N,) packed to (S, T) padded."""
+        return ids.index_select(0, self._on(ids.device)[0]).view(self.count, self.longest)
+
     def put(self, output: Tensor) -> Tensor:
         """(S, T, H, D) padded to (n, H, D), the real tokens in their order."""
         return output.flatten(0, 1).index_select(0, self._on(output.device)[1])
@@ -116,33 +129,26 @@ class PackedLayer(Protocol):
 
     def compute(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         state: LayerState | None,
-        stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None,
+        stock: Stock,
     ) -> tuple[Tensor, LayerState | None]:
         """Return the calibrated attention output, (B, C, H, D), and what it leaves."""
         ...
 
-    def takes_segments(self, room: Room) -> bool:
+    def takes_segments(self, capacity: Capacity) -> bool:
         """Whether :meth:`calibrate_segments` computes this layer."""
         ...
 
     def calibrate_segments(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         stock: RaggedOutput,
         *,
         segments: Segments,
         prompts: Sequence[int],
-        scale: float,
     ) -> None:
         """Calibrate ``stock.output``, (N, H, D), in place."""
         ...
@@ -158,6 +164,8 @@ class Packing:
     """How many of them are prompt."""
     answers: tuple[Rows, ...] = ()
     base: str = "sdpa"
+    ids: Tensor | None = None
+    """(N,) of the tokens, for targets that are found by them."""
     laid_out: Segments | None = None
     """The layout, where it was made elsewhere: attention is over these segments or fails."""
     ways: set[str] = field(default_factory=set)
@@ -208,6 +216,7 @@ class Packing:
                 first_row=0,
                 first_column=0,
                 columns=real.shape[1],
+                ids=None if self.ids is None else self._contexts.pad(self.ids.to(device)),
             )
             self._moved[device] = first, self._extension(device) if self.answers else None
         return self._moved[device]
@@ -236,58 +245,53 @@ class Packing:
 
     def attend(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         binding: PackedLayer | None,
         run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
-        scale: float,
-        softcap: float | None,
     ) -> Tensor:
         """Return the attention output of a layer, (1, N, H, D).
 
         Args:
-            query: (1, H, N, D).
-            key: (1, G, N, D).
-            value: (1, G, N, D).
+            call: queries (1, H, N, D), keys and values (1, G, N, D).
             binding: what calibrates this layer; None where nothing does.
             run: stock attention on (query, key, value, mask), mask None where causal.
-            scale: factor on query-key products.
-            softcap: soft cap on them.
         """
-        if self.base == "sdpa" and flash_takes(query, value, softcap):
-            segments = self._segments_on(query.device)
-            if binding is None or binding.takes_segments(segments.room):
+        if self.base == "sdpa" and flash_takes(call):
+            segments = self._segments_on(call.query.device)
+            if binding is None or binding.takes_segments(segments.capacity):
                 self.ways.add("segments")
-                return self._attend_segments(query, key, value, segments, binding, scale)
+                return self._attend_segments(call, segments, binding)
         if self.laid_out is not None:
             raise InternalError("a layer does not attend over the segments that were laid out")
         self.ways.add("padded")
-        first, second = self._geometries(query.device)
+        first, second = self._geometries(call.query.device)
         state: LayerState | None = None
 
-        def compute(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def compute(geometry: Geometry, part: AttentionCall) -> Tensor:
             nonlocal state
-            stock = Stock(lambda: run(q, k, v, geometry.mask), kernel=self.base)
+            stock = Stock(
+                lambda: run(part.query, part.key, part.value, geometry.mask), kernel=self.base
+            )
             if binding is None:
                 return stock()
-            output, state = binding.compute(
-                q, k, v, geometry=geometry, state=state, stock=stock, scale=scale, softcap=softcap
-            )
+            output, state = binding.compute(part, geometry=geometry, state=state, stock=stock)
             return output
 
-        contexts = [self._contexts.take(values) for values in (query, key, value)]
-        parts = [self._contexts.put(compute(first, *contexts))]
+        contexts = call.each(self._contexts.take)
+        parts = [self._contexts.put(compute(first, contexts))]
         if second is not None:
-            own = [self._answers.take(values) for values in (query, key, value)]
-            keys, values = contexts[1:]
+            answers = call.each(self._answers.take)
+            keys, values = contexts.key, contexts.value
             if self._owners is not None:
-                owners = self._owners.to(query.device)
+                owners = self._owners.to(call.query.device)
                 keys, values = keys.index_select(0, owners), values.index_select(0, owners)
                 state = None if state is None else state.select(owners)
-            joined = [torch.cat(pair, dim=2) for pair in ((keys, own[1]), (values, own[2]))]
-            parts.append(self._answers.put(compute(second, own[0], *joined)))
+            answers = answers._replace(
+                key=torch.cat([keys, answers.key], dim=2),
+                value=torch.cat([values, answers.value], dim=2),
+            )
+            parts.append(self._answers.put(compute(second, answers)))
         return torch.cat(parts)[None]
 
     def _segments_on(self, device: torch.device) -> Segments:
@@ -299,22 +303,14 @@ class Packing:
         return self._segments[device]
 
     def _attend_segments(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        segments: Segments,
-        binding: PackedLayer | None,
-        scale: float,
+        self, call: AttentionCall, segments: Segments, binding: PackedLayer | None
     ) -> Tensor:
         """Attend without padding, contexts and answers in one call of the kernel."""
-        own, keys, values = (x.transpose(1, 2)[0] for x in (query, key, value))  # (N, H or G, D)
-        keys, values = segments.gather(keys), segments.gather(values)
-        stock = ragged_attention(own, keys, values, segments, scale=scale)
+        row = call.each(lambda values: values.transpose(1, 2)[0])  # (N, H or G, D)
+        row = row._replace(key=segments.gather(row.key), value=segments.gather(row.value))
+        stock = ragged_attention(row, segments)
         if binding is not None:
-            binding.calibrate_segments(
-                own, keys, values, stock, segments=segments, prompts=self.prompts, scale=scale
-            )
+            binding.calibrate_segments(row, stock, segments=segments, prompts=self.prompts)
         return stock.output[None]
 
 

@@ -9,14 +9,14 @@ logits of these tokens do when only shapes differ.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
-from act_harness.attention.capabilities import rounding, spread_tokens
+from act_harness.attention.capabilities import Answer, Noise, capabilities_of
 from act_harness.attention.interface import Seen, recording
 from act_harness.attention.placement import input_device
-from act_harness.attention.trials import Trials
+from act_harness.attention.rounding import largest_change, rounding, spread_tokens
 from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -31,25 +31,15 @@ _TOKENS = 12
 _PROMPT = 6
 
 
-class _Noise(NamedTuple):
-    """Largest changes of stock logits that rounding alone makes."""
-
-    ahead: float
-    """When only a later token is another one."""
-    shape: float
-    """When the same tokens come over a cache, before others, or in a padded batch."""
-
-
-_noises: Trials[_Noise] = Trials()
-
-
 class Probe:
     """Tiny forwards through one model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         ids = spread_tokens(range(_TOKENS), model.config.get_text_config().vocab_size)
-        self.ids = torch.tensor([ids], device=input_device(model))
+        self.ids = torch.tensor([ids], device=input_device(model))  # (1, T)
+        self.changed = self.ids.clone()  # another last token
+        self.changed[0, -1] = (ids[-1] + 1) % model.config.get_text_config().vocab_size
 
     def hidden(self, ids: Tensor | None = None) -> Tensor:
         """Return (1, T, vocabulary) logits of the probe tokens, on the CPU."""
@@ -99,29 +89,32 @@ class Probe:
             UnsupportedModelError: a layer was not reached, or an earlier logit changed.
         """
         kind = type(self.model).__name__
-        changed = self.ids.clone()
-        changed[0, -1] = (changed[0, -1] + 1) % self.model.config.get_text_config().vocab_size
         with attachment.prompts([_PROMPT]):
-            first, second = self.hidden(), self.hidden(changed)
+            first, second = self.hidden(), self.hidden(self.changed)
         if attachment.calls.calls.get(attachment.engine.name, 0) != 2 * len(attachment.plans):
             raise UnsupportedModelError(f"not every selected layer of {kind} ran calibrated")
         if not torch.isfinite(first).all():
             raise UnsupportedModelError(f"{kind} gives logits that are not finite when calibrated")
         pieces = self._in_two_pieces()
         with attachment.suspended():
-            noise = self._stock_noise(changed)
+            noise = self.stock_noise()
         self._check_causal(first, second, noise.ahead)
         self._check_pieces(pieces, first[:, _PROMPT:], noise.shape)
 
-    def _stock_noise(self, changed: Tensor) -> _Noise:
+    def stock_noise(self) -> Noise:
         """Return what rounding does to the stock model; measured once in each of its states."""
-        if self.model not in _noises:
+        known = capabilities_of(self.model)
+        if known.noise is None:
             stock = self.hidden()
-            ahead = _largest(stock[:, :-1], self.hidden(changed)[:, :-1])
-            cached = _largest(self._in_two_pieces(), stock[:, _PROMPT:])
-            noise = max(cached, rounding(self.model, [range(_TOKENS)]))
-            _noises[self.model] = _Noise(ahead, noise)
-        return _noises[self.model]
+            ahead = largest_change(stock[:, :-1], self.hidden(self.changed)[:, :-1])
+            cached = largest_change(self._in_two_pieces(), stock[:, _PROMPT:])
+            shape = max(cached, rounding(self.model, [range(_TOKENS)]))
+            known.noise = Answer(
+                Noise(ahead, shape),
+                f"measured: logits move by {shape:.2g} with a forward's shape, and by {ahead:.2g} "
+                "with a later token",
+            )
+        return known.noise.value
 
     def _check_causal(self, first: Tensor, second: Tensor, stock: float) -> None:
         """Check that a last token changes no earlier logit, but for what it does to stock's.
@@ -131,7 +124,7 @@ class Probe:
             second: The same with another last token.
             stock: The largest change of stock's: rounding, where tokens share experts.
         """
-        moved = _largest(first[:, :-1], second[:, :-1])
+        moved = largest_change(first[:, :-1], second[:, :-1])
         rounded = 1e-4 * (1 + float(first.abs().max())) + 4 * stock
         if moved > rounded or stock > 0.3 * float(first.std()):
             raise UnsupportedModelError(
@@ -149,7 +142,7 @@ class Probe:
         """
         spread = float(whole.std())
         share = 0.02 if self.model.dtype in (torch.float32, torch.float64) else 0.3
-        off = _largest(pieces, whole)
+        off = largest_change(pieces, whole)
         if not off <= min(max(share * spread + 1e-3, 4 * noise), max(spread, 1e-3)):
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} in {self.model.dtype}: calibrated logits over a "
@@ -169,10 +162,6 @@ class Probe:
             )
         logits: Tensor = rest.logits
         return logits.float().cpu()
-
-
-def _largest(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max())
 
 
 def _refuse_layer(kind: str, call: Seen) -> None:

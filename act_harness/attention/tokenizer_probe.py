@@ -12,11 +12,15 @@ that are added around a text (``adds_bos``), and decoding.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
+
+from act_harness.support.provenance import sha256_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["chat_probe", "tokenizer_probe"]
 
@@ -86,12 +90,12 @@ _DATE = "1 Jan 2000"
 _NO_CLOCK = "{% macro strftime_now(form) %}" + _DATE + "{% endmacro %}\n"
 
 
-def tokenizer_probe(tokenizer: Any) -> str:  # noqa: ANN401 - any transformers tokenizer
+def tokenizer_probe(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of the token ids of fixed texts, without the tokens added around a text."""
     return _hash([_ids(tokenizer, text) for text in (*_TEXTS, *_SPECIAL)])
 
 
-def chat_probe(tokenizer: Any) -> str | None:  # noqa: ANN401
+def chat_probe(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return a hash of the token ids of a fixed conversation under the chat template.
 
     None without a template, and where it refuses three plain turns. Templates that write the date
@@ -115,7 +119,7 @@ def chat_probe(tokenizer: Any) -> str | None:  # noqa: ANN401
     return _hash([_ids(tokenizer, text)])
 
 
-def _ids(tokenizer: Any, text: str) -> list[int] | None:  # noqa: ANN401
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int] | None:
     """Return the ids of a text; None where the tokenizer cannot encode it."""
     try:
         return [int(one) for one in tokenizer(text, add_special_tokens=False)["input_ids"]]
@@ -124,4 +128,4 @@ def _ids(tokenizer: Any, text: str) -> list[int] | None:  # noqa: ANN401
 
 
 def _hash(ids: list[list[int] | None]) -> str:
-    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    return sha256_text(json.dumps(ids))

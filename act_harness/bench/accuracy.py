@@ -25,7 +25,7 @@ from act_harness.bench.common import Report, Table, command_line, describe_machi
 from act_harness.bench.scoring import read_requests
 from act_harness.calibration import Calibration, LayerPlan
 from act_harness.engines import select_engine
-from act_harness.engines.operation import EngineResult, masked_softmax
+from act_harness.engines.operation import AttentionCall, EngineResult, masked_softmax
 from act_harness.engines.reference import apply_factors, find_sinks
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import InputError
@@ -103,13 +103,11 @@ class _Recorder(TorchEngine):
 
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         **given: Any,  # noqa: ANN401 - passed on
     ) -> EngineResult:
-        self.seen.append(Inputs(query, key, value))
-        return super().__call__(query, key, value, **given)
+        self.seen.append(Inputs(call.query, call.key, call.value))
+        return super().__call__(call, **given)
 
 
 def real_inputs(model: Any, tokens: Sequence[int], layers: Sequence[int]) -> dict[int, Inputs]:  # noqa: ANN401 - any model

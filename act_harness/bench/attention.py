@@ -43,9 +43,10 @@ from act_harness.bench.common import (
 )
 from act_harness.calibration import Calibration, LayerPlan
 from act_harness.engines import select_engine
-from act_harness.engines.operation import Engine, EngineResult, Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, Engine, EngineResult, Stock
 from act_harness.engines.reference import calibrate_weights
-from act_harness.errors import InfrastructureError
+from act_harness.errors import InputError
 from act_harness.support import places
 
 __all__ = ["Inputs", "ceilings", "eager_calibrated", "floor", "main", "planted", "run_engine"]
@@ -60,6 +61,11 @@ class Inputs:
     query: Tensor
     key: Tensor
     value: Tensor
+
+    @property
+    def call(self) -> AttentionCall:
+        """The attention that the model asks for."""
+        return AttentionCall(self.query, self.key, self.value, self.query.shape[-1] ** -0.5)
 
     def geometry(self) -> Geometry:
         """Return a prompt without pads; its once-per-forward facts are looked up already."""
@@ -130,14 +136,11 @@ def stock(inputs: Inputs) -> Tensor:
 def run_engine(engine: Engine, inputs: Inputs, geometry: Geometry, plan: LayerPlan) -> EngineResult:
     """Calibrate one prefill of one layer."""
     return engine(
-        inputs.query,
-        inputs.key,
-        inputs.value,
+        inputs.call,
         geometry=geometry,
         plan=plan,
         state=None,
         stock=Stock(lambda: stock(inputs), kernel="sdpa"),
-        scale=inputs.query.shape[-1] ** -0.5,
     )
 
 
@@ -381,7 +384,7 @@ def _write(
             y_label="milliseconds",
         )
         report.figure = path.name
-    except InfrastructureError as error:
+    except InputError as error:
         _logger.warning("%s", error)
     return report.write(given.output)
 

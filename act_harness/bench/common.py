@@ -9,7 +9,6 @@ with the seconds of every round), ``NAME.md`` (tables) and ``NAME.png``.
 from __future__ import annotations
 
 import gc
-import io
 import platform
 import re
 import statistics
@@ -23,8 +22,9 @@ from typing import Any
 
 import torch
 
-from act_harness.errors import InfrastructureError, install_command
-from act_harness.support.atomic import write_bytes, write_json, write_text
+from act_harness.evidence.figures import new_figure, save_figure
+from act_harness.evidence.tables import markdown_table
+from act_harness.support.atomic import write_json, write_text
 from act_harness.support.provenance import collect, describe_device
 
 __all__ = [
@@ -250,13 +250,12 @@ class Table:
         lines = [f"## {self.title}", ""]
         if self.note:
             lines += [self.note, ""]
-        lines.append("| " + " | ".join(self.columns) + " |")
-        lines.append("|" + "---|" * len(self.columns))
-        lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in self.rows]
-        return "\n".join([*lines, ""])
+        rows = [[_shown(value) for value in row] for row in self.rows]
+        lines.append(markdown_table(self.columns, rows, compact=True))
+        return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:  # noqa: ANN401 - whatever a table holds
+def _shown(value: Any) -> str:  # noqa: ANN401 - whatever a table holds
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -307,15 +306,9 @@ def write_plot(
     """Draw lines, one (x, y) pair of sequences for each name, into a PNG file.
 
     Raises:
-        InfrastructureError: matplotlib is not installed.
+        InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InfrastructureError(
-            f"plots need matplotlib, which is not installed; run: {install_command('report')}"
-        ) from error
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(width=7, height=4.5, dots=120)
     axes = figure.subplots()
     for name, (x, y) in series.items():
         axes.plot(x, y, marker="o", label=name)
@@ -325,6 +318,4 @@ def write_plot(
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize="small")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return write_bytes(path, buffer.getvalue())
+    return save_figure(figure, path)

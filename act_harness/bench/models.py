@@ -23,7 +23,7 @@ from act_harness.bench.arguments import (
 )
 from act_harness.bench.common import Report, Table, Timing, command_line, describe_machine
 from act_harness.calibration import Calibration
-from act_harness.errors import InputError
+from act_harness.errors import InputError, unknown_name
 from act_harness.support import places
 from act_harness.support.model_arguments import check_device, check_dtype
 
@@ -72,18 +72,15 @@ def spread_heads(
 
 def llama(device: str, dtype: torch.dtype, *, groups: int, layers: int = 32) -> PreTrainedModel:
     """Make a Llama of the shape of Llama-2-7B with random weights."""
+    sizes = {**_SHAPES["7b"], "num_hidden_layers": layers, "num_key_value_heads": groups}
+    return _made(sizes, dtype, device, max_position_embeddings=1 << 17)
+
+
+def _made(sizes: dict[str, int], dtype: torch.dtype, device: str, **more: Any) -> PreTrainedModel:  # noqa: ANN401
+    """Make a Llama of some sizes, its weights drawn where and as they are kept."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=groups,
-        vocab_size=32000,
-        max_position_embeddings=1 << 17,
-        attn_implementation="sdpa",
-    )
+    config: Any = LlamaConfig(**sizes, **more, attn_implementation="sdpa")
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -230,23 +227,13 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
     Raises:
         InputError: there is no such shape.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     if shape not in _SHAPES:
-        raise InputError(f"shape {shape!r} is unknown, expected one of {', '.join(_SHAPES)}")
+        raise InputError(unknown_name(f"shape {shape!r}", shape, _SHAPES))
     check_dtype(dtype)
     check_device(device)
-    sizes: dict[str, Any] = {**_SHAPES[shape], "attn_implementation": "sdpa"}
-    config: Any = LlamaConfig(**sizes, attention_bias=True)
     torch.manual_seed(0)
-    with torch.device(device):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(getattr(torch, dtype))
-        try:
-            model = LlamaForCausalLM(config).eval()
-        finally:
-            torch.set_default_dtype(before)
+    model: Any = _made(_SHAPES[shape], getattr(torch, dtype), device, attention_bias=True)
+    config = model.config
     size = config.hidden_size // config.num_attention_heads
     slow = torch.arange(size, device=device) % (size // 2) >= size // 4
     with torch.no_grad():

@@ -23,7 +23,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import scipy.stats  # type: ignore[import-untyped]
 
-from act_harness.errors import InputError
+from act_harness.errors import InputError, unknown_name
+from act_harness.evidence.tables import markdown_table
 from act_harness.search.choose.effects import Array, TaskScores, both_splits, head_effects
 from act_harness.search.choose.judgement import LEVEL, conclude
 from act_harness.search.choose.select import Selection, refitted
@@ -278,7 +279,7 @@ def simulate(
     """
     unknown = [name for name in rules if name not in RULES]
     if unknown:
-        raise InputError(f"rule {unknown[0]!r} is unknown, expected one of {', '.join(RULES)}")
+        raise InputError(unknown_name(f"rule {unknown[0]!r}", unknown[0], RULES))
     found = {name: Tally() for name in rules}
     for name in rules:
         recipe, first = make_rule(name, random_sets=random_sets), list(RULES).index(name) << 32
@@ -313,8 +314,7 @@ def _share(count: int, total: int) -> str:
 
 def _table(title: str, text: str, found: dict[str, Tally]) -> list[str]:
     head = ["rule", "heads selected", "column", "beats untouched", "beats random", "shown gain"]
-    rows = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *_rows(found)]]
-    return [f"## {title}", "", text, "", *rows, ""]
+    return [f"## {title}", "", text, "", markdown_table(head, _rows(found))]
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

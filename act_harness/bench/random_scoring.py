@@ -27,7 +27,7 @@ from act_harness.artifact import Artifact
 from act_harness.attention.counters import CalibrationCounters
 from act_harness.bench.common import Machine, Report, Table, command_line, describe_machine
 from act_harness.calibration import Calibration, HeadStrength
-from act_harness.errors import InputError
+from act_harness.errors import InputError, unknown_name
 
 __all__ = ["Case", "Outcome", "Setup", "draw_case", "draw_setup", "main", "run_cases"]
 
@@ -207,7 +207,7 @@ def run_cases(
     chosen = list(FAMILIES if families is None else families)
     for name in chosen:
         if name not in FAMILIES:
-            raise InputError(f"family {name!r} is unknown, expected one of {', '.join(FAMILIES)}")
+            raise InputError(unknown_name(f"family {name!r}", name, FAMILIES))
     models, outcome = _Models(), Outcome()
     numbers = range(0, count, _EACH)
     for first in tqdm(numbers, desc="random scoring", unit="setup", disable=not show):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from act_harness.artifact import load_artifact
 from act_harness.bench.stock import LM_EVAL
 from act_harness.errors import InputError
+from act_harness.evidence.tables import markdown_table
 from act_harness.support import reading
 from act_harness.support.atomic import write_text
 
@@ -57,13 +58,13 @@ def percent(value: float) -> str:
 
 def speed_table(root: Path) -> str:
     """Return the table of speed from the benchmarks below a checkout."""
-    rows = ["| what | where | figures | file, commit |", "|---|---|---|---|"]
+    rows: list[list[str]] = []
     for make in (_scoring, _whole_models, _attention, _search, _equality, _rounding):
         rows += [
-            f"| {line.what} | {line.where} | {line.figures} | {line.source} |"
+            [line.what, line.where, line.figures, line.source]
             for line in sorted(make(root), key=lambda line: line.weakest)
         ]
-    return "\n".join(rows)
+    return markdown_table(["what", "where", "figures", "file, commit"], rows, compact=True).rstrip()
 
 
 def _stored(root: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -208,18 +209,18 @@ def accuracy_table(root: Path) -> str:
     """
     artifacts = {path.stem: path for path in (root / "search" / "artifacts").rglob("*.json")}
     shipped = set(artifacts)
-    rows: list[tuple[float, str]] = []
+    rows: list[tuple[float, list[str]]] = []
     judged: set[str] = set()
     for path in sorted((root / REPORTS).glob("*.json")):
         report = reading.read_json(path, lenient=True)
         if "arms" in report:
             rows += _accuracy_rows(path, report, shipped, root)
             judged |= {arm["name"] for arm in report["arms"]}
-    head = [
-        "| heads | raw accuracy, % | label-prior corrected, % | documents | file, commit |",
-        "|---|---|---|---|---|",
-    ]
-    table = "\n".join([*head, *(row for _, row in sorted(rows, key=lambda pair: pair[0]))])
+    header = [
+        "heads", "raw accuracy, %", "label-prior corrected, %", "documents", "file, commit",
+    ]  # fmt: skip
+    cells = [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+    table = markdown_table(header, cells, compact=True).rstrip()
     left = [
         f"\n- {name}: {load_artifact(artifacts[name]).judgement()[0]}"
         for name in sorted(shipped - judged)
@@ -232,10 +233,10 @@ def accuracy_table(root: Path) -> str:
 
 def _accuracy_rows(
     path: Path, report: dict[str, Any], shipped: set[str], root: Path
-) -> Iterator[tuple[float, str]]:
+) -> Iterator[tuple[float, list[str]]]:
     documents = sum(report["documents"].values())
     tasks = len(report["documents"])
-    end = f"{documents} of {tasks} tasks | {_source(path, report, root)} |"
+    end = [f"{documents} of {tasks} tasks", _source(path, report, root)]
     draws = [arm for arm in report["arms"] if arm["name"].startswith("random")]
     equal = {f"{arm['heads']} best of" for arm in draws}
     for arm in report["arms"]:
@@ -246,14 +247,14 @@ def _accuracy_rows(
         heads = "" if same_size else f", {arm['heads']} heads"
         yield (
             judged["interval"][0],
-            f"| {arm['name']}{heads} | {_raw(arm)} | {_change(arm.get('corrected'))} | {end}",
+            [f"{arm['name']}{heads}", _raw(arm), _change(arm.get("corrected")), *end],
         )
     if draws:
         sizes = sorted({arm["heads"] for arm in draws})
         name = f"{len(draws)} random sets of {' or '.join(map(str, sizes))}"
         yield (
             -math.inf,
-            f"| {name} | {_range(draws, 'raw')} | {_range(draws, 'corrected')} | {end}",
+            [name, _range(draws, "raw"), _range(draws, "corrected"), *end],
         )
 
 

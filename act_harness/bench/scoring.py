@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from act_harness.bench.common import (
     peak_memory,
     ratio,
 )
-from act_harness.bench.models import random_llama
+from act_harness.bench.models import random_llama, spread_heads
 from act_harness.bench.stock import STAND_IN, Pair, StockChoice, StockPath, choose_stock
 from act_harness.calibration import preset
 from act_harness.errors import InputError
@@ -101,14 +100,7 @@ def token_ceiling(pairs: Sequence[Pair]) -> float:
 
 def random_heads(facts: ModelFacts, share: float, *, seed: int = 0) -> Artifact:
     """Return an artifact of a random share of a model's heads, preset ``paper``."""
-    grid = [
-        (layer, head)
-        for layer in range(facts.num_hidden_layers)
-        for head in range(facts.num_attention_heads)
-    ]
-    heads: dict[int, tuple[int, ...]] = {}
-    for layer, head in random.Random(seed).sample(grid, round(share * len(grid))):  # noqa: S311
-        heads[layer] = (*heads.get(layer, ()), head)
+    heads = spread_heads(facts.num_hidden_layers, facts.num_attention_heads, share, seed)
     return Artifact(name=f"random-{share:g}", model=facts, calibration=preset("paper"), heads=heads)
 
 

@@ -19,7 +19,7 @@ from act_harness.search.choose.effects import head_effects
 from act_harness.search.compute.measure import Measurement
 from act_harness.search.compute.workbench import Workbench
 from act_harness.search.documents import Document, TaskDocuments
-from act_harness.search.ledger import Ledger
+from act_harness.search.ledger import SearchLedger
 from act_harness.search.processes import Processes
 from act_harness.search.recipe import Recipe
 from act_harness.search.run import kept_heads
@@ -82,11 +82,15 @@ def measure_way(
 ) -> Pass:
     """Run one way of searching over the documents' search split, in a ledger of its own."""
     engine = _TimedEngine(select_engine(recipe.engine, device=torch.device(device).type), device)
-    with tempfile.TemporaryDirectory() as folder, Workbench(model) as bench:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SearchLedger.opened(Path(folder), identity={}) as ledger,
+        Workbench(model) as bench,
+    ):
         measurement = Measurement(
             recipe,
             {d.task: d.search for d in documents},
-            Ledger(Path(folder), identity={}),
+            ledger,
             Processes(),
             engine,
         )

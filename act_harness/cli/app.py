@@ -27,13 +27,13 @@ from act_harness.cli.dashboard import dashboard
 from act_harness.cli.evaluate import LEFT_OUT, EvalCommand, evaluate
 from act_harness.cli.explore import explore
 from act_harness.cli.judge import judge
-from act_harness.cli.options import IncludePath, Tasks
+from act_harness.cli.options import Device, IncludePath, Tasks
 from act_harness.cli.parsing import SPELLING, Command, names
 from act_harness.cli.regress import regress
 from act_harness.cli.search import search
 from act_harness.cli.sinks import sinks
-from act_harness.errors import ActHarnessError, InternalError, one_line
-from act_harness.support.interruption import end_like_ctrl_c
+from act_harness.errors import ActHarnessError, InputError, InternalError, one_line
+from act_harness.support.interruption import unwind_on_signals
 from act_harness.support.places import remove_unused
 from act_harness.support.threads import wait_passively
 
@@ -74,10 +74,19 @@ class _StoppedError(Exception):
     """Ctrl-C or SIGTERM, with what was saved and how to go on."""
 
     def __init__(self, cause: KeyboardInterrupt) -> None:
-        kept = str(cause) or "nothing was saved"
+        kept = _said(cause) or "nothing was saved"
         command = shlex.join(["act-harness", *sys.argv[1:]])
         super().__init__(f"interrupted; {kept}; go on with: {command}")
         self.exit_code = 128 + int(getattr(cause, "signal", signal.SIGINT))
+
+
+def _said(error: BaseException | None) -> str:
+    """Return what the first of several interrupts could say about what was saved."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) and str(error):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 class _NobodyReadsError(Exception):
@@ -101,15 +110,32 @@ app.add_typer(bench_app, name="bench")
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     wait_passively()  # before anything imports torch
+    _open_streams()
+    told = unwind_on_signals()
+    code: int | str | None
     try:
-        _run()
-    finally:
-        _leave_other_processes()
+        try:
+            _run()
+        finally:
+            _leave_other_processes()
+    except KeyboardInterrupt as error:  # from outside a command, or one more behind the first
+        code = _tell(_StoppedError(error))
+    except SystemExit as error:
+        code = error.code
+    told()
+    sys.exit(code)
+
+
+def _tell(error: ActHarnessError | _StoppedError) -> int:
+    """Say in one line what ended the command; return its exit code."""
+    remove_unused()
+    if os.environ.get(_TRACEBACK, "") not in ("", "0"):
+        traceback.print_exception(error)
+    print(f"act-harness: {one_line(error, limit=2000)}", file=sys.stderr)
+    return error.exit_code
 
 
 def _run() -> NoReturn:
-    _open_streams()
-    end_like_ctrl_c()
     try:
         try:
             code = app(prog_name="act-harness", standalone_mode=False)
@@ -121,11 +147,7 @@ def _run() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_NOBODY_READS)
     except (ActHarnessError, _StoppedError) as error:
-        remove_unused()
-        if os.environ.get(_TRACEBACK, "") not in ("", "0"):
-            traceback.print_exception(error)
-        print(f"act-harness: {one_line(error, limit=2000)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(_tell(error))
     except Exception as error:  # noqa: BLE001 - exit code 1 is a verdict; a crash must not look so
         if hasattr(error, "format_message"):  # typer's own: click's, or its copy of click
             _wrong_call(error)
@@ -259,7 +281,17 @@ def fetch(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    *,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of a model: try what it can do, and say why."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Dtype to try it in. [default: its own]")
+    ] = None,
+    device: Device = None,
+) -> None:
     """Say what is found here, and what is off.
 
     Exit code 2 when `lm_eval --model hf-act` would not work.
@@ -267,11 +299,18 @@ def doctor() -> None:
     \b
     Example:
       act-harness doctor
+      act-harness doctor --pretrained HuggingFaceTB/SmolLM2-135M
     """
     from act_harness.harness.doctor import examine, render
 
+    if pretrained is None and (dtype or device):
+        raise InputError("--dtype and --device are of a model; name it with --pretrained")
     diagnosis = examine()
     print(render(diagnosis))
+    if pretrained is not None:
+        from act_harness.harness.model_report import report_on
+
+        print(f"\n{report_on(pretrained, dtype=dtype or 'auto', device=device)}")
     if not diagnosis.reachable:
         raise typer.Exit(2)
 

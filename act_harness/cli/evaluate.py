@@ -100,6 +100,14 @@ def evaluate(
     write_out: Annotated[
         bool, typer.Option("--write-out", "-w", help="Print the first prompts of every task.")
     ] = False,
+    calibrators: Annotated[
+        str,
+        typer.Option(
+            help="Calibrations of the scores to show beside raw accuracy: content-free, "
+            "domain-pmi, pride, supervised (fitted on the documents of the artifact's search), or "
+            "all; batch is always shown."
+        ),
+    ] = "batch",
     num_fewshot: Annotated[
         int | None,
         typer.Option(
@@ -200,6 +208,7 @@ def evaluate(
         system_instruction=system_instruction,
         gen_kwargs=parse_arguments(gen_kwargs, "--gen_kwargs"),
         predict_only=predict_only,
+        calibrators=names(calibrators),
         write_out=write_out,
         trust_remote_code=trust_remote_code,
         confirm_run_unsafe_code=confirm_run_unsafe_code,

@@ -60,6 +60,36 @@ def search(
     held_out: Annotated[
         int, typer.Option(help="With --prepare: evaluation documents per task to add.")
     ] = 0,
+    method: Annotated[
+        str | None, typer.Option(help="exhaustive, screened or gradient. [default: the recipe's]")
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="margin, corrected, or entropy (gradient). [default: the recipe's]"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Method gradient: what strengths act on: sinks, initial, both, random, last, "
+            "gate or temperature."
+        ),
+    ] = None,
+    signs: Annotated[
+        str | None, typer.Option(help="Method gradient: damp, amplify or both.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Method gradient: passes over the search documents.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Method gradient: first step size of Adam.")
+    ] = None,
+    penalty: Annotated[
+        list[float] | None,
+        typer.Option(help="Method gradient: on the strengths' sizes; repeat it to try several."),
+    ] = None,
+    restarts: Annotated[
+        int | None, typer.Option(help="Method gradient: runs, all but the first from random ones.")
+    ] = None,
     tracking: TrackingSettings | None = None,
 ) -> None:
     """Find heads whose calibration helps; writes an artifact.
@@ -91,6 +121,16 @@ def search(
         prepare=prepare,
         documents=documents,
         held_out=held_out,
+        method=method,
+        objective=objective,
+        gradient={
+            "target": target,
+            "signs": signs,
+            "epochs": epochs,
+            "rate": rate,
+            "penalties": tuple(penalty) if penalty else None,
+            "restarts": restarts,
+        },
     )
     found = search_from_settings(settings)
     if os.environ.get("RANK", "0") == "0":

@@ -11,12 +11,15 @@ import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from act_harness.errors import InputError, suggestion
+from act_harness.errors import CalibrationError, InputError, unknown_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from act_harness.calibration import LayerPlan
     from act_harness.engines.operation import Engine
 
-__all__ = ["ENGINES", "select_engine"]
+__all__ = ["ENGINES", "refuse_unsupported", "select_engine"]
 
 ENGINES = ("auto", "reference", "torch", "triton")
 
@@ -30,10 +33,7 @@ def select_engine(name: str = "auto", *, device: str = "cpu") -> Engine:
         InputError: there is no engine of that name.
     """
     if name not in ENGINES:
-        raise InputError(
-            f"engine {name!r} is unknown, expected one of {', '.join(ENGINES)}"
-            f"{suggestion(name, ENGINES)}"
-        )
+        raise InputError(unknown_name(f"engine {name!r}", name, ENGINES))
     if name == "reference":
         from act_harness.engines.reference import ReferenceEngine
 
@@ -52,3 +52,26 @@ def select_engine(name: str = "auto", *, device: str = "cpu") -> Engine:
     from act_harness.engines.torch import TorchEngine
 
     return TorchEngine()
+
+
+def refuse_unsupported(engine: Engine, plans: Iterable[LayerPlan]) -> None:
+    """Refuse plans that an engine cannot compute, before it is used on any of them.
+
+    Raises:
+        CalibrationError: there is such a plan; the line names all reasons, and the engines that
+            compute all of the plans.
+    """
+    plans = list(plans)
+    reasons = dict.fromkeys(reason for plan in plans for reason in engine.supports(plan))
+    if not reasons:
+        return
+    able = [name for name in ENGINES if name != "auto" and _computes(name, plans)]
+    others = f"; engines that do: {', '.join(able)}" if able else ""
+    raise CalibrationError("; ".join(reasons) + others)
+
+
+def _computes(name: str, plans: list[LayerPlan]) -> bool:
+    if name == "triton" and find_spec("triton") is None:
+        return False
+    engine = select_engine(name)
+    return not any(engine.supports(plan) for plan in plans)

@@ -2,8 +2,8 @@
 
 An engine takes the query, key and value of one layer and returns that layer's attention output
 with the selected heads calibrated. The same call serves a prefill, an extension of a cache and a
-forward that holds a prompt and its continuation together; :class:`Geometry` says which columns are
-real tokens, which of them are the prompt, and what each row can see. Shapes use B sequences,
+forward that holds a prompt and its continuation together; which of these it is, the
+:class:`~act_harness.engines.geometry.Geometry` says. Shapes use B sequences,
 C rows (queries of this call), K columns (keys of this call), T tokens so far, H query heads,
 G key heads, h selected heads and D values per head.
 """
@@ -11,23 +11,24 @@ G key heads, h selected heads and D values per head.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from act_harness.calibration import members_of, unknown_member
 from act_harness.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from act_harness.calibration import LayerPlan
+    from act_harness.engines.geometry import Geometry
 
 __all__ = [
+    "AttentionCall",
     "Engine",
     "EngineResult",
-    "Geometry",
     "LayerState",
     "Members",
     "Report",
@@ -35,7 +36,6 @@ __all__ = [
     "masked_softmax",
     "member",
     "pad_columns",
-    "refuse_unsupported",
     "unsupported",
 ]
 
@@ -43,7 +43,7 @@ Members: TypeAlias = "Mapping[str, tuple[str, ...]]"
 """The members that an engine computes of each closed set: target, rule, protect, decode, mass."""
 
 _OF_SINKS = ("rule", "protect")
-"""Settings that belong to target ``sinks``; a calibration of another target has none of them."""
+"""Settings of the detection; a calibration that detects nothing has none of them."""
 
 _BOUNDARY = {torch.float64: 1e-4, torch.float32: 1e-4}
 
@@ -67,42 +67,37 @@ def member(setting: str, value: str | None, computes: Members) -> str:
         CalibrationError: it does not know that member.
     """
     if value is None or value not in computes[setting]:
-        raise CalibrationError(_unknown(setting, value, computes))
+        raise CalibrationError(_refusal(setting, value, "this engine"))
     return value
 
 
-def unsupported(plan: LayerPlan, computes: Members) -> list[str]:
+def unsupported(plan: LayerPlan, computes: Members, *, engine: str) -> list[str]:
     """Return every reason that an engine cannot compute a plan; none where it can.
 
     Args:
         plan: of one layer.
         computes: what the engine computes.
+        engine: its name.
     """
     calibration = plan.calibration
     found = [(name, getattr(calibration, name)) for name in computes]
     found += [("mass", strength.mass) for strength in plan.strengths]
-    absent = () if calibration.target == "sinks" else _OF_SINKS
+    absent = () if calibration.detects else _OF_SINKS
     reasons = [
-        _unknown(name, value, computes)
+        _refusal(name, value, f"engine {engine}")
         for name, value in found
         if value not in computes[name] and not (value is None and name in absent)
     ]
+    if not reasons:
+        reasons = [calibration.misfit(own) for own in plan.strengths if calibration.misfit(own)]
     return list(dict.fromkeys(reasons))
 
 
-def refuse_unsupported(engine: Engine, plans: Iterable[LayerPlan]) -> None:
-    """Refuse plans that an engine cannot compute, before it is used on any of them.
-
-    Raises:
-        CalibrationError: there is such a plan; the line names all reasons.
-    """
-    reasons = dict.fromkeys(reason for plan in plans for reason in engine.supports(plan))
-    if reasons:
-        raise CalibrationError(f"engine {engine.name} cannot compute this: {'; '.join(reasons)}")
-
-
-def _unknown(setting: str, value: object, computes: Members) -> str:
-    return f"{setting} {value!r} is unknown, expected one of {', '.join(computes[setting])}"
+def _refusal(setting: str, value: object, who: str) -> str:
+    """Say of what is not computed whether it exists and ``who`` lacks it, or it is a mistake."""
+    if value in members_of(setting):
+        return f"{who} does not compute {setting} {value!r}"
+    return unknown_member(setting, value)
 
 
 def pad_columns(values: Tensor, columns: int) -> Tensor:
@@ -112,148 +107,49 @@ def pad_columns(values: Tensor, columns: int) -> Tensor:
 
 
 def masked_softmax(
-    query: Tensor, key: Tensor, visible: Tensor, scale: float, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    visible: Tensor,
+    scale: float,
+    softcap: float | None,
+    factor: Tensor | None = None,
 ) -> Tensor:
-    """Return (b, h, k, t) attention weights; rows that see nothing are all zero."""
+    """Return (b, h, k, t) attention weights; rows that see nothing are all zero.
+
+    ``factor``, (1, h, 1, 1), is one on what the softmax gets: an inverse temperature of each head.
+    """
     logits = query @ key.transpose(-1, -2) * scale
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
+    if factor is not None:
+        logits = logits * factor
     logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
     return torch.softmax(logits, dim=-1) * visible
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Which token is where, for all layers that share a mask.
+class AttentionCall(NamedTuple):
+    """What the attention of one layer is to compute, as the model asks for it.
 
-    Columns are counted in absolute positions 0..T-1, pads included. The rows of the call are the
-    positions ``first_row``..T-1, its keys the positions ``first_column``..``first_column``+K-1.
+    In a packed row (:mod:`act_harness.engines.segments`) sequences lie one behind the other:
+    queries are (N, H, D), gathered keys and values (M, G, D).
     """
 
-    real: Tensor  # (B, T) bool: not a pad
-    prompt: Tensor  # (B, T) bool: real and given, as against scored or generated
-    first_row: int
-    first_column: int
-    columns: int  # K
-    mask: Tensor | None = None  # (B or 1, 1, C, K) bool, the model's own; None: causal
+    query: Tensor
+    """(B, H, C, D), after rotary embedding."""
+    key: Tensor
+    """(B, G, K, D), G a divisor of H (grouped-query attention)."""
+    value: Tensor
+    """(B, G, K, D)."""
+    scale: float
+    """Factor on query-key products before the softmax."""
+    softcap: float | None = None
+    """Soft cap on the scaled products, where the model has one (Gemma 2)."""
 
-    @property
-    def total(self) -> int:
-        """T, the number of tokens so far, pads included."""
-        return self.real.shape[1]
-
-    @property
-    def rows(self) -> int:
-        """C, the number of query rows of this call."""
-        return self.total - self.first_row
-
-    def visible(self, start: int, stop: int) -> Tensor:
-        """Return (B, 1, stop - start, K) bool: which columns the rows of a block can see.
-
-        ``start`` and ``stop`` count the rows of this call. Pads are neither rows nor columns.
-        """
-        last = self.first_column + self.columns
-        if self.mask is None:
-            row = torch.arange(start, stop, device=self.real.device) + self.first_row
-            column = torch.arange(self.first_column, last, device=self.real.device)
-            seen = (column[None, :] <= row[:, None])[None, None]
-        else:
-            seen = self.mask[:, :, start:stop]
-        row_real = self.real[:, self.first_row + start : self.first_row + stop]
-        column_real = self.real[:, self.first_column : last]
-        return seen & row_real[:, None, :, None] & column_real[:, None, None, :]
-
-    @cached_property
-    def plain(self) -> bool:
-        """Whether stock attention without a mask sees exactly what :meth:`visible` says.
-
-        True for a causal prefill without pads or with pads on the right only (which no real row
-        sees), and for one row that sees every column. Looks at values once (on an accelerator
-        that waits for it); the layers of a forward share the answer.
-        """
-        if self.mask is not None or self.first_column != 0 or self.columns != self.total:
-            return False
-        if self.first_row == 0:
-            return not bool((self.real[:, 1:] & ~self.real[:, :-1]).any())
-        return self.rows == 1 and bool(self.real.all())
-
-    @cached_property
-    def intervals(self) -> tuple[Tensor, Tensor] | None:
-        """First and last column that each row sees, (B, C) int32 each, of the held columns.
-
-        Between them a row sees every real column; a row that sees none has 0 and -1. None for
-        masks that are not of this kind (looked at once; causal and sliding windows are).
-        """
-        batch = self.real.shape[0]
-        if self.mask is None:
-            row = torch.arange(self.rows, dtype=torch.int32, device=self.real.device)
-            hi = (row + (self.first_row - self.first_column)).expand(batch, -1).contiguous()
-            return torch.zeros_like(hi), hi
-        held = self.real[:, self.first_column : self.first_column + self.columns]
-        before = torch.nn.functional.pad(held.cumsum(dim=1), (1, 0))  # real ones before a column
-        lows, highs, exact = [], [], []
-        for start in range(0, self.rows, 512):
-            seen = self.visible(start, min(start + 512, self.rows))[:, 0]
-            number = seen.sum(dim=2)
-            low = seen.to(torch.uint8).argmax(dim=2)
-            high = self.columns - 1 - seen.flip(2).to(torch.uint8).argmax(dim=2)
-            high = torch.where(number > 0, high, -1)
-            between = before.gather(1, high + 1) - before.gather(1, low)
-            exact.append(((between == number) | (number == 0)).all())
-            lows.append(low)
-            highs.append(high)
-        if not bool(torch.stack(exact).all()):
-            return None
-        return torch.cat(lows, 1).to(torch.int32), torch.cat(highs, 1).to(torch.int32)
-
-    @cached_property
-    def first(self) -> Tensor:
-        """(B,) absolute position of the first real token."""
-        return self.real.int().argmax(dim=1)
-
-    @cached_property
-    def prompt_rows(self) -> Tensor:
-        """(B, C) bool: rows of this call that belong to the prompt."""
-        return self.prompt[:, self.first_row :]
-
-    @cached_property
-    def continuation_rows(self) -> Tensor:
-        """(B, C) bool: rows of this call that are real and do not belong to the prompt."""
-        return (self.real & ~self.prompt)[:, self.first_row :]
-
-    @cached_property
-    def has_prompt_rows(self) -> bool:
-        """Whether any row of this call belongs to a prompt."""
-        return self.first_row == 0 and bool(self.prompt.any())
-
-    @cached_property
-    def only_prompt(self) -> bool:
-        """Whether every row of this call belongs to a prompt: no pads, nothing scored."""
-        return self.first_row == 0 and bool(self.prompt.all())
-
-    @cached_property
-    def has_continuation_rows(self) -> bool:
-        """Whether any row of this call is scored or generated."""
-        return not self.__dict__.get("only_prompt", False) and bool(self.continuation_rows.any())
-
-    @cached_property
-    def prompt_census(self) -> tuple[Tensor, Tensor]:
-        """``seen`` (B, T): prompt rows that see each column; ``n`` (B,): most columns of a row.
-
-        Only for a prefill; ``n`` is N of the paper, limited by a sliding window where there is
-        one, since the model's own mask is counted.
-        """
-        if self.mask is None and self.first_column == 0:  # causal: a row sees all real ones before
-            seen = self.prompt.flip(1).cumsum(dim=1).flip(1) * self.real
-            return seen, (self.real.cumsum(dim=1) * self.prompt).amax(dim=1)
-        seen = torch.zeros_like(self.real, dtype=torch.int64)
-        most = torch.zeros(self.real.shape[0], dtype=torch.int64, device=self.real.device)
-        for start in range(0, self.rows, 512):
-            stop = min(start + 512, self.rows)
-            block = self.visible(start, stop)[:, 0] & self.prompt_rows[:, start:stop, None]
-            seen[:, self.first_column : self.first_column + self.columns] += block.sum(dim=1)
-            most = torch.maximum(most, block.sum(dim=2).amax(dim=1))
-        return seen, most
+    def each(self, change: Callable[[Tensor], Tensor]) -> AttentionCall:
+        """Return the call with its query, key and value changed alike."""
+        return AttentionCall(
+            change(self.query), change(self.key), change(self.value), self.scale, self.softcap
+        )
 
 
 class Stock:
@@ -376,30 +272,22 @@ class Engine(Protocol):
 
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         plan: LayerPlan,
         state: LayerState | None,
         stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None = None,
     ) -> EngineResult:
         """Attend with the selected heads calibrated.
 
         Args:
-            query: (B, H, C, D) after rotary embedding.
-            key: (B, G, K, D), G a divisor of H (grouped-query attention).
-            value: (B, G, K, D).
+            call: what the layer's attention is to compute.
             geometry: which tokens are real, which are the prompt, and what rows can see.
             plan: selected heads and their mass maps.
             state: what the prefill of these sequences left; None when this call holds it.
             stock: returns the model's own attention output, (B, C, H, D); a :class:`Stock` says
                 which kernel it runs.
-            scale: factor on query-key products before the softmax.
-            softcap: soft cap on the scaled products, where the model has one (Gemma 2).
         """
         ...
 

@@ -3,8 +3,10 @@
 Source: Yu et al., ICML 2024 (arXiv 2406.15765), sections 3 and 4. A hidden attention sink is a
 column whose mean attention, over the rows that can see it, is above a multiple of the average
 (section 3); calibration damps the sinks of a selected head and gives the mass to the other columns
-of the same row in proportion (section 4). The functions take any float dtype; the engine at the
-end computes in float64 and is the oracle of all others. Nothing here is fast: every map is stored.
+of the same row in proportion (section 4). Other targets and maps are the same operation on other
+columns, with another m'; what a map makes of a row is in :mod:`act_harness.engines.strengths`.
+The functions take any float dtype; the engine at the end computes in float64 and is the oracle of
+all others. Nothing here is fast: every map is stored.
 
 Axes in the comments: b sequence, h selected head, k row (query), t column (key).
 """
@@ -16,10 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from act_harness.calibration import MIN_OTHER_MASS, Calibration, HeadStrength, LayerPlan
+from act_harness.calibration import Calibration, HeadStrength, LayerPlan
+from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
+    AttentionCall,
     EngineResult,
-    Geometry,
     LayerState,
     Members,
     masked_softmax,
@@ -28,6 +31,9 @@ from act_harness.engines.operation import (
     unsupported,
 )
 from act_harness.engines.reports import block_report, few_columns, make_report
+from act_harness.engines.strengths import RowFactors, Strengths, row_factors
+from act_harness.engines.targets import drawn_columns, last_columns, prompt_columns, span_columns
+from act_harness.errors import CalibrationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,18 +45,22 @@ __all__ = [
     "SelectedMaps",
     "calibrate_weights",
     "find_sinks",
+    "prompt_target",
     "row_factors",
     "selected_maps",
 ]
 
 COMPUTES: Members = {
-    "target": ("sinks", "initial"),
+    "target": ("sinks", "initial", "both", "random", "last", "span", "head"),
     "rule": ("relative", "absolute"),
     "protect": ("initial", "first-flagged", "none"),
     "decode": ("frozen", "running", "off"),
-    "mass": ("damp", "reweight"),
+    "mass": ("damp", "reweight", "raise", "gate", "temperature"),
 }
 """What the reference computes: every member that the settings have."""
+
+_OF_MAPS = ("sinks", "initial", "both")
+"""Targets that :func:`calibrate_weights` knows: the others are about tokens or logits."""
 
 
 def find_sinks(
@@ -65,14 +75,16 @@ def find_sinks(
     """Return the sinks (b, h, ..., t) bool and a/threshold of every column that can be one.
 
     Paper, section 3: ``S = {t : a[t] > alpha / N} - {initial token}`` with ``a[t]`` the mean
-    attention that column t gets. Columns that cannot be sinks have the ratio 0.
+    attention that column t gets. Columns that cannot be sinks have the ratio 0. Of target
+    ``initial`` it is that token that is returned, and beside the sinks of target ``both``.
     """
     column = torch.arange(sums.shape[-1], device=sums.device).expand_as(seen)
-    if member("target", calibration.target, COMPUTES) == "initial":
-        initial = ((column == first) & (seen > 0)).expand_as(sums)
+    initial = ((column == first) & (seen > 0)).expand_as(sums)
+    target = member("target", calibration.target, COMPUTES)
+    if target == "initial":
         return initial, torch.zeros_like(sums)
     most = most.clamp(min=1).to(sums.dtype)
-    member("rule", calibration.rule, COMPUTES)  # refuses a third, which `threshold` would not
+    member("rule", calibration.rule, COMPUTES)  # one that exists may be none of these
     eligible = (seen >= calibration.required_rows(most, at_least=at_least)) & (seen > 0)
     if member("protect", calibration.protect, COMPUTES) == "initial":
         eligible = eligible & (column != first)
@@ -82,49 +94,79 @@ def find_sinks(
     if member("protect", calibration.protect, COMPUTES) == "first-flagged":
         lowest = sinks & (sinks.cumsum(dim=-1) == 1)
         sinks = sinks & ~lowest
-    return sinks, ratio
+    return sinks | initial if target == "both" else sinks, ratio
 
 
-class RowFactors(NamedTuple):
-    """How a row's weights change; each (b, h, k, 1)."""
+def prompt_target(sums: Tensor, geometry: Geometry, plan: LayerPlan) -> tuple[Tensor, Tensor]:
+    """Return the target set of a prompt (b, h, t) bool, and a/threshold as :func:`find_sinks` does.
 
-    inside: Tensor  # factor m'/m on the sinks
-    outside: Tensor  # factor (1 - m')/u on all other columns
-    moved: Tensor  # m - m'
-    alone: Tensor  # bool: u too small, the row stays as it is
-
-
-def row_factors(m: Tensor, u: Tensor, strengths: Sequence[HeadStrength]) -> RowFactors:
-    """Turn the mass on the sinks (m) and off them (u), (b, h, k, 1), into factors.
-
-    Paper, section 4: ``m' = beta m`` (``damp``). First-token methods: ``m' = gamma m / (u + gamma
-    m)`` (``reweight``; arXiv 2505.11739). A row without sinks, or one that ``damp`` would divide
-    by (nearly) nothing, keeps its weights.
+    Args:
+        sums: (b, h, t) attention that each column received from the prompt's rows.
+        geometry: of the prefill.
+        plan: what its target is.
     """
-    shape = (1, len(strengths), 1, 1)
-    damps = [member("mass", s.mass, COMPUTES) == "damp" for s in strengths]
-    damped = torch.tensor(damps, device=m.device).view(shape)
-    value = m.new_tensor([s.strength for s in strengths]).view(shape)
-    alone = damped & (m > 0) & (u < MIN_OTHER_MASS)
-    changes = (m > 0) & ~alone
-    scaled = (u + value * m).where(changes, 1.0)  # reweight: sum of the row before renormalising
-    inside = torch.where(damped, value, value / scaled)
-    outside = torch.where(damped, (1 - value * m) / u.where(changes, 1.0), 1 / scaled)
-    inside, outside = inside.where(changes, 1.0), outside.where(changes, 1.0)
-    return RowFactors(inside, outside, m * (1 - inside), alone)
+    calibration = plan.calibration
+    target = member("target", calibration.target, COMPUTES)
+    nothing = torch.zeros_like(sums)
+    if target == "head":
+        return prompt_columns(geometry, plan), nothing
+    if target == "span":
+        return span_columns(geometry, plan), nothing
+    if target == "last" and isinstance(calibration.count, int):
+        return last_columns(geometry, calibration.count).expand(sums.shape), nothing
+    seen, most = geometry.prompt_census
+    first = geometry.first[:, None, None]
+    sinks, ratio = find_sinks(
+        sums, seen[:, None], most=most[:, None, None], first=first, calibration=calibration
+    )
+    if target == "last":
+        return last_columns(geometry, sinks.sum(dim=-1)), ratio
+    if target == "random":
+        return drawn_columns(geometry, plan, sinks.sum(dim=-1)), ratio
+    return sinks, ratio
 
 
 def apply_factors(
     weights: Tensor,  # (b, h, k, t)
     sinks: Tensor,  # (b, h, k or 1, t) bool
-    strengths: Sequence[HeadStrength],
+    strengths: Sequence[HeadStrength] | Strengths,
     active: Tensor,  # (b, 1, k, 1) bool: rows that are calibrated
+    initial: Tensor | None = None,  # (b, 1, 1, t) bool: of them, that with a strength of its own
 ) -> tuple[Tensor, RowFactors]:
     """Return ``A'`` (paper, section 4) and the factors."""
-    on = (weights * sinks).sum(dim=-1, keepdim=True)
     off = (weights * ~sinks).sum(dim=-1, keepdim=True)  # summed: 1 - m would lose digits
-    factors = row_factors(on * active, off, strengths)
-    return weights * torch.where(sinks, factors.inside, factors.outside), factors
+    if initial is None:
+        on = (weights * sinks).sum(dim=-1, keepdim=True)
+        factors = row_factors(on * active, off, strengths)
+    else:
+        on = (weights * (sinks & ~initial)).sum(dim=-1, keepdim=True)
+        first = (weights * (sinks & initial)).sum(dim=-1, keepdim=True)
+        factors = row_factors(on * active, off, strengths, first * active)
+    return weights * torch.where(sinks, factors.on(initial), factors.outside), factors
+
+
+def initial_column(geometry: Geometry, plan: LayerPlan) -> Tensor | None:
+    """Return (b, 1, 1, t) bool: the initial token, where the plan has a strength for it alone."""
+    if member("target", plan.calibration.target, COMPUTES) != "both":
+        return None
+    column = torch.arange(geometry.total, device=geometry.real.device)
+    return (column == geometry.first[:, None])[:, None, None]
+
+
+def change_heads(
+    weights: Tensor,  # (b, h, k, t)
+    heated: Tensor,  # (b, h, k, t) the same from logits times the heads' temperature
+    strengths: Strengths,
+    active: Tensor,  # (b, h, k, 1) bool: rows that are changed
+) -> tuple[Tensor, RowFactors]:
+    """Return the maps of heads that change as a whole: ``heated``, times g of ``gate``.
+
+    Rows under ``gate`` are no distributions any more: g times the head's output is what they give.
+    """
+    changed = heated * strengths.factor("gate")
+    one = torch.ones_like(weights[..., :1])
+    unmoved = RowFactors(one, one, one * 0, torch.zeros_like(one, dtype=torch.bool))
+    return torch.where(active, changed, weights), unmoved
 
 
 def calibrate_weights(
@@ -132,7 +174,7 @@ def calibrate_weights(
     *,
     calibration: Calibration,
     visible: Tensor | None = None,
-    strengths: Sequence[HeadStrength] | None = None,
+    strengths: Sequence[HeadStrength] | Strengths | None = None,
 ) -> Tensor:
     """Calibrate materialised attention maps of one prompt (a prefill).
 
@@ -144,7 +186,15 @@ def calibrate_weights(
 
     Returns:
         A tensor of the same shape and dtype.
+
+    Raises:
+        CalibrationError: the target is not one that maps alone can say.
     """
+    if calibration.target not in _OF_MAPS:
+        raise CalibrationError(
+            f"target {calibration.target!r} cannot be read off attention maps, these can: "
+            f"{', '.join(_OF_MAPS)}; attach a head set to a model instead"
+        )
     rows, columns = weights.shape[-2:]
     if visible is None:
         visible = torch.ones(rows, columns, dtype=torch.bool, device=weights.device)
@@ -156,26 +206,28 @@ def calibrate_weights(
     first = (seen > 0).int().argmax(dim=2, keepdim=True)
     sinks, _ = find_sinks(weights.sum(dim=2), seen, most=most, first=first, calibration=calibration)
     every = visible.any(dim=3, keepdim=True)
-    return apply_factors(weights, sinks[:, :, None], strengths or plan.strengths, every)[0]
+    initial = None
+    if calibration.target == "both":
+        initial = (torch.arange(columns, device=weights.device) == first)[:, :, None]
+    own = strengths or plan.strengths
+    return apply_factors(weights, sinks[:, :, None], own, every, initial)[0]
 
 
 def row_sinks(
     weights: Tensor,  # (b, h, k, t)
     visible: Tensor,  # (b, 1, k, t) bool
     geometry: Geometry,
-    calibration: Calibration,
+    plan: LayerPlan,
     state: LayerState | None,
 ) -> tuple[Tensor, LayerState, Tensor | None]:
-    """Return the sinks of every row (b, h, k or 1, t), the state after it, and a/threshold."""
-    first = geometry.first[:, None, None]
+    """Return the target of every row (b, h, k or 1, t), the state after it, and a/threshold."""
+    calibration, first = plan.calibration, geometry.first[:, None, None]
     ratio = None
     if state is None:
         sums = (weights * geometry.prompt_rows[:, None, :, None]).sum(dim=2)
-        seen, most = geometry.prompt_census
-        sinks, ratio = find_sinks(
-            sums, seen[:, None], most=most[:, None, None], first=first, calibration=calibration
-        )
-        state = LayerState(sinks, torch.zeros_like(sums), torch.zeros_like(seen))
+        sinks, ratio = prompt_target(sums, geometry, plan)
+        seen = torch.zeros_like(geometry.prompt_census[0])
+        state = LayerState(sinks, torch.zeros_like(sums), seen)
     frozen = pad_columns(state.sinks, geometry.total)
     if member("decode", calibration.decode, COMPUTES) != "running":
         return frozen[:, :, None], LayerState(frozen), ratio
@@ -204,31 +256,38 @@ class SelectedMaps(NamedTuple):
 
 
 def selected_maps(
-    query: Tensor,
-    key: Tensor,
+    call: AttentionCall,
     *,
     geometry: Geometry,
     plan: LayerPlan,
     state: LayerState | None,
-    scale: float,
-    softcap: float | None,
     dtype: torch.dtype = torch.float64,
 ) -> SelectedMaps:
     """Materialise the attention maps of the selected heads, before and after calibration.
 
     The arguments are those of :class:`act_harness.engines.operation.Engine`; ``dtype`` computes.
     """
+    query, key, _, scale, softcap = call
     heads = torch.tensor(plan.heads, device=query.device)
     group = heads // (query.shape[1] // key.shape[1])
     dropped = (geometry.first_column, 0)  # columns a sliding cache no longer holds: weight 0
     held = torch.nn.functional.pad(key[:, group].to(dtype), (0, 0, *dropped))
     visible = torch.nn.functional.pad(geometry.visible(0, geometry.rows), dropped)
     weights = masked_softmax(query[:, heads].to(dtype), held, visible, scale, softcap)
-    sinks, after, ratio = row_sinks(weights, visible, geometry, plan.calibration, state)
+    sinks, after, ratio = row_sinks(weights, visible, geometry, plan, state)
     active = geometry.prompt_rows[:, None, :, None]
     if member("decode", plan.calibration.decode, COMPUTES) != "off":
         active = active | geometry.continuation_rows[:, None, :, None]
-    changed, factors = apply_factors(weights, sinks, plan.strengths, active)
+    own = Strengths.of(plan.strengths, weights)
+    if member("target", plan.calibration.target, COMPUTES) == "head":
+        heated = masked_softmax(
+            query[:, heads].to(dtype), held, visible, scale, softcap, own.factor("temperature")
+        )
+        active = active & sinks.any(dim=-1, keepdim=True)  # a sequence without a prompt stays
+        changed, factors = change_heads(weights, heated, own, active)
+    else:
+        initial = initial_column(geometry, plan)
+        changed, factors = apply_factors(weights, sinks, own, active, initial)
     return SelectedMaps(weights, sinks, changed, factors, after, ratio)
 
 
@@ -243,38 +302,32 @@ class ReferenceEngine:
 
     def supports(self, plan: LayerPlan) -> list[str]:
         """See :class:`act_harness.engines.operation.Engine`."""
-        return unsupported(plan, COMPUTES)
+        return unsupported(plan, COMPUTES, engine=self.name)
 
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         plan: LayerPlan,
         state: LayerState | None,
         stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None = None,
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
-        maps = selected_maps(
-            query, key, geometry=geometry, plan=plan, state=state, scale=scale, softcap=softcap,
-            dtype=self.dtype,
-        )  # fmt: skip
-        heads = torch.tensor(plan.heads, device=query.device)
-        group = heads // (query.shape[1] // key.shape[1])
-        values = value[:, group].to(self.dtype)
+        maps = selected_maps(call, geometry=geometry, plan=plan, state=state, dtype=self.dtype)
+        heads = torch.tensor(plan.heads, device=call.query.device)
+        group = heads // (call.query.shape[1] // call.key.shape[1])
+        values = call.value[:, group].to(self.dtype)
         output = stock().clone()
         held = maps.calibrated[..., geometry.first_column :]
         output[:, :, heads] = (held @ values).transpose(1, 2).to(output.dtype)
         report = None
         if maps.ratio is not None:
-            on_few = maps.sinks & few_columns(geometry)[:, :, None]
-            few = (maps.weights * on_few).sum(-1, keepdim=True)
-            inside, _, moved, alone = maps.factors
-            prompt = geometry.prompt_rows[:, None, :, None]
-            sums = block_report(few, inside, moved, alone, prompt)
-            report = make_report(maps.after.sinks, maps.ratio, sums, geometry, query.dtype)
+            few = maps.weights * (maps.sinks & few_columns(geometry)[:, :, None])
+            left = 1 - maps.factors.on(initial_column(geometry, plan))  # (b, h, k, 1 or t)
+            few_moved = (few * left).sum(-1, keepdim=True)
+            sums = block_report(few_moved, maps.factors, geometry.prompt_rows[:, None, :, None])
+            report = make_report(
+                maps.after.sinks, maps.ratio, sums, geometry, plan, call.query.dtype
+            )
         return EngineResult(output, maps.after, report)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+from torch import Tensor
+
 from act_harness.calibration import FEW_ROWS
-from act_harness.engines.operation import Geometry, Report, boundary
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import Report, boundary
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+    from act_harness.calibration import LayerPlan
+    from act_harness.engines.strengths import RowFactors
 
 __all__ = ["BlockReport", "block_report", "make_report"]
 
@@ -30,17 +34,15 @@ class BlockReport(NamedTuple):
 
 
 def block_report(
-    on_few: Tensor,  # (b, h, k, 1) mass on sinks that few rows see
-    inside: Tensor,  # (b, h, k, 1) factor m'/m
-    moved: Tensor,  # (b, h, k, 1) m - m'
-    alone: Tensor,  # (b, h, k, 1) bool
+    few_moved: Tensor,  # (b, h, k, 1) m - m' of the sinks that few rows see
+    factors: RowFactors,
     prompt: Tensor,  # (b, 1, k, 1) bool: rows of the prompt
 ) -> BlockReport:
     """Sum what a block of rows contributes."""
     return BlockReport(
-        moved=(moved * prompt).sum(dim=(2, 3)),
-        few_moved=(on_few * (1 - inside) * prompt).sum(dim=(2, 3)),
-        alone=(alone & prompt).sum(dim=(2, 3)),
+        moved=(factors.moved * prompt).sum(dim=(2, 3)),
+        few_moved=(few_moved * prompt).sum(dim=(2, 3)),
+        alone=(factors.alone & prompt).sum(dim=(2, 3)),
     )
 
 
@@ -54,9 +56,12 @@ def make_report(
     ratio: Tensor,  # (b, h, t) a / threshold of the columns that can be sinks
     sums: BlockReport,
     geometry: Geometry,
+    plan: LayerPlan,
     dtype: torch.dtype,
 ) -> Report:
     """Join the block sums with what is counted over columns; ``dtype`` is the model's."""
+    if plan.calibration.target == "head":  # what is marked there is the prompt, not sinks
+        sinks = torch.zeros_like(sinks)
     return Report.of(
         sinks=sinks.sum(dim=2),
         few_sinks=(sinks & few_columns(geometry)).sum(dim=2),

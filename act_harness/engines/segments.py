@@ -4,7 +4,18 @@ A packed forward (:mod:`act_harness.attention.packing`) holds contexts and their
 the other. A *segment* is a run of queries with the run of keys that it sees, bottom-right aligned:
 a context sees itself; an answer sees its context and itself, whose keys are gathered behind one
 another. torch's flash attention takes such segments directly (CUDA, half precision), and gives the
-log-sum-exp of every row with them. Calibration of segments: :mod:`act_harness.engines.triton`.
+log-sum-exp of every row with them.
+
+::
+
+    queries    c0 c1 c2 c3 | d0 d1 | a0 a1             | b0             | e0 e1
+    keys       c0 c1 c2 c3 | d0 d1 | c0 c1 c2 c3 a0 a1 | c0 c1 c2 c3 b0 | d0 d1 e0 e1
+    segment    0           | 1     | 2                 | 3              | 4
+
+    segment 2 (2 queries, 6 keys):   a0 sees c0 c1 c2 c3 a0
+                                     a1 sees c0 c1 c2 c3 a0 a1
+
+Calibration of segments: :mod:`act_harness.engines.triton`.
 """
 
 from __future__ import annotations
@@ -23,12 +34,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.operation import Report
+    from act_harness.engines.operation import AttentionCall, Report
 
 __all__ = [
     "LONGEST",
+    "Capacity",
     "RaggedOutput",
-    "Room",
     "SegmentEngine",
     "Segments",
     "flash_takes",
@@ -49,8 +60,8 @@ class RaggedOutput(NamedTuple):
     lse: Tensor  # (H, N) float32, natural logarithm
 
 
-class Room(NamedTuple):
-    """How much a layout of segments holds; layouts of one room differ in their numbers only."""
+class Capacity(NamedTuple):
+    """How much a layout of segments holds; layouts of one capacity differ in their numbers only."""
 
     tokens: int
     """N, queries: those of contexts and answers, and pads behind them."""
@@ -65,8 +76,8 @@ class Room(NamedTuple):
     keys."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], answers: Sequence[tuple[int, int]]) -> Room:
-        """Return the least room for contexts of ``lengths`` and (context, tokens) of answers."""
+    def of(cls, lengths: Sequence[int], answers: Sequence[tuple[int, int]]) -> Capacity:
+        """Return the least one for contexts of ``lengths`` and (context, tokens) of answers."""
         own, longer = sum(lengths), sum(size for _, size in answers)
         repeated = sum(lengths[owner] for owner, _ in answers)
         return cls(
@@ -78,14 +89,14 @@ class Room(NamedTuple):
             max((size for _, size in answers), default=0),
         )
 
-    def joined(self, other: Room) -> Room:
-        """Return the least room for what fits in either, with a segment of pads."""
-        larger = Room(*map(max, self, other))
-        least = min(room.tokens - max(0, room.pads - 1) for room in (self, other))
+    def joined(self, other: Capacity) -> Capacity:
+        """Return the least capacity for what fits in either, with a segment of pads."""
+        larger = Capacity(*map(max, self, other))
+        least = min(one.tokens - max(0, one.pads - 1) for one in (self, other))
         # one context more than needed, as the pads belong to a context without sinks
-        spare = max(room.contexts + (not room.pads) for room in (self, other))
+        spare = max(one.contexts + (not one.pads) for one in (self, other))
         # beside answers, contexts without any are gathered too: as many keys as tokens
-        keys = max(room.keys or room.tokens for room in (self, other)) if larger.keys else 0
+        keys = max(one.keys or one.tokens for one in (self, other)) if larger.keys else 0
         return larger._replace(contexts=spare, keys=keys, pads=larger.tokens - least + 1)
 
     @property
@@ -103,7 +114,7 @@ def lay_out(
     lengths: Sequence[int],
     prompts: Sequence[int],
     answers: Sequence[tuple[int, int]],
-    room: Room,
+    capacity: Capacity,
 ) -> npt.NDArray[np.int64]:
     """Write the numbers of a layout, for :meth:`Segments.over`.
 
@@ -111,32 +122,34 @@ def lay_out(
         lengths: tokens of each context.
         prompts: how many of them are prompt.
         answers: (context, tokens) of each answer, in the order of the row.
-        room: at least what they need; what they leave is filled with empty segments, and with one
-            segment of pads.
+        capacity: at least what they need; what they leave is filled with empty segments, and with
+            one segment of pads.
 
     Returns:
-        (``room.numbers``,): columns (M,), table (S, 6), query starts and key starts (S + 1,) each.
+        (``capacity.numbers``,): columns (M,), table (S, 6), query starts and key starts (S + 1,)
+        each.
     """
-    size, count = room.segments, len(lengths)
+    size, count = capacity.segments, len(lengths)
     owner, own = np.zeros((2, len(answers)), dtype=np.int64)
     if answers:
         owner, own = np.asarray(answers, dtype=np.int64).T
     length, prompt = np.asarray(lengths), np.asarray(prompts)
     queries, keys, prompted = np.zeros((3, size), dtype=np.int64)
-    number = np.full(size, room.contexts - 1, dtype=np.int64)  # empty segments: of an empty context
-    number[: room.contexts] = np.arange(room.contexts)
+    # empty segments are those of an empty context
+    number = np.full(size, capacity.contexts - 1, dtype=np.int64)
+    number[: capacity.contexts] = np.arange(capacity.contexts)
     queries[:count] = keys[:count] = length
     prompted[:count] = prompt
-    longer = slice(room.contexts, room.contexts + len(answers))
+    longer = slice(capacity.contexts, capacity.contexts + len(answers))
     queries[longer], keys[longer] = own, own + length[owner]
     prompted[longer], number[longer] = prompt[owner], owner
-    if room.pads:
-        queries[-1] = room.tokens - queries.sum()
+    if capacity.pads:
+        queries[-1] = capacity.tokens - queries.sum()
     query_starts = np.concatenate([[0], queries.cumsum()])
     key_starts = np.concatenate([[0], keys.cumsum()])
     table = np.stack([query_starts[:-1], queries, key_starts[:-1], keys, prompted, number], axis=1)
-    columns = np.zeros(room.keys, dtype=np.int64)
-    if room.keys:
+    columns = np.zeros(capacity.keys, dtype=np.int64)
+    if capacity.keys:
         # runs of keys: the contexts as they lie, then each answer's context and the answer itself
         begins = np.stack([query_starts[owner], query_starts[longer]], axis=1)
         sizes = np.stack([length[owner], own], axis=1)
@@ -166,7 +179,7 @@ class Segments:
     """(S + 1,) int32, where they begin among the gathered keys."""
     columns: Tensor | None
     """(M,) int64 index of the gathered keys among the N tokens; None: the tokens as they are."""
-    room: Room
+    capacity: Capacity
 
     @classmethod
     def of(
@@ -175,7 +188,7 @@ class Segments:
         prompts: Sequence[int],
         answers: Sequence[tuple[int, int]],
         device: torch.device,
-        room: Room | None = None,
+        capacity: Capacity | None = None,
     ) -> Segments:
         """Lay out contexts of ``lengths`` tokens and the answers that follow them in the row.
 
@@ -184,43 +197,43 @@ class Segments:
             prompts: how many of them are prompt.
             answers: (context, tokens) of each answer, in the order of the row.
             device: where the layout is needed.
-            room: for how much; None for just these.
+            capacity: for how much; None for just these.
         """
-        room = room or Room.of(lengths, answers)
-        return cls.over(upload(lay_out(lengths, prompts, answers, room), device), room)
+        capacity = capacity or Capacity.of(lengths, answers)
+        return cls.over(upload(lay_out(lengths, prompts, answers, capacity), device), capacity)
 
     @classmethod
-    def over(cls, numbers: Tensor, room: Room) -> Segments:
+    def over(cls, numbers: Tensor, capacity: Capacity) -> Segments:
         """Read a layout from the numbers of :func:`lay_out`, on the device where it is needed."""
-        size = room.segments
-        rest = numbers[room.keys :].to(torch.int32)
+        size = capacity.segments
+        rest = numbers[capacity.keys :].to(torch.int32)
         return cls(
             table=rest[: 6 * size].view(size, 6),
             query_starts=rest[6 * size : 7 * size + 1],
             key_starts=rest[7 * size + 1 :],
-            columns=numbers[: room.keys] if room.keys else None,
-            room=room,
+            columns=numbers[: capacity.keys] if capacity.keys else None,
+            capacity=capacity,
         )
 
     @property
     def contexts(self) -> int:
         """How many segments are contexts; the first ones."""
-        return self.room.contexts
+        return self.capacity.contexts
 
     @property
     def answers(self) -> int:
         """How many segments are answers; they follow the contexts."""
-        return self.room.answers
+        return self.capacity.answers
 
     @property
     def longest_context(self) -> int:
         """No context has more tokens."""
-        return self.room.longest_context
+        return self.capacity.longest_context
 
     @property
     def longest_answer(self) -> int:
         """No answer has more tokens."""
-        return self.room.longest_answer
+        return self.capacity.longest_answer
 
     def gather(self, values: Tensor) -> Tensor:
         """(N, G, D) tokens to (M, G, D), the keys or values of the segments one after another."""
@@ -239,37 +252,33 @@ def _has_flash(device: torch.device) -> bool:
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def flash_takes(query: Tensor, value: Tensor, softcap: float | None) -> bool:
-    """Whether torch's flash attention computes segments of such queries and values, (..., D)."""
+def flash_takes(call: AttentionCall) -> bool:
+    """Whether torch's flash attention computes segments of such a call."""
+    query, size = call.query, call.value.shape[-1]
     return (
         query.device.type == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] % 8 == 0
-        and query.shape[-1] == value.shape[-1] <= 256
-        and softcap is None
+        and query.shape[-1] == size <= 256
+        and call.softcap is None
         and torch.backends.cuda.flash_sdp_enabled()
         and not query.requires_grad
         and _has_flash(query.device)
     )
 
 
-def ragged_attention(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, *, scale: float
-) -> RaggedOutput:
+def ragged_attention(call: AttentionCall, segments: Segments) -> RaggedOutput:
     """Attend within segments, causal, on a device where :func:`flash_takes` says so.
 
     Args:
-        query: (N, H, D).
-        key: (M, G, D), gathered.
-        value: (M, G, D), gathered.
+        call: queries (N, H, D), gathered keys and values (M, G, D).
         segments: where sequences begin.
-        scale: factor on query-key products.
     """
-    room = segments.room
+    capacity = segments.capacity
     found = torch.ops.aten._flash_attention_forward(
-        query, key, value, segments.query_starts, segments.key_starts,
-        max(room.longest_context, room.longest_answer, room.pads),
-        room.longest_context + room.longest_answer, 0.0, True, False, scale=scale,
+        call.query, call.key, call.value, segments.query_starts, segments.key_starts,
+        max(capacity.longest_context, capacity.longest_answer, capacity.pads),
+        capacity.longest_context + capacity.longest_answer, 0.0, True, False, scale=call.scale,
     )  # fmt: skip
     return RaggedOutput(found[0], found[1])
 
@@ -278,30 +287,19 @@ def ragged_attention(
 class SegmentEngine(Protocol):
     """An engine that calibrates segments of a packed row, as the Triton engine does."""
 
-    def takes_segments(self, plan: LayerPlan, room: Room) -> bool:
-        """Whether it computes such a plan on segments of such a room."""
+    def takes_segments(self, plan: LayerPlan, capacity: Capacity) -> bool:
+        """Whether it computes such a plan on segments of such a capacity."""
         ...
 
     def calibrate_segments(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        stock: RaggedOutput,
-        *,
-        segments: Segments,
-        plan: LayerPlan,
-        scale: float,
+        self, call: AttentionCall, stock: RaggedOutput, *, segments: Segments, plan: LayerPlan
     ) -> Report:
         """Calibrate ``stock.output`` in place; return what that did to the contexts.
 
         Args:
-            query: (N, H, D).
-            key: (M, G, D), gathered.
-            value: (M, G, D), gathered.
+            call: queries (N, H, D), gathered keys and values (M, G, D).
             stock: what the stock kernel computed.
             segments: contexts and answers.
             plan: selected heads and their mass maps.
-            scale: factor on query-key products.
         """
         ...

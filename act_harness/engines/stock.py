@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from act_harness.engines.operation import Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, Stock
 
 __all__ = ["Base", "FusedKernel", "attend_with_lse", "step_kernel"]
 
@@ -30,47 +31,28 @@ class Base(NamedTuple):
     lse: Tensor | None  # (B, H, C) float32 (float64 for such inputs), natural logarithm
 
 
-def attend_with_lse(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    geometry: Geometry,
-    stock: object,
-    scale: float,
-    softcap: float | None,
-) -> Base:
+def attend_with_lse(call: AttentionCall, *, geometry: Geometry, stock: object) -> Base:
     """Run the model's attention; see :class:`act_harness.engines.operation.Engine`."""
-    if softcap is None and geometry.plain and getattr(stock, "kernel", "") == "sdpa":
-        kernel = _chosen(query, key, value, geometry.rows > 1, scale)
+    if call.softcap is None and geometry.plain and getattr(stock, "kernel", "") == "sdpa":
+        kernel = _chosen(call, geometry.rows > 1)
         if kernel is not None:
-            found = kernel(query, key, value, geometry.rows > 1, scale)
+            found = kernel(call.query, call.key, call.value, geometry.rows > 1, call.scale)
             return Base(found[0].transpose(1, 2).contiguous(), found[1])
     output: Tensor = stock()  # type: ignore[operator]
     fresh = isinstance(stock, Stock) and not output.requires_grad  # a gradient needs what it holds
     return Base(output if fresh else output.clone(), None)
 
 
-def step_kernel(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    geometry: Geometry,
-    stock: object,
-    scale: float,
-    softcap: float | None,
-) -> FusedKernel | None:
+def step_kernel(call: AttentionCall, *, geometry: Geometry, stock: object) -> FusedKernel | None:
     """Return the kernel that serves a decode step and all like it; None: only ``stock`` does."""
-    if softcap is None and geometry.plain and getattr(stock, "kernel", "") == "sdpa":
-        return _chosen(query, key, value, False, scale)
+    if call.softcap is None and geometry.plain and getattr(stock, "kernel", "") == "sdpa":
+        return _chosen(call, False)
     return None
 
 
-def _chosen(
-    query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
-) -> FusedKernel | None:
+def _chosen(call: AttentionCall, causal: bool) -> FusedKernel | None:
     """Return the kernel that torch would choose; None where that one gives no log-sum-exp."""
+    query, key, value, scale, _ = call
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
         return None
     if not query.dtype == key.dtype == value.dtype:  # the kernels take one; autocast mixes them

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
+    AttentionCall,
     EngineResult,
-    Geometry,
     LayerState,
     Members,
     masked_softmax,
@@ -28,9 +29,10 @@ from act_harness.engines.operation import (
     pad_columns,
     unsupported,
 )
-from act_harness.engines.reference import RowFactors, find_sinks, row_factors
+from act_harness.engines.reference import find_sinks, initial_column, prompt_target
 from act_harness.engines.reports import BlockReport, block_report, few_columns, make_report
 from act_harness.engines.stock import attend_with_lse
+from act_harness.engines.strengths import RowFactors, Strengths, row_factors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,11 +42,11 @@ if TYPE_CHECKING:
 __all__ = ["TorchEngine"]
 
 COMPUTES: Members = {
-    "target": ("sinks", "initial"),
+    "target": ("sinks", "initial", "both", "random", "last", "span", "head"),
     "rule": ("relative", "absolute"),
     "protect": ("initial", "first-flagged", "none"),
     "decode": ("frozen", "running", "off"),
-    "mass": ("damp", "reweight"),
+    "mass": ("damp", "reweight", "raise", "gate", "temperature"),
 }
 """What this engine computes; detection and mass maps are the reference's."""
 
@@ -61,16 +63,20 @@ class _Sinks:
     valid: Tensor  # (b, h, 1, s) 1.0 for a sink, 0.0 for padding
     value: Tensor  # (b, h, s, d) values of the sinks
     others: Tensor  # (b, h, t, d + 1) values off the sinks, 0 on them; last: 1 off, 0 on
+    initial: Tensor | None  # (b, h, 1, s) bool: that with a strength of its own
 
     @classmethod
-    def of(cls, sinks: Tensor, value: Tensor) -> _Sinks:
+    def of(cls, sinks: Tensor, value: Tensor, initial: Tensor | None) -> _Sinks:
         """Gather from ``sinks`` (b, h, t) bool and ``value`` (b, h, t, d)."""
         most = int(sinks.sum(dim=-1).max())
         index = sinks.int().sort(dim=-1, descending=True, stable=True).indices[..., :most]
         valid = sinks.gather(-1, index)[:, :, None].to(value.dtype)
         picked = value.gather(2, index[..., None].expand(*index.shape, value.shape[-1]))
         others = torch.nn.functional.pad(value, (0, 1), value=1.0)
-        return cls(index, valid, picked, others.masked_fill_(sinks[..., None], 0.0))
+        others = others.masked_fill_(sinks[..., None], 0.0)
+        if initial is not None:
+            initial = initial[:, 0].expand_as(sinks).gather(-1, index)[:, :, None]
+        return cls(index, valid, picked, others, initial)
 
     def on(self, weights: Tensor) -> Tensor:
         """Weights on the sinks, (b, h, k, s); columns beyond those of ``weights`` are unseen."""
@@ -94,38 +100,35 @@ class TorchEngine:
 
     def supports(self, plan: LayerPlan) -> list[str]:
         """See :class:`act_harness.engines.operation.Engine`."""
-        return unsupported(plan, COMPUTES)
+        return unsupported(plan, COMPUTES, engine=self.name)
 
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         plan: LayerPlan,
         state: LayerState | None,
         stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None = None,
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
-        output, lse = attend_with_lse(
-            query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
-        )
-        layer = _Layer(self, query, key, value, geometry, plan, scale, softcap)
-        if geometry.first_row == 0 and lse is not None:
+        output, lse = attend_with_lse(call, geometry=geometry, stock=stock)
+        layer = _Layer(self, call, geometry, plan)
+        head = member("target", plan.calibration.target, COMPUTES) == "head"
+        if geometry.first_row == 0 and lse is not None and not head:
             layer.use_lse(lse)
         report = None
         ratio = None
         if state is None:
             state, ratio = layer.detect()
-        if layer.nothing_to_do(state):
+        if head:
+            after, sums = layer.change_heads(state, output), layer.no_report()
+        elif layer.nothing_to_do(state):
             after, sums = LayerState(pad_columns(state.sinks, geometry.total)), layer.no_report()
         else:
             after, sums = layer.calibrate(state, output)
         if ratio is not None:
-            report = make_report(state.sinks, ratio, sums, geometry, query.dtype)
+            report = make_report(state.sinks, ratio, sums, geometry, plan, call.query.dtype)
         return EngineResult(output, after, report)
 
 
@@ -133,17 +136,10 @@ class _Layer:
     """One call of the engine: the selected heads' tensors and the loop over blocks of rows."""
 
     def __init__(
-        self,
-        engine: TorchEngine,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        geometry: Geometry,
-        plan: LayerPlan,
-        scale: float,
-        softcap: float | None,
+        self, engine: TorchEngine, call: AttentionCall, geometry: Geometry, plan: LayerPlan
     ) -> None:
-        self.geometry, self.plan, self.scale, self.softcap = geometry, plan, scale, softcap
+        query, key, value, self.scale, self.softcap = call
+        self.geometry, self.plan = geometry, plan
         self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         self.heads = torch.tensor(plan.heads, device=query.device)
         group = self.heads // (query.shape[1] // key.shape[1])
@@ -155,6 +151,10 @@ class _Layer:
         self.keeps = self.block >= geometry.rows
         self.running = member("decode", plan.calibration.decode, COMPUTES) == "running"
         self.frozen = member("decode", plan.calibration.decode, COMPUTES) == "frozen"
+        self.strengths = Strengths.of(plan.strengths, self.query)
+        self.initial = initial_column(geometry, plan)
+        if self.initial is not None:  # of the held columns
+            self.initial = self.initial[..., geometry.first_column :]
         self.causal = False
         self._kept: dict[int, Tensor] = {}  # weights by first row, where all of them fit
 
@@ -174,10 +174,11 @@ class _Layer:
         """First rows of the blocks."""
         return range(0, self.geometry.rows, self.block)
 
-    def weights(self, start: int) -> Tensor:
+    def weights(self, start: int, factor: Tensor | None = None) -> Tensor:
         """(b, h, k, t) attention weights of a block; rows of pads are meaningless.
 
-        In a causal prefill the columns end where the block's last row does.
+        In a causal prefill the columns end where the block's last row does. ``factor``, (1, h, 1,
+        1), is one on the logits.
         """
         if start in self._kept:
             return self._kept.pop(start)
@@ -185,7 +186,7 @@ class _Layer:
         rows = self.query[:, :, start:stop]
         if not self.causal:
             visible = self.geometry.visible(start, stop)
-            return masked_softmax(rows, self.key, visible, self.scale, self.softcap)
+            return masked_softmax(rows, self.key, visible, self.scale, self.softcap, factor)
         weights = (rows @ self.key[:, :, :stop].transpose(-1, -2)).exp_()
         weights[..., start:].tril_()
         return weights
@@ -195,21 +196,16 @@ class _Layer:
         geometry = self.geometry
         sums = self.query.new_zeros(*self.query.shape[:2], geometry.total)
         prompt = geometry.prompt_rows.to(self.dtype)[:, None, None]  # (b, 1, 1, k)
-        for start in self.blocks() if geometry.has_prompt_rows else ():
+        detects = geometry.has_prompt_rows and self.plan.calibration.detects
+        for start in self.blocks() if detects else ():
             weights = self.weights(start)
             part = prompt[..., start : start + self.block] @ weights
             sums[..., : weights.shape[-1]] += part[:, :, 0]
             if self.keeps:
                 self._kept[start] = weights
-        seen, most = geometry.prompt_census
-        sinks, ratio = find_sinks(
-            sums,
-            seen[:, None],
-            most=most[:, None, None],
-            first=geometry.first[:, None, None],
-            calibration=self.plan.calibration,
-        )
-        return LayerState(sinks, torch.zeros_like(sums), torch.zeros_like(seen)), ratio
+        sinks, ratio = prompt_target(sums, geometry, self.plan)
+        seen = torch.zeros_like(geometry.prompt_census[0])
+        return LayerState(sinks, torch.zeros_like(sums), seen), ratio
 
     def nothing_to_do(self, state: LayerState) -> bool:
         """Whether no row of this call can change (looked at where that costs no waiting)."""
@@ -222,12 +218,34 @@ class _Layer:
         zero = self.query.new_zeros(self.query.shape[:2])
         return BlockReport(zero, zero, zero.long())
 
+    def change_heads(self, state: LayerState, output: Tensor) -> LayerState:
+        """Write heads that change as a whole into ``output`` (b, k, heads, d)."""
+        geometry = self.geometry
+        frozen = pad_columns(state.sinks, geometry.total)  # the prompt
+        gate = self.strengths.factor("gate")
+        temperature = self.strengths.factor("temperature")
+        heated = self.strengths.are("temperature")
+        active = geometry.prompt_rows | (geometry.continuation_rows & self.frozen)
+        active = active[:, None, :, None] & frozen.any(dim=-1)[..., None, None]  # (b, h, k, 1)
+        for start in self.blocks():
+            stop = min(start + self.block, geometry.rows)
+            rows = output[:, start:stop].transpose(1, 2)
+            kept = rows[:, self.heads]
+            changed = kept.to(self.dtype)
+            if "temperature" in self.strengths.masses:
+                weights = self.weights(start, temperature)
+                value = self.value[:, :, : weights.shape[-1]]
+                changed = torch.where(heated, weights @ value, changed)
+            changed = (changed * gate).to(output.dtype)
+            rows[:, self.heads] = torch.where(active[:, :, start:stop], changed, kept)
+        return LayerState(frozen)
+
     def calibrate(self, state: LayerState, output: Tensor) -> tuple[LayerState, BlockReport]:
         """Second visit: write the selected heads into ``output`` (b, k, heads, d)."""
         geometry = self.geometry
         held = slice(geometry.first_column, geometry.first_column + geometry.columns)
         frozen = pad_columns(state.sinks, geometry.total)
-        shared = _Sinks.of(frozen[..., held], self.value)
+        shared = _Sinks.of(frozen[..., held], self.value, self.initial)
         few_slot = None
         if geometry.has_prompt_rows:
             columns = few_columns(geometry)[..., held].expand(-1, shared.index.shape[1], -1)
@@ -259,16 +277,29 @@ class _Layer:
         # Sinks are left out by zeros in the values, not in the weights: one pass over them less.
         off = weights @ shared.others[:, :, : weights.shape[-1]]
         active = prompt | rest if self.frozen else prompt
-        factors = row_factors(on.sum(-1, keepdim=True) * active, off[..., -1:], self.plan.strengths)
-        result = factors.outside * off[..., :-1] + factors.inside * (on @ shared.value)
+        factors = self._factors(on, off[..., -1:], active, shared.initial)
+        scaled = _scaled(factors, on, shared.value, shared.initial)
+        result = factors.outside * off[..., :-1] + scaled
         if own is not None and geometry.has_continuation_rows:
             result, factors = self._mix_running(weights, own, rest, result, factors)
         changed = (factors.inside != 1) | (factors.outside != 1)
         rows = output[:, start:stop].transpose(1, 2)
         kept = rows[:, self.heads]
         rows[:, self.heads] = torch.where(changed, result.to(output.dtype), kept)
-        on_few = factors.moved * 0 if few is None else (on * few).sum(-1, keepdim=True)
-        return block_report(on_few, factors.inside, factors.moved, factors.alone, prompt)
+        few_moved = factors.moved * 0
+        if few is not None:
+            few_moved = (on * few * (1 - factors.on(shared.initial))).sum(-1, keepdim=True)
+        return block_report(few_moved, factors, prompt)
+
+    def _factors(
+        self, on: Tensor, off: Tensor, active: Tensor, initial: Tensor | None
+    ) -> RowFactors:
+        """Return the factors of the rows ``active``, by the weights ``on`` the target's columns."""
+        if initial is None:
+            return row_factors(on.sum(-1, keepdim=True) * active, off, self.strengths)
+        first = (on * initial).sum(-1, keepdim=True)
+        rest = (on * ~initial).sum(-1, keepdim=True)
+        return row_factors(rest * active, off, self.strengths, first * active)
 
     def _running_sinks(self, start: int, stop: int, weights: Tensor, after: LayerState) -> Tensor:
         """Sinks of each row by the rows up to it, (b, h, k, t); moves ``after`` on."""
@@ -301,9 +332,18 @@ class _Layer:
         """Replace the continuation rows by what their own sinks ``own`` make of them."""
         value = self.value[:, :, : weights.shape[-1]]
         on, off = weights * own, weights * ~own
-        mine = row_factors(
-            on.sum(-1, keepdim=True) * rest, off.sum(-1, keepdim=True), self.plan.strengths
-        )
-        changed = mine.outside * (off @ value) + mine.inside * (on @ value)
-        mixed = [torch.where(rest, a, b) for a, b in zip(mine, factors, strict=True)]
-        return torch.where(rest, changed, result), RowFactors(*mixed)
+        initial = None if self.initial is None else self.initial[..., : weights.shape[-1]]
+        mine = self._factors(on, off.sum(-1, keepdim=True), rest, initial)
+        changed = mine.outside * (off @ value) + _scaled(mine, on, value, initial)
+        mixed = [
+            None if a is None or b is None else torch.where(rest, a, b)
+            for a, b in zip(mine, factors, strict=True)
+        ]
+        return torch.where(rest, changed, result), RowFactors(*mixed)  # type: ignore[arg-type]
+
+
+def _scaled(factors: RowFactors, on: Tensor, value: Tensor, initial: Tensor | None) -> Tensor:
+    """Return (b, h, k, d): what the target's columns add to the output."""
+    if initial is None:
+        return factors.inside * (on @ value)
+    return (factors.on(initial) * on) @ value

@@ -18,7 +18,15 @@ import numpy.typing as npt
 from act_harness.errors import ResultError
 from act_harness.evidence.resampling import Array
 
-__all__ = ["CorrectedAccuracy", "answer_margin", "corrected_accuracy", "label_prior_corrected"]
+__all__ = [
+    "CorrectedAccuracy",
+    "answer_margin",
+    "corrected_accuracy",
+    "label_prior_corrected",
+    "labels_of",
+    "padded",
+    "score_matrix",
+]
 
 
 class CorrectedAccuracy(NamedTuple):
@@ -43,7 +51,7 @@ def label_prior_corrected(scores: Array, *, prior: Array | None = None) -> Array
     Raises:
         ResultError: A score is not finite, or the shape is another.
     """
-    given = _matrix(scores)
+    given = score_matrix(scores)
     return given - (given.mean(axis=0) if prior is None else np.asarray(prior, dtype=np.float64))
 
 
@@ -59,8 +67,8 @@ def corrected_accuracy(
     Raises:
         ResultError: A score is not finite, or a label is not an index of a choice.
     """
-    given = _matrix(scores)
-    right = _labels(labels, given)
+    given = score_matrix(scores)
+    right = labels_of(labels, given)
     raw = (given.argmax(axis=1) == right).astype(np.float64)
     corrected = (label_prior_corrected(given).argmax(axis=1) == right).astype(np.float64)
     return CorrectedAccuracy(float(raw.mean()), float(corrected.mean()), raw, corrected)
@@ -77,8 +85,8 @@ def answer_margin(scores: Array, labels: Sequence[int] | npt.NDArray[Any]) -> Ar
     Raises:
         ResultError: As for :func:`corrected_accuracy`, or a document has only one choice.
     """
-    given = _matrix(scores, padded=True)
-    right = _labels(labels, given)
+    given = score_matrix(scores, padded=True)
+    right = labels_of(labels, given)
     rows = np.arange(len(given))
     wrong = given.copy()
     wrong[rows, right] = -np.inf
@@ -88,7 +96,24 @@ def answer_margin(scores: Array, labels: Sequence[int] | npt.NDArray[Any]) -> Ar
     return np.asarray(given[rows, right] - wrong.max(axis=1), dtype=np.float64)
 
 
-def _matrix(scores: Array, *, padded: bool = False) -> Array:
+def padded(rows: Sequence[Sequence[float]]) -> Array:
+    """Return rows of numbers as a matrix, minus infinity behind those that are shorter."""
+    found = np.full((len(rows), max(map(len, rows))), -np.inf)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = row
+    return found
+
+
+def score_matrix(scores: Array, *, padded: bool = False) -> Array:
+    """Return scores as float64, (documents, choices), each finite.
+
+    Args:
+        scores: What was given as such.
+        padded: Whether a document may have fewer choices, minus infinity in the others' place.
+
+    Raises:
+        ResultError: The shape is another, or a score is not finite.
+    """
     given = np.asarray(scores, dtype=np.float64)
     if given.ndim != 2 or 0 in given.shape:
         raise ResultError(f"scores must be (documents, choices); found shape {given.shape}")
@@ -99,7 +124,12 @@ def _matrix(scores: Array, *, padded: bool = False) -> Array:
     return given
 
 
-def _labels(labels: Sequence[int] | npt.NDArray[Any], scores: Array) -> npt.NDArray[np.int64]:
+def labels_of(labels: Sequence[int] | npt.NDArray[Any], scores: Array) -> npt.NDArray[np.int64]:
+    """Return indices of right choices, (documents,), each one of a choice of ``scores``.
+
+    Raises:
+        ResultError: A label is no index of a choice, or their number is another.
+    """
     given = np.asarray(labels)
     fits = given.shape == (len(scores),) and np.issubdtype(given.dtype, np.integer)
     if not fits or given.min() < 0 or given.max() >= scores.shape[1]:

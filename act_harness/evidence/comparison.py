@@ -18,7 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from act_harness.evidence.calibrators import CALIBRATORS
 from act_harness.evidence.stats import PairedDifference, Verdict
+from act_harness.evidence.tables import markdown_cell, markdown_table
+from act_harness.support.atomic import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -138,22 +141,18 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Return everything as a JSON object; numbers that are not finite become null."""
         said = {"exit_code": self.exit_code, "not_tested": list(self.not_tested)}
-        return {"schema": SCHEMA, **said, **_plain(self)}
+        return {"schema": SCHEMA, **said, **plain(self)}
 
     def to_markdown(self, *, headline_only: bool = False) -> str:
         """Return a table in GitHub's Markdown, with the legend and the notes below it."""
-        lines = [f"A: {_cell(str(self.a))}  ", f"B: {_cell(str(self.b))}", ""]
-        header = _header(self.settings)
-        lines.append("| " + " | ".join(header) + " |")
-        marks = ["--:" if index in _NUMBERS else "---" for index in range(len(header))]
-        lines.append("|" + "|".join(marks) + "|")
-        for row in self._shown(headline_only):
-            cells = [_cell(cell) for cell in _cells(row)]
+        rows = [_cells(row) for row in self._shown(headline_only)]
+        for row, cells in zip(self._shown(headline_only), rows, strict=True):
             if row.verdict != "inconclusive" and row.headline:
                 cells[-1] = f"**{cells[-1]}**"
-            lines.append("| " + " | ".join(cells) + " |")
-        lines += ["", self.summary(), "", _legend(self.settings)]
-        lines += ["", *(f"- {_cell(note)}" for note in self._all_notes())]
+        table = markdown_table(_header(self.settings), rows, right=_NUMBERS, compact=True)
+        lines = [f"A: {markdown_cell(self.a)}  ", f"B: {markdown_cell(self.b)}", ""]
+        lines += [table, self.summary(), "", _legend(self)]
+        lines += ["", *(f"- {markdown_cell(note)}" for note in self._all_notes())]
         return "\n".join(lines).rstrip() + "\n"
 
     def to_terminal(self, *, width: int | None = None, colour: bool = False) -> str:
@@ -313,7 +312,10 @@ def _metric(row: Row) -> str:
     return f"{name} *" if row.derived else name
 
 
-def _legend(settings: Settings) -> str:
+def _legend(comparison: Comparison) -> str:
+    settings = comparison.settings
+    shown = {row.metric for row in comparison.rows if row.derived} | {"acc_corrected"}
+    columns = [f"{c.metric}: {c.says}" for c in CALIBRATORS.values() if c.metric in shown]
     return (
         "B - A on the same documents, with its paired interval (Bonett and Price's for 0/1 metrics "
         "of single documents, otherwise by bootstrap, below ten units Student's); p: exact "
@@ -321,11 +323,11 @@ def _legend(settings: Settings) -> str:
         "clusters' differences, adjusted by Benjamini-Hochberg over the rows of its kind; "
         "gained/lost: documents right in B only and in A only; detectable: the true difference "
         "that would be found in 80 % of repetitions as the only one among the rows of its kind, "
-        "empty where none could be; *: computed from the samples (acc_corrected: "
-        "each choice's mean score over the documents subtracted; margin: score of the right choice "
-        f"minus the best wrong one, in nats). A verdict needs p at most {settings.alpha:g} and an "
-        "interval without zero. Verdicts in brackets are of further metrics of a task: they are no "
-        "finding about its score and do not count in the line above."
+        f"empty where none could be; *: computed from the samples ({'; '.join(columns)}; "
+        "margin: score of the right choice minus the best wrong one, in nats). A verdict needs "
+        f"p at most {settings.alpha:g} and an interval without zero. Verdicts in brackets are of "
+        "further metrics of a task: they are no finding about its score and do not count in the "
+        "line above."
     )
 
 
@@ -343,24 +345,3 @@ def _p_value(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if value >= 1e-4 else f"{value:.0e}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any part of a comparison
-    """Turn dataclasses, tuples and odd numbers into what JSON holds."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if hasattr(value, "_asdict"):
-        return _plain(value._asdict())
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)

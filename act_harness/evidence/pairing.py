@@ -20,9 +20,16 @@ import numpy as np
 import scipy.special  # type: ignore[import-untyped]
 
 from act_harness.errors import ResultError
+from act_harness.evidence.calibrators import (
+    CALIBRATORS,
+    CalibratorInputs,
+    calibrated_hits,
+    calibrator_inputs,
+    same_labelled,
+)
 from act_harness.evidence.corpus import CorpusPart, corpus_part
 from act_harness.evidence.results import Run, Sample, choice_scores
-from act_harness.evidence.stats import Part, answer_margin, corrected_accuracy
+from act_harness.evidence.stats import Part, answer_margin
 
 __all__ = ["Key", "Measured", "Pair", "join", "measure"]
 
@@ -96,6 +103,7 @@ def measure(a: Run, b: Run, task: str, *, clusters: Clusters) -> dict[Key, Measu
     """
     fields = [name for name in (clusters.get(task),) if name]
     samples_a, samples_b = a.samples(task, fields=fields), b.samples(task, fields=fields)
+    inputs = calibrator_inputs(a, task), calibrator_inputs(b, task)
     found: dict[Key, Measured] = {}
     for kind, pairs in join(task, samples_a, samples_b).items():
         names = list(dict.fromkeys(name for first, _ in pairs for name in first.values))
@@ -110,9 +118,13 @@ def measure(a: Run, b: Run, task: str, *, clusters: Clusters) -> dict[Key, Measu
             if made.part is None:
                 made = _of_corpus(metric, both, pairs, reported, task, clusters) or made
             found[metric, kind] = made
-        for metric, values in _derived(pairs).items():
+        for metric, values in _derived(pairs, inputs).items():
             if metric not in names:
-                made = _measured(metric, values, pairs, task, clusters)
+                made = (
+                    Measured(None, note=values)
+                    if isinstance(values, str)
+                    else _measured(metric, values, pairs, task, clusters)
+                )
                 found[metric, kind] = made._replace(derived=True)
         broken = [sum(pair[arm].not_finite for pair in pairs) for arm in (0, 1)]
         if any(broken):
@@ -264,16 +276,27 @@ def _measured(
     )
 
 
-def _derived(pairs: Sequence[Pair]) -> dict[str, tuple[list[float], list[float]]]:
-    """What the choices' scores of a multiple-choice task say beside its reported metrics."""
+def _derived(
+    pairs: Sequence[Pair], inputs: tuple[CalibratorInputs, CalibratorInputs]
+) -> dict[str, tuple[list[float], list[float]] | str]:
+    """What the choices' scores of a multiple-choice task say beside its reported metrics.
+
+    Returns:
+        Metric to both arms' values, or to why it cannot be tested.
+    """
     a, b = (choice_scores([pair[arm] for pair in pairs]) for arm in (0, 1))
     if a is None or b is None:
         return {}
-    found = {}
-    if a.same_choices and b.same_choices:
-        hits_a = corrected_accuracy(a.scores, a.labels).corrected_hits
-        hits_b = corrected_accuracy(b.scores, b.labels).corrected_hits
-        found["acc_corrected"] = hits_a.tolist(), hits_b.tolist()
+    found: dict[str, tuple[list[float], list[float]] | str] = {}
+    for one in CALIBRATORS.values():
+        if one.needs == "labelled" and not same_labelled(*inputs):
+            found[one.metric] = "fitted on other labelled documents in A than in B; not tested"
+            continue
+        hits_a, hits_b = (
+            calibrated_hits(one, choices, own) for choices, own in zip((a, b), inputs, strict=True)
+        )
+        if hits_a is not None and hits_b is not None:
+            found[one.metric] = hits_a.tolist(), hits_b.tolist()
     margin_a, margin_b = answer_margin(a.scores, a.labels), answer_margin(b.scores, b.labels)
     found["margin"] = margin_a.tolist(), margin_b.tolist()
     return found

@@ -1,27 +1,24 @@
 """Plots and report files: what ``eval``, ``search`` and ``compare`` leave for a reader.
 
-The only module that draws. Every figure is made without a display, with no global matplotlib state,
-and written atomically; equal input gives an equal file. matplotlib is the extra ``report``.
-
-Not here: any number. Effects, intervals and verdicts come from the caller.
+Not here: the canvas (:mod:`act_harness.evidence.figures`) and any number. Effects, intervals and
+verdicts come from the caller.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from act_harness.errors import InputError, ResultError, install_command
+from act_harness.errors import ResultError
 from act_harness.evidence.comparison import Comparison, Row
-from act_harness.support.atomic import write_bytes, write_json, write_text
+from act_harness.evidence.figures import new_figure, save_figure
+from act_harness.support.atomic import write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,12 +30,10 @@ __all__ = [
     "forest_plot",
     "head_map",
     "rank_plot",
-    "require_matplotlib",
 ]
 
 # Blue, vermilion and grey of Okabe and Ito: told apart by colour-blind readers and in print.
 _COLOURS = {"improved": "#0072B2", "regressed": "#D55E00", "inconclusive": "#767676"}
-_DPI = 150
 
 
 class Curve(NamedTuple):
@@ -50,18 +45,6 @@ class Curve(NamedTuple):
     low: Sequence[float]
     """Lower ends of the confidence intervals."""
     high: Sequence[float]
-
-
-def require_matplotlib() -> None:
-    """Refuse to draw without matplotlib; what takes long before it draws asks at its start.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise InputError(
-            f"plots need matplotlib, which is not installed; run: {install_command('report')}"
-        )
 
 
 def comparison_files(comparison: Comparison, folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -123,7 +106,7 @@ def forest_plot(
         axes.set_xlabel(f"{metric}{worse}: {names[1]} - {names[0]}, with interval")
     _heading(figure, title)
     _legend(figure)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def head_map(
@@ -184,7 +167,7 @@ def head_map(
     if known.size < given.size:
         note += f"{'; ' if note else ''}hatched: not measured"
     _heading(figure, title, note)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def rank_plot(
@@ -241,7 +224,7 @@ def rank_plot(
     for axes in all_axes[1:]:
         axes.set_ylabel(label if sets_label is None else sets_label)
     _heading(figure, title)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 # -- parts of the figures --------------------------------------------------------------------------
@@ -401,22 +384,10 @@ def _figure(
     row: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of its own and its panels, below or (``row``) beside each other."""
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width=width, height=height)
     shape = (1, panels) if row else (panels, 1)
     grid = figure.subplots(*shape, squeeze=False, height_ratios=None if row else ratios)
     axes: list[Axes] = list(grid.ravel())
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    buffer = io.BytesIO()
-    # No version and no date inside: equal input gives an equal file.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return write_bytes(path, buffer.getvalue())

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from act_harness.errors import ResultError, suggestion
+from act_harness.evidence.choices import padded
 from act_harness.support import places, reading
 
 __all__ = [
@@ -75,6 +76,8 @@ class ChoiceScores(NamedTuple):
     """Index of the right choice, (documents,)."""
     same_choices: bool
     """Whether every document has the same choices, so that a label prior means something."""
+    choices: tuple[tuple[str, ...], ...]
+    """Texts of each document's choices, as they were asked."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Run:
     path: Path | None
     """The file that was read; None for results in memory."""
     data: Mapping[str, Any]
-    """The results as lm-eval writes them; empty when only a samples file was given."""
+    """The results as lm-eval writes them, and ``calibrators``, which ``act-harness eval`` stores in
+    a file beside them; empty when only a samples file was given."""
     sample_files: Mapping[str, Path] = field(default_factory=dict)
     """Task to samples file."""
     notes: tuple[str, ...] = ()
@@ -222,11 +226,9 @@ def choice_scores(samples: Sequence[Sample]) -> ChoiceScores | None:
     widths = [len(sample.scores) for sample in samples]
     if not widths or min(widths) < 2:
         return None
-    scores = np.full((len(samples), max(widths)), -np.inf)
-    for row, sample in enumerate(samples):
-        if not all(map(math.isfinite, sample.scores)):
-            return None
-        scores[row, : len(sample.scores)] = sample.scores
+    if not all(math.isfinite(score) for sample in samples for score in sample.scores):
+        return None
+    scores = padded([sample.scores for sample in samples])
     best = scores.argmax(axis=1)
     for read in (_label_as_index, _label_as_text):
         labels = [read(sample) for sample in samples]
@@ -237,8 +239,8 @@ def choice_scores(samples: Sequence[Sample]) -> ChoiceScores | None:
         if all(
             acc is None or acc == float(hit) for acc, hit in zip(logged, best == right, strict=True)
         ):
-            same = len({sample.choices for sample in samples}) == 1
-            return ChoiceScores(scores, right, same)
+            texts = tuple(sample.choices for sample in samples)
+            return ChoiceScores(scores, right, len(set(texts)) == 1, texts)
     return None
 
 
@@ -270,8 +272,11 @@ def _load_file(path: Path, notes: tuple[str, ...]) -> Run:
         raise ResultError(
             f"{path}: no 'results' in it, so it is not a result of lm-eval; give a results_*.json"
         )
-    _check_form(data, str(path))
     date = _date(path)
+    beside = path.parent / f"calibrators_{date}.json"
+    if reading.is_file(beside):
+        data["calibrators"] = reading.read_json(beside, advice="repeat act-harness eval")
+    _check_form(data, str(path))
     files = {}
     names = {_flat(task): task for task in data.get("configs", {})}
     names |= {_flat(task_file_name(task)): task for task in data.get("configs", {})}
@@ -281,7 +286,7 @@ def _load_file(path: Path, notes: tuple[str, ...]) -> Run:
     return Run(label=path.parent.name, path=path, data=data, sample_files=files, notes=notes)
 
 
-_OBJECTS_OF_OBJECTS = ("results", "groups", "higher_is_better")
+_OBJECTS_OF_OBJECTS = ("results", "groups", "higher_is_better", "calibrators")
 _OBJECTS_OF_LISTS = ("group_subtasks", "samples")
 
 

@@ -12,7 +12,7 @@ import torch
 
 from act_harness.artifact import load_artifact
 from act_harness.attention import model_facts
-from act_harness.calibration import Calibration, HeadStrength, LayerPlan, preset
+from act_harness.calibration import Calibration, HeadStrength, preset
 from act_harness.errors import InputError
 from act_harness.exploration.effects import answer_scores, head_scores, margin, text_document
 from act_harness.exploration.maps import LayerMaps, observe, text_tokens
@@ -42,6 +42,8 @@ class HeadMap:
     weights: npt.NDArray[np.float32]  # (rows, N)
     inside: npt.NDArray[np.float32]  # (rows,): on sinks
     outside: npt.NDArray[np.float32]  # (rows,): elsewhere
+    calibrated: npt.NDArray[np.float32] | None
+    """(rows, N) where these factors do not say it: targets of two strengths, temperatures."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,14 @@ class _Columns:
         index = torch.from_numpy(self.rows).to(found.weights.device)
         for place, head in enumerate(some):
             if (layer, head) in self.chosen:
-                parts = (found.weights[place], found.inside[place], found.outside[place])
-                self.maps[layer, head] = HeadMap(*(part[index].cpu().numpy() for part in parts))
+                parts = (found.weights, found.inside, found.outside, found.calibrated)
+                weights, inside, outside, after = (
+                    part[place][index].cpu().numpy() for part in parts
+                )
+                columns = self.sinks[layer, head]
+                said = weights * np.where(columns, inside[:, None], outside[:, None])
+                kept = None if np.allclose(said, after, atol=1e-6) else after
+                self.maps[layer, head] = HeadMap(weights, inside, outside, kept)
 
 
 def explore(
@@ -292,15 +300,14 @@ def _settings(calibration: Calibration | Mapping[str, Any] | str) -> Calibration
 
 
 def _threshold(calibration: Calibration, most: int) -> float:
-    return float("nan") if calibration.rule is None else float(calibration.threshold(most))
+    return float(calibration.threshold(most)) if calibration.detects else float("nan")
 
 
 def _strengths(
     artifact: Artifact | None, calibration: Calibration, shape: tuple[int, int]
 ) -> tuple[dict[tuple[int, int], HeadStrength], npt.NDArray[np.float32]]:
     """Return every head's mass map, and the (L, H) table of those that the artifact has."""
-    default = LayerPlan.uniform(calibration, (0,)).strengths[0]
-    maps = dict.fromkeys(np.ndindex(*shape), default)
+    maps = dict.fromkeys(np.ndindex(*shape), calibration.strength_of_all)
     table = np.full(shape, np.nan, np.float32)
     for layer, plan in (artifact.plans() if artifact else {}).items():
         for head, own in zip(plan.heads, plan.strengths, strict=True):

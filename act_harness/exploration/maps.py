@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from act_harness.artifact import Artifact
     from act_harness.calibration import Calibration
-    from act_harness.engines.operation import Geometry
+    from act_harness.engines.geometry import Geometry
+    from act_harness.engines.operation import AttentionCall
 
 __all__ = ["AttentionMaps", "LayerMaps", "last_logits", "maps", "observe", "text_tokens"]
 
@@ -59,6 +60,7 @@ class LayerMaps:
     sinks: Tensor  # (h, N) bool
     inside: Tensor  # (h, N): factor of each row on its sinks
     outside: Tensor  # (h, N): factor of each row elsewhere
+    calibrated: Tensor  # (h, N, N) float32
     seen: Tensor  # (N,): rows that see each column
     most: int
     """N of the paper: the most columns that a row of this layer sees."""
@@ -66,11 +68,6 @@ class LayerMaps:
     def means(self) -> Tensor:
         """Return (h, N) mean attention of each column over the rows that see it."""
         return self.weights.sum(dim=1) / self.seen.clamp(min=1)
-
-    def calibrated(self) -> Tensor:
-        """Return the calibrated maps, (h, N, N)."""
-        factors = torch.where(self.sinks[:, None], self.inside[..., None], self.outside[..., None])
-        return self.weights * factors
 
 
 class _Observer:
@@ -86,24 +83,20 @@ class _Observer:
 
     def supports(self, plan: LayerPlan) -> list[str]:
         """See :class:`act_harness.engines.operation.Engine`."""
-        return unsupported(plan, COMPUTES)
+        return unsupported(plan, COMPUTES, engine=self.name)
 
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         plan: LayerPlan,
         state: LayerState | None,
         stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None = None,
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
         sinks = torch.zeros(len(geometry.real), len(plan.heads), geometry.total, dtype=torch.bool)
-        nothing = LayerState(sinks.to(query.device))  # a cache of the probe's wants a state
+        nothing = LayerState(sinks.to(call.query.device))  # a cache of the probe's wants a state
         if self.show is None:
             return EngineResult(stock(), nothing, None)
         layer, total = self.layers[id(plan)], geometry.total
@@ -116,9 +109,8 @@ class _Observer:
                 plan.strengths[start : start + group],
             )
             found = selected_maps(
-                query, key, geometry=geometry, plan=some, state=None, scale=scale,
-                softcap=softcap, dtype=torch.float32,
-            )  # fmt: skip
+                call, geometry=geometry, plan=some, state=None, dtype=torch.float32
+            )
             self.show(
                 LayerMaps(
                     layer,
@@ -127,6 +119,7 @@ class _Observer:
                     found.after.sinks[0],
                     found.factors.inside[0, :, :, 0].expand(-1, total),
                     found.factors.outside[0, :, :, 0].expand(-1, total),
+                    found.calibrated[0],
                     seen[0],
                     int(most[0]),
                 )
@@ -271,7 +264,7 @@ def maps(
     found: list[AttentionMaps] = []
 
     def show(one: LayerMaps) -> None:
-        parts = (one.weights[0], one.calibrated()[0], one.sinks[0])
+        parts = (one.weights[0], one.calibrated[0], one.sinks[0])
         found.append(AttentionMaps(*(part.cpu() for part in parts)))
 
     tokens = text_tokens(model, tokenizer, text)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from act_harness.artifact import Artifact
-    from act_harness.exploration.explore import Exploration
+    from act_harness.exploration.explore import Exploration, HeadMap
 
 __all__ = ["artifact_page", "figures_page", "inline_frame"]
 
@@ -94,23 +94,33 @@ def _document(found: Exploration) -> dict[str, Any]:
     }
 
 
-def _map(one: Any, found: Exploration) -> dict[str, str]:  # noqa: ANN401 - a HeadMap
+def _map(one: HeadMap, found: Exploration) -> dict[str, str]:
     """Pack the part of a map's rows that is visible: columns up to the row's own."""
     below = np.arange(len(found.tokens))[None] <= found.rows[:, None]
-    return {
-        "weights": _packed(np.sqrt(one.weights[below]) * 255 + 0.5, np.uint8),
+
+    def rows(values: npt.NDArray[np.float32]) -> str:
+        return _packed(np.sqrt(values[below]) * 255 + 0.5, np.uint8)
+
+    packed = {
+        "weights": rows(one.weights),
         "inside": _packed(one.inside, np.float32),
         "outside": _packed(one.outside, np.float32),
     }
+    return packed if one.calibrated is None else packed | {"after": rows(one.calibrated)}
 
 
 def _searched(artifact: Artifact, shape: tuple[int, int]) -> npt.NDArray[np.float64] | None:
     """Return (L, H) effects of the search's table; None where it cannot be read."""
     table = np.full(shape, np.nan)
     try:
-        for row in (artifact.search or {})["effects"]:
-            table[int(row["layer"]), int(row["head"])] = float(row["effect"])
-    except (IndexError, KeyError, TypeError, ValueError):
+        found = (artifact.search or {})["table"]["heads"]
+        place = {name: found["columns"].index(name) for name in ("layer", "head", "effect")}
+        for row in found["rows"]:
+            layer, head, effect = (row[place[name]] for name in ("layer", "head", "effect"))
+            here = table[int(layer), int(head)]
+            if np.isnan(here) or abs(float(effect)) > abs(here):  # of several mass maps
+                table[int(layer), int(head)] = float(effect)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
     return table
 

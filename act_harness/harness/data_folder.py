@@ -15,7 +15,6 @@ manifest. :mod:`act_harness.harness.fetch` fills one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ import pydantic
 
 from act_harness.errors import InfrastructureError, TaskError
 from act_harness.support import atomic, reading
+from act_harness.support.provenance import sha256_file
 
 __all__ = [
     "DATA_DIRECTORY_VARIABLE",
@@ -235,7 +235,7 @@ def damage(record: DatasetRecord, folder: Path) -> list[str]:
         path = folder / split.file
         if not path.is_file():
             lines.append(f"{split.file}: missing")
-        elif path.stat().st_size != split.bytes or _sha256(path) != split.sha256:
+        elif path.stat().st_size != split.bytes or sha256_file(path) != split.sha256:
             lines.append(f"{split.file}: not the file that was fetched")
     return lines
 
@@ -248,12 +248,4 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 def record_split(folder: Path, file: str, rows: int) -> SplitRecord:
     """Return the manifest's entry for the file of rows at ``folder / file``."""
     path = folder / file
-    return SplitRecord(file=file, rows=rows, bytes=path.stat().st_size, sha256=_sha256(path))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return SplitRecord(file=file, rows=rows, bytes=path.stat().st_size, sha256=sha256_file(path))

@@ -27,8 +27,10 @@ from act_harness.errors import (
     UnsupportedCallError,
     suggestion,
 )
+from act_harness.evidence.calibrators import calibrator_names
 from act_harness.evidence.compare import Comparison, compare
 from act_harness.evidence.tables import markdown_table
+from act_harness.harness.calibrator_inputs import InputsOfArm, Labelled, Prompts, labelled_documents
 from act_harness.harness.data_folder import data_directory
 from act_harness.harness.run_files import (
     SeedAverage,
@@ -110,6 +112,10 @@ class EvalSettings:
     """Run tasks that execute what the model wrote."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Further settings for tasks that take them (RULER: ``max_seq_lengths``)."""
+    calibrators: tuple[str, ...] = ("batch",)
+    """Calibrations of the scores to have a column, see
+    :data:`act_harness.evidence.calibrators.CALIBRATORS`; ``batch`` always has one, ``all`` stands
+    for every one. Those that need further prompts ask them in both arms."""
     output: Path = Path("outputs")
     seed: int = 1234
     data_dir: Path | None = None
@@ -137,6 +143,9 @@ class EvalSettings:
             if self.limit is not None:
                 raise InputError("--samples and --limit exclude each other; give one of them")
             object.__setattr__(self, "samples", _checked_samples(self.samples))
+        object.__setattr__(self, "calibrators", calibrator_names(self.calibrators))
+        if self.predict_only and len(self.calibrators) > 1:
+            raise InputError("--calibrators and --predict-only exclude each other; give one")
         if self.fewshot_as_multiturn and not self.apply_chat_template:
             raise InputError("--fewshot-as-multiturn needs --apply-chat-template; give both")
 
@@ -231,12 +240,15 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     _check_template(lm, settings)
     _check_generation(lm, artifact, tasks or [], settings.gen_kwargs)
     _warn_of_other_prompts(artifact, settings)
+    labelled: Labelled = {}
+    if "supervised" in settings.calibrators:
+        labelled = labelled_documents(lm, artifact, selection, leaf_tasks(selection))
     model = places.file_name(Path(str(lm.pretrained)).name)
     stamp = datetime.now().isoformat(timespec="seconds").replace(":", "-")
     folders = {} if lm.rank != 0 else _new_folders(settings.output, model, artifact, stamp)
     try:
         with saved(lambda: _what_is_saved(folders)):
-            return _run_arms(settings, lm, artifact, selection, tasks, folders, stamp)
+            return _run_arms(settings, lm, artifact, selection, tasks, folders, stamp, labelled)
     except ActHarnessError as error:
         if not _complete(folders):
             raise
@@ -277,6 +289,7 @@ def _run_arms(
     tasks: list[Any] | None,
     folders: dict[str, Path],
     stamp: str,
+    labelled: Labelled,
 ) -> EvalOutcome:
     model = places.file_name(Path(str(lm.pretrained)).name)
     arms = ["baseline"] if artifact is None else ["baseline", "act"]
@@ -288,9 +301,8 @@ def _run_arms(
         several = len(settings.fewshot_seeds) > 1
         for arm in arms:
             lm.use_artifact(None if arm == "baseline" else artifact)
-            results = _evaluate(
-                lm, settings, selection, seed, tasks, write_out=settings.write_out and not scores
-            )
+            first = settings.write_out and not scores
+            results = _evaluate(lm, settings, selection, seed, tasks, labelled, write_out=first)
             tasks = None  # they hold this arm's requests; the next one builds its own
             if results is None:  # the first process has them all
                 continue
@@ -315,6 +327,19 @@ def _run_arms(
         own, comparisons, report, averages, counters, scores, model=model, artifact=artifact,
         not_finite=not_finite,
     )  # fmt: skip
+
+
+def _calibrator_inputs(
+    lm: CalibratedHFLM, settings: EvalSettings, seed: int, labelled: Labelled
+) -> InputsOfArm:
+    prompts = Prompts(
+        fewshot_seed=seed,
+        apply_chat_template=bool(settings.apply_chat_template),
+        fewshot_as_multiturn=settings.multiturn,
+        system_instruction=settings.system_instruction,
+        chat_template=lm.apply_chat_template if settings.apply_chat_template else None,
+    )
+    return InputsOfArm(lm, settings.calibrators, prompts, labelled)
 
 
 def track_eval(
@@ -491,15 +516,18 @@ def _evaluate(
     selection: TaskSelection,
     seed: int,
     tasks: list[Any] | None,
+    labelled: Labelled,
+    *,
     write_out: bool,
 ) -> dict[str, Any] | None:
     """Evaluate one arm; None on every process but the first."""
     import lm_eval
 
+    built = tasks or load_tasks(selection)
     with _few_resamples(), _hashes_of_any_text(), running("the evaluation"):
         results = lm_eval.simple_evaluate(
             model=lm,
-            tasks=tasks or load_tasks(selection),
+            tasks=built,
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
             samples=None if settings.samples is None else dict(settings.samples),
@@ -520,6 +548,8 @@ def _evaluate(
         )
     if results is None:
         return None
+    further = _calibrator_inputs(lm, settings, seed, labelled)
+    results["calibrators"] = further.collect(_leaves(built), results.get("samples", {}))
     results["act_harness"] = {"fewshot_seed": seed, "provenance": provenance.collect().to_json()}
     return dict(results)
 

@@ -46,7 +46,7 @@ def write_run(results: dict[str, Any], folder: Path, stamp: str) -> None:
     """Write one arm as lm-eval's tracker lays it out, whole files only."""
     from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
-    samples = results.pop("samples", {})
+    samples, calibrators = results.pop("samples", {}), results.pop("calibrators", {})
     results["task_hashes"] = {
         task: hash_string(
             "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in rows)
@@ -70,6 +70,8 @@ def write_run(results: dict[str, Any], folder: Path, stamp: str) -> None:
             lines.append(line)
         path = folder / f"samples_{task_file_name(task)}_{stamp}.jsonl"
         atomic.write_lines(path, lines, default=handle_non_serializable)
+    if calibrators:  # a file of their own: thousands of numbers that no reader of results expects
+        atomic.write_json(folder / f"calibrators_{stamp}.json", calibrators)
     atomic.write_json(folder / f"results_{stamp}.json", results, default=handle_non_serializable)
 
 

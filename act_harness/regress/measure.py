@@ -7,7 +7,6 @@ Each arm is an ordinary ``lm_eval.simple_evaluate``. What keeps it from being fi
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from act_harness.regress.baseline import Answer, ArmInfo, Document, Measurement,
 from act_harness.regress.suite import BASELINE_ARM, Suite, Variation
 from act_harness.support.checks import check_batch_size
 from act_harness.support.failures import infrastructure, running
+from act_harness.support.provenance import sha256_text
 
 if TYPE_CHECKING:
     from act_harness.model import CalibratedHFLM
@@ -142,7 +142,7 @@ def _refuse_not_finite(arm: str, answers: int) -> None:
 def digest(value: object) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of a JSON value or text."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+    return sha256_text(text)[:16]
 
 
 # -- loading ---------------------------------------------------------------------------------------

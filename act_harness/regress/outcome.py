@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from act_harness.errors import ActHarnessError, InfrastructureError
 from act_harness.evidence.comparison import Comparison
+from act_harness.evidence.tables import markdown_cell, markdown_table
 from act_harness.regress.goldens import Drift, Finding
 from act_harness.support import atomic
 
@@ -94,24 +95,20 @@ class RegressOutcome:
         """Return everything as Markdown."""
         lines = [f"## Regression suite `{self.suite}`: **{self.status}**", "", self.headline(), ""]
         if self.findings:
-            lines += ["| task | arm | what | details |", "|---|---|---|---|"]
-            lines += [
-                f"| {one.task} | {one.arm or 'all'} | {one.kind} | {_cell(one.text)} |"
-                for one in self.findings
-            ]
-            lines.append("")
-        lines += ["| task | arm | answers | drift (nats) | flips | near threshold |"]
-        lines += ["|---|---|--:|--:|--:|--:|"]
-        lines += [
-            f"| {row.task} | {row.arm} | {row.documents} | {row.drift:.1e} | {row.flips} "
-            f"| {row.near} |"
+            found = [(one.task, one.arm or "all", one.kind, one.text) for one in self.findings]
+            header = ["task", "arm", "what", "details"]
+            lines.append(markdown_table(header, found, right=(), compact=True))
+        header = ["task", "arm", "answers", "drift (nats)", "flips", "near threshold"]
+        drifts = [
+            (row.task, row.arm, row.documents, f"{row.drift:.1e}", row.flips, row.near)
             for row in self.drifts
         ]
+        lines.append(markdown_table(header, drifts, right=range(2, 6), compact=True).rstrip())
         if "goldens" in self.layers:
             lines += ["", f"Tolerated drift: {self.tolerance:g} nats, no flips."]
         if self.comparison is not None:
             lines += ["", self.comparison.to_markdown(headline_only=True).rstrip()]
-        lines += ["", *(f"- {_cell(note)}" for note in self.notes)]
+        lines += ["", *(f"- {markdown_cell(note)}" for note in self.notes)]
         known = self.baseline
         lines += ["", f"Baseline of {known.get('created')}, commit `{known.get('commit')}`: "
                   f"{known.get('reason')}. This run: commit `{self.provenance.get('commit')}`"
@@ -148,8 +145,4 @@ def write_failure(suite: str, error: ActHarnessError, folder: Path) -> None:
                "message": text}  # fmt: skip
     atomic.write_json(folder / JSON_FILE, content)
     heading = f"## Regression suite `{suite}`: no verdict ({status})"
-    atomic.write_text(folder / MARKDOWN_FILE, f"{heading}\n\n{_cell(text)}\n")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    atomic.write_text(folder / MARKDOWN_FILE, f"{heading}\n\n{markdown_cell(text)}\n")

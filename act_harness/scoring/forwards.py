@@ -12,7 +12,6 @@ What a forward finds out stays on the device until it is asked for (:class:`RowS
 
 from __future__ import annotations
 
-import logging
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,22 +23,15 @@ import torch
 from torch import Tensor
 
 from act_harness.attention import Attachment, select_cache, stock_model
-from act_harness.attention.capabilities import (
-    alike,
-    has_window,
-    packed_forward,
-    packs,
-    packs_segments,
-    rounding,
-    spread_tokens,
-)
+from act_harness.attention.capabilities import capabilities_of
 from act_harness.attention.packing import Packing, Rows, positions_of
+from act_harness.attention.packing_trial import packed_forward, packs_segments
 from act_harness.attention.placement import input_device
-from act_harness.attention.trials import Trials
-from act_harness.engines.segments import Room, lay_out, upload
-from act_harness.errors import ActHarnessError, InternalError
+from act_harness.engines.segments import Capacity, lay_out, upload
+from act_harness.errors import InternalError
 from act_harness.scoring.graphs import PackedForwards
-from act_harness.scoring.logits import Logits, RowScores
+from act_harness.scoring.head import bare_head, rows_only
+from act_harness.scoring.logits import Logits, RowScores, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,17 +49,6 @@ __all__ = [
     "Work",
     "pad_tokens",
 ]
-
-
-_logger = logging.getLogger(__name__)
-
-_extending: Trials[bool | None] = Trials()
-"""Whether a model's contexts are padded on the left before a cache is extended; None: it cannot."""
-
-_segmented: Trials[bool] = Trials()
-"""Whether a model's packed forwards are over segments."""
-
-_bare_heads: Trials[bool] = Trials()
 
 
 @dataclass
@@ -127,49 +108,23 @@ class Forwards:
         self.forward_context = forward_context
         self.work = Work()
         self.device = input_device(model)
-        self.pads_left = has_window(model)
-
-    @cached_property
-    def packs(self) -> bool:
-        """Whether this model's contexts and answers can be packed."""
-        with self._quiet():
-            return packs(self.model)
-
-    @cached_property
-    def extends(self) -> bool:
-        """Whether answers over a repeated cache score as whole sequences do; tried once a model.
-
-        Where right pads between context and answer shift something that counts positions of keys
-        (ALiBi), left pads are tried; models whose cache cannot be repeated fail both.
-        """
-        if self.model not in _extending:
-            with self._quiet():
-                _extending[self.model] = next(
-                    (left for left in (self.pads_left, True) if _extends_soundly(self.model, left)),
-                    None,
-                )
-            if _extending[self.model] is None:
-                _logger.warning(
-                    "%s: its cache cannot be extended by several answers, so every request is "
-                    "computed by itself",
-                    type(self.model).__name__,
-                )
-        found = _extending[self.model]
-        self.pads_left = bool(found)
-        return found is not None
+        self.pads_left = capabilities_of(model).window.value
+        """On which side :meth:`prefill` pads; what extends a cache may need other pads."""
 
     def arm(self) -> AbstractContextManager[None]:
         """Have this object's arm in force on the model inside the block, and nothing else."""
         return stock_model(self.model) if self.attachment is None else self.attachment.engaged()
 
-    def _quiet(self) -> AbstractContextManager[None]:
-        """Calibration suspended: trials are of the stock model."""
-        return stock_model(self.model)
+    @contextmanager
+    def stock(self) -> Iterator[None]:
+        """Run the stock model inside the block, as these forwards do: trials are of that."""
+        with stock_model(self.model), torch.no_grad(), self.forward_context():
+            yield
 
     def forget_long_sequences(self) -> None:
         """Run one token, upon which dynamic rotary frequencies fall back to the original ones."""
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        with self._quiet(), torch.no_grad(), self.forward_context():
+        with self.stock():
             self.model(input_ids=ids, use_cache=False)
 
     def prefill(
@@ -261,10 +216,13 @@ class Forwards:
             starts.append(starts[-1] + length)
         wanted = [begin + row for begin, own in zip(starts, rows, strict=False) for row in own]
         wanted += range(starts[-1], len(tokens))
-        room = self.room(lengths, sizes)
-        if room is not None:
-            return self._pack_segments(tokens, lengths, sizes, room, prompts, wanted)
-        packing = Packing(lengths, tuple(prompts), tuple(self._rows_of(answers, lengths)))
+        capacity = self.capacity(lengths, sizes)
+        if capacity is not None:
+            return self._pack_segments(tokens, lengths, sizes, capacity, prompts, wanted)
+        packing = Packing(
+            lengths, tuple(prompts), tuple(self._rows_of(answers, lengths)),
+            ids=torch.tensor(tokens),
+        )  # fmt: skip
         places = [(0, row) for row in wanted]
         arguments = {
             "input_ids": torch.tensor([tokens], device=self.device),
@@ -282,33 +240,34 @@ class Forwards:
 
     # -- packed forwards over segments -------------------------------------------------------
 
-    def room(self, lengths: Sequence[int], answers: Sequence[tuple[int, int]]) -> Room | None:
-        """Return the room of a packed forward over segments; None where it is over padded batches.
+    def capacity(
+        self, lengths: Sequence[int], answers: Sequence[tuple[int, int]]
+    ) -> Capacity | None:
+        """Return the capacity of a packed forward over segments; None over padded batches.
 
         Args:
             lengths: tokens of each context.
             answers: (context, tokens) of each answer.
         """
-        if not self._packs_segments or not self._takes(Room.of(lengths, answers)):
+        if not self._packs_segments or not self._takes(Capacity.of(lengths, answers)):
             return None
-        return self._packed.room(lengths, answers)
+        return self._packed.capacity(lengths, answers)
 
-    def _takes(self, room: Room) -> bool:
-        return self.attachment is None or self.attachment.takes_segments(room)
+    def _takes(self, capacity: Capacity) -> bool:
+        return self.attachment is None or self.attachment.takes_segments(capacity)
 
     def expect(self, layouts: Iterable[tuple[Sequence[int], Sequence[tuple[int, int]]]]) -> None:
-        """Say which packed forwards are to come, in order, so that similar ones are recorded.
+        """Say which packed forwards are to come, in order, so that similar ones share a graph.
 
         Args:
-            layouts: what :meth:`room` takes, of each.
+            layouts: what :meth:`capacity` takes, of each.
         """
         if self._packs_segments:
-            self._packed.plan(
-                [room for room in (Room.of(*one) for one in layouts) if self._takes(room)]
-            )
+            least = (Capacity.of(*one) for one in layouts)
+            self._packed.plan([one for one in least if self._takes(one)])
 
-    def forget_recordings(self) -> None:
-        """Free the memory of what was recorded."""
+    def forget_graphs(self) -> None:
+        """Free the memory of captured graphs."""
         if "_packed" in self.__dict__:
             self._packed.forget()
 
@@ -319,36 +278,34 @@ class Forwards:
     @cached_property
     def _packs_segments(self) -> bool:
         """Whether packed forwards may be over segments in all layers, with the head apart."""
-        if not self.packs or not isinstance(self.forward_context(), nullcontext):
+        if not isinstance(self.forward_context(), nullcontext):
             return False
-        if self.model not in _segmented:
-            with self._quiet():
-                _segmented[self.model] = packs_segments(self.model) and self._bare_head
-        return _segmented[self.model]
+        with self.stock():
+            return packs_segments(self.model).value and self._bare_head
 
     def _pack_segments(
         self,
         tokens: Sequence[int],
         lengths: Sequence[int],
         answers: Sequence[tuple[int, int]],
-        room: Room,
+        capacity: Capacity,
         prompts: Sequence[int],
         wanted: Sequence[int],
     ) -> tuple[Logits, BatchResult]:
-        """Run a packed forward in ``room``; see :meth:`pack`."""
+        """Run a packed forward in ``capacity``; see :meth:`pack`."""
         count = len(tokens)
-        numbers = np.zeros(2 * room.tokens + room.numbers, dtype=np.int64)
+        numbers = np.zeros(2 * capacity.tokens + capacity.numbers, dtype=np.int64)
         numbers[:count] = tokens
-        numbers[room.tokens : room.tokens + count] = positions_of(lengths, answers)
-        numbers[2 * room.tokens :] = lay_out(lengths, prompts, answers, room)
+        numbers[capacity.tokens : capacity.tokens + count] = positions_of(lengths, answers)
+        numbers[2 * capacity.tokens :] = lay_out(lengths, prompts, answers, capacity)
         with torch.no_grad():
-            found = self._packed.run(numbers, room, prompts)
+            found = self._packed.run(numbers, capacity, prompts)
             picked = found.hidden[upload(np.asarray(wanted), self.device)]
             told = BatchResult()
             if self.attachment is not None and found.totals is not None:
-                told = BatchResult(self.attachment, _fetch(found.totals, copy=True), tuple(prompts))
+                told = BatchResult(self.attachment, fetch(found.totals, copy=True), tuple(prompts))
         self.work.forwards += 1
-        self.work.padded_tokens += room.tokens
+        self.work.padded_tokens += capacity.tokens
         self.work.scored_rows += len(wanted)
         self.work.tokens += count
         head = self.model.get_output_embeddings()
@@ -375,8 +332,8 @@ class Forwards:
         rows: list[tuple[int, list[int]]] = []
         for owner, answer in answers:
             # a row no longer than its context: what is masked of its own columns stays small
-            room = max(64, lengths[owner])
-            if rows and rows[-1][0] == owner and sum(rows[-1][1]) + len(answer) <= room:
+            most = max(64, lengths[owner])
+            if rows and rows[-1][0] == owner and sum(rows[-1][1]) + len(answer) <= most:
                 rows[-1][1].append(len(answer))
             else:
                 rows.append((owner, [len(answer)]))
@@ -384,23 +341,8 @@ class Forwards:
 
     def read(self, logits: Logits, rows: Sequence[int], tokens: Sequence[int]) -> RowScores:
         """Start to read log-probability and greediness of ``tokens[i]`` in row ``rows[i]``."""
-        asked = np.asarray(rows, dtype=np.int64)
-        order = np.argsort(asked, kind="stable")
-        asked, count = asked[order], len(asked)
-        both = np.concatenate([asked, np.asarray(tokens, dtype=np.int64)[order]])
-        row, token = upload(both, logits.rows.device).view(2, count)
-        chosen = torch.empty(count, dtype=self.softmax_dtype, device=row.device)
-        greedy = torch.empty(count, dtype=torch.bool, device=row.device)
         with torch.no_grad(), self.forward_context():
-            for start, part in logits.pieces(self.softmax_dtype) if count else ():
-                # the function that lm-eval's hf calls: on the CPU its float32 sum over a large
-                # vocabulary is off by about 1e-5 a token, and both arms should be off alike
-                logprobs = torch.log_softmax(part, dim=1, dtype=self.softmax_dtype).to(row.device)
-                here = slice(*np.searchsorted(asked, [start, start + len(part)]).tolist())
-                place = row[here] - start
-                chosen[here] = logprobs[place, token[here]]
-                greedy[here] = part.argmax(dim=1).to(row.device)[place] == token[here]
-        return RowScores(_fetch(chosen), _fetch(greedy), order)
+            return logits.read(rows, tokens, dtype=self.softmax_dtype)
 
     def mark(self) -> Callable[[], None]:
         """Return what waits until all that was started so far is done."""
@@ -427,7 +369,7 @@ class Forwards:
         with (
             torch.no_grad(),
             self.forward_context(),
-            _rows_only(self.model, places, keep=bare) as picked,
+            rows_only(self.model, places, keep=bare) as picked,
         ):
             output = self.model(**arguments)
         if not picked:
@@ -440,20 +382,9 @@ class Forwards:
 
     @cached_property
     def _bare_head(self) -> bool:
-        """Whether logits are the output head's result and nothing more; tried once a model.
-
-        Soft caps and scales come after the head.
-        """
-        if self.model not in _bare_heads:
-            ids = torch.arange(2, 5, device=self.device)[None]
-            with self._quiet(), torch.no_grad(), self.forward_context():
-                with _rows_only(self.model, [(0, 0), (0, 2)]) as picked:
-                    logits = self.model(input_ids=ids, use_cache=False).logits
-                head = self.model.get_output_embeddings()
-                _bare_heads[self.model] = bool(picked) and torch.equal(
-                    head(picked[0][None]).to(logits), logits
-                )
-        return _bare_heads[self.model]
+        """Whether logits are the output head's result and nothing more."""
+        with self.stock():
+            return bare_head(self.model).value
 
     def _pad(self, sequences: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
         """Return :func:`pad_tokens` of the sequences, on the model's device."""
@@ -472,39 +403,6 @@ def _check_rows(sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]
             raise InternalError(f"rows {wanted} are asked for of a sequence of {len(tokens)}")
 
 
-def _fetch(values: Tensor, *, copy: bool = False) -> Tensor:
-    """Start to copy to the CPU; CUDA alone says when such a copy is done."""
-    return values.to("cpu", non_blocking=values.is_cuda, copy=copy)
-
-
-def _extends_soundly(model: PreTrainedModel, left: bool) -> bool:
-    """Try contexts of two lengths and three answers over their cache against whole sequences."""
-    vocabulary = model.config.get_text_config().vocab_size
-    given = [(1, 4, 2, 8, 5, 7, 9, 3), (3, 6)]
-    asked = [(0, (2, 4)), (1, (9, 1, 3)), (1, (5, 5))]
-    contexts = [spread_tokens(tokens, vocabulary) for tokens in given]
-    answers = [(b, spread_tokens(answer, vocabulary)) for b, answer in asked]
-    forwards = Forwards(model)
-    forwards.pads_left = left
-    try:
-        rows = [range(len(context)) for context in contexts]
-        lengths = [len(context) for context in contexts]
-        cached = forwards.prefill(contexts, rows, prompts=lengths, use_cache=True)
-        found = forwards.extend(cached, [b for b, _ in answers], [a for _, a in answers])
-        whole = []
-        for b, answer in answers:
-            sequence = [*contexts[b], *answer]
-            last = range(len(contexts[b]), len(sequence))
-            alone = forwards.prefill([sequence], [last], prompts=[len(sequence)], use_cache=False)
-            whole.append(alone.logits.all())
-        noise = rounding(model, [given[b] + answer for b, answer in asked])
-    except torch.OutOfMemoryError:  # says nothing about the model
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, ActHarnessError):
-        return False
-    return alike(found.all(), torch.cat(whole), model.dtype, noise=noise)
-
-
 def pad_tokens(
     sequences: Sequence[Sequence[int]], pad_token: int, *, left: bool
 ) -> tuple[Tensor, Tensor]:
@@ -517,32 +415,3 @@ def pad_tokens(
         ids.append([*pads, *tokens] if left else [*tokens, *pads])
         real.append(no + yes if left else yes + no)
     return torch.tensor(ids), torch.tensor(real)
-
-
-@contextmanager
-def _rows_only(
-    model: PreTrainedModel, places: list[tuple[int, int]], *, keep: bool = False
-) -> Iterator[list[Tensor]]:
-    """Let the output head see only the hidden states of ``places``, as (1, rows, hidden).
-
-    What a model does to logits after its head (soft caps, scales) is elementwise, so it is kept;
-    ``logits_to_keep`` of transformers could only keep the same positions of all sequences.
-
-    Args:
-        model: a causal language model.
-        places: (sequence, position) of the rows.
-        keep: let the head see one row only; all are in the list that the block is given.
-    """
-    picked: list[Tensor] = []
-
-    def select(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0]
-        index = torch.tensor(places, device=hidden.device)
-        picked.append(hidden[index[:, 0], index[:, 1]])
-        return (picked[0][None, : 1 if keep else None], *args[1:])
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield picked
-    finally:
-        hook.remove()

@@ -1,13 +1,13 @@
-"""Packed forwards recorded as CUDA graphs, and run again without the host.
+"""Packed forwards captured as CUDA graphs, and run again without the host.
 
 A forward over a few thousand tokens of a small model takes a GPU less time than a host needs to
 launch its thousand kernels: on one H100, 18 ms of 42 for SmolLM2 with 9 thousand tokens, 2 of 27
-with 400. A recorded forward is launched in one go. A recording fixes every shape, so the forwards
-to come are planned: neighbours in size share a :class:`~act_harness.engines.segments.Room`, and
-what they leave of it holds pads, which no token sees. The first of them is run and recorded.
+with 400. A captured forward is launched in one go. A graph fixes every shape, so the forwards
+to come are planned: neighbours in size share a :class:`~act_harness.engines.segments.Capacity`, and
+what they leave of it holds pads, which no token sees. The first of them is run and captured.
 
-Only forwards that attend over segments in all layers are recorded (half precision, one device). A
-model that decides something by values (a mixture of experts, say) cannot be recorded: it is run as
+Only forwards that attend over segments in all layers are captured (half precision, one device). A
+model that decides something by values (a mixture of experts, say) cannot be captured: it is run as
 any other, without rounding, after one line in the log.
 """
 
@@ -16,23 +16,24 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from act_harness.attention.capabilities import alike, packed_forward
+from act_harness.attention.capabilities import Answer, GraphKind, capabilities_of
 from act_harness.attention.packing import Packing
+from act_harness.attention.packing_trial import packed_forward
 from act_harness.attention.placement import input_device
-from act_harness.attention.trials import Trials
-from act_harness.calibration import Calibration
-from act_harness.engines.segments import Room, Segments, upload
+from act_harness.attention.rounding import alike
+from act_harness.engines.segments import Capacity, Segments, upload
 from act_harness.errors import InternalError
+from act_harness.scoring.head import head_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -41,53 +42,50 @@ if TYPE_CHECKING:
     from act_harness.attention.attachment import Attachment
     from act_harness.engines.operation import Report
 
-__all__ = ["CudaRecorder", "PackedForwards", "PackedOutput", "Recorder", "layer_seconds"]
+__all__ = ["CudaGraphs", "GraphCapture", "PackedForwards", "PackedOutput", "layer_seconds"]
 
 HOST_SECONDS = 1e-3
 """Time that a host takes to launch a decoder layer; measured 0.7 to 1.3 ms (results/benchmarks)."""
 
 _MOST = 64
-"""Recordings made of one plan."""
+"""Graphs captured of one plan."""
 
 _logger = logging.getLogger(__name__)
 
-_trusted: Trials[set[tuple[str, Calibration] | None]] = Trials()
-"""Models whose recordings were seen to be right: without calibration (None), and with which."""
-
 
 class PackedOutput(NamedTuple):
-    """What a packed forward leaves on the device; of a recording, until it runs again."""
+    """What a packed forward leaves on the device; of a graph, until it runs again."""
 
     hidden: Tensor  # (N, hidden): what the output head is given
     totals: Tensor | None  # (contexts or more, 7): see ``Attachment.totals``
 
 
-class Recorder(Protocol):
-    """Records device work."""
+class GraphCapture(Protocol):
+    """Captures device work."""
 
-    def record(self, work: Callable[[], PackedOutput]) -> tuple[PackedOutput, Callable[[], None]]:
-        """Record ``work``; return where its results will be, and what runs it again."""
+    def capture(self, work: Callable[[], PackedOutput]) -> tuple[PackedOutput, Callable[[], None]]:
+        """Capture ``work``; return where its results will be, and what runs it again."""
         ...
 
 
 @functools.lru_cache(maxsize=64)
 def _side_stream(device: int) -> torch.cuda.Stream:
-    """Return the stream to record on; one for all, since cuBLAS keeps a workspace for each."""
+    """Return the stream to capture on; one for all, since cuBLAS keeps a workspace for each."""
     return torch.cuda.Stream(device)
 
 
-class CudaRecorder:
-    """Records CUDA graphs that share their memory."""
+class CudaGraphs:
+    """Captures CUDA graphs that share their memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = _side_stream(torch.cuda.current_device())
 
-    def record(self, work: Callable[[], PackedOutput]) -> tuple[PackedOutput, Callable[[], None]]:
-        """See :class:`Recorder`.
+    def capture(self, work: Callable[[], PackedOutput]) -> tuple[PackedOutput, Callable[[], None]]:
+        """See :class:`GraphCapture`.
 
         Raises:
-            RuntimeError: something in ``work`` cannot be recorded.
+            RuntimeError: something in ``work`` cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -102,7 +100,7 @@ class CudaRecorder:
                 finally:
                     graph.capture_end()
         except RuntimeError:
-            # an invalid recording leaves the allocator waiting for its end, in some releases of
+            # an invalid capture leaves the allocator waiting for its end, in some releases of
             # torch; in the others there is nothing to end, which is an error again
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
@@ -115,7 +113,7 @@ class CudaRecorder:
 
 
 @dataclass
-class _Recording:
+class _Graph:
     inputs: Tensor  # the numbers that it reads
     found: PackedOutput
     replay: Callable[[], None]
@@ -141,121 +139,122 @@ def layer_seconds(model: PreTrainedModel, tokens: int) -> float:
 
 
 class PackedForwards:
-    """Runs packed forwards of one model, calibrated or not, and records those worth it."""
+    """Runs packed forwards of one model, calibrated or not, and captures those worth it."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         attachment: Attachment | None,
-        recorder: Callable[[], Recorder] = CudaRecorder,
+        capture: Callable[[], GraphCapture] = CudaGraphs,
     ) -> None:
         """Store the settings.
 
         Args:
-            model: one that :func:`act_harness.attention.capabilities.packs` accepts.
+            model: one that :func:`act_harness.attention.packing_trial.packs` accepts.
             attachment: active calibration, or None.
-            recorder: makes what records, when the first recording is due.
+            capture: makes what captures, when the first graph is due.
         """
         self.model, self.attachment = model, attachment
-        self.make_recorder = recorder
-        self.recorded = 0
-        """Forwards recorded so far."""
+        self.make_capture = capture
+        self.captured = 0
+        """Forwards captured so far."""
         self.replayed = 0
-        """Forwards that were run by a recording."""
-        self._planned: dict[Room, Room] = {}  # shared room of each exact one
-        self._recorder: Recorder | None = None
-        self._recordings: dict[Room, _Recording] = {}
+        """Forwards that were run by a graph."""
+        self._planned: dict[Capacity, Capacity] = {}  # shared capacity of each exact one
+        self._capture: GraphCapture | None = None
+        self._graphs: dict[Capacity, _Graph] = {}
         self._refusal = ""
         self._seconds = layer_seconds(model, 1)
 
-    def plan(self, rooms: Sequence[Room]) -> None:
-        """Let forwards that are to come share rooms; ``rooms`` are the least of each, in order.
+    def plan(self, capacities: Sequence[Capacity]) -> None:
+        """Let forwards that are to come share capacities; given are the least of each, in order.
 
         Neighbours share one while none gets more pads than ``width``, which balances the time of
-        all pads against that of the recordings: with n forwards whose times spread over R, and
-        recordings that take H each, twice that with the forward before them, k recordings cost
+        all pads against that of the captures: with n forwards whose times spread over R, and
+        captures that take H each, twice that with the forward before them, k graphs cost
         ``2 k H + n R / 2 k``.
         """
         self._planned = {}
-        seconds = [room.tokens * self._seconds for room in rooms]
-        if self._refusal or not rooms:
+        seconds = [capacity.tokens * self._seconds for capacity in capacities]
+        known = self._known.get(self._about)
+        if self._refusal or not capacities or (known is not None and not known.value):
             return
         spread = max(seconds) - min(seconds)
-        width = (4 * HOST_SECONDS * spread / len(rooms)) ** 0.5
-        runs: list[tuple[Room, list[Room]]] = []
-        for room, time in zip(rooms, seconds, strict=True):
+        width = (4 * HOST_SECONDS * spread / len(capacities)) ** 0.5
+        runs: list[tuple[Capacity, list[Capacity]]] = []
+        for capacity, time in zip(capacities, seconds, strict=True):
             if time > HOST_SECONDS:
                 continue
-            shared, members = runs.pop() if runs else (room, [])
-            joined = shared.joined(room)
+            shared, members = runs.pop() if runs else (capacity, [])
+            joined = shared.joined(capacity)
             if (joined.pads - 1) * self._seconds <= width:
-                members.append(room)
+                members.append(capacity)
                 runs.append((joined, members))
             else:
-                runs += [(shared, members), (room, [room])]
+                runs += [(shared, members), (capacity, [capacity])]
         for shared, members in runs[:_MOST]:
             saved = (len(members) - 1) * (HOST_SECONDS - shared.tokens * self._seconds)
-            if saved > 2 * HOST_SECONDS:  # the recording's own time, and as much for a fast host
-                self._planned.update((room, shared) for room in members)
+            if saved > 2 * HOST_SECONDS:  # the capture's own time, and as much for a fast host
+                self._planned.update((capacity, shared) for capacity in members)
 
-    def room(self, lengths: Sequence[int], answers: Sequence[tuple[int, int]]) -> Room:
-        """Return the room that contexts of ``lengths`` and (context, tokens) of answers get."""
-        exact = Room.of(lengths, answers)
+    def capacity(self, lengths: Sequence[int], answers: Sequence[tuple[int, int]]) -> Capacity:
+        """Return the capacity that contexts of ``lengths`` and (context, tokens) of answers get."""
+        exact = Capacity.of(lengths, answers)
         return self._planned.get(exact, exact)
 
     def run(
-        self, numbers: npt.NDArray[np.int64], room: Room, prompts: Sequence[int]
+        self, numbers: npt.NDArray[np.int64], capacity: Capacity, prompts: Sequence[int]
     ) -> PackedOutput:
         """Run a forward; its results are on the device, which is not waited for.
 
         Args:
             numbers: token ids (N,), positions (N,), and what ``lay_out`` writes, in a row.
-            room: what :meth:`room` returned.
+            capacity: what :meth:`capacity` returned.
             prompts: prompt tokens of each context.
         """
         device = input_device(self.model)
         with torch.cuda.device(device if device.type == "cuda" else -1):
-            return self._run(numbers, room, prompts, device)
+            return self._run(numbers, capacity, prompts, device)
 
     def _run(
         self,
         numbers: npt.NDArray[np.int64],
-        room: Room,
+        capacity: Capacity,
         prompts: Sequence[int],
         device: torch.device,
     ) -> PackedOutput:
         """Run a forward, with the model's device as the current one."""
-        recording = self._recordings.get(room)
-        if recording is not None:
-            recording.inputs.copy_(upload(numbers, device), non_blocking=True)
-            recording.replay()
+        graph = self._graphs.get(capacity)
+        if graph is not None:
+            graph.inputs.copy_(upload(numbers, device), non_blocking=True)
+            graph.replay()
             self.replayed += 1
             if self.attachment is not None:
-                self.attachment.note_replay(recording.reports, prompts)
+                self.attachment.note_replay(graph.reports, prompts)
             return (
-                recording.found
-                if self._trusts(recording, room, prompts)
-                else self._again(recording.inputs, room, prompts)
+                graph.found
+                if self._trusts(graph, capacity, prompts)
+                else self._again(graph.inputs, capacity, prompts)
             )
         inputs = upload(numbers, device)
-        found = self._forward(inputs, room, prompts)
-        if room.pads and not self._refusal:
-            self._record(inputs, room, prompts)
+        found = self._forward(inputs, capacity, prompts)
+        if capacity.pads and not self._refusal:
+            self._capture_forward(inputs, capacity, prompts)
         return found
 
     def forget(self) -> None:
-        """Drop plan, recordings, and their memory."""
+        """Drop plan, graphs, and their memory."""
         self._planned = {}
-        self._recordings.clear()
-        self._recorder = None
+        self._graphs.clear()
+        self._capture = None
 
     # -- one forward -------------------------------------------------------------------------
 
-    def _forward(self, inputs: Tensor, room: Room, prompts: Sequence[int]) -> PackedOutput:
-        count = room.tokens
-        segments = Segments.over(inputs[2 * count :], room)
+    def _forward(self, inputs: Tensor, capacity: Capacity, prompts: Sequence[int]) -> PackedOutput:
+        count = capacity.tokens
+        segments = Segments.over(inputs[2 * count :], capacity)
         packing = Packing((), tuple(prompts), laid_out=segments)
-        with packed_forward(self.model, packing), _head_input(self.model) as seen:
+        with packed_forward(self.model, packing), head_input(self.model) as seen:
             self.model(
                 input_ids=inputs[None, :count],
                 position_ids=inputs[None, count : 2 * count],
@@ -266,21 +265,37 @@ class PackedForwards:
         attachment = self.attachment
         return PackedOutput(seen[0][0], None if attachment is None else attachment.totals())
 
-    def _record(self, inputs: Tensor, room: Room, prompts: Sequence[int]) -> None:
-        """Record the forward that was just run, so that all its kernels are loaded."""
+    def _capture_forward(self, inputs: Tensor, capacity: Capacity, prompts: Sequence[int]) -> None:
+        """Capture the forward that was just run, so that all its kernels are loaded."""
         try:
-            if self._recorder is None:
-                self._recorder = self.make_recorder()
-            found, replay = self._recorder.record(lambda: self._forward(inputs, room, prompts))
+            if self._capture is None:
+                self._capture = self.make_capture()
+            found, replay = self._capture.capture(lambda: self._forward(inputs, capacity, prompts))
         except torch.OutOfMemoryError:
             self._refuse("memory ran out")
             return
         except RuntimeError as error:
-            self._refuse(" ".join(str(error).split())[:200])
+            self._refuse_model(" ".join(str(error).split())[:200])
             return
-        self.recorded += 1
+        self.captured += 1
         reports = {} if self.attachment is None else dict(self.attachment.reports)
-        self._recordings[room] = _Recording(inputs, found, replay, reports)
+        self._graphs[capacity] = _Graph(inputs, found, replay, reports)
+
+    @property
+    def _known(self) -> dict[GraphKind, Answer[bool]]:
+        return capabilities_of(self.model).graphs
+
+    @property
+    def _about(self) -> GraphKind:
+        """What a graph holds beside the model: the engine and its calibration, or nothing."""
+        if self.attachment is None or self.attachment.artifact is None:
+            return None
+        return self.attachment.engine.name, self.attachment.artifact.calibration
+
+    def _refuse_model(self, reason: str) -> None:
+        """Capture no forward of this model again."""
+        self._known[self._about] = Answer(False, reason)
+        self._refuse(reason)
 
     def _refuse(self, reason: str) -> None:
         self._refusal = reason
@@ -291,42 +306,23 @@ class PackedForwards:
             reason,
         )
 
-    def _trusts(self, recording: _Recording, room: Room, prompts: Sequence[int]) -> bool:
-        """Whether the recording, just run on other tokens than it was made with, is right.
+    def _trusts(self, graph: _Graph, capacity: Capacity, prompts: Sequence[int]) -> bool:
+        """Whether the graph, just run on other tokens than it was made with, is right.
 
-        Seen once for each model: what a recording would keep of the first tokens, it always would.
+        Seen once for each model: what a graph would keep of the first tokens, it always would.
         """
-        known = _trusted.setdefault(self.model, set())
-        calibrated = None
-        if self.attachment is not None and self.attachment.artifact is not None:
-            calibrated = self.attachment.engine.name, self.attachment.artifact.calibration
-        if calibrated in known:
-            return True
-        expected = self._forward(recording.inputs, room, prompts)
-        right = alike(recording.found.hidden, expected.hidden, self.model.dtype)
-        if right and expected.totals is not None and recording.found.totals is not None:
-            right = torch.allclose(recording.found.totals, expected.totals, rtol=1e-2, atol=1e-2)
+        known = self._known
+        if self._about in known:
+            return known[self._about].value
+        expected = self._forward(graph.inputs, capacity, prompts)
+        right = alike(graph.found.hidden, expected.hidden, self.model.dtype)
+        if right and expected.totals is not None and graph.found.totals is not None:
+            right = torch.allclose(graph.found.totals, expected.totals, rtol=1e-2, atol=1e-2)
         if right:
-            known.add(calibrated)
+            known[self._about] = Answer(True, "tried: right on other tokens too")
         return right
 
-    def _again(self, inputs: Tensor, room: Room, prompts: Sequence[int]) -> PackedOutput:
-        """Run a forward whose recording went wrong."""
-        self._refuse("a recorded forward gives something else on other tokens")
-        return self._forward(inputs, room, prompts)
-
-
-@contextmanager
-def _head_input(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collect what the output head is given, (1, N, hidden), and let it see the first row only."""
-    seen: list[Tensor] = []
-
-    def select(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        seen.append(args[0])
-        return (args[0][:, :1], *args[1:])
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield seen
-    finally:
-        hook.remove()
+    def _again(self, inputs: Tensor, capacity: Capacity, prompts: Sequence[int]) -> PackedOutput:
+        """Run a forward whose graph went wrong."""
+        self._refuse_model("a recorded forward gives something else on other tokens")
+        return self._forward(inputs, capacity, prompts)

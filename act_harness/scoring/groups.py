@@ -1,17 +1,31 @@
 """Requests of a scorer, grouped by the context they share, and what a batch of groups amounts to.
 
-Pure bookkeeping: no torch here, and no decision of how a group is computed
-(:mod:`act_harness.scoring.scorer`).
+Pure bookkeeping: no torch here. Which route a group takes is decided by
+:mod:`act_harness.scoring.scorer`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from act_harness.errors import InputError
 
-__all__ = ["Group", "Item", "Load", "Score", "Tokens", "request_tokens"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "Group",
+    "Item",
+    "Load",
+    "Route",
+    "Score",
+    "Tokens",
+    "group_items",
+    "layout_of",
+    "request_tokens",
+]
 
 Tokens = tuple[int, ...]
 
@@ -51,6 +65,17 @@ class Score(NamedTuple):
     is_greedy: bool
 
 
+class Route(Enum):
+    """How the answers of a group are computed; in this order, one route after the other."""
+
+    PACKED = "packed"
+    """In one row of tokens with the context, and with other groups."""
+    EXTENDED = "extended"
+    """Over the cached context, in batches."""
+    ALONE = "alone"
+    """In the forward of the context, whose rows hold all that is asked for."""
+
+
 @dataclass
 class Group:
     """A context with its distinct answers and the requests that asked for each."""
@@ -61,10 +86,11 @@ class Group:
     alone: Tokens = ()
     """The answer to compute in the same forward: the only one of more than one token."""
     extends: bool = False
-    """Whether several longer answers must be computed over the cached context."""
+    """Whether there are several longer answers to compute over the context."""
+    route: Route = Route.ALONE
 
     def settle(self) -> None:
-        """Decide, once all answers are known, how they are computed."""
+        """Say, once all answers are known, which are read from the context's own forward."""
         longer = [answer for answer in self.answers if len(answer) > 1]
         self.extends = len(longer) > 1
         self.alone = longer[0] if len(longer) == 1 else ()
@@ -148,3 +174,29 @@ class Load(NamedTuple):
 def request_tokens(item: Item) -> int:
     """Return how many tokens a forward of the request alone has."""
     return len(item.context) + max(0, len(item.answer) - 1)
+
+
+def group_items(items: Mapping[int, Item], *, share: bool) -> list[Group]:
+    """Group numbered requests by context.
+
+    The windows of a rolling log-likelihood have a token of context or none to share.
+
+    Args:
+        items: requests by number.
+        share: whether requests of one context are a group; otherwise each is one.
+    """
+    groups: dict[Any, Group] = {}
+    for number, item in items.items():
+        prompt = len(item.context) if item.prompt is None else item.prompt
+        key: Any = (item.context, prompt) if share and prompt else number
+        group = groups.setdefault(key, Group(item.context, prompt))
+        group.answers.setdefault(item.answer, []).append(number)
+    for group in groups.values():
+        group.settle()
+    return list(groups.values())
+
+
+def layout_of(batch: Sequence[Group]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the lengths of a packed batch's contexts, and (context, tokens) of its answers."""
+    answers = [(b, len(a) - 1) for b, group in enumerate(batch) for a in group.longer]
+    return [len(group.tokens) for group in batch], answers

@@ -18,19 +18,31 @@ import math
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from act_harness.attention.capabilities import rope_limit
+from act_harness.attention.capabilities import capabilities_of
 from act_harness.errors import InfrastructureError, InputError, InternalError
 from act_harness.scoring.forwards import Forwards, Prefilled, Work
-from act_harness.scoring.groups import Group, Item, Load, Score, Tokens, request_tokens
+from act_harness.scoring.groups import (
+    Group,
+    Item,
+    Load,
+    Route,
+    Score,
+    Tokens,
+    group_items,
+    layout_of,
+    request_tokens,
+)
 from act_harness.scoring.memory import answers_per_sequence, packed_tokens_per_token
-from act_harness.scoring.tally import Given, Started, Tally
+from act_harness.scoring.tally import Given, Started
+from act_harness.scoring.trials import extends, packs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel
@@ -44,6 +56,9 @@ _logger = logging.getLogger(__name__)
 
 _ENOUGH_TOKENS = {"cpu": 128}
 """Tokens of a forward beyond which more of them cost in proportion; 2048 on other devices."""
+
+
+_ROUTES = list(Route)
 
 
 class Scorer:
@@ -93,11 +108,11 @@ class Scorer:
         )
         self.batch_size = batch_size
         self._answers = (
-            None if batch_size is None else int(batch_size * answers_per_sequence(model))
+            math.inf if batch_size is None else int(batch_size * answers_per_sequence(model))
         )
         self.token_budget = token_budget
         self.share = share
-        self._room: float = math.inf
+        self._most: float = math.inf
         """Most tokens of a packed forward that ``batch_size`` allows, for the requests at hand."""
 
     @property
@@ -134,28 +149,24 @@ class Scorer:
         results: list[Score | None] = [None] * len(items)
         if self.batch_size is not None and items:
             longest = max(len(item.context) + len(item.answer) for item in items)
-            self._room = packed_tokens_per_token(self.forwards.model) * self.batch_size * longest
-        limit = rope_limit(self.forwards.model)
-        long = {n for n, item in enumerate(items) if limit and request_tokens(item) > limit}
-        groups = self._groups({n: item for n, item in enumerate(items) if n not in long})
+            self._most = packed_tokens_per_token(self.forwards.model) * self.batch_size * longest
+        limit = capabilities_of(self.forwards.model).rope_limit.value
+        numbered = dict(enumerate(items))
+        long = [n for n, item in numbered.items() if limit and request_tokens(item) > limit]
+        apart = [{number: numbered.pop(number)} for number in long]
+        groups = self._routed(group_items(numbered, share=self.share))
         given = Given(results, progress, on_prompt)
-        for number in sorted(long):
-            (group,) = self._groups({number: items[number]})
+        for one in apart:
+            alone = self._routed(group_items(one, share=self.share))
             self.forwards.forget_long_sequences()
-            self._run([group], given)
+            self._run(alone, given)
         if limit is not None:
             self.forwards.forget_long_sequences()
-        packed: list[Group] = []
-        extending: list[Group] = []
-        single: list[Group] = []
-        for group in groups:
-            kind = packed if self._packs(group) else extending if group.extends else single
-            kind.append(group)
-        for some in (packed, extending, single):
-            some.sort(key=lambda group: (-len(group.tokens), group.tokens))
-        self.forwards.expect(map(_layout_of, self._batches(packed)))
+        groups.sort(key=lambda one: (_ROUTES.index(one.route), -len(one.tokens), one.tokens))
+        packed = [group for group in groups if group.route is Route.PACKED]
+        self.forwards.expect(map(layout_of, self._batches(packed)))
         before: Started | None = None
-        for batch in (b for some in (packed, extending, single) for b in self._batches(some)):
+        for batch in self._batches(groups):
             started = self._started(batch)
             if before is not None:
                 self._finish(before, given)
@@ -165,65 +176,71 @@ class Scorer:
         if before is not None:
             self._finish(before, given)
         self._score_again(given)
-        self.forwards.forget_recordings()
+        self.forwards.forget_graphs()
         found = [score for score in results if score is not None]
         if len(found) != len(items):
             raise InternalError("a request was not scored")
         return found
 
-    # -- grouping and batching ---------------------------------------------------------------
+    # -- routes and batches ------------------------------------------------------------------
 
-    def _groups(self, items: dict[int, Item]) -> list[Group]:
-        """Group numbered requests by context.
+    def _routed(self, groups: Iterable[Group]) -> list[Group]:
+        """Decide how groups are computed, within the limit of now.
 
-        The windows of a rolling log-likelihood have a token of context or none to share.
+        A group whose answers cannot be computed over one context comes apart.
         """
-        groups: dict[Any, Group] = {}
-        for number, item in items.items():
-            prompt = len(item.context) if item.prompt is None else item.prompt
-            key: Any = (item.context, prompt) if self.share and prompt else number
-            group = groups.setdefault(key, Group(item.context, prompt))
-            group.answers.setdefault(item.answer, []).append(number)
-        settled = []
-        for group in groups.values():
-            group.settle()
-            settled += [group] if self._computable(group) else group.apart()
-        return settled
+        routed = []
+        for group in groups:
+            if self._packable and (not group.extends or Load.of(group).fits(self._limit)):
+                group.route = Route.PACKED
+            elif not group.extends:
+                group.route = Route.ALONE
+            elif self._extendable:
+                group.route = Route.EXTENDED
+            else:
+                routed += self._routed(group.apart())
+                continue
+            routed.append(group)
+        return routed
 
-    def _computable(self, group: Group) -> bool:
-        """Whether the group's answers can be computed over one context."""
-        return not group.extends or self._packs(group) or self.forwards.extends
+    @cached_property
+    def _packable(self) -> bool:
+        return self.share and packs(self.forwards).value
 
-    def _packs(self, group: Group) -> bool:
-        """Whether the group goes into a packed forward: all of it, if it is small enough."""
-        if not self.share or not self.forwards.packs:
-            return False
-        return not group.extends or Load.of(group).fits(self._limit)
+    @cached_property
+    def _extendable(self) -> bool:
+        side = extends(self.forwards).value
+        self.forwards.pads_left = side == "left"
+        return side is not None
 
     @property
     def _limit(self) -> float:
         """Most tokens of a packed forward."""
-        return self._room if self.token_budget is None else min(self._room, self.token_budget)
+        return self._most if self.token_budget is None else min(self._most, self.token_budget)
 
-    def _fits(self, sequences: int, longest: int, *, most: int | None) -> bool:
-        if most is not None and sequences > most:
+    def _fits(self, sequences: int, longest: int, *, most: float = math.inf) -> bool:
+        if sequences > most:
             return False
         return self.token_budget is None or sequences * longest <= self.token_budget
 
-    def _batches(self, groups: list[Group]) -> Iterator[list[Group]]:
-        """Yield batches of neighbours in length; the budget may shrink on the way."""
-        waiting = deque(groups)
+    def _batches(self, groups: Iterable[Group]) -> Iterator[list[Group]]:
+        """Yield batches of neighbours in length on one route.
+
+        Memory may run out between two of them: the routes of those that wait are decided again.
+        """
+        waiting, limit = deque(groups), self._limit
         while waiting:
+            if self._limit < limit:
+                waiting, limit = deque(self._routed(waiting)), self._limit
             batch = [waiting.popleft()]
-            packed = self._packs(batch[0])
-            load = Load.of(batch[0])
-            while waiting:
+            route, load = batch[0].route, Load.of(batch[0])
+            while waiting and waiting[0].route is route:
                 load = load.with_group(waiting[0])
                 if self.batch_size is not None and load.contexts > self.batch_size:
                     break
-                if packed and not load.fits(self._limit):
+                if route is Route.PACKED and not load.fits(self._limit):
                     break
-                if not packed and not self._fits(load.contexts, load.longest, most=None):
+                if route is not Route.PACKED and not self._fits(load.contexts, load.longest):
                     break
                 batch.append(waiting.popleft())
             yield batch
@@ -236,7 +253,7 @@ class Scorer:
     def _shrink(self, used: int) -> None:
         """Halve the budget after a forward of ``used`` tokens ran out of memory."""
         self.token_budget = max(1, used // 2)
-        self.forwards.forget_recordings()
+        self.forwards.forget_graphs()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -251,7 +268,7 @@ class Scorer:
     def _started(self, batch: list[Group]) -> Started | None:
         """Start a batch; None when memory ran out."""
         try:
-            return self._start(batch, packed=all(map(self._packs, batch)))
+            return self._start(batch)
         except torch.OutOfMemoryError:
             return None  # the caller goes on outside this block, whose frames hold tensors
 
@@ -261,7 +278,7 @@ class Scorer:
         Raises:
             InfrastructureError: a single context does not fit.
         """
-        packed = all(map(self._packs, batch))
+        packed = batch[0].route is Route.PACKED
         if len(batch) == 1 and not (packed and batch[0].extends):
             raise InfrastructureError(
                 f"out of memory for one context of {len(batch[0].tokens)} tokens; "
@@ -270,11 +287,9 @@ class Scorer:
         padded = len(batch) * len(batch[0].tokens)
         self._shrink(sum(group.packed_tokens for group in batch) if packed else padded)
         half = len(batch) // 2
-        parts = [batch[:half], batch[half:]]
-        if not half:
-            parts = [batch] if self.forwards.extends else [[one] for one in batch[0].apart()]
-        for part in parts:
-            self._run(part, given)
+        for part in (batch[:half], batch[half:]):
+            for some in self._batches(self._routed(part)):
+                self._run(some, given)
 
     def _finish(self, started: Started, given: Given) -> None:
         """Read what a batch found out, once it is done."""
@@ -314,7 +329,7 @@ class Scorer:
             firsts = dict.fromkeys(answer[:1] for answer in group.answers if answer)
             numbers = {first: [number] for number, first in enumerate(firsts)}
             alone = Given([None] * len(firsts), None, given.on_prompt)
-            self._run([Group(group.context, group.prompt, numbers)], alone)
+            self._run(self._routed([Group(group.context, group.prompt, numbers)]), alone)
             found = dict(zip(firsts, alone.results, strict=True))
             for answer, asked in group.answers.items():
                 score = found.get(answer[:1])
@@ -323,29 +338,29 @@ class Scorer:
                 if len(answer) == 1 or math.isnan(score.loglikelihood):
                     given.take(group, {answer: score}, together=1)
                 else:
-                    (one,) = Group(group.context, group.prompt, {answer: asked}).apart()
-                    self._run([one], given)
+                    one = Group(group.context, group.prompt, {answer: asked}).apart()
+                    self._run(self._routed(one), given)
 
     # -- computing ---------------------------------------------------------------------------
 
-    def _start(self, batch: list[Group], *, packed: bool) -> Started:
+    def _start(self, batch: list[Group]) -> Started:
+        route = batch[0].route
         longer = [(b, answer) for b, group in enumerate(batch) for answer in group.longer]
         contexts = [group.tokens for group in batch]
         wanted = [group.rows for group in batch]
         prompts = [group.prompt for group in batch]
         prefilled = None
-        if packed:
+        if route is Route.PACKED:
             answers = [(b, answer[:-1]) for b, answer in longer]
             logits, told = self.forwards.pack(contexts, wanted, prompts=prompts, answers=answers)
         else:
-            use_cache = any(group.extends for group in batch)
             prefilled = self.forwards.prefill(
-                contexts, wanted, prompts=prompts, use_cache=use_cache
+                contexts, wanted, prompts=prompts, use_cache=route is Route.EXTENDED
             )
             logits, told = prefilled.logits, prefilled.told
         started = Started(batch, told)
-        rows, tokens, owners = self._first_tokens(batch, started.tally)
-        if packed:  # the answers' own rows follow those of the contexts
+        rows, tokens, owners = started.tally.expect(batch)
+        if route is Route.PACKED:  # the answers' own rows follow those of the contexts
             first = sum(len(group.rows) for group in batch)
             more = [(pair, token) for pair in longer for token in pair[1][1:]]
             rows += range(first, first + len(more))
@@ -356,24 +371,6 @@ class Scorer:
             self._extend(prefilled, longer, started)
         started.wait = self.forwards.mark()
         return started
-
-    def _first_tokens(
-        self, batch: list[Group], tally: Tally
-    ) -> tuple[list[int], list[int], list[tuple[int, Tokens]]]:
-        """Return row, token and (context, answer) of the scores in the contexts' own rows."""
-        rows: list[int] = []
-        tokens: list[int] = []
-        owners: list[tuple[int, Tokens]] = []
-        first = 0
-        for b, group in enumerate(batch):
-            for answer in group.answers:
-                tally.start(b, answer)
-                here = answer if answer == group.alone else answer[:1]
-                rows.extend(range(first, first + len(here)))
-                tokens.extend(here)
-                owners.extend([(b, answer)] * len(here))
-            first += len(group.rows)
-        return rows, tokens, owners
 
     def _extend(
         self, prefilled: Prefilled, longer: list[tuple[int, Tokens]], started: Started
@@ -404,9 +401,3 @@ class Scorer:
             tokens = [token for _, answer in chunk for token in answer[1:]]
             owners = [pair for pair in chunk for _ in pair[1][1:]]
             started.reads.append((owners, self.forwards.read(logits, range(len(tokens)), tokens)))
-
-
-def _layout_of(batch: list[Group]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return the lengths of a packed batch's contexts, and (context, tokens) of its answers."""
-    answers = [(b, len(a) - 1) for b, group in enumerate(batch) for a in group.longer]
-    return [len(group.tokens) for group in batch], answers

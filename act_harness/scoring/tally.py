@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from act_harness.scoring.groups import Group, Score, Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from act_harness.attention.counters import PromptRecord
     from act_harness.scoring.forwards import BatchResult
@@ -25,10 +25,27 @@ class Tally:
         self._logprobs: dict[tuple[int, Tokens], list[float]] = {}
         self._greedy: dict[tuple[int, Tokens], bool] = {}
 
-    def start(self, b: int, answer: Tokens) -> None:
-        """Expect token scores of an answer to context ``b``."""
-        self._logprobs[b, answer] = []
-        self._greedy[b, answer] = True
+    def expect(
+        self, batch: Sequence[Group]
+    ) -> tuple[list[int], list[int], list[tuple[int, Tokens]]]:
+        """Expect token scores of a batch's answers.
+
+        Returns:
+            Row, token and (context, answer) of the scores in the contexts' own rows.
+        """
+        rows: list[int] = []
+        tokens: list[int] = []
+        owners: list[tuple[int, Tokens]] = []
+        first = 0
+        for b, group in enumerate(batch):
+            for answer in group.answers:
+                self._logprobs[b, answer], self._greedy[b, answer] = [], True
+                here = answer if answer == group.alone else answer[:1]
+                rows.extend(range(first, first + len(here)))
+                tokens.extend(here)
+                owners.extend([(b, answer)] * len(here))
+            first += len(group.rows)
+        return rows, tokens, owners
 
     def add(
         self, owners: list[tuple[int, Tokens]], logprobs: list[float], greedy: list[bool]

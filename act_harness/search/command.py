@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,11 @@ class SearchSettings:
     """Folder of the ledgers; None: ``search/ledgers`` in a checkout, else beside the output."""
     show_best: bool = False
     """Print the best heads so far after each chunk of documents."""
+    method: str | None = None
+    """``exhaustive``, ``screened`` or ``gradient``."""
+    objective: str | None = None
+    gradient: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the recipe's ``gradient`` that override it, for method ``gradient`` alone."""
     plots: bool = False
     """Draw the head map and the effect by rank beside the output."""
 
@@ -104,8 +109,17 @@ class SearchSettings:
             changes["samples"] = self.samples
         if self.seed is not None:
             changes["seed"] = self.seed
+        for name in ("method", "objective"):
+            if getattr(self, name) is not None:
+                changes[name] = getattr(self, name)
+        own = {name: value for name, value in self.gradient.items() if value is not None}
         if self.recipe is not None:
+            if own:
+                given = load_recipe(self.recipe, **changes).gradient.model_dump(exclude_unset=True)
+                changes["gradient"] = {**given, **own}
             return load_recipe(self.recipe, **changes)
+        if own:
+            changes["gradient"] = own
         if not self.tasks:
             raise RecipeError(
                 "neither a recipe nor tasks were given; name a recipe file, or --tasks and "
@@ -136,7 +150,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
     """
     check_kind(settings, SearchSettings, "settings")
     if settings.plots:
-        from act_harness.evidence.plots import require_matplotlib
+        from act_harness.evidence.figures import require_matplotlib
 
         require_matplotlib()
     recipe = settings.make_recipe()

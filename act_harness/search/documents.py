@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from act_harness.errors import TaskError
 from act_harness.support import atomic, reading
 from act_harness.support.failures import running
+from act_harness.support.provenance import sha256_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +84,7 @@ class Document:
 def digest_of(documents: Sequence[Document]) -> str:
     """Return one hash over documents as they were tokenised."""
     content = [[d.key, d.requests, d.right] for d in documents]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return sha256_text(json.dumps(content))
 
 
 @dataclass(frozen=True)

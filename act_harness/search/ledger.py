@@ -19,13 +19,13 @@ from act_harness.support import atomic, places, reading
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Ledger", "Units"]
+__all__ = ["SearchLedger", "Units"]
 
 Key = tuple[Any, ...]
 
 
 class Units(Protocol):
-    """Measured units by key: a :class:`Ledger`, or one that is kept in memory alone."""
+    """Measured units by key: a :class:`SearchLedger`, or one that is kept in memory alone."""
 
     def __contains__(self, key: Key) -> bool: ...
 
@@ -42,11 +42,11 @@ class Units(Protocol):
 VERSION = 4
 
 
-class Ledger:
+class SearchLedger:
     """The measurements of one search, on disk and in memory."""
 
     def __init__(self, folder: Path, *, identity: dict[str, Any], rank: int = 0) -> None:
-        """Open a ledger and read what is there.
+        """Read what is there; :meth:`opened` is the way to a ledger that can be added to.
 
         Args:
             folder: its folder, named by the hash of ``identity``.
@@ -95,13 +95,23 @@ class Ledger:
         atomic.append_line(self.path, {"key": list(key), "value": value})
         self.units[key] = value
 
+    @classmethod
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other searches out of this process's file.
+    def opened(
+        cls, folder: Path, *, identity: dict[str, Any], rank: int = 0
+    ) -> Iterator[SearchLedger]:
+        """Keep other searches out of this process's file, and only then read what is there.
+
+        Args:
+            folder: as for the class; likewise the next two.
+            identity: see there.
+            rank: see there.
 
         Raises:
             InputError: another process is appending to it.
+            ResultError: as for the class.
+            InfrastructureError: as for the class.
         """
-        refusal = f"another search is writing to {self.folder}; wait for it or end it"
-        with places.sole_writer(self.folder / f"lock-{self.rank:03d}", refusal):
-            yield
+        refusal = f"another search is writing to {folder}; wait for it or end it"
+        with places.sole_writer(folder / f"lock-{rank:03d}", refusal):
+            yield cls(folder, identity=identity, rank=rank)

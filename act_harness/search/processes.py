@@ -37,6 +37,11 @@ class Processes:
         ledger.reload()
         self._meet()
 
+    def sum_together(self, values: torch.Tensor) -> None:
+        """Add up a tensor over all processes, in place; each gets the sum."""
+        if self.count > 1:
+            torch.distributed.all_reduce(values)
+
     def _meet(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:

@@ -116,6 +116,12 @@ class Progress:
         if self.show:
             tqdm.write(line, file=sys.stderr)
 
+    def figures(self, text: str) -> None:
+        """Show a few figures of the phase under way beside its title."""
+        if self.show:
+            title = self._title(max(self.current, 0))
+            self.bar.set_description_str(f"{title} ({text})")
+
     def done(self, name: str) -> Callable[[int], object]:
         """Return what is called with units of a phase that were just computed."""
         return lambda units: self._step(name, units, known=False)

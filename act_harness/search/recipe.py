@@ -25,6 +25,7 @@ from act_harness.support.provenance import sha256_text
 __all__ = [
     "Controls",
     "ExpectedModel",
+    "GradientMethod",
     "JointRule",
     "Recipe",
     "SignificantRule",
@@ -34,6 +35,10 @@ __all__ = [
 
 _SIZES = {"chunk_tokens": 2048, "screen_tokens": 1024, "pack_tokens": 2048}
 _GPU_SIZES = {"chunk_tokens": 8192, "screen_tokens": 4096, "pack_tokens": 32768}
+
+_OF_SINGLE_HEADS = ("strengths", "keep", "rule", "top", "significant", "joint", "screen_tokens",
+                    "pack_tokens")  # fmt: skip
+"""Settings of the methods that measure one head at a time."""
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -78,6 +83,49 @@ class JointRule(BaseModel):
     """How many of the best heads are tried, in order."""
     patience: int = Field(default=8, ge=1)
     """Stop growing after this many heads in a row that did not help."""
+
+
+class GradientMethod(BaseModel):
+    """Method ``gradient``: a strength for every head, all tuned together on ``search``."""
+
+    model_config = _STRICT
+
+    target: Literal["sinks", "initial", "both", "random", "last", "gate", "temperature"] | None = (
+        None
+    )
+    """What the strengths act on; null: the calibration's own target. ``gate`` and ``temperature``
+    are controls that scale a head's output or its logits."""
+    signs: Literal["both", "damp", "amplify"] = "both"
+    """Whether a head's target columns may lose weight, gain it, or either."""
+    epochs: int = Field(default=12, ge=1)
+    """Passes over the search documents; ``verify`` chooses after which of them to stop."""
+    rate: float = Field(default=0.08, gt=0)
+    """First step size of Adam; it falls to 0 along a cosine."""
+    penalties: tuple[float, ...] = (2e-4,)
+    """Factors on the sum of the strengths' sizes, of which ``verify`` chooses one; a run each."""
+    batch: int = Field(default=24, ge=2)
+    """Documents of each task in a step; a task's last batches share what is left over."""
+    restarts: int = Field(default=1, ge=1)
+    """Runs for each penalty: the first from no strength, others from small random ones."""
+    sizes: tuple[int, ...] = (10, 20, 40, 80, 160)
+    """Numbers of heads to try on ``verify``, the strongest ones; all of them are tried too."""
+    checkpointing: bool | None = None
+    """Compute layers again in the backward pass instead of keeping what they computed; null: where
+    the kept would take more than half of the device's memory."""
+
+    @field_validator("penalties")
+    @classmethod
+    def _not_negative(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or not all(0.0 <= one < float("inf") for one in value):
+            raise ValueError(f"penalties are {list(value)}, expected finite numbers of at least 0")
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("sizes")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if value and min(value) < 1:
+            raise ValueError(f"sizes are {list(value)}, expected whole numbers above 0")
+        return tuple(sorted(set(value)))
 
 
 class Controls(BaseModel):
@@ -153,18 +201,21 @@ class Recipe(BaseModel):
     engine: str = "auto"
     """What computes calibrated attention."""
 
-    method: Literal["exhaustive", "screened"] = "exhaustive"
-    """``exhaustive`` measures every head; ``screened`` only the best by a first-order estimate."""
+    method: Literal["exhaustive", "screened", "gradient"] = "exhaustive"
+    """``exhaustive`` measures every head; ``screened`` only the best by a first-order estimate;
+    ``gradient`` tunes a strength of every head, all together."""
     keep: float = Field(default=0.15, gt=0, le=1)
     """Share of the heads that ``screened`` measures exactly."""
-    objective: Literal["margin", "corrected"] = "margin"
+    objective: Literal["margin", "corrected", "entropy"] = "margin"
     """``margin``: log-likelihood of the right choice minus the best wrong one's. ``corrected``: the
-    same after subtracting each choice's mean over the task's search documents, in both arms."""
+    same after subtracting each choice's mean over the task's search documents, in both arms. Method
+    ``gradient`` takes the cross-entropy of either, or ``entropy``, which needs no labels."""
     rule: Literal["top", "paper", "significant", "joint"] = "top"
     """How heads are selected; see the models below."""
     top: TopRule = TopRule()
     significant: SignificantRule = SignificantRule()
     joint: JointRule = JointRule()
+    gradient: GradientMethod = GradientMethod()
     controls: Controls = Controls()
 
     chunk_tokens: int | None = Field(default=None, ge=1)
@@ -200,6 +251,7 @@ class Recipe(BaseModel):
             raise ValueError(f"tasks names one twice: {list(self.tasks)}")
         if len(set(self.strengths)) != len(self.strengths):
             raise ValueError("strengths names one twice")
+        self._check_method()
         if self.rule in ("top", "joint") and self.verify_samples < 2:
             raise ValueError(
                 f"verify_samples is {self.verify_samples}, rule {self.rule!r} needs at least 2; "
@@ -212,6 +264,20 @@ class Recipe(BaseModel):
             if isinstance(span, tuple) and not 0 <= span[0] <= span[1]:
                 raise ValueError(f"{name} is {list(span)}, expected [first, last], counted from 0")
         return self
+
+    def _check_method(self) -> None:
+        """Refuse settings that the method would not read."""
+        if self.method != "gradient":
+            if "gradient" in self.model_fields_set:
+                raise ValueError(f"gradient belongs to method 'gradient', not to {self.method!r}")
+            if self.objective == "entropy":
+                raise ValueError("objective 'entropy' belongs to method 'gradient'")
+            return
+        surplus = [name for name in _OF_SINGLE_HEADS if name in self.model_fields_set]
+        if surplus:
+            raise ValueError(f"{surplus[0]} does nothing with method 'gradient'; leave it out")
+        if self.calibration.decode == "running":
+            raise ValueError("method 'gradient' takes decode 'frozen' or 'off', not 'running'")
 
     def on(self, device: str) -> Recipe:
         """Return the recipe with its sizes written out for a kind of device (``cpu``, ``cuda``).
@@ -229,14 +295,38 @@ class Recipe(BaseModel):
         given: int | None = getattr(self, key)
         return _SIZES[key] if given is None else given
 
+    def tuned_calibration(self) -> Calibration:
+        """Return the calibration that method ``gradient`` tunes strengths of, itself neutral.
+
+        Raises:
+            RecipeError: its settings do not fit the target.
+        """
+        own = self.calibration.settings()
+        was = self.calibration.target
+        target = self.gradient.target or (self.calibration.mass if was == "head" else was)
+        if target == "span":
+            raise RecipeError(
+                "method 'gradient' does not know where spans are; take target 'sinks' or another"
+            )
+        for name in ("beta", "gamma", "gamma_initial", "psi", "factor"):
+            own.pop(name, None)
+        if target != was:
+            for name in ("count", "draw", "seed", "markers"):
+                own.pop(name, None)
+        if target in ("initial", "gate", "temperature"):
+            own = {"decode": own["decode"]}
+        if target in ("gate", "temperature"):
+            return Calibration(**{**own, "target": "head", "mass": target, "factor": 1.0})
+        gammas = {"gamma": 1.0, **({"gamma_initial": 1.0} if target == "both" else {})}
+        return Calibration(**{**own, "target": target, "mass": "reweight", **gammas})
+
     def judge_documents(self) -> int:
         """Return how many documents per task judge the chosen set."""
         return self.verify_samples if self.judge_samples is None else self.judge_samples
 
     def mass_maps(self) -> tuple[HeadStrength, ...]:
         """Return the mass maps to try on every head."""
-        own = self.calibration
-        return self.strengths or (HeadStrength(mass=own.mass, beta=own.beta, gamma=own.gamma),)
+        return self.strengths or (self.calibration.strength_of_all,)
 
     def grid(self, facts: ModelFacts) -> dict[int, tuple[int, ...]]:
         """Return the heads to search by layer.
@@ -272,6 +362,8 @@ class Recipe(BaseModel):
         content = self.model_dump(mode="json", exclude={"calibration", "strengths"})
         content["calibration"] = self.calibration.settings()
         content["strengths"] = [s.model_dump(exclude_none=True) for s in self.strengths]
+        for key in _OF_SINGLE_HEADS if self.method == "gradient" else ("gradient",):
+            del content[key]
         return content
 
     def sha256(self) -> str:
@@ -289,7 +381,7 @@ class Recipe(BaseModel):
         content = self.content()
         chooses = ("rule", "top", "significant", "joint")
         for key in ("name", "expect", *chooses, "controls", "judge_samples"):
-            del content[key]
+            content.pop(key, None)
         if self.method == "exhaustive":
             for key in ("objective", "keep", "screen_tokens"):
                 del content[key]

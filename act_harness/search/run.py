@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,17 +13,25 @@ from act_harness.attention import attach, model_facts
 from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.evidence.stats import spearman
+from act_harness.search.by_gradient import run_by_gradient
 from act_harness.search.choose.effects import HeadEffect, as_rows, both_splits, head_effects
-from act_harness.search.choose.judgement import conclude, describe
+from act_harness.search.choose.judgement import conclude
 from act_harness.search.choose.select import Selection, best_of_each_head, refitted
 from act_harness.search.choose.sets import ModelSets, SetMeasurement, make_heads
-from act_harness.search.compute.measure import Measurement, Work
+from act_harness.search.compute.measure import Measurement
 from act_harness.search.compute.workbench import Workbench
-from act_harness.search.ledger import VERSION, Ledger
+from act_harness.search.ledger import SearchLedger
 from act_harness.search.processes import Processes
 from act_harness.search.progress import Progress, phases_of
+from act_harness.search.record import (
+    SearchResult,
+    content_sha256,
+    ledger_folder,
+    set_tokens,
+    split_record,
+    stable_content,
+)
 from act_harness.support import provenance
-from act_harness.support.atomic import canonical_json
 from act_harness.support.interruption import saved
 
 if TYPE_CHECKING:
@@ -35,88 +42,6 @@ if TYPE_CHECKING:
     from act_harness.search.recipe import Recipe
 
 __all__ = ["SearchResult", "content_sha256", "ledger_folder", "run_search", "stable_content"]
-
-_SET_TOKENS = {"cpu": 4096, "cuda": 32768}
-"""Tokens of a forward where whole sets are measured: what fills the device."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found."""
-
-    artifact: Artifact
-    effects: list[HeadEffect]
-    """Every measured (layer, head, mass map)."""
-    selection: Selection
-    work: Work
-    seconds: float
-    path: Path | None = None
-    """Where the artifact was written; None on processes other than the first."""
-    figures: dict[str, Path] = field(default_factory=dict)
-
-    def summary(self) -> str:
-        """Return a few lines for the terminal."""
-        search = self.artifact.search or {}
-        lines = [
-            f"{self.artifact.head_count()} of {search['measured_heads']} measured heads selected "
-            f"(rule {search['rule']['name']}, {self.seconds:.0f} s)"
-        ]
-        if search["run"]["units_from_ledger"]:
-            lines.append(f"  continued: {search['run']['units_from_ledger']} units were there")
-        reason = search["rule"].get("reason")
-        lines += [f"  {reason}"] if reason else []
-        lines += describe(search["judgement"])
-        lines += [f"  note: {note}" for note in search.get("notes", [])]
-        if self.path is not None:
-            lines.append(f"written to {self.path}")
-        if self.figures:
-            lines.append(f"drawn to {' and '.join(map(str, self.figures.values()))}")
-        return "\n".join(lines)
-
-
-def ledger_folder(
-    root: Path, recipe: Recipe, facts: ModelFacts, documents: Sequence[TaskDocuments], device: str
-) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a search's ledger, named by all that decides its numbers, and that."""
-    identity = {
-        "version": VERSION,
-        "recipe": recipe.measured(),
-        "model": {
-            key: value for key, value in facts.model_dump().items() if key not in _NOT_MEASURED
-        },
-        "documents": {d.task: [d.digest("search"), d.digest("verify")] for d in documents},
-        "device": device,
-    }
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in "+".join(recipe.tasks))[:40]
-    return root / f"{name}-{provenance.sha256_json(identity)[:12]}", identity
-
-
-# A moved folder is the same model, and the tokenizer's work is in the documents' digests: the same
-# files read by another release of transformers continue a search.
-_NOT_MEASURED = {
-    "id",
-    "revision",
-    "tokenizer_sha256",
-    "tokenizer_probe_sha256",
-    "chat_template_sha256",
-    "chat_probe_sha256",
-    "adds_bos",
-}
-
-
-def stable_content(artifact: Artifact) -> dict[str, Any]:
-    """Return the part of an artifact that a rerun reproduces byte for byte in canonical JSON."""
-    content = artifact.document()
-    del content["provenance"]
-    search = dict(content["search"] or {})
-    for key in ("run", "content_sha256", "held_out"):
-        search.pop(key, None)
-    return {**content, "search": search}
-
-
-def content_sha256(artifact: Artifact) -> str:
-    """Return the hash of :func:`stable_content`."""
-    return provenance.sha256_text(canonical_json(stable_content(artifact)))
 
 
 def run_search(
@@ -152,6 +77,11 @@ def run_search(
         UnsupportedModelError: the model cannot be searched.
         InfrastructureError: ledger or artifact cannot be written; what was measured is kept.
     """
+    if recipe.method == "gradient":
+        return run_by_gradient(
+            recipe, model=model, documents=documents, facts=facts, ledgers=ledgers, output=output,
+            token_budget=token_budget, show_progress=show_progress,
+        )  # fmt: skip
     started = time.monotonic()
     known = facts or model_facts(model)
     grid = recipe.grid(known)
@@ -160,12 +90,11 @@ def run_search(
     device = input_device(model)
     recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
-    ledger = Ledger(folder, identity=identity, rank=processes.rank)
     phases = phases_of(
         recipe, list(documents), sum(map(len, grid.values())), processes=processes.count
     )
     with (
-        ledger.locked(),
+        SearchLedger.opened(folder, identity=identity, rank=processes.rank) as ledger,
         saved(lambda: f"what was measured is in {ledger.folder}"),
         Progress(phases, show=show_progress and processes.rank == 0) as progress,
     ):
@@ -174,7 +103,7 @@ def run_search(
         search = _Search(recipe, model, known, documents, grid, ledger, processes, progress)
         search.measure(on_best)
         effects = search.effects()
-        budget = token_budget or _SET_TOKENS.get(device.type, _SET_TOKENS["cpu"])
+        budget = token_budget or set_tokens(device.type)
         selection, content = search.select(effects, budget)
     seconds = time.monotonic() - started
     heads, strengths = make_heads(selection.places, recipe)
@@ -220,7 +149,7 @@ class _Search:
         facts: ModelFacts,
         documents: Sequence[TaskDocuments],
         grid: dict[int, tuple[int, ...]],
-        ledger: Ledger,
+        ledger: SearchLedger,
         processes: Processes,
         progress: Progress,
     ) -> None:
@@ -326,7 +255,7 @@ class _Search:
         content = {
             "recipe": recipe.content(),
             "recipe_sha256": recipe.sha256(),
-            "splits": {d.task: _split(d) for d in self.documents},
+            "splits": {d.task: split_record(d) for d in self.documents},
             "baseline": {
                 task.task: {
                     "n": len(task.right),
@@ -385,18 +314,6 @@ def kept_heads(
     for layer, head in sorted(ordered[: math.ceil(keep * len(ordered))]):
         grid.setdefault(layer, []).append(head)
     return {layer: tuple(heads) for layer, heads in grid.items()}
-
-
-def _split(documents: TaskDocuments) -> dict[str, Any]:
-    return {
-        "source": documents.source,
-        "evaluation": documents.evaluation,
-        "num_fewshot": documents.num_fewshot,
-        "search": {"n": len(documents.search), "sha256": documents.digest("search")},
-        "verify": {"n": len(documents.verify), "sha256": documents.digest("verify")},
-        "judge": {"n": len(documents.judge), "sha256": documents.digest("judge")},
-        "too_long": documents.too_long,
-    }
 
 
 def _notes(

@@ -13,9 +13,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ __all__ = [
     "append_lines",
     "cannot_write",
     "canonical_json",
+    "plain",
     "write_bytes",
     "write_json",
     "write_lines",
@@ -173,6 +177,31 @@ def canonical_json(value: object, *, default: Default | None = None) -> str:
         InternalError: ``value`` holds NaN, an infinity, or something else JSON cannot hold.
     """
     return _dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=default)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - any value a command hands over
+    """Return a value as JSON can hold it.
+
+    Dataclasses, named tuples and mappings become objects; lists, tuples and sets (in the order of
+    their texts) become arrays; numbers that are not finite become None; what else there is, text.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: plain(getattr(value, one.name)) for one in fields(value)}
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, (set, frozenset)):
+        return [plain(one) for one in sorted(value, key=str)]
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
 
 
 def _dumps(value: object, **settings: Any) -> str:  # noqa: ANN401 - json's own settings

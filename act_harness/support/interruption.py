@@ -7,14 +7,16 @@ SIGTERM, as shells count).
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupted", "Terminated", "end_like_ctrl_c", "saved"]
+__all__ = ["Interrupted", "Terminated", "saved", "unwind_on_signals"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -48,19 +50,54 @@ def saved(describe: Callable[[], str]) -> Iterator[None]:
         raise kind(describe()) from error
 
 
-def end_like_ctrl_c() -> None:
-    """Let SIGTERM unwind this process as Ctrl-C does, so that what is under way is kept.
+_ONE_PRESS = 0.5
+"""Seconds in which further signals belong to the first: what unwinds by then is let through."""
 
-    A scheduler's SIGTERM would otherwise end it on the spot. Processes that this one forks keep the
-    system's own behaviour.
+
+class _Stop:
+    """What Ctrl-C and SIGTERM do to the process of a command."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.last = -math.inf
+        self.told = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a child that was forked keeps the system's behaviour
+            if number == signal.SIGINT:
+                signal.default_int_handler(number, frame)
+            return _die_by(number)
+        since, self.last = time.monotonic() - self.last, time.monotonic()
+        if since < _ONE_PRESS:
+            return None
+        if self.told:
+            return _die_by(number)
+        raise Terminated if number == signal.SIGTERM else Interrupted
+
+
+def _die_by(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def unwind_on_signals() -> Callable[[], None]:
+    """Let Ctrl-C and SIGTERM unwind this process, so that what is under way is kept.
+
+    A scheduler's SIGTERM would otherwise end it on the spot, and a second Ctrl-C at once behind the
+    first (a key held down; a terminal and a launcher that both pass it on) would break into what
+    the first has begun to tidy up. One that comes later still raises: it ends a wait.
+
+    Returns:
+        To be called when all is said and the process only has to exit; a signal then ends it on the
+        spot, as no one is left to catch an exception.
     """
-    process = os.getpid()
-
-    def stop(number: int, _: FrameType | None) -> None:
-        if os.getpid() != process:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        raise Terminated
-
+    stop = _Stop()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not behind nohup
+            signal.signal(signal.SIGINT, stop)
+
+    def told() -> None:
+        stop.told = True
+
+    return told

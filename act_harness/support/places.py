@@ -11,7 +11,6 @@ Not here: writing itself (:mod:`act_harness.support.atomic`). A full disk cannot
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
@@ -22,6 +21,7 @@ import filelock
 
 from act_harness.errors import InfrastructureError, InputError
 from act_harness.support import atomic
+from act_harness.support.provenance import sha256_text
 
 __all__ = [
     "file_name",
@@ -49,7 +49,7 @@ def file_name(text: str, *, longest: int = _LONGEST) -> str:
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
     if len(cleaned) <= longest:
         return cleaned
-    mark = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    mark = sha256_text(text)[:8]
     return f"{cleaned[: longest - 9].rstrip('-.')}-{mark}"
 
 

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from act_harness.evidence.comparison import Comparison
+from act_harness.support.atomic import plain
 
 __all__ = [
     "Table",
@@ -39,7 +40,6 @@ __all__ = [
     "counter_scalars",
     "heads_table",
     "over_seeds",
-    "plain",
     "result_scalars",
     "results_table",
     "run_config",
@@ -304,21 +304,6 @@ def uniform(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """
     columns = [_one_type(list(column)) for column in zip(*rows, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)] if columns else []
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401 - any value a command hands over
-    """Return a value as JSON can hold it: mappings, lists, text, finite numbers, booleans, None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(one) for one in value]
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return _number(value)
-    return str(value)
 
 
 # -- helpers ---------------------------------------------------------------------------------------

@@ -28,11 +28,11 @@ from typing import Any
 
 from act_harness.errors import InfrastructureError, InputError, ResultError, install_command
 from act_harness.support import reading
-from act_harness.support.atomic import canonical_json, write_json
+from act_harness.support.atomic import canonical_json, plain, write_json
 from act_harness.support.places import sole_writer
 from act_harness.support.provenance import sha256_text
 from act_harness.tracking.tracker import Files, JobType, NullTracker, Tracker, TrackingSettings
-from act_harness.tracking.values import plain, uniform
+from act_harness.tracking.values import uniform
 
 __all__ = [
     "JobType",

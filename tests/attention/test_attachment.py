@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import subprocess
@@ -208,6 +209,7 @@ def test_a_copy_is_calibrated_with_its_own_weights(arms, tiny, make_artifact, du
     assert not any(BINDING in module.__dict__ for module in twin.modules())
 
 
+@pytest.mark.slow
 def test_a_pickle_is_calibrated_in_another_process(arms, tmp_path):
     model, artifacts, alone = arms
     path = tmp_path / "model.pickle"
@@ -297,3 +299,23 @@ def test_an_interrupted_forward_is_forgotten(arms):
         hook.remove()
         assert torch.equal(logits(model), alone[1])
         assert torch.equal(in_a_thread(lambda: logits(model)).result(), alone[1])
+
+
+@pytest.mark.parametrize("name", ["attach", "calibrated"])
+def test_both_doors_take_what_prepare_takes(tiny, make_artifact, name):
+    """As ``help`` shows it; what fits no parameter is refused at the call, positions as well."""
+    door = getattr(act_harness, name)
+    own, carried = inspect.signature(door), inspect.signature(prepare)
+    assert own.parameters == carried.parameters
+    assert list(own.parameters) == ["model", "artifact", "tokenizer", "engine", "facts"]
+    assert (
+        own.return_annotation
+        == {"attach": "Attachment", "calibrated": "Iterator[Attachment]"}[name]
+    )
+    assert door.__name__ == name
+    model = tiny()
+    artifact = make_artifact(model, FIRST)
+    for given, settings in (((), {}), ((artifact, None), {}), ((artifact,), {"engin": "torch"})):
+        with pytest.raises(TypeError, match="argument"):
+            door(model, *given, **settings)
+    assert BINDING not in vars(model.model.layers[0].self_attn)

@@ -421,6 +421,7 @@ def test_traced_models_are_refused_by_name(model, artifact):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_calibrated_where_its_graph_may_break(tiny, make_artifact):
     model = tiny(num_hidden_layers=1)
     artifact = make_artifact(model)

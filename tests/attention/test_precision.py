@@ -7,6 +7,7 @@ import torch
 
 from act_harness.attention import calibrated
 from act_harness.engines import stock as base
+from act_harness.engines.operation import AttentionCall
 from act_harness.engines.reference import ReferenceEngine
 
 PROMPT = torch.tensor([[5, 17, 3, 88, 41, 9, 33, 60, 12, 7, 29, 54]])
@@ -45,19 +46,23 @@ def test_a_kernel_chosen_for_one_dtype_is_not_run_on_another(tiny, make_artifact
 
 def test_every_choice_is_keyed_by_what_decides_it():
     """The same shapes in two dtypes, and with kernels switched off, are choices of their own."""
+
+    def chosen(query, key, value):
+        return base._chosen(AttentionCall(query, key, value, 0.25), False)
+
     base._CHOICES.clear()
     made = []
     for dtype in (torch.float32, torch.bfloat16):
         query = torch.ones(1, 4, 1, 16, dtype=dtype)
         key = torch.ones(1, 2, 5, 16, dtype=dtype)
-        made.append(base._chosen(query, key, key, False, 0.25))
-        base._chosen(query, key, key[..., :8], False, 0.25)
+        made.append(chosen(query, key, key))
+        chosen(query, key, key[..., :8])
     wide = torch.ones(1, 4, 1, 16), torch.ones(1, 2, 5, 16)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        assert base._chosen(*wide, wide[1], False, 0.25) is None
-    assert base._chosen(*wide, wide[1], False, 0.25) is made[0]
+        assert chosen(*wide, wide[1]) is None
+    assert chosen(*wide, wide[1]) is made[0]
     assert len(base._CHOICES) == 5
-    assert base._chosen(wide[0], wide[1], wide[1].bfloat16(), False, 0.25) is None
+    assert chosen(wide[0], wide[1], wide[1].bfloat16()) is None
     assert len(base._CHOICES) == 5
 
 
@@ -68,9 +73,9 @@ class Watched(ReferenceEngine):
         super().__init__(torch.float32)
         self.lowered = []
 
-    def __call__(self, query, key, value, **more):
+    def __call__(self, call, **more):
         self.lowered.append(torch.is_autocast_enabled("cpu"))
-        found = super().__call__(query, key, value, **more)
+        found = super().__call__(call, **more)
         self.lowered.append(torch.is_autocast_enabled("cpu"))
         return found
 

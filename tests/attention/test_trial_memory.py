@@ -9,31 +9,39 @@ import weakref
 
 import pytest
 import torch
+import transformers
 
-from act_harness.attention.capabilities import packs
+from act_harness.attention.capabilities import Answer, capabilities_of
+from act_harness.attention.packing_trial import packs
 from act_harness.attention.probe import Probe
-from act_harness.attention.trials import Trials
+from act_harness.scoring import trials
+from act_harness.scoring.forwards import Forwards
+from act_harness.scoring.trials import try_all
+
+YES = Answer(True, "so the test says")
 
 
-def test_a_trial_is_of_a_model_in_one_state(tiny):
+def test_answers_are_of_a_model_in_one_state(tiny):
     model, other = tiny(dtype=torch.float32), tiny(dtype=torch.float32)
-    trials = Trials()
-    trials[model] = "first"
-    assert model in trials
-    assert other not in trials
+    first = capabilities_of(model)
+    first.packs = YES
+    assert capabilities_of(model) is first
+    assert capabilities_of(other).packs is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model not in trials
-        trials[model] = "mixed"
+        mixed = capabilities_of(model)
+        assert mixed.packs is None
     model.set_attn_implementation("eager")
-    assert model not in trials
-    assert trials.setdefault(model, "eager") == "eager"
+    assert capabilities_of(model).packs is None
     model.set_attn_implementation("sdpa")
-    assert trials[model] == "first"
-    assert trials.setdefault(model, "another") == "first"
+    assert capabilities_of(model) is first
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert trials[model] == "mixed"
+        assert capabilities_of(model) is mixed
+    model.config.sliding_window = 4
+    assert capabilities_of(model).packs is None
+    assert capabilities_of(model).window.value
+    model.config.sliding_window = None
     model.to(torch.bfloat16)
-    assert model not in trials
+    assert capabilities_of(model).packs is None
 
 
 def test_rounding_is_measured_anew_under_autocast(tiny):
@@ -46,19 +54,108 @@ def test_rounding_is_measured_anew_under_autocast(tiny):
 
     model.lm_head.register_forward_hook(round_by_shape)
     probe = Probe(model)
-    changed = probe.ids.clone()
-    changed[0, -1] += 1
-    before = probe._stock_noise(changed)
+    before = probe.stock_noise()
     assert before.shape < 1e-4
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert probe._stock_noise(changed).shape > 0.5
-    assert probe._stock_noise(changed) == before
+        assert probe.stock_noise().shape > 0.5
+    assert probe.stock_noise() == before
 
 
-def test_trials_do_not_keep_a_model(tiny):
+def test_packing_is_tried_under_the_autocast_that_scoring_runs_under(tiny):
+    """What float32 showed was taken for mixed precision, where this model mixes neighbours."""
+    model = tiny(dtype=torch.float32)
+    mlp = model.model.layers[1].mlp
+    forward = mlp.forward
+
+    def mixing(x):
+        share = 0.1 if torch.is_autocast_enabled("cpu") else 0.0
+        return forward(x + share * torch.nn.functional.pad(x, (0, 0, 1, -1)))
+
+    mlp.forward = mixing
+    assert packs(model).value
+    mixed = Forwards(model, forward_context=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    assert not trials.packs(mixed).value
+    assert packs(model).value
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reasons"),
+    [
+        (
+            "llama",
+            {},
+            {
+                "window": "its configuration names none",
+                "rope_limit": "no rotary frequencies that depend on length",
+                "noise": "measured: logits move by",
+                "packs": "tried: a packed row gives what its sequences give",
+                "packs_segments": "tried: layers attend over padded batches",
+                "bare_head": "tried: logits are what the output head returns",
+                "extends": "tried: over a cache, with right pads",
+            },
+        ),
+        (
+            "mistral",
+            {},
+            {
+                "window": "its configuration says sliding_window=6",
+                "packs": "it has a sliding window",
+                "packs_segments": "it does not pack",
+                "extends": "tried: over a cache, with left pads",
+            },
+        ),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+            {"rope_limit": "its rotary frequencies are dynamic: they change beyond it"},
+        ),
+    ],
+)  # fmt: skip
+def test_every_answer_says_what_decided_it(tiny, family, settings, reasons):
+    answers = dict(try_all(tiny(family, **settings)))
+    assert None not in answers.values()
+    for name, reason in reasons.items():
+        assert reason in answers[name].reason
+
+
+def test_a_model_without_attention_is_told_so_in_every_answer():
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    answers = dict(try_all(transformers.MambaForCausalLM(config).eval()))
+    assert "no attention heads" in answers["calibrates"].reason
+    assert not answers["packs"].value
+    assert answers["extends"].value is None
+    assert answers["noise"] is None
+
+
+def test_a_cache_that_cannot_be_extended_says_how_it_failed(tiny, caplog):
     model = tiny()
-    trials = Trials()
-    trials[model] = 1
+    forward = model.forward
+
+    def refusing(*args, past_key_values=None, **kwargs):
+        if past_key_values is not None:
+            raise ValueError("no cache, please")
+        return forward(*args, **kwargs)
+
+    model.forward = refusing
+    answer = trials.extends(Forwards(model))
+    assert answer.value is None
+    assert answer.reason.count("extending its cache fails (no cache, please)") == 2
+    assert "with left pads" in answer.reason
+    assert caplog.text.count("cannot be extended") == 1
+
+
+def test_answers_do_not_keep_a_model(tiny):
+    model = tiny()
+    try_all(model)
     watch = weakref.ref(model)
     del model
     gc.collect()
@@ -67,11 +164,13 @@ def test_trials_do_not_keep_a_model(tiny):
 
 def test_a_model_that_was_given_another_kernel_is_not_packed_for_the_old_one(tiny):
     model = tiny(dtype=torch.float32)
-    assert packs(model)
+    assert packs(model).value
     model.set_attn_implementation("eager")
-    assert not packs(model)
+    assert packs(model) == Answer(
+        False, "packing builds on attention 'sdpa', the model runs 'eager'"
+    )
     model.set_attn_implementation("sdpa")
-    assert packs(model)
+    assert packs(model).value
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])  # noqa: S301

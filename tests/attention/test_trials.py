@@ -7,12 +7,13 @@ import torch
 import transformers
 from transformers.cache_utils import DynamicCache
 
-from act_harness.attention import calibrated
-from act_harness.attention import capabilities as packable
+from act_harness.attention import calibrated, packing_trial
+from act_harness.attention.rounding import logits_of, rounding
 from act_harness.attention.structure import mixing_part
 from act_harness.errors import UnsupportedModelError
 from act_harness.scoring.forwards import Forwards
 from act_harness.scoring.scorer import Item, Scorer
+from act_harness.scoring.trials import extends, packs
 
 ITEMS = [
     Item(tuple(range(3, 3 + size)), (40 + n, 50 - n, 30)[:last])
@@ -41,7 +42,7 @@ def test_a_short_convolution_is_seen_in_the_structure(caplog, listed):
         model._is_stateful = False
         assert "conv" in mixing_part(model)
     with caplog.at_level("INFO", logger="act_harness"):
-        assert not Forwards(model).packs
+        assert not packs(Forwards(model)).value
     assert "scored in padded batches: it" in caplog.text
     assert "conv" in caplog.messages[-1]
     expected = Scorer(model, batch_size=1, share=False).score(ITEMS)
@@ -52,8 +53,8 @@ def test_a_short_convolution_is_seen_in_the_structure(caplog, listed):
 
 
 def test_the_trial_alone_sees_the_convolution(monkeypatch):
-    monkeypatch.setattr(packable, "mixing_part", lambda model: None)
-    assert packable._obstacle(lfm2_moe()) is not None
+    monkeypatch.setattr(packing_trial, "mixing_part", lambda model: None)
+    assert packing_trial._obstacle(lfm2_moe()) is not None
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_the_faintest_trace_of_a_neighbour_is_seen(tiny, dtype, share):
     mlp = model.model.layers[1].mlp
     forward = mlp.forward
     mlp.forward = lambda x: forward(x + share * torch.nn.functional.pad(x, (0, 0, 1, -1)))
-    assert packable._obstacle(model) is not None
+    assert packing_trial._obstacle(model) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -78,7 +79,7 @@ def test_experts_that_tokens_share_are_no_leak(tiny, dtype):
         "qwen3_moe", dtype=dtype, head_dim=8, num_experts=4, num_experts_per_tok=2,
         moe_intermediate_size=16, decoder_sparse_step=1,
     )  # fmt: skip
-    assert packable._obstacle(model) is None
+    assert packing_trial._obstacle(model) is None
 
 
 class CoarseKernels(torch.nn.Module):
@@ -102,9 +103,9 @@ class CoarseKernels(torch.nn.Module):
 def test_a_machine_that_rounds_coarsely_is_no_reason_to_refuse(tiny, make_artifact):
     model = tiny(dtype=torch.bfloat16)
     model.lm_head = CoarseKernels(model.lm_head, 0.25)
-    spread = float(packable._logits(model, range(12)).std())
-    assert 0.4 * spread < packable.rounding(model, [range(12)]) < spread
-    assert packable._obstacle(model) is None
+    spread = float(logits_of(model, range(12)).std())
+    assert 0.4 * spread < rounding(model, [range(12)]) < spread
+    assert packing_trial._obstacle(model) is None
     with calibrated(model, make_artifact(model)) as attachment:
         assert attachment.active
 
@@ -146,4 +147,4 @@ def test_a_cache_that_is_extended_wrongly_by_little_is_seen(tiny, monkeypatch):
         return logits
 
     monkeypatch.setattr(Forwards, "extend", off)
-    assert not Forwards(model).extends
+    assert not extends(Forwards(model)).value

@@ -22,6 +22,7 @@ from act_harness.errors import InputError
 PAIRS = [((5, 6, 7, 8, 9, 10), (11, 12)), ((5, 6, 7, 8, 9, 10), (9,)), ((4, 5, 30), (3, 7, 8))]
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_hangs_loses_only_itself(tmp_path, monkeypatch):
     small = ("--shape", "tiny", "--contexts", "2", "--tokens", "8", "--name", "small")
     made = [

@@ -95,6 +95,7 @@ def test_stock_is_lm_evals_own_where_it_can_be_imported(tiny_checkpoint, monkeyp
         choose_stock("hf", model, tokenizer=str(tiny_checkpoint))
 
 
+@pytest.mark.slow
 def test_a_table_for_each_batch_size_in_one_run(tiny, tmp_path):
     settings = ScoringSettings(batch_sizes=(1, None), rounds=1, output=tmp_path)
     bench_scoring(tiny(), [Requests("four", PAIRS)], settings)

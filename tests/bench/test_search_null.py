@@ -25,6 +25,7 @@ def nothing():
     return simulate(World(), 50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_without_any_effect_flags_keep_their_level(nothing, rule):
     tally = nothing[rule]

@@ -227,6 +227,28 @@ def test_doctor_tells_why_the_model_is_out_of_reach():
     assert states["lm-eval package"] == "ok"
 
 
+def test_doctor_says_of_a_model_what_decided_each_answer(call, monkeypatch, tiny, tmp_path):
+    findings = (doctor.Finding("model hf-act", "ok", "text"),)
+    monkeypatch.setattr(doctor, "examine", lambda: doctor.Diagnosis(findings, reachable=True))
+    tiny("mistral").save_pretrained(tmp_path / "model")
+    code, out, err = call("doctor", "--pretrained", str(tmp_path / "model"), "--device", "cpu")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert "MistralForCausalLM in float64 on cpu" in lines
+    rows = {line[:20].rstrip(): line[20:].split(maxsplit=1) for line in lines[-8:]}
+    assert rows["has a sliding window"] == ["yes", "its configuration says sliding_window=6"]
+    assert rows["packs requests"] == ["no", "it has a sliding window"]
+    assert rows["can be calibrated"][0] == "yes"
+    assert rows["extends caches"][0] == "left"
+    assert float(rows["rounds logits by"][0]) < 1e-3
+
+
+def test_doctor_takes_a_models_options_with_a_model_only(call):
+    code, _, err = call("doctor", "--dtype", "float32")
+    assert code == 2
+    assert "name it with --pretrained" in err
+
+
 def test_doctor_sees_an_lm_eval_that_our_folder_hides(tmp_path):
     """A bare folder `lm_eval` on the path is what an editable lm-eval can be hidden by."""
     (tmp_path / "lm_eval/tasks/act_harness").mkdir(parents=True)
@@ -337,6 +359,7 @@ def test_lm_evals_other_errors_stay_its_own(monkeypatch):
         launch.run_lm_eval(["--tasks", "a"])
 
 
+@pytest.mark.slow
 def test_a_misspelt_task_gets_a_suggestion_for_real():
     arguments = ("-m", "act_harness", "run", "--model", "dummy", "--tasks", "act_demo_wrod")
     done = python(*arguments, path=(REPOSITORY,))
@@ -356,6 +379,7 @@ def test_a_misspelt_model_gets_a_suggestion():
     assert str(explained) == "unknown model 'hf-atc'; did you mean 'hf-act'?"
 
 
+@pytest.mark.slow
 def test_threads_of_a_command_sleep_while_they_wait():
     """OpenMP says what it was told when torch loads it; spinning took 80 s for 16 s' work."""
     code = """

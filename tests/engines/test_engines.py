@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import fields
 from typing import get_args
 
 import engine_cases as ec
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 import act_harness
 from act_harness.calibration import MIN_OTHER_MASS, Calibration, HeadStrength, LayerPlan
-from act_harness.engines import ENGINES, select_engine
-from act_harness.engines.operation import Geometry, Stock, refuse_unsupported, unsupported
+from act_harness.engines import ENGINES, refuse_unsupported, select_engine
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import Stock, unsupported
 from act_harness.engines.reference import COMPUTES as MEMBERS
 from act_harness.engines.reference import ReferenceEngine, calibrate_weights, row_factors
 from act_harness.engines.stock import attend_with_lse
@@ -359,14 +361,11 @@ def test_sliding_cache_that_dropped_columns(engine, decode):
     )
     stock = ec.stock_of(case, full)()
     found = engine(
-        case.query[:, :, 40:],
-        short.key,
-        short.value,
+        short.call(40),
         geometry=geometry,
         plan=plan,
         state=state,
         stock=Stock(lambda: stock, kernel="sdpa"),
-        scale=case.scale,
     )
     torch.testing.assert_close(found.output, whole, rtol=1e-9, atol=1e-9)
 
@@ -443,10 +442,11 @@ def test_unknown_engine():
 @pytest.mark.parametrize("name", ["reference", "torch"])
 def test_made_up_members_are_refused_by_name(name, setting):
     engine, plan = select_engine(name), ec.made_up(setting)
-    line = f"{setting} '{ec.MADE_UP[setting]}' is unknown, expected one of "
+    members = ", ".join(MEMBERS[setting])
+    line = f"{setting} '{ec.MADE_UP[setting]}' is unknown, expected one of {members}"
     (reason,) = engine.supports(plan)
     assert reason.startswith(line)
-    with pytest.raises(CalibrationError, match=f"^engine {name} cannot compute this: {line}"):
+    with pytest.raises(CalibrationError, match=f"^{line}"):
         refuse_unsupported(engine, [plan])
     with pytest.raises(CalibrationError, match=f"^{line}"):
         ec.run(engine, ec.make_case(1, batch=1, tokens=20), plan)
@@ -464,9 +464,9 @@ def test_closed_sets_are_those_of_the_settings():
 
 def test_an_engine_may_compute_fewer_members():
     fewer = {**MEMBERS, "target": ("sinks",), "mass": ("damp",)}
-    assert unsupported(ec.plan_of(ec.PLANS["initial-reweight"], (0, 1)), fewer) == [
-        "target 'initial' is unknown, expected one of sinks",
-        "mass 'reweight' is unknown, expected one of damp",
+    assert unsupported(ec.plan_of(ec.PLANS["initial-reweight"], (0, 1)), fewer, engine="few") == [
+        "engine few does not compute target 'initial'",
+        "engine few does not compute mass 'reweight'",
     ]
 
 
@@ -475,8 +475,12 @@ def test_an_engine_that_lacks_a_member_refuses_it_by_name(monkeypatch):
     plan = ec.plan_of(ec.PLANS["initial-reweight"], (0, 1))
     fewer = {**MEMBERS, "mass": ("damp",)}
     monkeypatch.setattr("act_harness.engines.torch.COMPUTES", fewer)
-    with pytest.raises(CalibrationError, match=r"^engine torch cannot compute this: mass 'rew"):
+    monkeypatch.setattr("act_harness.engines.find_spec", lambda _: None)  # triton is not installed
+    with pytest.raises(CalibrationError) as caught:
         refuse_unsupported(select_engine("torch"), [plan])
+    assert str(caught.value) == (
+        "engine torch does not compute mass 'reweight'; engines that do: reference"
+    )
     refuse_unsupported(select_engine("reference"), [plan])
 
 
@@ -497,15 +501,7 @@ def test_the_kernels_own_log_sum_exp(dtype, groups):
     case = ec.make_case(22, groups=groups, tokens=33, size=64, dtype=dtype)
     geometry = case.geometry()
     stock = ec.stock_of(case, geometry)
-    found = attend_with_lse(
-        case.query,
-        case.key,
-        case.value,
-        geometry=geometry,
-        stock=stock,
-        scale=case.scale,
-        softcap=None,
-    )
+    found = attend_with_lse(case.call(), geometry=geometry, stock=stock)
     assert torch.equal(found.output, stock())
     assert found.lse is not None
     key = case.key.repeat_interleave(4 // groups, dim=1)
@@ -524,13 +520,9 @@ def test_masks_and_other_kernels_give_no_log_sum_exp():
         geometry = case.geometry()
         output = ec.stock_of(case, geometry)()
         found = attend_with_lse(
-            case.query,
-            case.key,
-            case.value,
+            case.call(),
             geometry=geometry,
             stock=Stock(lambda output=output: output, kernel=kernel),
-            scale=case.scale,
-            softcap=None,
         )
         assert found.lse is None
         assert found.output is output
@@ -543,14 +535,11 @@ def test_a_plain_callable_keeps_its_tensor():
     held = ec.stock_of(case, geometry)()
     before = held.clone()
     found = TorchEngine()(
-        case.query,
-        case.key,
-        case.value,
+        case.call(),
         geometry=geometry,
         plan=ec.plan_of(Calibration(), (0, 1)),
         state=None,
         stock=lambda: held,
-        scale=case.scale,
     )
     assert torch.equal(held, before)
     assert not torch.equal(found.output, before)
@@ -575,3 +564,17 @@ def test_masks_with_holes_are_no_intervals():
     mask[9, 4] = False
     geometry = Geometry(case.real, case.prompt, 0, 0, 12, mask[None, None])
     assert geometry.intervals is None
+
+
+def test_what_an_engine_derives_from_a_geometry_is_made_once_for_its_layers():
+    geometry, other = (ec.make_case(25).geometry() for _ in range(2))
+    made = []
+
+    def make():
+        made.append(len(made))
+        return made[-1]
+
+    assert [geometry.scratch("rows", make) for _ in range(3)] == [0, 0, 0]
+    assert geometry.scratch("columns", make) == 1
+    assert other.scratch("rows", make) == 2
+    assert set(vars(geometry)) == {field.name for field in fields(geometry)}

@@ -369,6 +369,7 @@ def test_i7_every_golden_map_of_the_release(golden_dir):
             assert (got - expected).abs().max() < 1e-6, case["name"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "reference"])
 def test_i7_logits_of_the_release_on_the_real_model(golden_dir, smollm, engine):
     from transformers import AutoModelForCausalLM

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from act_harness.attention import attach
-from act_harness.attention import capabilities as packable
+from act_harness.attention.capabilities import Answer, capabilities_of
 from act_harness.attention.counters import CalibrationCounters
 from act_harness.errors import InfrastructureError
 from act_harness.scoring.scorer import Item, Scorer
+from act_harness.scoring.trials import packs
 from act_harness.search.choose.effects import TaskScores
 from act_harness.search.documents import Document
 
@@ -50,12 +51,12 @@ def test_a_poisoned_token_spoils_its_own_requests_only(
 ):
     model = poisoned(tiny(kind.split()[0]))
     if "cache" in kind:
-        packable._known[model] = False
+        capabilities_of(model).packs = Answer(False, "so the test says")
     if "rows" in kind:  # as other devices do
         monkeypatch.setattr("act_harness.scoring.forwards.Forwards._joins_answers", False)
     artifact = None if decode is None else make_artifact(model, decode=decode)
     attachment = attach(model, artifact, engine="torch")
-    assert Scorer(model, attachment).forwards.packs is (kind in ("llama", "llama in rows"))
+    assert packs(Scorer(model, attachment).forwards).value is (kind in ("llama", "llama in rows"))
     expected = alone(model, attachment)
     finite = [math.isfinite(score.loglikelihood) for score in expected]
     assert 0 < sum(finite) < len(finite)

@@ -22,12 +22,14 @@ from tiny_models import make_tiny
 
 from act_harness.attention import calibrated
 from act_harness.attention import packing as packed
+from act_harness.attention.capabilities import capabilities_of
 from act_harness.calibration import Calibration, HeadStrength
+from act_harness.engines.operation import AttentionCall
 from act_harness.engines.reference import ReferenceEngine
-from act_harness.engines.segments import LONGEST, RaggedOutput, Room, Segments
+from act_harness.engines.segments import LONGEST, Capacity, RaggedOutput, Segments
 from act_harness.engines.triton.engine import TritonEngine
 from act_harness.engines.triton.segments import RaggedBlocks
-from act_harness.scoring import graphs as recorded
+from act_harness.scoring import graphs
 from act_harness.scoring.forwards import Forwards
 from act_harness.scoring.scorer import Item, Scorer
 
@@ -35,8 +37,9 @@ DEVICE = "cuda" if ON_DEVICE else "cpu"
 CPU = torch.device("cpu")
 
 
-def attend(query, key, value, segments, *, scale):
+def attend(call, segments):
     """What flash attention does with segments, one after another; the CPU's stand-in for it."""
+    query, key, value, scale, _ = call
     group = query.shape[1] // key.shape[1]
     output, lse = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32).T
     for q0, nq, k0, nk, _, _ in segments.table.tolist():
@@ -93,13 +96,11 @@ def joined(case, length, begin, size):
 def check(questions, plan, *, engine=None, dtype=torch.float32, **case_settings):
     """Compare every context and answer with the float64 reference; return engine and report."""
     cases, (query, key, value), segments = packed_row(questions, dtype, **case_settings)
-    key, value = segments.gather(key), segments.gather(value)
-    stock = attend(query, key, value, segments, scale=cases[0].scale)
+    call = AttentionCall(query, segments.gather(key), segments.gather(value), cases[0].scale)
+    stock = attend(call, segments)
     kernels = engine or TritonEngine()
-    assert kernels.takes_segments(plan, segments.room)
-    report = kernels.calibrate_segments(
-        query, key, value, stock, segments=segments, plan=plan, scale=cases[0].scale
-    )
+    assert kernels.takes_segments(plan, segments.capacity)
+    report = kernels.calibrate_segments(call, stock, segments=segments, plan=plan)
     table = iter(segments.table.tolist())
     contexts = [next(table) for _ in questions]
     for number, (case, (length, _, answers)) in enumerate(zip(cases, questions, strict=True)):
@@ -139,7 +140,7 @@ def test_layout():
     assert segments.columns.tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6, 0, 1, 2, 7]
     assert segments.query_starts.tolist() == [0, 3, 5, 7, 8]
     assert segments.key_starts.tolist() == [0, 3, 5, 9, 13]
-    assert segments.room == Room(8, 2, 2, 13, 3, 2)
+    assert segments.capacity == Capacity(8, 2, 2, 13, 3, 2)
     alone = Segments.of([3], [3], [], CPU)
     values = torch.arange(6.0).view(3, 1, 2)
     assert alone.gather(values) is values
@@ -151,8 +152,8 @@ QUESTION = st.tuples(st.integers(1, 90), st.lists(st.integers(1, 70), max_size=4
 @example([[(4, [])], [(1, [1])]])
 @example([[(4, [])], [(9, [])], [(1, [1])]])
 @given(st.lists(st.lists(QUESTION, min_size=1, max_size=5), min_size=2, max_size=4))
-def test_layouts_in_a_shared_room(batches):
-    """Contexts and answers lie as in their own room; the rest is empty, or pads without keys."""
+def test_layouts_in_a_shared_capacity(batches):
+    """Contexts and answers lie as in a layout of their own; the rest is empty, or keyless pads."""
     layouts = [
         (
             [length for length, _ in sizes],
@@ -160,33 +161,33 @@ def test_layouts_in_a_shared_room(batches):
         )
         for sizes in batches
     ]
-    rooms = [Room.of(*layout) for layout in layouts]
-    room = rooms[0]
-    for other in rooms[1:]:
-        room = room.joined(other)
-    assert room.tokens == max(one.tokens for one in rooms)
-    assert room.pads - 1 == room.tokens - min(one.tokens for one in rooms)
-    assert room.contexts == max(one.contexts for one in rooms) + 1
-    for exact, (lengths, answers) in zip(rooms, layouts, strict=True):
+    capacities = [Capacity.of(*layout) for layout in layouts]
+    capacity = capacities[0]
+    for other in capacities[1:]:
+        capacity = capacity.joined(other)
+    assert capacity.tokens == max(one.tokens for one in capacities)
+    assert capacity.pads - 1 == capacity.tokens - min(one.tokens for one in capacities)
+    assert capacity.contexts == max(one.contexts for one in capacities) + 1
+    for exact, (lengths, answers) in zip(capacities, layouts, strict=True):
         own = Segments.of(lengths, lengths, answers, CPU)
-        shared = Segments.of(lengths, lengths, answers, CPU, room)
+        shared = Segments.of(lengths, lengths, answers, CPU, capacity)
         table, count = shared.table.tolist(), len(lengths)
-        assert len(table) == room.segments
+        assert len(table) == capacity.segments
         assert table[:count] == own.table[:count].tolist()
-        longer = slice(room.contexts, room.contexts + len(answers))
+        longer = slice(capacity.contexts, capacity.contexts + len(answers))
         # empty contexts and answers number themselves and the last, empty context
         assert table[longer] == own.table[count:].tolist()
         used = {*range(count), *range(longer.start, longer.stop)}
         empty = [row for n, row in enumerate(table[:-1]) if n not in used]
         assert all(row[1] == row[3] == row[4] == 0 for row in empty)
-        assert all(row[5] == room.contexts - 1 for row in table[longer.stop :])
-        assert table[room.contexts - 1][1] == 0
-        pads = room.tokens - exact.tokens
+        assert all(row[5] == capacity.contexts - 1 for row in table[longer.stop :])
+        assert table[capacity.contexts - 1][1] == 0
+        pads = capacity.tokens - exact.tokens
         assert table[-1][:2] == [exact.tokens, pads]
         assert table[-1][3] == 0
-        assert pads < room.pads
-        assert int(shared.query_starts[-1]) == room.tokens
-        if room.keys:
+        assert pads < capacity.pads
+        assert int(shared.query_starts[-1]) == capacity.tokens
+        if capacity.keys:
             columns = list(range(sum(lengths))) if own.columns is None else own.columns.tolist()
             assert shared.columns[: len(columns)].tolist() == columns
 
@@ -283,19 +284,20 @@ def test_what_is_not_taken():
     short = Segments.of([5], [5], [], CPU)
     long = Segments.of([LONGEST + 1], [5], [], CPU)
     plan = ec.plan_of(Calibration(), (0,))
-    assert kernels.takes_segments(plan, short.room)
-    assert not kernels.takes_segments(plan, long.room)
-    assert not kernels.takes_segments(ec.plan_of(Calibration(decode="running"), (0,)), short.room)
+    assert kernels.takes_segments(plan, short.capacity)
+    assert not kernels.takes_segments(plan, long.capacity)
+    running = ec.plan_of(Calibration(decode="running"), (0,))
+    assert not kernels.takes_segments(running, short.capacity)
 
 
 class Tape:
-    """A recorder without a device: what is run again writes where its results were."""
+    """A capture without a device: what is run again writes where its results were."""
 
     def __init__(self, fails="", keeps=False):
-        self.fails, self.keeps, self.records = fails, keeps, 0
+        self.fails, self.keeps, self.captures = fails, keeps, 0
 
-    def record(self, work):
-        self.records += 1
+    def capture(self, work):
+        self.captures += 1
         if self.fails:
             raise RuntimeError(self.fails)
         found = work()
@@ -311,11 +313,11 @@ class Tape:
 
 @pytest.fixture
 def segmented(monkeypatch):
-    """Let a model on the CPU attend over segments, as on a device, and record on a tape."""
+    """Let a model on the CPU attend over segments, as on a device, and capture on a tape."""
 
     def prepare(**tape):
         made = Tape(**tape)
-        monkeypatch.setattr(recorded.PackedForwards.__init__, "__defaults__", (lambda: made,))
+        monkeypatch.setattr(graphs.PackedForwards.__init__, "__defaults__", (lambda: made,))
         return made
 
     monkeypatch.setattr(Forwards, "_joins_answers", False)
@@ -346,6 +348,7 @@ def compare_records(seen, records):
         assert seen[prompt].moved == pytest.approx(record.moved, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["frozen", "off", "running"])
 def test_requests_of_a_model(make_artifact, segmented, decode):
     """Contexts of several lengths and their answers: as each request by itself."""
@@ -364,7 +367,7 @@ def test_requests_of_a_model(make_artifact, segmented, decode):
     assert scorer.work.forwards == 1
     assert ("segment_sinks" in kernels.calls) == (decode != "running")
     assert scorer.work.padded_tokens == scorer.work.tokens
-    assert tape.records == 0  # nothing to come that is worth it
+    assert tape.captures == 0  # nothing to come that is worth it
     assert scores(found) == pytest.approx(scores(expected), abs=1e-4)
     compare_records(seen, records)
 
@@ -373,8 +376,8 @@ SIMILAR = (16, 15, 14, 13, 12, 11, 10, 9)
 
 
 @pytest.mark.parametrize("heads", [True, False])
-def test_recorded_forwards(make_artifact, segmented, heads):
-    """Similar forwards are recorded once and run again, with their own tokens."""
+def test_captured_forwards(make_artifact, segmented, heads):
+    """Similar forwards are captured once and run again, with their own tokens."""
     tape = segmented()
     model, items = make_tiny(dtype=torch.float32).to(DEVICE), some_items(SIMILAR)
     artifact = make_artifact(model, heads={1: (0, 3), 2: (1,)}) if heads else None
@@ -391,16 +394,17 @@ def test_recorded_forwards(make_artifact, segmented, heads):
     forwards = scorer.forwards._packed
     assert scores(found) == pytest.approx(scores(expected), abs=1e-4)
     assert [s.is_greedy for s in found] == [s.is_greedy for s in expected]
-    assert tape.records == forwards.recorded == 1
+    assert tape.captures == forwards.captured == 1
     assert forwards.replayed == scorer.work.forwards - 1 == 4
-    assert forwards._recordings == {}  # their memory is free again
+    assert forwards._graphs == {}  # their memory is free again
+    assert [answer.value for answer in capabilities_of(model).graphs.values()] == [True]
     assert len(done) == 5
     assert sum(done) == len(items)
     assert scorer.work.padded_tokens > scorer.work.tokens
     if heads:
         compare_records(seen, records)
-        # two layers of every forward, of making the recording, and of the trial of the first replay
-        # (whose recording, being a tape, calls the engine as well)
+        # two layers of every forward, of capturing the graph, and of the trial of the first replay
+        # (whose graph, being a tape, calls the engine as well)
         assert calls >= 2 * scorer.work.forwards
 
 
@@ -411,7 +415,7 @@ def test_recorded_forwards(make_artifact, segmented, heads):
         ({"keeps": True}, "something else on other tokens"),
     ],
 )
-def test_models_that_cannot_be_recorded(segmented, caplog, tape, why):
+def test_models_that_cannot_be_captured(segmented, caplog, tape, why):
     """They are run forward by forward, and the log says why, once."""
     made = segmented(**tape)
     model, items = make_tiny(dtype=torch.float32).to(DEVICE), some_items(SIMILAR)
@@ -420,16 +424,21 @@ def test_models_that_cannot_be_recorded(segmented, caplog, tape, why):
     with caplog.at_level("INFO"):
         found = scorer.score(items)
     assert scores(found) == pytest.approx(scores(expected), abs=1e-4)
-    assert made.records == 1
+    assert made.captures == 1
     assert caplog.text.count("cannot be recorded") == 1
     assert why in caplog.text
+    answer = capabilities_of(model).graphs[None]
+    assert not answer.value
+    assert why in answer.reason
+    assert scores(Scorer(model, batch_size=2).score(items)) == pytest.approx(scores(expected))
+    assert made.captures == 1  # nor is it tried again
 
 
-def test_memory_that_runs_out_ends_recording(segmented, monkeypatch):
+def test_memory_that_runs_out_ends_capturing(segmented, monkeypatch):
     segmented()
     model, items = make_tiny(dtype=torch.float32).to(DEVICE), some_items(SIMILAR)
     expected = Scorer(model, batch_size=1, share=False).score(items)
-    run, failed = recorded.PackedForwards.run, []
+    run, failed = graphs.PackedForwards.run, []
 
     def fails_once(self, *given):
         if self.replayed == 2 and not failed:
@@ -437,7 +446,7 @@ def test_memory_that_runs_out_ends_recording(segmented, monkeypatch):
             raise torch.OutOfMemoryError
         return run(self, *given)
 
-    monkeypatch.setattr(recorded.PackedForwards, "run", fails_once)
+    monkeypatch.setattr(graphs.PackedForwards, "run", fails_once)
     scorer = Scorer(model, batch_size=2)
     assert scores(scorer.score(items)) == pytest.approx(scores(expected), abs=1e-4)
     assert failed
@@ -446,27 +455,27 @@ def test_memory_that_runs_out_ends_recording(segmented, monkeypatch):
 
 
 def test_what_a_plan_shares(segmented, monkeypatch):
-    """Many small forwards share a room; few, or such as the device computes longer, do not."""
+    """Many small forwards share a capacity; few, or such as the device computes longer, do not."""
     segmented()
     model = make_tiny(dtype=torch.float32).to(DEVICE)
     forwards = Forwards(model)
     small = [([size, size], []) for size in range(60, 50, -1)]
-    rooms = [Room.of(*one) for one in small]
+    capacities = [Capacity.of(*one) for one in small]
 
     def plan(layouts, tokens):
-        monkeypatch.setattr(recorded, "HOST_SECONDS", recorded.layer_seconds(model, tokens))
+        monkeypatch.setattr(graphs, "HOST_SECONDS", graphs.layer_seconds(model, tokens))
         forwards.expect(layouts)
-        return [forwards.room(*one) for one in layouts]
+        return [forwards.capacity(*one) for one in layouts]
 
     shared = plan(small, 10_000)
     assert len(set(shared)) == 1
-    assert shared[0] == Room(120, 3, 0, 0, 60, 0, pads=19)
-    assert plan(small[:2], 10_000) == rooms[:2]
-    assert plan(small, 100) == rooms
+    assert shared[0] == Capacity(120, 3, 0, 0, 60, 0, pads=19)
+    assert plan(small[:2], 10_000) == capacities[:2]
+    assert plan(small, 100) == capacities
     apart = plan([([900], [])] * 5 + [([50], [])] * 5, 2_000)
-    assert [room.tokens for room in apart] == [900] * 5 + [50] * 5
-    forwards.forget_recordings()
-    assert forwards.room(*small[0]) == rooms[0]
+    assert [capacity.tokens for capacity in apart] == [900] * 5 + [50] * 5
+    forwards.forget_graphs()
+    assert forwards.capacity(*small[0]) == capacities[0]
 
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
@@ -487,7 +496,8 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
     monkeypatch.setattr(kernels.segments, "calibrate", lambda *_, **__: where.append(current[0]))
     monkeypatch.setattr(kernels, "fallback", lambda *_, **__: where.append(current[0]))
     plan = ec.plan_of(Calibration(), (0,))
-    kernels.calibrate_segments(query, None, None, None, segments=None, plan=plan, scale=1.0)
-    kernels(query, None, None, geometry=None, plan=plan, state=None, stock=None, scale=1.0)
+    call = AttentionCall(query, None, None, scale=1.0)
+    kernels.calibrate_segments(call, None, segments=None, plan=plan)
+    kernels(call, geometry=None, plan=plan, state=None, stock=None)
     assert where == [1, 1]
     assert current == [0]

@@ -93,6 +93,7 @@ def test_window_and_softcap():
     assert "row_lse" in calls
 
 
+@pytest.mark.slow
 def test_rows_with_nearly_all_mass_on_sinks():
     """The direct sum's branch: rows beyond one half, beyond nine tenths, and left alone."""
     for strength in (9.0, 13.0, 60.0):
@@ -120,6 +121,7 @@ def test_direct_sums_in_large_blocks_of_several_parts():
     assert calls["finish"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [3, 37, 79, 90])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_bias_is_read_where_a_block_of_columns_holds_a_sink(place, side, monkeypatch):
@@ -147,16 +149,17 @@ def test_bias_is_read_where_a_block_of_columns_holds_a_sink(place, side, monkeyp
         call.holds.zero_()
         whole(call, sinks, output, found)
 
-    whole = prefill.Call.sum_anew
-    monkeypatch.setattr(prefill.Call, "sum_anew", spoil)
+    whole = prefill.Launches.sum_anew
+    monkeypatch.setattr(prefill.Launches, "sum_anew", spoil)
     found, _, _ = check(case, plan)
     assert seen == [side == "right"]
     assert found.state.sinks[0, :, 96 - lengths[0] + place].any()
-    monkeypatch.setattr(prefill.Call, "sum_anew", forget)
+    monkeypatch.setattr(prefill.Launches, "sum_anew", forget)
     with pytest.raises(AssertionError, match="largest relative error"):
         check(case, plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finish_rows", [16, 32])
 def test_reports_of_rows_summed_in_pieces(finish_rows):
     """Rows corrected, summed in one piece, in parts and left alone are all counted, once."""
@@ -176,7 +179,7 @@ def test_reports_of_rows_summed_in_pieces(finish_rows):
 
 def test_rows_summed_anew_twice(monkeypatch):
     """The same rows again (bench tune times that): the tables are left as they were found."""
-    whole = prefill.Call.sum_anew
+    whole = prefill.Launches.sum_anew
 
     def twice(call, sinks, output, found):
         before = output.clone()
@@ -184,7 +187,7 @@ def test_rows_summed_anew_twice(monkeypatch):
         whole(call, sinks, output, found)
         assert torch.equal(before, output)
 
-    monkeypatch.setattr(prefill.Call, "sum_anew", twice)
+    monkeypatch.setattr(prefill.Launches, "sum_anew", twice)
     case = tiny(8, strength=13.0, spread=0.1)
     check(case, ec.plan_of(Calibration(protect="none"), (0, 1)))
 
@@ -258,6 +261,7 @@ def test_listed_rows_are_shared_out(aim, plain):
         assert split == 0
 
 
+@pytest.mark.slow
 def test_column_sums_side_by_side(monkeypatch):
     """Sequences and heads in groups, the last of them smaller."""
     monkeypatch.setattr(prefill, "_CONCURRENT_QUERIES", 2 * 40 * 16 * 4)
@@ -274,6 +278,7 @@ def test_more_sinks_than_a_block_of_them():
     assert (found.report.sinks > 16).any()
 
 
+@pytest.mark.slow
 def test_flags_over_several_blocks():
     """Counting goes on from one block of columns to the next."""
     case = tiny(10, tokens=1100, heads=1, groups=1, sinks=(3, 500, 1026, 1050), strength=9.0)
@@ -283,6 +288,7 @@ def test_flags_over_several_blocks():
         assert found.state.sinks[0, 0, 1026:].any()
 
 
+@pytest.mark.slow
 def test_one_strength_per_head():
     strengths = (HeadStrength(beta=0.0), HeadStrength(mass="reweight", gamma=3.0))
     check(tiny(11), ec.plan_of(Calibration(), (0, 2), strengths))
@@ -296,6 +302,7 @@ def test_other_heads_are_the_stock_kernels():
     assert not torch.allclose(found.output[:, :, 1], stock[:, :, 1], atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["frozen", "off"])
 def test_prompt_and_continuation_in_one_call(decode):
     case = tiny(13, batch=2, lengths=(40, 30), prompts=(32, 20))
@@ -303,6 +310,7 @@ def test_prompt_and_continuation_in_one_call(decode):
     assert ("row_lse" in calls) == OWN_LSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["frozen", "running", "off"])
 @pytest.mark.parametrize("cuts", [[30], [30, 31, 33]])
 def test_pieces_give_the_whole(decode, cuts):
@@ -316,6 +324,7 @@ def test_pieces_give_the_whole(decode, cuts):
     assert kernels.calls.get("step", 0) == (len(cuts) > 1 and decode == "frozen")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [6.0, 13.0, 60.0])
 @pytest.mark.parametrize("softcap", [None, 20.0])
 def test_steps(strength, softcap):
@@ -329,6 +338,7 @@ def test_steps(strength, softcap):
     assert kernels.calls["step"] == 4
 
 
+@pytest.mark.slow
 def test_left_padded_decode():
     case = tiny(15, batch=2, lengths=(36, 20), prompts=(30, 14), side="left", tokens=36)
     case = case.to(DEVICE)
@@ -370,6 +380,7 @@ def test_made_up_members_are_refused_by_name(setting):
     assert "apply" not in kernels.calls
 
 
+@pytest.mark.slow
 def test_packed_requests_through_the_kernels(make_artifact, monkeypatch):
     """Contexts of several lengths and their answers in one row: as the plain path."""
     from conftest import make_tiny

@@ -23,7 +23,8 @@ from transformers import DynamicCache
 from act_harness.attention import binding as attaching
 from act_harness.attention import calibrated, select_cache
 from act_harness.calibration import Calibration, HeadStrength
-from act_harness.engines.operation import Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, Stock
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.triton import decode_kernels as step
 from act_harness.engines.triton.blocks import Blocks
@@ -46,12 +47,13 @@ def one_step(kernels, case, plan, state, row, *, change=lambda x: x, bare=False,
     """The step of one row; ``change`` makes the tensors that the engine gets."""
     cut = case.until(row + 1)
     geometry = cut.geometry(row, bare=bare)
-    query = case.query[:, :, row : row + 1]
     return kernels(
-        *(change(x.contiguous()) for x in (query, cut.key, cut.value)),
-        geometry=geometry, plan=plan, state=state, scale=case.scale, softcap=case.softcap,
+        cut.call(row).each(lambda values: change(values.contiguous())),
+        geometry=geometry,
+        plan=plan,
+        state=state,
         stock=stock(cut, geometry) if stock else ec.stock_of(cut, geometry),
-    )  # fmt: skip
+    )
 
 
 def steps(kernels, case, plan, **how):
@@ -144,13 +146,10 @@ def test_masks_with_holes():
     cut = case.until(31)
     geometry = Geometry(cut.real, torch.zeros_like(cut.real), 30, 0, 31, mask)
     assert geometry.intervals is None
-    given = {
-        "geometry": geometry, "plan": plan, "scale": case.scale,
-        "stock": ec.stock_of(cut, geometry),
-    }  # fmt: skip
-    tensors = case.query[:, :, 30:31].contiguous(), cut.key.contiguous(), cut.value.contiguous()
-    found = kernels(*tensors, state=state, **given)
-    exact = ReferenceEngine()(*tensors, state=state, **given)
+    given = {"geometry": geometry, "plan": plan, "stock": ec.stock_of(cut, geometry)}
+    call = cut.call(30).each(torch.Tensor.contiguous)
+    found = kernels(call, state=state, **given)
+    exact = ReferenceEngine()(call, state=state, **given)
     assert "fallback" not in kernels.calls
     assert ec.row_errors(found.output, exact.output, cut.real[:, 30:]).max() < 2e-5
 
@@ -165,10 +164,9 @@ def test_a_cache_that_dropped_columns():
     held = Geometry(whole.real, whole.prompt, 30, 19, 12, whole.mask[..., 19:])
     query = case.query[:, :, 30:31].contiguous()
     key, value = (x[:, :, 19:].contiguous() for x in (cut.key, cut.value))
-    found = kernels(
-        query, key, value, geometry=held, plan=plan, state=state, scale=case.scale,
-        stock=ec.stock_of(cut, whole),
-    )  # fmt: skip
+    call = AttentionCall(query, key, value, case.scale)
+    stock = ec.stock_of(cut, whole)
+    found = kernels(call, geometry=held, plan=plan, state=state, stock=stock)
     exact = ec.run(ReferenceEngine(), cut, plan, first_row=30, state=state)
     assert state.sinks[..., 19:].any()
     assert kernels.calls["step"] == 1
@@ -305,6 +303,7 @@ def tokens():
     return torch.randint(3, 90, (2, 14), device=DEVICE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "pads"), [("llama", 0), ("llama", 5), ("mistral", 5), ("gemma2", 0)]
 )
@@ -337,6 +336,7 @@ def test_generation_by_steps(tiny, make_artifact, tokens, kind, pads, monkeypatc
         assert asked == [(n, 0) for n in range(layers)] + [(0, 12), (0, 13)]
 
 
+@pytest.mark.slow
 def test_layers_stop_telling_their_cache_once_it_is_known(tiny, make_artifact, tokens):
     model = tiny(dtype=torch.float32).to(DEVICE)
     modules = [layer.self_attn for layer in model.model.layers]
@@ -363,6 +363,7 @@ def test_layers_stop_telling_their_cache_once_it_is_known(tiny, make_artifact, t
     assert torch.equal(first, third)
 
 
+@pytest.mark.slow
 def test_layers_that_get_another_cache_go_on_telling_it(tiny, make_artifact, tokens):
     model = tiny(dtype=torch.float32).to(DEVICE)
     mask = torch.ones_like(tokens)
@@ -386,6 +387,7 @@ def test_layers_that_get_another_cache_go_on_telling_it(tiny, make_artifact, tok
     assert torch.equal(found, exact)
 
 
+@pytest.mark.slow
 def test_states_are_checked_layer_by_layer(tiny, make_artifact, tokens):
     model = tiny(dtype=torch.float32).to(DEVICE)
     mask = torch.ones_like(tokens)

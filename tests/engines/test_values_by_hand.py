@@ -126,9 +126,12 @@ def test_untouched_rows_are_the_kernels_own(engine, kernel):
         marks = ec.stock_of(case, geometry)()
     plan = ec.plan_of(Calibration(protect="none"), (0, 2))
     found = engine(
-        case.query, case.key, case.value, geometry=geometry, plan=plan, state=None,
-        stock=Stock(lambda: marks.clone(), kernel=kernel), scale=case.scale,
-    )  # fmt: skip
+        case.call(),
+        geometry=geometry,
+        plan=plan,
+        state=None,
+        stock=Stock(lambda: marks.clone(), kernel=kernel),
+    )
     assert found.state is not None
     sinks = found.state.sinks  # (B, selected, T)
     assert bool(sinks.any())

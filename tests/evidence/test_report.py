@@ -17,6 +17,10 @@ from act_harness.errors import InputError, ResultError
 from act_harness.evidence import plots as report
 from act_harness.evidence import stats, tables
 from act_harness.evidence.comparison import Comparison, Row, RunInfo, Settings
+from act_harness.mtbench.judge.scores import ArmScores, Score
+from act_harness.mtbench.judge.summary import summary_text
+from act_harness.regress.goldens import Finding
+from act_harness.regress.outcome import RegressOutcome
 
 
 def row(name, *, gained=0, lost=0, kind="task", metric="acc", documents=200, headline=True):
@@ -39,7 +43,7 @@ def comparison(*rows):
 def drawn(monkeypatch):
     """Collect the figures instead of writing them."""
     figures = []
-    monkeypatch.setattr(report, "_save", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: figures.append(figure) or path)
     return figures
 
 
@@ -166,6 +170,23 @@ def test_without_matplotlib_the_pip_line_is_named(tmp_path, monkeypatch):
 def test_markdown_table():
     text = tables.markdown_table(["task", "acc"], [["a|b", 0.5], ["c", 1.0]])
     assert text == "| task | acc |\n| --- | --: |\n| a\\|b | 0.5000 |\n| c | 1.0000 |\n"
+    text = tables.markdown_table(["a", "b"], [["x", "1"]], right=(1,), compact=True)
+    assert text == "| a | b |\n|---|--:|\n| x | 1 |\n"
+
+
+def test_no_name_breaks_a_table():
+    found = Finding("drift", "a|b", "x|y", "one\ntwo")
+    outcome = RegressOutcome(
+        suite="s", layers=("goldens",), findings=(found,), notes=(), drifts=(), comparison=None,
+        tolerance=1e-4, baseline={}, provenance={},
+    )  # fmt: skip
+    assert "| a\\|b | x\\|y | drift | one two |" in outcome.to_markdown().splitlines()
+    arms = [ArmScores(arm="a|b", overall=Score(5.0, None, None, 1, 2), turns={}, categories={},
+                      missing={}, repeat_spread=None)]  # fmt: skip
+    lines = summary_text(arms, [], 0.02).splitlines()
+    assert lines == ["| arm | what | score | interval | questions | answers |",
+                     "| --- | --- | --: | --- | --: | --: |",
+                     "| a\\|b | overall | 5.00 | - | 1 | 2 |"]  # fmt: skip
 
 
 def test_counts_of_heads_have_whole_numbers_on_their_axis(drawn, tmp_path):

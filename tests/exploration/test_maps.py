@@ -206,3 +206,25 @@ def test_one_answer_is_no_question(parts):
     document = Document("t", "0" * 8, (((3, 4), (5,)),), 0)
     with pytest.raises(InputError, match="1 answer, expected two"):
         explore_document(model, tokenizer, document, title="x")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target": "both", "mass": "reweight", "gamma": 2.0, "gamma_initial": 0.5, "alpha": 1.5},
+        {"target": "head", "mass": "temperature", "factor": 0.5},
+        {"target": "initial", "mass": "reweight", "gamma": 0.5},
+    ],
+    ids=["both", "head", "initial"],
+)
+def test_maps_of_other_members_are_kept_whole_where_two_factors_do_not_say_them(parts, settings):
+    model, tokenizer = parts
+    text = "the other thing is a thing"
+    found = act_harness.explore(model, tokenizer, text, calibration=settings)
+    maps = act_harness.maps(model, tokenizer, text, 1, 2, calibration=settings)
+    one = found.maps[1, 2]
+    assert (one.calibrated is None) == (settings["target"] == "initial")
+    if one.calibrated is not None:
+        np.testing.assert_allclose(one.calibrated, maps.after, atol=1e-6)
+    assert np.isnan(found.thresholds).all() == (settings["target"] != "both")
+    assert np.abs(found.effects).max() > 1e-3

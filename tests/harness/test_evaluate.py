@@ -54,6 +54,7 @@ def settings(checkpoint: Path, output: Path, artifact, **more) -> EvalSettings:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_both_arms_are_written_and_compared(tiny_checkpoint, artifact_file, tmp_path, capsys):
     outcome = run_eval(settings(tiny_checkpoint, tmp_path, artifact_file))
     bars = capsys.readouterr().err
@@ -87,6 +88,7 @@ def test_both_arms_are_written_and_compared(tiny_checkpoint, artifact_file, tmp_
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_answers_that_are_no_numbers_get_no_verdict(
     tiny_checkpoint, artifact_file, tmp_path, monkeypatch
 ):
@@ -118,6 +120,7 @@ def test_answers_that_are_no_numbers_get_no_verdict(
     assert left.value.code == 3
 
 
+@pytest.mark.slow
 def test_compare_gives_evals_own_figures(tiny_checkpoint, artifact_file, tmp_path, monkeypatch):
     """One seed for both: they gave other p-values and intervals for the same folders."""
     from act_harness.cli import app as cli
@@ -136,6 +139,7 @@ def test_compare_gives_evals_own_figures(tiny_checkpoint, artifact_file, tmp_pat
     assert again["settings"] == stored["settings"]
 
 
+@pytest.mark.slow
 def test_a_baseline_alone(tiny_checkpoint, tmp_path):
     outcome = run_eval(settings(tiny_checkpoint, tmp_path, "none"))
     assert list(outcome.folders) == ["baseline"]
@@ -143,6 +147,7 @@ def test_a_baseline_alone(tiny_checkpoint, tmp_path):
     assert "act_demo_sentiment" in outcome.summary()
 
 
+@pytest.mark.slow
 def test_several_fewshot_seeds_are_averaged(tiny_checkpoint, artifact_file, tmp_path):
     outcome = run_eval(
         settings(tiny_checkpoint, tmp_path, artifact_file, num_fewshot=2, fewshot_seeds=(0, 42, 84))
@@ -169,6 +174,7 @@ def not_to_be_loaded(_):
     pytest.fail("the model is loaded")
 
 
+@pytest.mark.slow
 def test_bad_input_is_found_before_the_model_is_loaded(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_model", not_to_be_loaded)
     for change, error, message in (
@@ -186,6 +192,7 @@ def test_bad_input_is_found_before_the_model_is_loaded(tiny_checkpoint, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_one_document_is_written_and_nothing_is_claimed(tiny_checkpoint, artifact_file, tmp_path):
     outcome = run_eval(settings(tiny_checkpoint, tmp_path, artifact_file, limit=1))
     assert outcome.exit_code == 0
@@ -205,6 +212,7 @@ def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path):
         assert len(ends) == 1, "the folders of one run are told by their names"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["file", "below a file", "too long"])
 def test_a_bad_output_is_found_before_the_model_is_loaded(
     tiny_checkpoint, tmp_path, case, monkeypatch
@@ -218,6 +226,7 @@ def test_a_bad_output_is_found_before_the_model_is_loaded(
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_no_empty_folders(tiny_checkpoint, tmp_path, monkeypatch):
     def fails(*_, **__):
         raise KeyboardInterrupt
@@ -258,6 +267,7 @@ def question(doc):
 """
 
 
+@pytest.mark.slow
 def test_a_document_with_half_a_surrogate_pair_is_kept(tiny_checkpoint, artifact_file, tmp_path):
     (tmp_path / "odd_texts.yaml").write_text(_ODD_TASK)
     (tmp_path / "odd_texts.py").write_text(_ODD_ROWS)
@@ -294,6 +304,7 @@ def test_half_a_surrogate_pair_loses_nothing(tmp_path):
     assert all(path.read_bytes().decode("utf-8") for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_calibrated_is_found_before_it_is_scored(
     tiny, tiny_checkpoint, make_artifact, tmp_path, monkeypatch
 ):
@@ -313,6 +324,7 @@ def test_a_model_that_cannot_be_calibrated_is_found_before_it_is_scored(
     assert scored == []
 
 
+@pytest.mark.slow
 def test_real_rows_through_the_real_model(smollm, hub_dir, tmp_path):
     """The stock model's scores on real rows, and other scores with heads calibrated."""
     from transformers import AutoModelForCausalLM

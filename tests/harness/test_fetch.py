@@ -282,6 +282,7 @@ def test_what_the_data_directory_lacks(
         assert "HF_HOME" in text
 
 
+@pytest.mark.slow
 def test_the_shared_folder_works_as_it_is(
     shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

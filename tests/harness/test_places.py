@@ -88,6 +88,7 @@ def test_search_and_fetch_look_at_their_output_before_anything_else(tmp_path):
         fetch_tasks(["act_sst2"], tmp_path / "file", load=load, progress=False)
 
 
+@pytest.mark.slow
 def test_a_data_folder_is_filled_by_one_fetch_at_a_time(tmp_path):
     with (
         places.sole_writer(tmp_path / ".fetching", "busy"),

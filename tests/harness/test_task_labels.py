@@ -255,6 +255,7 @@ def test_two_swapped_choices_are_seen(file: str, tmp_path: Path) -> None:
 REAL = [*CLASSIFICATION, *LETTERS, "act_mmlu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_labels_line_up(name: str, shared_dir: Path) -> None:
     for task_name, task in real(shared_dir / "hub").items():

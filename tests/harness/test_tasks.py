@@ -41,6 +41,7 @@ PAPER = [
 ]
 GEN = [f"act_{name}_gen" for name in [*LETTERS, *SUBJECT_NAMES]]
 DEMO = ["act_demo_sentiment", "act_demo_word"]
+OUTSIDE = ["act_commonsense_qa_text"]  # of no group: what the joint recipes search with
 CATEGORIES = [f"act_mmlu_{name}" for name in ("stem", "humanities", "social_sciences", "other")]
 FAMILIES = {"classification", "multiple_choice", "mmlu", "squad", "demo", "groups"}
 GROUPS = {
@@ -75,7 +76,7 @@ def test_every_yaml_file_is_a_task_or_group() -> None:
         path.resolve() for path in TASKS.rglob("*.yaml")
     }
     ours = {name for name, entry in index.items() if _family(entry.yaml_path) in FAMILIES}
-    assert sorted(ours) == sorted([*PAPER, *GEN, *DEMO, *GROUPS])
+    assert sorted(ours) == sorted([*PAPER, *GEN, *DEMO, *OUTSIDE, *GROUPS])
 
 
 def _family(path: Path) -> str:
@@ -318,6 +319,7 @@ class Guesser(LM):
 NAMES = ["act_paper", "act_multiple_choice_gen", "act_mmlu_gen"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [{}, {"num_fewshot": 3}, {"apply_chat_template": True}],
@@ -344,6 +346,7 @@ def test_every_task_and_group_gets_a_value_and_a_stderr(how: dict[str, Any]) -> 
             assert isinstance(values[f"{metric}_stderr,{kind}"], float), (name, key)
 
 
+@pytest.mark.slow
 def test_a_group_is_the_plain_mean_of_its_tasks() -> None:
     with hand_made():
         results = lm_eval.simple_evaluate(
@@ -379,6 +382,7 @@ def test_the_letter_counts_with_or_without_white_space() -> None:
 SAMPLE = ["act_trec", "act_arc_easy_gen", "act_mmlu_virology", "act_squad_v2"]
 
 
+@pytest.mark.slow
 def test_stubs_with_an_absolute_include_work(tmp_path: Path, tasks: dict[str, Any]) -> None:
     # What an editable install puts into lm-eval's folder: one line for every *.yaml.
     stubs = tmp_path / "lm_eval" / "tasks" / "act_harness"
@@ -502,3 +506,18 @@ def test_demo_is_the_same_every_time(demo: dict[str, Any]) -> None:
     again = manager().load(["act_demo"])["tasks"]
     for name, task in demo.items():
         assert list(task.task_docs) == list(again[name].task_docs)
+
+
+@pytest.mark.slow
+def test_options_as_texts_have_no_letters_in_the_prompt(hub_dir, monkeypatch) -> None:
+    """As stock lm-eval asks arc_easy; ``act_commonsense_qa`` is asked for letters."""
+    monkeypatch.setenv("ACT_HARNESS_DATA_DIR", str(hub_dir))
+    task = manager().load(OUTSIDE)["tasks"][OUTSIDE[0]]
+    first = documents(task)[0]
+    prompt = first[0].args[0]
+    assert prompt.startswith("Question: ")
+    assert prompt.endswith("\nAnswer:")
+    assert "\nA. " not in prompt
+    assert [one.args[1] for one in first] == [
+        f" {text}" for text in first[0].doc["choices"]["text"]
+    ]

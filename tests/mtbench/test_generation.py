@@ -174,6 +174,7 @@ def by_hand(lm, turns):
     return answers
 
 
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_one_conversation_at_a_time(tiny_checkpoint, arm):
     lm = make(tiny_checkpoint, arm)
     want = [by_hand(lm, turns) for _, _, turns in ROWS]
@@ -186,6 +187,7 @@ def test_calibration_changes_the_answers(tiny_checkpoint, artifact_file):
     assert talk(make(tiny_checkpoint, artifact_file), greedy=True) != plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [None, 1.5])
 def test_answers_do_not_depend_on_the_batch(tiny_checkpoint, arm, temperature):
     lm = make(tiny_checkpoint, arm, batch_size=8)

@@ -632,6 +632,7 @@ def until(true):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_says_what_was_saved_and_how_to_go_on(tmp_path, number, code):
     write_run(tmp_path / "o", [(doc(81 + n), graded(5, 6)) for n in range(3)])
@@ -678,16 +679,29 @@ def test_half_a_surrogate_pair_in_an_answer_is_judged(tmp_path):
 
 def test_two_judges_do_not_write_to_one_folder(tmp_path):
     pytest.importorskip("fcntl")
-    from act_harness.mtbench.judge.ledger import Ledger
+    from act_harness.mtbench.judge.ledger import JudgmentLedger
 
     folder = one_question(tmp_path) / "mt_bench_judge"
     with (
         serving() as server,
-        Ledger(folder).sole_writer(),
+        JudgmentLedger.opened(folder),
         pytest.raises(InputError, match="another judge"),
     ):
         ask(server, tmp_path)
     assert server.calls == 0
+
+
+def test_what_another_judge_rated_since_the_estimate_is_not_asked_again(tmp_path):
+    settings = {"paths": (one_question(tmp_path),), "model": "judge", "max_wait": 0.0}
+    with serving() as server:
+
+        def announce(text):
+            if not server.calls:
+                ask(server, tmp_path)
+
+        asked = JudgeSettings(**settings, base_url=server.url)
+        outcome = judge(asked, announce=announce, progress=False)
+        assert (server.calls, outcome.calls, outcome.failure_rate) == (2, 0, 0.0)
 
 
 def test_a_ledger_of_something_else_is_refused(tmp_path):

@@ -13,12 +13,17 @@ from mtbench_runs import doc, graded, write_run
 
 from act_harness.errors import RecipeError, ResultError
 from act_harness.mtbench.judge.answers import find_arms
+from act_harness.mtbench.judge.client import preference_of, rating_of
 from act_harness.mtbench.judge.plan import Place
-from act_harness.mtbench.judge.prompts import REFERENCE_CATEGORIES, load_prompts, own_prompts
-from act_harness.mtbench.judge.references import load_references, missing_references
+from act_harness.mtbench.judge.prompts import (
+    REFERENCE_CATEGORIES,
+    load_prompts,
+    load_references,
+    missing_references,
+    own_prompts,
+)
 from act_harness.mtbench.judge.scores import compare_arms, score_arm
 from act_harness.mtbench.judge.settings import load_judge_settings
-from act_harness.mtbench.judge.verdict import preference_of, rating_of
 from act_harness.mtbench.measures import distinct_n, measure
 
 # -- verdicts --------------------------------------------------------------------------------------
@@ -302,6 +307,7 @@ def test_arms_are_compared_on_the_answers_that_both_have():
     assert arm.missing[2].rate == 0.5
 
 
+@pytest.mark.slow
 def test_nothing_of_this_imports_torch_or_the_client_library():
     import subprocess
     import sys

@@ -142,6 +142,7 @@ def test_answers_that_are_no_numbers_have_no_verdict(shipped, call, tmp_path, mo
     assert report(tmp_path)["status"] == "infrastructure"
 
 
+@pytest.mark.slow
 def test_two_processes_pass(shipped, tmp_path):
     """The second process stays for all arms; the first one has the verdict."""
     done = subprocess.run(
@@ -155,6 +156,7 @@ def test_two_processes_pass(shipped, tmp_path):
     assert json.loads((tmp_path / "regress.json").read_text())["status"] == "passed"
 
 
+@pytest.mark.slow
 def test_another_batch_size_passes(shipped, tmp_path):
     for size in ("1", "auto"):
         found = run_regress(RegressSettings(str(shipped), batch_size=size, output=tmp_path))
@@ -202,6 +204,7 @@ def test_one_changed_character_of_an_answer_fails(shipped, monkeypatch, tmp_path
     assert {one.task for one in found.findings} == {"act_demo_sentiment"}
 
 
+@pytest.mark.slow
 def test_a_part_of_a_suite(shipped, call):
     code, out, _ = call("--suite", str(shipped), "--tasks", "act_demo_word", "--limit", "3")
     assert code == 0
@@ -398,6 +401,7 @@ def test_a_reason_without_update_is_bad_input(shipped, call):
     assert (code, "--update" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_update_says_what_changes(shipped, heads, call, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(shipped, folder)
@@ -441,6 +445,7 @@ def test_goldens_that_do_not_repeat_themselves_are_refused(shipped, monkeypatch,
         update_baseline(RegressSettings(str(folder)), reason="why", announce=lambda text: None)
 
 
+@pytest.mark.slow
 def test_real_rows_leave_no_text_in_a_baseline(tiny_checkpoint, hub_dir, tmp_path, monkeypatch):
     from lm_eval.tasks import TaskManager
 

@@ -183,6 +183,7 @@ def arm(right, wrong):
     return [answer(True)] * right + [answer(False)] * wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "spread", "regressed"),
     [

@@ -33,6 +33,7 @@ def regress(smollm, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_clean_checkout_passes(regress):
     found = regress(limit=16)
     assert found.findings == ()
@@ -41,6 +42,7 @@ def test_a_clean_checkout_passes(regress):
         assert (row.documents, row.flips, row.drift <= found.tolerance) == (16, 0, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "told"),
     [(raise_beta, "beta 0.4 then, 0.41 now"), (drop_head, "without 1 heads (layer.head 2.0)")],
@@ -65,6 +67,7 @@ def test_a_changed_head_set_fails(regress, monkeypatch, tmp_path, change, told):
     assert drift <= found.tolerance
 
 
+@pytest.mark.slow
 def test_one_changed_character_of_a_prompt_fails(regress, monkeypatch, tmp_path):
     changed = demo_tasks(tasks_with(tmp_path, "Decide", "decide"))
     monkeypatch.setattr(task_lookup, "_manager", lambda *given: changed)

@@ -9,12 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from act_harness.attention import calibrated
-from act_harness.attention import capabilities as packable
+from act_harness.attention.capabilities import Answer, capabilities_of
 from act_harness.attention.packing import Packing
 from act_harness.errors import InfrastructureError, InputError, InternalError
 from act_harness.scoring import logits
 from act_harness.scoring.forwards import Forwards
 from act_harness.scoring.scorer import Item, Scorer
+from act_harness.scoring.trials import extends, packs
 from act_harness.scoring.truncation import prepare
 
 TOKEN = st.integers(3, 60)
@@ -41,14 +42,15 @@ def model(request, tiny):
     made = tiny(name)
     if cached:
         unpackable(made)
-    assert Forwards(made).packs is (request.param == "llama")
+    assert packs(Forwards(made)).value is (request.param == "llama")
     return made
 
 
 def unpackable(model):
-    packable._known[model] = False
+    capabilities_of(model).packs = Answer(False, "so the test says")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["frozen", "running", "off", None])
 @settings(
     max_examples=12,
@@ -67,7 +69,7 @@ def test_sharing_is_exact(model, make_artifact, decode, items, batch_size, budge
         assert b.is_greedy == a.is_greedy
     contexts = {(item.context, item.prompt) for item in items}
     assert scorer.work.forwards <= 2 * len(contexts) + len(items)
-    if scorer.forwards.packs and batch_size is None and budget is None:
+    if packs(scorer.forwards).value and batch_size is None and budget is None:
         assert scorer.work.forwards == 1
         assert scorer.work.padded_tokens == scorer.work.tokens
 
@@ -103,7 +105,7 @@ def test_a_model_that_mixes_neighbours_is_not_packed(tiny, caplog):
     forward = mlp.forward
     mlp.forward = lambda x: forward(x + 0.1 * torch.nn.functional.pad(x, (0, 0, 1, -1)))
     with caplog.at_level("INFO"):
-        assert not Forwards(model).packs
+        assert not packs(Forwards(model)).value
     assert "packed logits differ" in caplog.text
     items = [Item((5, 6, 7), (8, 9)), Item((5, 6, 7), (9, 8)), Item((4,), (3, 3))]
     expected = Scorer(model, batch_size=1, share=False).score(items)
@@ -200,6 +202,27 @@ def test_an_empty_answer_is_certain(tiny):
     assert score == (0.0, True)
 
 
+def test_memory_that_runs_out_sends_no_group_over_a_cache_that_cannot_be_extended(
+    tiny, monkeypatch
+):
+    """Groups that were to be packed and no longer fit come apart, also those that still waited."""
+    model = tiny()
+    items = [Item((5, 6, 7 + n), (8, 9 + m)) for n in range(8) for m in range(3)]
+    expected = Scorer(model).score(items)
+    capabilities_of(model).extends = Answer(None, "so the test says")
+    monkeypatch.setattr(Forwards, "extend", lambda *_: pytest.fail("its cache was extended"))
+    run = Forwards._run
+
+    def limited(self, arguments, places, *, bare):
+        if arguments["input_ids"].numel() > 5:
+            raise torch.OutOfMemoryError("too much")
+        return run(self, arguments, places, bare=bare)
+
+    monkeypatch.setattr(Forwards, "_run", limited)
+    found = Scorer(model).score(items)
+    assert [s.loglikelihood for s in found] == pytest.approx([s.loglikelihood for s in expected])
+
+
 @pytest.mark.parametrize(("cached", "limit"), [(False, 14), (False, 4), (True, 9)])
 def test_memory_that_runs_out_halves_the_batch(tiny, monkeypatch, cached, limit):
     """Down to a single context, and where even that is too much, to its answers over a cache."""
@@ -208,7 +231,7 @@ def test_memory_that_runs_out_halves_the_batch(tiny, monkeypatch, cached, limit)
         unpackable(model)
     items = [Item((5, 6, 7 + n), (8, 9 + m)) for n in range(8) for m in range(3)]
     expected = Scorer(model).score(items)
-    assert Forwards(model).extends  # tried before memory is short
+    assert extends(Forwards(model)).value  # tried before memory is short
     sizes = []
     run = Forwards._run
 
@@ -342,7 +365,7 @@ def test_rotary_frequencies_that_follow_the_longest_position(tiny, kind, cached)
     else:
         rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}
     model = tiny(rope_parameters=rope, max_position_embeddings=16 if kind == "dynamic" else 64)
-    assert packable.rope_limit(model) == 16
+    assert capabilities_of(model).rope_limit.value == 16
     if cached:
         unpackable(model)
     contexts = [tuple(range(3, 3 + size)) for size in (30, 15, 12, 22)]
@@ -367,7 +390,7 @@ def test_windows_of_a_rolling_text_are_not_laid_side_by_side(tiny):
     seen = []
     forward = Packing._extension
     scorer = Scorer(model, batch_size=4)
-    assert scorer.forwards.packs
+    assert packs(scorer.forwards).value
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Packing, "_extension", lambda self, d: seen.append(self) or forward(self, d))
         found = scorer.score(items)
@@ -406,8 +429,8 @@ def test_memory_that_runs_out_in_a_trial_says_nothing_about_the_model(tiny, monk
     with monkeypatch.context() as patch:
         patch.setattr(type(model), "forward", full)
         with pytest.raises(torch.OutOfMemoryError):
-            packable.packs(model)
-    assert packable.packs(model)
+            packs(Forwards(model))
+    assert packs(Forwards(model)).value
 
 
 # -- truncation --------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from act_harness.errors import InputError
 CASES = 84  # of each family: 504 in all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_all_ways_agree(family):
     outcome = run_cases(CASES, seed=1, families=[family])

@@ -228,6 +228,7 @@ def test_prepared_documents_are_of_the_model_whose_tokenizer_does_the_same(tmp_p
     assert (old.tokenizer_sha256, old.tokenizer_probe_sha256) == ("a", None)
 
 
+@pytest.mark.slow
 def test_unknown_and_unfit_tasks_are_refused():
     settings = {
         "samples": 2,

@@ -89,6 +89,12 @@ CASES = {
     "mistral-window": Case("mistral-window", Calibration(alpha=2.0)),
     "qwen2": Case("qwen2", Calibration(alpha=2.0, beta=0.0)),
     "gemma2": Case("gemma2", Calibration(alpha=2.0)),
+    "llama-both": Case(
+        "llama",
+        Calibration(target="both", alpha=2.0, mass="reweight", gamma=3.0, gamma_initial=0.3),
+    ),
+    "llama-random": Case("llama", Calibration(target="random", alpha=2.0, beta=0.0)),
+    "llama-temperature": Case("llama", Calibration(target="head", mass="temperature", factor=1.5)),
 }
 
 
@@ -97,7 +103,7 @@ def test_every_head_and_document_equals_the_loop(name):
     case = CASES[name]
     model = tiny(case.model)
     docs = documents()
-    own = HeadStrength(mass=case.calibration.mass, beta=case.calibration.beta)
+    own = case.calibration.strength_of_all
     strengths = [own] if case.strength is None else [own, case.strength]
     found, counts, order = exact_scores(model, docs, case.calibration, strengths)
     place = [order.index(doc.key) for doc in docs]

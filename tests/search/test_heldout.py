@@ -40,6 +40,7 @@ def made(heads, **changes):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_both_columns_compare_like_with_like():
     """The corrected arm against the corrected baseline, each by its own documents' prior."""
     model, artifact = tiny(), made({0: (0, 1, 2, 3), 1: (0, 1, 2, 3), 2: (0, 3)})
@@ -152,6 +153,7 @@ def test_the_best_heads_are_ordered_by_their_best_effect():
         best_heads(made({0: (0,)}), 1)
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_figures_and_record(
     tmp_path, tiny_checkpoint, monkeypatch, capsys
 ):

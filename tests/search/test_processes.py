@@ -41,6 +41,7 @@ def undisturbed(tmp_path_factory):
     return stable_content(load_artifact(folder / "out.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
 def test_killed_searches_continue_to_the_same_artifact(tmp_path, undisturbed):
     said = child("kills", str(tmp_path), "1", "3", "2", "5", "4", "0.5s")
@@ -49,6 +50,7 @@ def test_killed_searches_continue_to_the_same_artifact(tmp_path, undisturbed):
     assert stable_content(load_artifact(tmp_path / "out.json")) == undisturbed
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_artifact_of_one(tmp_path, undisturbed):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     child("join", str(tmp_path), launcher=launcher)

@@ -95,6 +95,7 @@ def test_the_benchmark_compares_three_ways_that_agree():
     assert cost["screened"][4] == pytest.approx(1 / ratio(timings, "screened", "loop"))
 
 
+@pytest.mark.slow
 def test_slices_of_the_benchmark_add_up(tmp_path, capsys):
     documents = random_documents(5, tasks=2, vocabulary=97, own=12)
     options = {"folder": tmp_path, "loop_heads": 2, "loop_documents": 2, "keep": 0.5}

@@ -26,6 +26,7 @@ from act_harness.search.compute import measure
 from act_harness.search.compute.exact import ChunkPass
 from act_harness.search.recipe import load_recipe
 from act_harness.search.run import ledger_folder, run_search, stable_content
+from act_harness.support import atomic, places
 from act_harness.support.atomic import canonical_json
 
 
@@ -137,6 +138,7 @@ def test_rules_select_by_their_own_measure(tmp_path, rule):
         assert result.selection.places == tuple(left) != ()
 
 
+@pytest.mark.slow
 def test_screened_measures_a_share_and_says_how_well_it_agrees(tmp_path):
     whole = search(tmp_path, recipe(keep=1.0, method="screened"))
     part = search(tmp_path, recipe(keep=0.25, method="screened"))
@@ -148,6 +150,7 @@ def test_screened_measures_a_share_and_says_how_well_it_agrees(tmp_path):
     assert part.artifact.search["screen"]["rank_correlation_on_kept"] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["margin", "corrected"])
 def test_the_estimate_is_the_derivative(tmp_path, objective):
     """With beta near 1 calibration is a small step, where first order is exact."""
@@ -162,6 +165,7 @@ def test_the_estimate_is_the_derivative(tmp_path, objective):
         assert estimates[effect.place] == pytest.approx(effect.effect, abs=0.05 * largest + 2e-6)
 
 
+@pytest.mark.slow
 def test_strengths_are_searched_per_head_and_stored(tmp_path):
     maps = [{"mass": "damp", "beta": 0.4}, {"mass": "reweight", "gamma": 2.0}]
     result = search(tmp_path, recipe(strengths=maps, top={"sizes": [12]}))
@@ -172,6 +176,7 @@ def test_strengths_are_searched_per_head_and_stored(tmp_path):
     assert stored == amplified
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_has_a_ledger_of_its_own(tmp_path):
     search(tmp_path)
     changes = (
@@ -188,6 +193,7 @@ def test_a_changed_recipe_has_a_ledger_of_its_own(tmp_path):
         assert len(list((tmp_path / "ledgers").iterdir())) == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -211,6 +217,7 @@ def test_another_selection_measures_no_head_again(tmp_path, change):
     assert stable_content(second.artifact) == stable_content(alone.artifact)
 
 
+@pytest.mark.slow
 def test_refit_orders_the_heads_by_the_documents_of_both_splits(tmp_path):
     top = {"sizes": [1, 2, 4], "refit": True}
     plain = search(tmp_path / "plain")
@@ -267,6 +274,7 @@ def test_the_judgement_is_of_the_artifacts_heads_on_the_judge_documents(tmp_path
     assert found.search["judgement"]["heads"] == found.head_count()
 
 
+@pytest.mark.slow
 def test_judging_other_documents_measures_no_head_again(tmp_path):
     first = search(tmp_path)
     others = [dataclasses.replace(one, judge=one.judge[:5]) for one in DRAWN]
@@ -278,6 +286,7 @@ def test_judging_other_documents_measures_no_head_again(tmp_path):
     assert stable_content(again.artifact) == stable_content(first.artifact)
 
 
+@pytest.mark.slow
 def test_a_search_without_judge_documents_says_that_nothing_was_judged(tmp_path):
     """Prepared before there was such a split: the documents that chose never judge instead."""
     others = [DRAWN[0], dataclasses.replace(DRAWN[1], judge=())]
@@ -292,6 +301,7 @@ def test_a_search_without_judge_documents_says_that_nothing_was_judged(tmp_path)
     assert result.artifact.head_count() > 0
 
 
+@pytest.mark.slow
 def test_refit_needs_only_what_the_ledger_lacks(tmp_path):
     plain = search(tmp_path)
     result = search(tmp_path, recipe(top={"sizes": [1, 2, 4], "refit": True}))
@@ -302,6 +312,7 @@ def test_refit_needs_only_what_the_ledger_lacks(tmp_path):
     assert stable_content(again.artifact) == stable_content(result.artifact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refit", [False, True])
 def test_a_cut_ledger_is_continued_to_the_same_artifact(tmp_path, refit):
     given = recipe(top={"sizes": [1, 2, 4], "refit": refit})
@@ -315,6 +326,7 @@ def test_a_cut_ledger_is_continued_to_the_same_artifact(tmp_path, refit):
         assert again.artifact.search["run"]["units_from_ledger"] < len(whole.splitlines())
 
 
+@pytest.mark.slow
 def test_a_damaged_ledger_line_is_named(tmp_path):
     search(tmp_path)
     (part,) = (tmp_path / "ledgers").glob("*/part-*.jsonl")
@@ -325,6 +337,7 @@ def test_a_damaged_ledger_line_is_named(tmp_path):
         search(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     first = search(tmp_path)
     (part,) = (tmp_path / "ledgers").glob("*/part-*.jsonl")
@@ -348,13 +361,33 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     assert stable_content(search(tmp_path).artifact) == stable_content(first.artifact)
 
 
+@pytest.mark.slow
 def test_two_searches_on_one_ledger_are_refused(tmp_path):
-    from act_harness.search.ledger import Ledger
+    from act_harness.search.ledger import SearchLedger
 
     search(tmp_path)
     (folder,) = (tmp_path / "ledgers").iterdir()
-    with Ledger(folder, identity={}).locked(), pytest.raises(InputError, match="another search"):
+    with (
+        SearchLedger.opened(folder, identity={}),
+        pytest.raises(InputError, match="another search"),
+    ):
         search(tmp_path)
+
+
+def test_a_ledger_is_read_once_no_other_search_writes_to_it(tmp_path, monkeypatch):
+    from act_harness.search.ledger import SearchLedger
+
+    free = places.sole_writer
+
+    def late(path, refusal):
+        """Take the lock right after the search that held it has added a last unit."""
+        atomic.append_line(path.parent / "part-000.jsonl", {"key": ["x", 1], "value": {"y": 2}})
+        return free(path, refusal)
+
+    monkeypatch.setattr(places, "sole_writer", late)
+    with SearchLedger.opened(tmp_path, identity={}) as ledger:
+        assert ledger.found == 1
+        assert ledger.get(("x", 1)) == {"y": 2}
 
 
 def test_bad_recipes_are_one_clear_line(tmp_path):
@@ -378,6 +411,7 @@ def test_bad_recipes_are_one_clear_line(tmp_path):
         load_recipe("demoo")
 
 
+@pytest.mark.slow
 def test_sizes_left_open_follow_the_device(tmp_path):
     plain = recipe(chunk_tokens=None, pack_tokens=50)
     assert (plain.on("cpu").chunk_tokens, plain.on("cuda:1").chunk_tokens) == (2048, 8192)

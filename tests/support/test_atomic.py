@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +132,7 @@ def test_an_interrupt_leaves_no_temporary_file(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 @given(records=st.lists(JSON, max_size=5))
 def test_lines_round_trip_whatever_they_hold(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
@@ -205,3 +210,25 @@ def test_appending_is_all_or_nothing_when_a_record_is_not_json(tmp_path):
     with pytest.raises(InternalError):
         atomic.append_lines(path, [1, object()])
     assert not path.exists()
+
+
+class Pair(NamedTuple):
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Found:
+    pair: Pair
+    names: frozenset[str]
+
+
+@pytest.mark.parametrize(("value", "expected"), [
+    (np.int64(3), 3), (np.float32(0.5), 0.5), (math.nan, None), ({1: (2, {3})}, {"1": [2, [3]]}),
+    (np.bool_(True), "True"), (True, True), (None, None), (np.float64("inf"), None),
+    (Found(Pair(0.5, -math.inf), frozenset("cab")),
+     {"pair": {"low": 0.5, "high": None}, "names": ["a", "b", "c"]}),
+])  # fmt: skip
+def test_plain_values_are_what_json_holds(value, expected):
+    found = atomic.plain(value)
+    assert json.loads(atomic.canonical_json(found)) == found == expected

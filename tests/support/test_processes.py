@@ -41,6 +41,7 @@ def run(arguments, output, *, launcher, artifact, checkpoint):
     return done.stderr, json.loads(results.read_text()), sorted(rows, key=lambda r: r["doc_id"])
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tiny_checkpoint, tmp_path):
     from act_harness.model import CalibratedHFLM
 
@@ -71,6 +72,7 @@ def test_two_processes_give_what_one_gives(tiny_checkpoint, tmp_path):
     assert counters[0]["prompts"] == len({row["arguments"]["gen_args_0"]["arg_0"] for row in rows})
 
 
+@pytest.mark.slow
 def test_both_arms_run_in_two_processes(tiny_checkpoint, tmp_path):
     """The second process stays for the second arm, and writes nothing."""
     from act_harness.model import CalibratedHFLM

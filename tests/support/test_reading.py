@@ -22,12 +22,16 @@ from act_harness.errors import (
 )
 from act_harness.evidence.results import load_run
 from act_harness.mtbench.judge.answers import find_arms
-from act_harness.mtbench.judge.client import _content, _GiveUpError, _TryAgainError, parse_reply
-from act_harness.mtbench.judge.ledger import Ledger
-from act_harness.mtbench.judge.prompts import load_prompts
-from act_harness.mtbench.judge.references import load_references
+from act_harness.mtbench.judge.client import (
+    _content,
+    _GiveUpError,
+    _TryAgainError,
+    parse_reply,
+    rating_of,
+)
+from act_harness.mtbench.judge.ledger import Judgments
+from act_harness.mtbench.judge.prompts import load_prompts, load_references
 from act_harness.mtbench.judge.settings import load_judge_settings
-from act_harness.mtbench.judge.verdict import rating_of
 from act_harness.regress.baseline import load_baseline
 from act_harness.regress.suite import load_suite, shipped_suites
 from act_harness.search.recipe import load_recipe
@@ -429,7 +433,7 @@ READERS = {
     "result": (run_and_samples, "results_2026-01-01T00-00-00.json"),
     "samples": (run_and_samples, "samples_t_2026-01-01T00-00-00.jsonl"),
     "conversations": (lambda path: find_arms([path]), "samples_mt_bench_2026-01-01.jsonl"),
-    "judgments": (lambda path: Ledger(path.parent), "judgments.jsonl"),
+    "judgments": (lambda path: Judgments(path.parent), "judgments.jsonl"),
     "judge settings": (load_judge_settings, "judge.yaml"),
     "references": (load_references, "references.jsonl"),
     "prompts": (load_prompts, "prompts.jsonl"),
@@ -438,6 +442,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(reader=st.sampled_from(sorted(READERS)), data=TEXTS, newline=st.booleans())
 def test_every_reader_gives_a_value_or_one_line(tmp_path, reader, data, newline):
@@ -453,6 +458,7 @@ def test_every_reader_gives_a_value_or_one_line(tmp_path, reader, data, newline)
     assert len(said) < 2000
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(data=TEXTS)
 def test_a_judges_reply_is_a_verdict_or_another_try(data):
@@ -464,6 +470,7 @@ def test_a_judges_reply_is_a_verdict_or_another_try(data):
         pass
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(value=VALUES)
 def test_what_is_written_is_read_again(tmp_path, value):

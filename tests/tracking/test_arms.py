@@ -70,6 +70,7 @@ def evaluate(artifacts, tmp_path_factory):
     return evaluate
 
 
+@pytest.mark.slow
 def test_every_arm_on_one_object_gives_what_a_fresh_object_gives(load, evaluate):
     fresh = {arm: evaluate(arm, load()) for arm in ARMS}
     assert fresh["none"][0] == pytest.approx(fresh["hf"][0], abs=1e-4)
@@ -124,6 +125,7 @@ def same(found, want):
             assert found[kind] == pytest.approx(value, abs=1e-4), kind
 
 
+@pytest.mark.slow
 def test_objects_on_one_model_answer_in_turns(load, artifacts):
     """All request types, and under a calibration that the user has in force himself."""
     makers = {

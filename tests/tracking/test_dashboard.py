@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from tracked_rows import comparison, row
 
 from act_harness.errors import InfrastructureError, InputError, ResultError
 from act_harness.evidence import stats
@@ -118,8 +119,6 @@ def test_the_panels_show_what_is_logged():
     logged = set(tracked.result_scalars({"results": {"sst2": {"acc,none": 0.5}}}))
     logged |= set(tracked.counter_scalars({"share": 1}))
     result = stats.paired_difference([0, 1, 1], [1, 1, 0])
-    from test_tracked import comparison, row
-
     logged |= set(tracked.comparison_scalars(comparison(row("sst2", result=result))))
     spec = dashboard.dashboard_spec(project="p", scores={"sst2": ["acc"]}, counters=["share"])
     shown = {

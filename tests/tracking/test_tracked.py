@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tracked_rows import comparison, row
 
 from act_harness.evidence import stats
-from act_harness.evidence.comparison import Comparison, Row, RunInfo, Settings
 from act_harness.tracking import values as tracked
 
 RESULTS = {
@@ -21,21 +21,6 @@ RESULTS = {
     "groups": {"all": {"acc,none": 0.4, "sample_count": {"acc,none": 24}}},
     "n-shot": {"org/task": 5},
 }  # fmt: skip
-
-
-def row(name, **more):
-    result = stats.paired_difference([1, 1, 0, 0], [1, 0, 1, 1])
-    given = {
-        "kind": "task", "name": name, "metric": "acc", "filter": "none", "headline": True,
-        "derived": False, "higher_is_better": True, "score_a": 0.5, "score_b": 0.75,
-        "result": result, "p_adjusted": 0.5, "verdict": "inconclusive", "clustered_by": None,
-    }  # fmt: skip
-    return Row(**{**given, **more})
-
-
-def comparison(*rows):
-    run = RunInfo("m", None, "m", {}, None, {})
-    return Comparison(run, run, Settings(0.95, 0.05, 1e-4, 99, 0), tuple(rows))
 
 
 def test_scores_of_tasks_and_groups_with_filters_and_missing_numbers():
@@ -203,11 +188,3 @@ def test_columns_become_one_type_each(rows):
                  for v in column if v is not None}  # fmt: skip
         assert len(kinds) <= 1
     json.dumps(made, allow_nan=False)
-
-
-@pytest.mark.parametrize(("value", "expected"), [
-    (np.int64(3), 3), (np.float32(0.5), 0.5), (math.nan, None), ({1: (2, {3})}, {"1": [2, [3]]}),
-    (np.bool_(True), "True"), (True, True), (None, None),
-])  # fmt: skip
-def test_plain(value, expected):
-    assert tracked.plain(value) == expected

@@ -95,6 +95,7 @@ OFFLINE = ("--wandb-project", "p", "--wandb-mode", "offline")
 # -- eval ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_eval_logs_one_complete_run_per_arm_and_continues_it(
     evaluation, tmp_path, artifact_file, monkeypatch
 ):
@@ -160,6 +161,7 @@ def test_eval_logs_one_complete_run_per_arm_and_continues_it(
     check_key(out, said)
 
 
+@pytest.mark.slow
 def test_several_fewshot_seeds_are_one_run_per_arm(evaluation, tmp_path):
     more = ("--fewshot-seeds", "0,7", "--limit", "4")
     assert evaluation(*OFFLINE, *more, tasks="org/choice")[0] == 0
@@ -203,6 +205,7 @@ def check_key(out, *texts):
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_server")
 def test_eval_without_a_server(evaluation, tmp_path, caplog):
     out = tmp_path / "out"
@@ -217,6 +220,7 @@ def test_eval_without_a_server(evaluation, tmp_path, caplog):
     assert "going on without W&B" in warnings[0].message
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("refusing_server")
 def test_eval_with_a_wrong_key(evaluation, tmp_path):
     check_failure(evaluation, tmp_path / "out")
@@ -258,6 +262,7 @@ RECIPE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_search_logs_its_tables_plots_and_heads(call, tiny_checkpoint, tmp_path, monkeypatch):
     from act_harness.search.documents import write_documents
 
@@ -383,6 +388,7 @@ cli_evaluate()
 """
 
 
+@pytest.mark.slow
 def test_a_plain_lm_eval_run_gets_artifact_counters_and_heads(
     tiny_checkpoint, artifact_file, tmp_path
 ):

@@ -44,7 +44,7 @@ _ENOUGH_SHARED = 96 << 10
 def default_blocks(
     size: int, dtype: torch.dtype, rows: int, *, shared: int | None = None
 ) -> Blocks:
-    """Choose blocks for heads of ``size`` values, by what :mod:`act_harness.bench.tune` measured.
+    """Choose blocks for heads of ``size`` values, by what the tuner measured.
 
     Args:
         size: D.

@@ -30,14 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from act_harness.calibration import LayerPlan
-    from act_harness.engines.operation import Geometry
+    from act_harness.engines.geometry import Geometry
+    from act_harness.engines.operation import AttentionCall
     from act_harness.engines.stock import FusedKernel
 
 __all__ = ["Sheet", "Step", "Steps", "make_sheet"]
 
 _MOST_FAMILIES = 64
 _MOST_RUNNERS = 1024
-_STEP = "_triton_step"
+_STEP = "triton step"
 
 
 class Sheet(NamedTuple):
@@ -147,7 +148,7 @@ class Steps:
         softcap: float | None,
     ) -> Tensor | None:
         """Take a step like one seen before; None where it is not."""
-        found: Step | None = geometry.__dict__.get(_STEP)
+        found: Step | None = geometry.scratched.get(_STEP)
         kernel = getattr(stock, "kernel", None)
         if found is None or not found.fits(query, key, value, kernel, scale, softcap):  # type: ignore[arg-type]
             return None
@@ -190,47 +191,32 @@ class Steps:
 
     def other(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         sheet: Sheet,
         stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None,
     ) -> Tensor:
         """Take any step; what can be known about it serves the forward's other layers."""
-        if _STEP not in geometry.__dict__:
-            self._learn(query, key, value, geometry, stock, scale, softcap)
+        learned = geometry.scratch(_STEP, lambda: self._learn(call, geometry, stock))
+        query, key, value, scale, softcap = call
         output = self.known(
             query, key, value, geometry=geometry, sheet=sheet, stock=stock, scale=scale,
             softcap=softcap,
         )  # fmt: skip
         if output is not None:
             return output
-        base = attend_with_lse(
-            query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
-        )
+        base = attend_with_lse(call, geometry=geometry, stock=stock)
         output = base.output.contiguous()
-        seen = geometry.__dict__[_STEP].seen
-        self._strided(query, key, value, output, base.lse, seen, geometry, sheet, scale, softcap)
+        self._strided(
+            query, key, value, output, base.lse, learned.seen, geometry, sheet, scale, softcap
+        )
         return output
 
-    def _learn(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        geometry: Geometry,
-        stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None,
-    ) -> None:
-        """Note on the geometry what its layers' steps have in common."""
-        base = step_kernel(
-            query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
-        )
+    def _learn(self, call: AttentionCall, geometry: Geometry, stock: Callable[[], Tensor]) -> Step:
+        """Find out what the steps of the geometry's layers have in common."""
+        query, key, _, scale, softcap = call
+        base = step_kernel(call, geometry=geometry, stock=stock)
         plain = geometry.plain
         device = query.device
         current = torch.cuda.current_device() if device.type == "cuda" else -1
@@ -247,7 +233,7 @@ class Steps:
             warm = device.type == "cuda" and torch.version.hip is None
             family = self.families[place] = Family(base, constants, warm=warm)
         seen = None if plain else _seen(geometry)
-        geometry.__dict__[_STEP] = Step(
+        return Step(
             family, shape, key.shape, dtype, scale, softcap, getattr(stock, "kernel", ""),
             seen, geometry.first_column,
         )  # fmt: skip

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from act_harness.calibration import LayerPlan
+from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
+    AttentionCall,
     EngineResult,
-    Geometry,
     LayerState,
     Report,
     member,
@@ -23,14 +23,16 @@ from act_harness.engines.segments import LONGEST
 from act_harness.engines.stock import attend_with_lse
 from act_harness.engines.torch import TorchEngine
 from act_harness.engines.triton.decode import Sheet, Steps, make_sheet
-from act_harness.engines.triton.prefill import MOST_ON, Call, Sinks, detection_of
+from act_harness.engines.triton.prefill import MOST_ON, Launches, Sinks, detection_of
 from act_harness.engines.triton.segments import SegmentKernels
 from act_harness.engines.triton.selection import COMPUTES, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from act_harness.engines.segments import RaggedOutput, Room, Segments
+    from torch import Tensor
+
+    from act_harness.engines.segments import Capacity, RaggedOutput, Segments
     from act_harness.engines.triton.blocks import Blocks
 
 __all__ = ["TritonEngine"]
@@ -84,28 +86,22 @@ class TritonEngine:
 
     def supports(self, plan: LayerPlan) -> list[str]:
         """See :class:`act_harness.engines.operation.Engine`."""
-        return unsupported(plan, COMPUTES)
+        return unsupported(plan, COMPUTES, engine=self.name)
 
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         geometry: Geometry,
         plan: LayerPlan,
         state: LayerState | None,
         stock: Callable[[], Tensor],
-        scale: float,
-        softcap: float | None = None,
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
+        query, key, value, scale, softcap = call
         if query.is_cuda and query.get_device() != torch.cuda.current_device():
             with torch.cuda.device(query.device):  # Triton launches on the current device
-                return self(
-                    query, key, value, geometry=geometry, plan=plan, state=state, stock=stock,
-                    scale=scale, softcap=softcap,
-                )  # fmt: skip
+                return self(call, geometry=geometry, plan=plan, state=state, stock=stock)
         if state is not None and query.shape[2] == 1:  # a decode step, most often like the last
             sheet = getattr(state, "sheet", None)
             if sheet is not None and sheet.plan is plan:
@@ -115,69 +111,52 @@ class TritonEngine:
                 )  # fmt: skip
                 if stepped is not None:
                     return EngineResult(stepped, state, None)
-        reason = _unsupported(query, key, value, geometry, plan, state)
+        reason = _unsupported(call, geometry, plan, state)
         if reason:
             self.note("fallback")
             if reason not in self._warned:
                 self._warned.add(reason)
                 _logger.warning("engine triton leaves %s to engine torch", reason)
-            return self.fallback(
-                query, key, value, geometry=geometry, plan=plan, state=state, stock=stock,
-                scale=scale, softcap=softcap,
-            )  # fmt: skip
+            return self.fallback(call, geometry=geometry, plan=plan, state=state, stock=stock)
         selection = self._select(plan, query.device)
         frozen = member("decode", plan.calibration.decode, COMPUTES) != "off"
         if state is not None and query.shape[2] == 1 and frozen:
             found = _listed(state)
             sheet = found.sheet_of(selection)
-            stepped = self.steps.other(
-                query, key, value, geometry=geometry, sheet=sheet, stock=stock, scale=scale,
-                softcap=softcap,
-            )  # fmt: skip
+            stepped = self.steps.other(call, geometry=geometry, sheet=sheet, stock=stock)
             return EngineResult(stepped, found, None)
-        output, lse = attend_with_lse(
-            query, key, value, geometry=geometry, stock=stock, scale=scale, softcap=softcap
-        )
+        output, lse = attend_with_lse(call, geometry=geometry, stock=stock)
         if not frozen and geometry.first_row > 0:
             return EngineResult(output, state, None)
-        call = Call(self, query, key, value, geometry, selection, lse, scale, softcap)
+        launches = Launches(self, call, geometry, selection, lse)
         if state is None:
-            sinks, facts = call.detect()
-            call.apply(sinks, output, facts=facts)
+            sinks, facts = launches.detect()
+            launches.apply(sinks, output, facts=facts)
             return EngineResult(output, _state_of(sinks), Report(facts))
         found = _listed(state)
-        call.apply(_sinks_of(found), output)
+        launches.apply(_sinks_of(found), output)
         return EngineResult(output, found, None)
 
-    def takes_segments(self, plan: LayerPlan, room: Room) -> bool:
-        """Whether :meth:`calibrate_segments` computes such a plan on segments of such a room."""
+    def takes_segments(self, plan: LayerPlan, capacity: Capacity) -> bool:
+        """Whether :meth:`calibrate_segments` computes such a plan on segments of this capacity."""
         running = member("decode", plan.calibration.decode, COMPUTES) == "running"
-        return not running and room.longest_context <= LONGEST
+        return not running and capacity.longest_context <= LONGEST
 
     def calibrate_segments(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        stock: RaggedOutput,
-        *,
-        segments: Segments,
-        plan: LayerPlan,
-        scale: float,
+        self, call: AttentionCall, stock: RaggedOutput, *, segments: Segments, plan: LayerPlan
     ) -> Report:
         """Calibrate a packed row in place; see :mod:`act_harness.engines.triton.segments`."""
+        query = call.query
         if query.is_cuda and query.get_device() != torch.cuda.current_device():
             with torch.cuda.device(query.device):
-                return self.calibrate_segments(
-                    query, key, value, stock, segments=segments, plan=plan, scale=scale
-                )
+                return self.calibrate_segments(call, stock, segments=segments, plan=plan)
         return self.segments.calibrate(
-            query, key, value, stock,
+            call,
+            stock,
             segments=segments,
             selection=self._select(plan, query.device),
             detection=lambda: detection_of(plan.calibration),
-            scale=scale,
-        )  # fmt: skip
+        )
 
     def note(self, name: str) -> None:
         """Count a launch of the kernel of that name, or a use of the fallback."""
@@ -191,14 +170,10 @@ class TritonEngine:
 
 
 def _unsupported(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    geometry: Geometry,
-    plan: LayerPlan,
-    state: LayerState | None,
+    call: AttentionCall, geometry: Geometry, plan: LayerPlan, state: LayerState | None
 ) -> str:
     """Say what the kernels cannot do; empty where they can."""
+    query, key, value, _, _ = call
     if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{query.dtype} inputs"
     if not query.dtype == key.dtype == value.dtype:

@@ -11,7 +11,8 @@ import triton
 from torch import Tensor
 
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration
-from act_harness.engines.operation import Geometry, boundary, member
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall, boundary, member
 from act_harness.engines.triton import direct_kernels as direct
 from act_harness.engines.triton import prefill_kernels as kernels
 from act_harness.engines.triton.blocks import default_blocks
@@ -20,7 +21,7 @@ from act_harness.engines.triton.selection import COMPUTES
 if TYPE_CHECKING:
     from act_harness.engines.triton.selection import Launcher, Selection
 
-__all__ = ["MOST_ON", "Call", "Sinks", "detection_of"]
+__all__ = ["MOST_ON", "Launches", "Sinks", "detection_of"]
 
 MOST_ON = {torch.float32: 0.5, torch.float16: 0.9, torch.bfloat16: 0.98}
 """Mass on the sinks beyond which 1 - m has lost too many digits for the dtype of the output."""
@@ -59,7 +60,7 @@ class _Found(NamedTuple):
     counts: Tensor  # (B * h, parts) int32: rows that lose digits, by part of the rows
     rows: Tensor  # (B, h, C) int32: those, at the front of their part
     arrived: Tensor  # (1,) int32: programs that have listed their rows
-    tally: Tensor  # (3, B, h, width) float32, see ``Call.width``; ``counts`` without a report
+    tally: Tensor  # (3, B, h, width) float32, see ``Launches.width``; ``counts`` without a report
     seen: Tensor  # (B, T) int32, likewise
 
 
@@ -77,24 +78,20 @@ class _Share(NamedTuple):
     masses: Tensor  # (2 * aim, size) float32
 
 
-class Call:
+class Launches:
     """The launches of one layer's call."""
 
     def __init__(
         self,
         engine: Launcher,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         geometry: Geometry,
         selection: Selection,
         lse: Tensor | None,
-        scale: float,
-        softcap: float | None,
     ) -> None:
         self.engine, self.geometry, self.selection = engine, geometry, selection
-        self.query, self.key, self.value = (_last_axis_dense(x) for x in (query, key, value))
-        self.scale, self.softcap = scale, softcap
+        self.query, self.key, self.value, self.scale, self.softcap = call.each(_last_axis_dense)
+        query = self.query
         self.blocks = engine.blocks or default_blocks(
             query.shape[-1], query.dtype, geometry.rows, shared=_shared_memory(query.device)
         )
@@ -336,25 +333,25 @@ def _last_axis_dense(tensor: Tensor) -> Tensor:
 
 def _rows_of(geometry: Geometry) -> _Rows:
     """Return the geometry in the kernels' form, computed once for all layers that share it."""
-    known: _Rows | None = geometry.__dict__.get("_triton_rows")
-    if known is None:
+
+    def make() -> _Rows:
         if geometry.intervals is None:
             raise ValueError("the rows' visible columns are no intervals")
         kind = geometry.prompt_rows.to(torch.uint8) + 2 * geometry.continuation_rows
-        lo, hi = geometry.intervals
-        known = _Rows(kind.contiguous(), geometry.real.contiguous().view(torch.uint8), lo, hi)
-        geometry.__dict__["_triton_rows"] = known
-    return known
+        real = geometry.real.contiguous().view(torch.uint8)
+        return _Rows(kind.contiguous(), real, *geometry.intervals)
+
+    return geometry.scratch("triton rows", make)
 
 
 def _census(geometry: Geometry) -> tuple[Tensor, Tensor]:
     """Return the prompt's census as contiguous int32."""
-    known: tuple[Tensor, Tensor] | None = geometry.__dict__.get("_triton_census")
-    if known is None:
+
+    def make() -> tuple[Tensor, Tensor]:
         seen, most = geometry.prompt_census
-        known = seen.to(torch.int32).contiguous(), most.to(torch.int32)
-        geometry.__dict__["_triton_census"] = known
-    return known
+        return seen.to(torch.int32).contiguous(), most.to(torch.int32)
+
+    return geometry.scratch("triton census", make)
 
 
 def detection_of(calibration: Calibration) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Triton kernels of the prefill and of extensions: log-sum-exp, column means, correction.
+r"""Triton kernels of the prefill and of extensions: log-sum-exp, column means, correction.
 
 Shapes: B sequences, C rows (queries), K columns (keys), H query heads, G key heads, h selected
 heads ("slots"), D values per head. A program works for one sequence and one slot. Columns are
@@ -7,6 +7,19 @@ counted locally (0..K-1); ``first_column`` turns them into absolute positions 0.
 What a row sees is an interval of columns, ``lo..hi``, less the pads; ``kind`` says what a row is
 (0 pad, 1 prompt, 2 continuation). ``PLAIN`` is a causal prefill without visible pads, where
 neither needs to be loaded. Logarithms are natural in memory and of base 2 inside.
+
+::
+
+    columns ->    BN BN BN BN     \  a tile on the diagonal: what a row does not see is masked
+    rows     BM   \               #  a tile that is seen whole
+      |      BM   #  \
+      v      BM   #  #  \         row_lse      holds a block of rows, walks along its columns
+             BM   #  #  #  \      column_sums  holds a block of columns, walks down its rows
+                                  apply_sinks  holds a block of rows, visits flagged columns
+    flagged:         ^     ^                   only, BS at a time, wherever they lie
+
+So no map is stored: a weight is made again from its product and the row's log-sum-exp, in the walk
+that adds up columns and in the one that corrects rows.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from act_harness.calibration import LayerPlan
+    from act_harness.engines.operation import AttentionCall
     from act_harness.engines.segments import RaggedOutput, Segments
     from act_harness.engines.triton.selection import Selection
 
@@ -76,30 +77,25 @@ class SegmentKernels:
 
     def calibrate(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         stock: RaggedOutput,
         *,
         segments: Segments,
         selection: Selection,
         detection: Callable[[], dict[str, Any]],
-        scale: float,
     ) -> Report:
         """Calibrate ``stock.output`` in place; return what that did to the contexts.
 
         Args:
-            query: (N, H, D).
-            key: (M, G, D), gathered.
-            value: (M, G, D), gathered.
+            call: queries (N, H, D), gathered keys and values (M, G, D).
             stock: output (N, H, D) and log-sum-exp (H, N) of the stock kernel.
             segments: contexts and answers.
             selection: the layer's plan on the device.
             detection: gives the plan's settings of detection as the kernels take them.
-            scale: factor on query-key products.
         """
+        query, key, value, _, _ = call
         device = query.device
-        family = self._family(query, key, value, stock.output, selection, detection, scale)
+        family = self._family(call, stock.output, selection, detection)
         slots, contexts, width = family.slots, segments.contexts, segments.longest_context
         flags = torch.empty(contexts, slots, width, dtype=torch.uint8, device=device)
         facts = torch.empty(6, contexts, slots, dtype=torch.float32, device=device)
@@ -131,15 +127,13 @@ class SegmentKernels:
 
     def _family(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         output: Tensor,
         selection: Selection,
         detection: Callable[[], dict[str, Any]],
-        scale: float,
     ) -> _Family:
         """Return the constants of such tensors under the plan, made once."""
+        query, key, value, scale, _ = call
         place = (
             id(selection.plan), query.dtype, query.stride(), key.stride(), value.stride(),
             output.stride(), query.shape[1], key.shape[1], scale, self.blocks,
@@ -149,20 +143,14 @@ class SegmentKernels:
             if len(self._families) >= _MOST_KERNELS:
                 self._families.clear()
             found = self._families[place] = self._make_family(
-                query, key, value, output, selection.plan, detection(), scale
+                call, output, selection.plan, detection()
             )
         return found
 
     def _make_family(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        plan: LayerPlan,
-        detection: dict[str, Any],
-        scale: float,
+        self, call: AttentionCall, output: Tensor, plan: LayerPlan, detection: dict[str, Any]
     ) -> _Family:
+        query, key, value, scale, _ = call
         size = query.shape[-1]
         blocks = self.blocks or ragged_blocks(size)
         continues = member("decode", plan.calibration.decode, COMPUTES) == "frozen"

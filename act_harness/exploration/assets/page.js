@@ -35,7 +35,7 @@
     if (!data.maps || !data.maps[key]) return null;
     if (!kept.has(key)) {
       const one = data.maps[key];
-      kept.set(key, { weights: bytes(one.weights), inside: floats(one.inside), outside: floats(one.outside) });
+      kept.set(key, { weights: bytes(one.weights), inside: floats(one.inside), outside: floats(one.outside), after: one.after && bytes(one.after) });
     }
     return kept.get(key);
   }
@@ -45,7 +45,8 @@
     if (t > data.rows[index]) return 0;
     const before = (map.weights[starts[index] + t] / 255) ** 2;
     if (view === "before") return before;
-    const after = before * (isSink(state.layer, state.head, t) ? map.inside : map.outside)[index];
+    const after = map.after ? (map.after[starts[index] + t] / 255) ** 2
+      : before * (isSink(state.layer, state.head, t) ? map.inside : map.outside)[index];
     return view === "after" ? after : after - before;
   }
 

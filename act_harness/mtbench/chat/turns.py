@@ -12,7 +12,6 @@ Settings of the model's own ``generation_config`` that would look at pads or dra
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from act_harness.attention.counters import PromptRecord
+from act_harness.attention.counters import PromptRecord, prompt_key
 from act_harness.errors import InfrastructureError, InputError
 from act_harness.mtbench.chat.sampling import (
     RowLimits,
@@ -236,7 +235,7 @@ class ConversationMixin:
         wanted = talk.settings.max_gen_toks
         room = self.max_length - len(tokens)
         if room < 1 and self.overlength == "skip":
-            self.counters.skipped.add(_token_hash(tokens))
+            self.counters.skipped.add(prompt_key(tokens))
         elif room < 1:
             keep = max(1, self.max_length - wanted, self.max_length // 2)
             self._overlong_prompt(tokens, keep)  # raises with overlength=error
@@ -246,7 +245,7 @@ class ConversationMixin:
         return _Prompt(
             talk=talk,
             tokens=tuple(tokens),
-            sha256=_token_hash(tokens),
+            sha256=prompt_key(tokens),
             limit=min(wanted, room),
             seed=int(torch.initial_seed()) if seed is None else seed,
         )
@@ -389,7 +388,3 @@ class ConversationMixin:
 
     def _decoded(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-def _token_hash(tokens: Sequence[int]) -> str:
-    return hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()

@@ -6,6 +6,10 @@ a proxy's HTML page with status 200 must not end as an exception half-way throug
 
 The key is held by the client object alone. Every text that came from outside is searched for it
 before it is kept, because servers quote requests in their errors.
+
+FastChat takes the first ``[[number]]`` of a verdict, whatever its size, and falls back to single
+brackets. Here a verdict counts only if it is unambiguous, because a wrong number is worse than a
+missing one, which is counted and asked for again.
 """
 
 from __future__ import annotations
@@ -14,20 +18,23 @@ import json
 import re
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from act_harness.errors import InfrastructureError, InputError, ResultError, install_command
 from act_harness.mtbench.judge.settings import NO_KEY, JudgeSettings
-from act_harness.mtbench.judge.verdict import rating_of
 from act_harness.support import reading
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
-__all__ = ["Client", "Reply"]
+__all__ = ["Client", "Preference", "Reply", "preference_of", "rating_of"]
+
+Preference = Literal["A", "B", "tie"]
 
 _FATAL = {401: "refused the key", 403: "forbids the call", 404: "knows no such model or address"}
 _REDACTED = "[key]"
+_RATING = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
+_PREFERENCE = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 _LOOKS_LIKE_A_KEY = re.compile(r"\bsk-[\w*-]{6,}")
 _BEARER = re.compile(r"(?i)\b(bearer\s+)(?!\[key\])[\w.~+/=-]{6,}")
 _LONGEST_REASON = 200
@@ -261,3 +268,32 @@ def _retry_after(headers: Any) -> float | None:  # noqa: ANN401 - the client lib
         return float(headers.get("retry-after"))
     except (TypeError, ValueError):
         return None
+
+
+# -- reading a verdict ----------------------------------------------------------------------------
+
+
+def rating_of(verdict: str) -> tuple[float | None, str]:
+    """Return the rating, or None with the reason why there is none.
+
+    Accepted is a number from 1 to 10 in double brackets; repeating the same one is harmless,
+    two different ones are ambiguous.
+    """
+    found = {float(text) for text in _RATING.findall(verdict)}
+    if not found:
+        return None, "no rating in double brackets"
+    if len(found) > 1:
+        return None, "several different ratings"
+    rating = found.pop()
+    if not 1.0 <= rating <= 10.0:
+        return None, "rating outside 1 to 10"
+    return rating, ""
+
+
+def preference_of(verdict: str) -> Preference | None:
+    """Return which answer a pairwise verdict prefers; None where it does not say exactly one."""
+    found = set(_PREFERENCE.findall(verdict))
+    if len(found) != 1:
+        return None
+    letter = found.pop()
+    return "A" if letter == "A" else "B" if letter == "B" else "tie"

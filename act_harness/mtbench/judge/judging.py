@@ -18,10 +18,9 @@ from tqdm import tqdm
 from act_harness.errors import InfrastructureError
 from act_harness.mtbench.judge.answers import Arm, find_arms
 from act_harness.mtbench.judge.client import Client, Reply
-from act_harness.mtbench.judge.ledger import Judgment, Ledger
+from act_harness.mtbench.judge.ledger import Judgment, JudgmentLedger, Judgments
 from act_harness.mtbench.judge.plan import Estimate, Request, estimate, plan
-from act_harness.mtbench.judge.prompts import load_prompts
-from act_harness.mtbench.judge.references import load_references
+from act_harness.mtbench.judge.prompts import load_prompts, load_references
 from act_harness.mtbench.judge.scores import ArmScores, Difference, Rating, compare_arms, score_arm
 from act_harness.mtbench.judge.settings import JudgeSettings
 from act_harness.mtbench.judge.summary import summary_text, write_files
@@ -98,18 +97,23 @@ def judge(
     requests = plan(arms, settings, prompts=prompts, references=references)
     if not settings.dry_run:
         places.prepare_folder(settings.output_folder)
-    ledger = Ledger(settings.output_folder)
-    costs = estimate(requests, ledger, settings)
+    judgments = Judgments(settings.output_folder)
+    costs = estimate(requests, judgments, settings)
     announce(costs.text())
     if settings.dry_run:
         return JudgeOutcome(costs, (), (), 0.0, settings.max_failure_rate, 0, ())
     calls = 0
-    waiting = [request for request in requests if not ledger.rated(request.key)]
-    if waiting:
+    if not all(judgments.rated(request.key) for request in requests):
         settings.api_key()  # one that cannot be sent is refused before anything is written
-        with ledger.sole_writer(), saved(lambda: f"judgments so far are in {ledger.path}"):
+        with (
+            JudgmentLedger.opened(settings.output_folder) as ledger,
+            saved(lambda: f"judgments so far are in {ledger.path}"),
+        ):
+            # Another judge may have ended since the estimate.
+            waiting = [request for request in requests if not ledger.rated(request.key)]
             calls = _ask_all(waiting, ledger, settings, progress=progress)
-    ratings = _ratings(requests, ledger)
+            judgments = ledger
+    ratings = _ratings(requests, judgments)
     outcome = _score(arms, ratings, settings, costs, calls)
     files = write_files(
         settings, outcome.arms, outcome.differences, calls=calls, prompts=prompts.source
@@ -118,7 +122,7 @@ def judge(
 
 
 def _ask_all(
-    requests: Sequence[Request], ledger: Ledger, settings: JudgeSettings, *, progress: bool
+    requests: Sequence[Request], ledger: JudgmentLedger, settings: JudgeSettings, *, progress: bool
 ) -> int:
     """Ask for all judgments at once, as many at a time as wanted; return the number of calls."""
     stop = threading.Event()
@@ -174,7 +178,7 @@ def _nothing_answers(silent: int, reply: Reply, settings: JudgeSettings) -> Infr
 
 
 def _keep_finished(
-    answered: Iterable[tuple[Request, Reply]], ledger: Ledger, settings: JudgeSettings
+    answered: Iterable[tuple[Request, Reply]], ledger: JudgmentLedger, settings: JudgeSettings
 ) -> None:
     for request, reply in answered:
         if reply.rating is not None and not ledger.rated(request.key):
@@ -201,10 +205,10 @@ def _judgment(request: Request, reply: Reply, settings: JudgeSettings) -> Judgme
     )
 
 
-def _ratings(requests: Sequence[Request], ledger: Ledger) -> list[Rating]:
+def _ratings(requests: Sequence[Request], judgments: Judgments) -> list[Rating]:
     found: list[Rating] = []
     for request in requests:
-        known = ledger.find(request.key)
+        known = judgments.find(request.key)
         for place in request.places:
             if known is None:
                 found.append((place, None, "not asked for"))

@@ -19,7 +19,7 @@ from act_harness.errors import ResultError
 from act_harness.support import atomic, places, reading
 from act_harness.support.provenance import sha256_json
 
-__all__ = ["Judgment", "Ledger", "judgment_key"]
+__all__ = ["Judgment", "JudgmentLedger", "Judgments", "judgment_key"]
 
 _FILE = "judgments.jsonl"
 
@@ -56,8 +56,8 @@ def judgment_key(messages: list[dict[str, str]], judge: dict[str, Any], repeat: 
     return sha256_json({"messages": messages, "judge": judge, "repeat": repeat})
 
 
-class Ledger:
-    """The judgments of one output folder."""
+class Judgments:
+    """The judgments of one output folder, as they are when it is read."""
 
     def __init__(self, folder: Path) -> None:
         """Read what is there.
@@ -90,6 +90,10 @@ class Ledger:
         found = self._known.get(key)
         return found is not None and found.rating is not None
 
+
+class JudgmentLedger(Judgments):
+    """The same, to be added to; see :meth:`opened`."""
+
     def add(self, judgment: Judgment) -> None:
         """Append a judgment; it is on the disk when this returns.
 
@@ -99,14 +103,15 @@ class Ledger:
         atomic.append_line(self.path, judgment.model_dump(mode="json", by_alias=True))
         self._keep(judgment)
 
+    @classmethod
     @contextmanager
-    def sole_writer(self) -> Iterator[None]:
-        """Keep a second judge away from this folder while the block runs.
+    def opened(cls, folder: Path) -> Iterator[JudgmentLedger]:
+        """Keep other judges away from a folder, and only then read what is there.
 
         Raises:
             InputError: another process judges into this folder.
+            ResultError: the file holds something else.
         """
-        folder = self.path.parent
         refusal = f"another judge is writing to {folder}; wait for it, or give another --output"
         with places.sole_writer(folder / ".judging", refusal):
-            yield
+            yield cls(folder)

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 from act_harness.errors import RecipeError
 from act_harness.mtbench.judge.answers import Arm
-from act_harness.mtbench.judge.ledger import Ledger, judgment_key
-from act_harness.mtbench.judge.prompts import REFERENCE_CATEGORIES, PromptSet
-from act_harness.mtbench.judge.references import References, missing_references, references_of
+from act_harness.mtbench.judge.ledger import Judgments, judgment_key
+from act_harness.mtbench.judge.prompts import (
+    REFERENCE_CATEGORIES,
+    PromptSet,
+    References,
+    missing_references,
+    references_of,
+)
 from act_harness.mtbench.judge.settings import JudgeSettings
 
 __all__ = ["Estimate", "Place", "Request", "estimate", "plan"]
@@ -113,9 +118,9 @@ def plan(
     return list(found.values())
 
 
-def estimate(requests: Sequence[Request], ledger: Ledger, settings: JudgeSettings) -> Estimate:
+def estimate(requests: Sequence[Request], kept: Judgments, settings: JudgeSettings) -> Estimate:
     """Count what is still to be asked for."""
-    waiting = [request for request in requests if not ledger.rated(request.key)]
+    waiting = [request for request in requests if not kept.rated(request.key)]
     letters = sum(len(m["content"]) for request in waiting for m in request.messages)
     messages = sum(len(request.messages) for request in waiting)
     tokens_in = round(letters / _LETTERS_PER_TOKEN) + _TOKENS_PER_MESSAGE * messages

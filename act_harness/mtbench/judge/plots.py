@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act_harness.errors import InputError, install_command
+from act_harness.evidence.figures import new_figure, save_figure
 from act_harness.mtbench.judge.scores import ArmScores
-from act_harness.support.atomic import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +30,7 @@ def category_bars(arms: Sequence[ArmScores], path: Path, *, judge: str) -> Path:
         InfrastructureError: the file cannot be written.
     """
     names = _categories(arms)
-    figure = _figure(width=2.0 + 0.95 * len(names), height=4.0)
+    figure = new_figure(width=2.0 + 0.95 * len(names), height=4.0)
     axes = figure.subplots()
     width = 0.8 / len(arms)
     for number, arm in enumerate(arms):
@@ -53,7 +51,7 @@ def category_bars(arms: Sequence[ArmScores], path: Path, *, judge: str) -> Path:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     _finish(figure, axes, f"MT-Bench by category, judged by {judge}")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def category_radar(arms: Sequence[ArmScores], path: Path, *, judge: str) -> Path:
@@ -66,7 +64,7 @@ def category_radar(arms: Sequence[ArmScores], path: Path, *, judge: str) -> Path
         InfrastructureError: the file cannot be written.
     """
     names = _categories(arms)
-    figure = _figure(width=6.0, height=5.6)
+    figure = new_figure(width=6.0, height=5.6)
     axes: Any = figure.subplots(subplot_kw={"projection": "polar"})
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
@@ -83,24 +81,11 @@ def category_radar(arms: Sequence[ArmScores], path: Path, *, judge: str) -> Path
     axes.set_ylim(0, 10)
     axes.set_rlabel_position(180 / len(names))
     _finish(figure, axes, f"MT-Bench, judged by {judge}")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _categories(arms: Sequence[ArmScores]) -> list[str]:
     return list(dict.fromkeys(name for arm in arms for name in arm.categories))
-
-
-def _figure(*, width: float, height: float) -> Figure:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"plots need matplotlib, which is not installed; run: {install_command('report')}"
-        ) from error
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _finish(figure: Figure, axes: Any, title: str) -> None:  # noqa: ANN401 - matplotlib's axes
@@ -111,10 +96,3 @@ def _finish(figure: Figure, axes: Any, title: str) -> None:  # noqa: ANN401 - ma
         fontsize=8.5,
     )  # fmt: skip
     figure.suptitle(title, fontsize=10.5)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    buffer = io.BytesIO()
-    # No version and no date inside: equal input gives an equal file.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return write_bytes(path, buffer.getvalue())

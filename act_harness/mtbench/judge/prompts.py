@@ -1,4 +1,4 @@
-"""Judge prompts: our own wording, and files in FastChat's format.
+"""Judge prompts and reference answers: our own, the dataset's, and files in FastChat's format.
 
 A prompt is chosen by two questions: which turn is judged, and is there a reference answer.
 FastChat's file (``fastchat/llm_judge/data/judge_prompts.jsonl``) holds eight: single-answer grading
@@ -16,15 +16,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from act_harness.errors import RecipeError, suggestion
+from act_harness.errors import RecipeError, unknown_name
+from act_harness.mtbench.judge.answers import Arm, Question
 from act_harness.support import reading
 
-__all__ = ["REFERENCE_CATEGORIES", "JudgePrompt", "PromptSet", "load_prompts", "own_prompts"]
+__all__ = [
+    "REFERENCE_CATEGORIES",
+    "JudgePrompt",
+    "PromptSet",
+    "References",
+    "load_prompts",
+    "load_references",
+    "missing_references",
+    "own_prompts",
+    "references_of",
+]
 
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
 """Judged against a reference answer, as in the original (``NEED_REF_CATS``)."""
 
 Kind = Literal["single", "pairwise"]
+References = Mapping[str, Sequence[str]]
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _KEYS = ("name", "type", "system_prompt", "prompt_template", "output_format")
@@ -219,7 +231,7 @@ def _parse(given: Any, where: str) -> JudgePrompt:  # noqa: ANN401 - any JSON va
     unknown = sorted(found - known)
     if unknown:
         raise RecipeError(
-            f"{where}: placeholder {{{unknown[0]}}} is unknown{suggestion(unknown[0], known)}"
+            unknown_name(f"{where}: placeholder {{{unknown[0]}}}", unknown[0], known, listed=False)
         )
     # Turn 1's exchange may be left out of a prompt for turn 2; what is judged may not.
     needed = {1: _ASKED[kind, 1], 2: [n for n in _ASKED[kind, 2] if n.endswith("_2")]}[turn]
@@ -230,3 +242,55 @@ def _parse(given: Any, where: str) -> JudgePrompt:  # noqa: ANN401 - any JSON va
     return JudgePrompt(
         given["name"], kind, turn, references, given["system_prompt"], given["prompt_template"]
     )
+
+
+# -- reference answers -----------------------------------------------------------------------------
+
+
+def load_references(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the reference answers of a file, question id to texts by turn.
+
+    Args:
+        path: JSON lines with ``question_id`` and ``choices[0].turns``, as FastChat's
+            ``reference_answer/<model>.jsonl``.
+
+    Raises:
+        RecipeError: the file has another form.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    advice = "check --references"
+    records = reading.read_lines(
+        path, half_line="keep", error=RecipeError, advice=advice, lenient=False
+    )
+    for number, record in enumerate(records, start=1):
+        try:
+            turns = record["choices"][0]["turns"]
+            found[str(record["question_id"])] = tuple(str(text) for text in turns)
+        except (TypeError, KeyError, IndexError):
+            raise RecipeError(
+                f"{path}: entry {number} is no reference answer, expected question_id and "
+                "choices[0].turns"
+            ) from None
+    return found
+
+
+def references_of(question: Question, given: References | None) -> tuple[str, ...]:
+    """Return a question's references by turn, without empty ones at the end."""
+    found = question.references if given is None else given.get(question.id, ())
+    kept = [text.strip() for text in found]
+    while kept and not kept[-1]:
+        kept.pop()
+    return tuple(kept)
+
+
+def missing_references(arms: Sequence[Arm], given: References | None) -> list[tuple[str, int]]:
+    """Return (question id, turn) of reference-guided questions that lack a reference."""
+    missing: dict[tuple[str, int], None] = {}
+    for arm in arms:
+        for talk in arm.talks:
+            if talk.question.category in REFERENCE_CATEGORIES:
+                known = references_of(talk.question, given)
+                for turn in range(1, len(talk.question.turns) + 1):
+                    if len(known) < turn or not known[turn - 1]:
+                        missing[talk.question.id, turn] = None
+    return sorted(missing)

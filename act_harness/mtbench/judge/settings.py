@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from act_harness.calibration import validation_line
-from act_harness.errors import RecipeError, suggestion
+from act_harness.errors import RecipeError, unknown_name
 from act_harness.support import reading
 
 __all__ = ["NO_KEY", "JudgeSettings", "load_judge_settings"]
@@ -180,9 +180,11 @@ def load_judge_settings(path: Path | None = None, **overrides: Any) -> JudgeSett
     given.update({name: value for name, value in overrides.items() if value is not None})
     for name in given:
         if name not in JudgeSettings.model_fields:
-            near = suggestion(str(name), JudgeSettings.model_fields)
-            near = near or "; see `act-harness judge --help` for those there are"
-            raise RecipeError(f"judge setting {name!r} is unknown{near}")
+            fields = JudgeSettings.model_fields
+            said = unknown_name(f"judge setting {name!r}", name, fields, listed=False)
+            if not said.endswith("?"):
+                said += "; see `act-harness judge --help` for those there are"
+            raise RecipeError(said)
     try:
         return reading.validated(JudgeSettings, given)
     except ValidationError as error:

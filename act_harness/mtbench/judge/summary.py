@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from act_harness.errors import InputError
+from act_harness.evidence.tables import markdown_table
 from act_harness.mtbench.judge.plots import RADAR_CATEGORIES, category_bars, category_radar
 from act_harness.mtbench.judge.scores import ArmScores, Difference, Score
 from act_harness.mtbench.judge.settings import JudgeSettings
@@ -20,16 +21,13 @@ def summary_text(
     arms: Sequence[ArmScores], differences: Sequence[Difference], max_failure_rate: float
 ) -> str:
     """Return scores, differences and missing judgments as Markdown."""
-    lines = ["| arm | what | score | interval | questions | answers |",
-             "| --- | --- | --: | --- | --: | --: |"]  # fmt: skip
-    for arm in arms:
-        for what, score in _named(arm):
-            lines.append(f"| {arm.arm} | {what} | {_score_cells(score)} |")
+    header = ["arm", "what", "score", "interval", "questions", "answers"]
+    rows = [(arm.arm, what, *_cells(score)) for arm in arms for what, score in _named(arm)]
+    lines = [markdown_table(header, rows, right=(2, 4, 5))]
     if differences:
-        lines += ["", "| difference | what | mean | interval | p | adjusted | verdict |",
-                  "| --- | --- | --: | --- | --: | --: | --- |"]  # fmt: skip
-        lines += [_difference_line(difference) for difference in differences]
-    lines += ["", *_missing_lines(arms, max_failure_rate)]
+        header = ["difference", "what", "mean", "interval", "p", "adjusted", "verdict"]
+        lines.append(markdown_table(header, map(_difference, differences), right=(2, 4, 5)))
+    lines += [*_missing_lines(arms, max_failure_rate)]
     for arm in arms:
         if arm.repeat_spread is not None:
             lines.append(
@@ -46,21 +44,25 @@ def _named(arm: ArmScores) -> Iterable[tuple[str, Score | None]]:
     yield from arm.categories.items()
 
 
-def _score_cells(score: Score | None) -> str:
+def _cells(score: Score | None) -> list[object]:
     if score is None:
-        return "- | - | 0 | 0"
+        return ["-", "-", 0, 0]
     ends = "-" if score.low is None else f"[{score.low:.2f}, {score.high:.2f}]"
-    return f"{score.mean:.2f} | {ends} | {score.questions} | {score.answers}"
+    return [f"{score.mean:.2f}", ends, score.questions, score.answers]
 
 
-def _difference_line(difference: Difference) -> str:
+def _difference(difference: Difference) -> list[str]:
     found = difference.result
     adjusted = "-" if difference.p_adjusted is None else f"{difference.p_adjusted:.3f}"
-    return (
-        f"| {difference.b} - {difference.a} | {difference.what} | {found.difference:+.2f} | "
-        f"[{found.interval.low:+.2f}, {found.interval.high:+.2f}] | {found.p_value:.3f} | "
-        f"{adjusted} | {difference.verdict} |"
-    )
+    return [
+        f"{difference.b} - {difference.a}",
+        difference.what,
+        f"{found.difference:+.2f}",
+        f"[{found.interval.low:+.2f}, {found.interval.high:+.2f}]",
+        f"{found.p_value:.3f}",
+        adjusted,
+        difference.verdict,
+    ]
 
 
 def _missing_lines(arms: Sequence[ArmScores], max_failure_rate: float) -> list[str]:

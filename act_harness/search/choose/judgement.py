@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from act_harness.search.choose.sets import Outcome, Reading, SetMeasurement
     from act_harness.search.recipe import Recipe
 
-__all__ = ["LEVEL", "NOT_JUDGED", "conclude", "describe", "judgement"]
+__all__ = ["LEVEL", "NOT_JUDGED", "conclude", "describe", "judged", "judgement"]
 
 LEVEL = 0.05
 """Accepted share of false alarms of each comparison."""
@@ -78,18 +78,37 @@ def conclude(
     )
     if recipe.rule == "top" and recipe.top.refit and selection.places:
         selection = refit(selection)
+    return selection, judged(
+        selection, recipe, grid=grid, judge=judge, reading=chosen_by(recipe), resamples=resamples
+    )
+
+
+def judged(
+    selection: Selection,
+    recipe: Recipe,
+    *,
+    grid: dict[int, tuple[int, ...]],
+    judge: SetMeasurement | None,
+    reading: Reading,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Return what the artifact says about a selection: see :func:`judgement`.
+
+    Args:
+        selection: what was chosen; random sets get its mass maps, handed out at random.
+        recipe: controls.
+        grid: heads that were searched, by layer; random sets are drawn from them.
+        judge: measures sets on documents that do nothing else; None where there are none.
+        reading: what the selection was chosen by.
+        resamples: of each interval and p.
+    """
     if not selection.places:
-        return selection, _unjudged("no head was selected: the artifact is the untouched model")
+        return _unjudged("no head was selected: the artifact is the untouched model")
     if judge is None:
-        return selection, _unjudged("no documents were left to judge the set on")
-    drawn = random_sets(selection, grid, recipe)
-    outcome, *others = judge.outcomes([selection.places, *drawn])
-    return selection, judgement(
-        outcome,
-        others,
-        chosen_by=chosen_by(recipe),
-        heads=len(selection.places),
-        resamples=resamples,
+        return _unjudged("no documents were left to judge the set on")
+    outcome, *others = judge.outcomes([selection.places, *random_sets(selection, grid, recipe)])
+    return judgement(
+        outcome, others, chosen_by=reading, heads=len(selection.places), resamples=resamples
     )
 
 

@@ -140,7 +140,7 @@ class ChunkPass:
         return calibrated_change(
             self.engine,
             record,
-            LayerPlan(self.calibration, heads, (strength,) * len(heads)),
+            LayerPlan(self.calibration, heads, (strength,) * len(heads), layer),
             self.layout,
             self.masks.visible(layer),
             cache=self._geometries,
@@ -417,7 +417,7 @@ def calibrated_change(
         ``out' - out`` of each head, (S, T, h, D), exactly 0 in rows that do not change, and the
         heads' sinks among the prompt's columns, (S, h, T) bool.
     """
-    if record.query is None or record.key is None or record.value is None:
+    if record.call is None:
         raise InternalError("a layer's queries were not recorded")
     attention = record.attention
     if attention is None:
@@ -426,15 +426,11 @@ def calibrated_change(
     if id(visible) not in geometries:
         geometries[id(visible)] = layout.geometry(visible)
     result = engine(
-        record.query,
-        record.key,
-        record.value,
+        record.call,
         geometry=geometries[id(visible)],  # type: ignore[arg-type]
         plan=plan,
         state=None,
         stock=lambda: attention,
-        scale=record.scale,
-        softcap=record.softcap,
     )
     if result.state is None:
         raise InternalError("the engine does not say which columns are sinks")

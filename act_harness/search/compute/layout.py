@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from act_harness.engines.operation import Geometry
+from act_harness.engines.geometry import Geometry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,6 +180,7 @@ class Layout:
             first_column=0,
             columns=self.length,
             mask=visible,
+            ids=self.ids,
         )
 
 

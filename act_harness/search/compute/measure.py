@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from act_harness.calibration import LayerPlan
-from act_harness.engines.operation import refuse_unsupported
-from act_harness.errors import InfrastructureError
+from act_harness.engines import refuse_unsupported
+from act_harness.errors import CalibrationError, InfrastructureError
 from act_harness.search.choose.effects import TaskScores, not_finite
 from act_harness.search.compute.exact import ChunkPass
 from act_harness.search.compute.layout import Chunk, Layout, chunks_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from act_harness.search.choose.sets import Place
     from act_harness.search.compute.workbench import Workbench
     from act_harness.search.documents import Document
-    from act_harness.search.ledger import Ledger
+    from act_harness.search.ledger import SearchLedger
     from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
 
@@ -57,7 +57,7 @@ class Measurement:
 
     recipe: Recipe
     tasks: dict[str, Sequence[Document]]
-    ledger: Ledger
+    ledger: SearchLedger
     processes: Processes
     engine: Engine
     split: Literal["search", "verify"] = "search"
@@ -68,6 +68,11 @@ class Measurement:
     def __post_init__(self) -> None:
         plan = LayerPlan(self.recipe.calibration, (), tuple(self.recipe.mass_maps()))
         refuse_unsupported(self.engine, [plan])
+        if self.recipe.calibration.target == "span":
+            raise CalibrationError(
+                "a search does not find the spans of prompts, which target 'span' is about; "
+                "write the head set by hand and evaluate that"
+            )
         self.chunks = [
             chunk
             for documents in self.tasks.values()

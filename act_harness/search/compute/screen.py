@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from act_harness.calibration import LayerPlan
-from act_harness.errors import InternalError
 from act_harness.search.compute.exact import calibrated_change
 from act_harness.search.compute.workbench import LayerRecord, Workbench
 
@@ -87,23 +86,18 @@ def estimate_chunk(
     geometries: dict[int, object] = {}
 
     def note(layer: int, record: LayerRecord) -> None:
-        if layer not in grid or record.attention is None:
+        if layer not in grid or record.call is None or record.attention is None:
             return
         outputs[layer] = record.attention
         fixed = LayerRecord(
-            query=_plain(record.query),
-            key=_plain(record.key),
-            value=_plain(record.value),
-            attention=_plain(record.attention),
-            scale=record.scale,
-            softcap=record.softcap,
+            call=record.call.each(Tensor.detach), attention=record.attention.detach()
         )
         with torch.no_grad():
             changes[layer] = [
                 calibrated_change(
                     engine,
                     fixed,
-                    LayerPlan(calibration, grid[layer], (strength,) * len(grid[layer])),
+                    LayerPlan(calibration, grid[layer], (strength,) * len(grid[layer]), layer),
                     layout,
                     masks.visible(layer),
                     cache=geometries,
@@ -131,12 +125,6 @@ def estimate_chunk(
             [(own * change.float()).sum(dim=(0, 1, 3)).double() for change in changes.pop(layer)]
         )
     return scores, result
-
-
-def _plain(value: Tensor | None) -> Tensor:
-    if value is None:
-        raise InternalError("a layer's attention was not recorded")
-    return value.detach()
 
 
 class _frozen_parameters:  # noqa: N801 - reads as a statement

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from act_harness.engines.operation import AttentionCall
+
 __all__ = ["Group", "LayerRecord", "Workbench"]
 
 _BLOCK = 64
@@ -46,13 +48,11 @@ class LayerRecord:
     """What one layer did in a recorded forward."""
 
     hidden: Tensor | None = None  # (S, T, hidden): the layer's input
-    query: Tensor | None = None  # (S, H, T, D)
+    call: AttentionCall | None = None  # rows and columns are the S sequences of T tokens
     key: Tensor | None = None  # (S, G, T, D)
     value: Tensor | None = None  # (S, G, T, D)
     attention: Tensor | None = None  # (S, T, H, D): before the output projection
     projected: Tensor | None = None  # (S, T, hidden): the attention module's output
-    scale: float = 1.0
-    softcap: float | None = None
 
     def columns(self) -> tuple[Tensor, Tensor]:
         """Return keys and values.
@@ -119,14 +119,10 @@ class _Grouped:
 
     def attend(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
         binding: Any,  # noqa: ANN401 - the layer's tap
         run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
-        scale: float,
-        softcap: float | None,
     ) -> Tensor:
         """Return the attention output of all rows, (1, R, H, D)."""
         now, layer = self.bench.running, binding.layer
@@ -137,7 +133,7 @@ class _Grouped:
             last = first + group.sequences * group.rows
             own = [
                 one[0, :, first:last].unflatten(1, (group.sequences, group.rows)).transpose(0, 1)
-                for one in (query, key, value)
+                for one in call[:3]
             ]
             before = group.prefix(layer)
             if before is not None:
@@ -185,25 +181,20 @@ class _Tap:
 
     def attend(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         mask: Tensor | None,
         *,
         stock: Callable[[], Tensor],
         stock_maps: Callable[[], Tensor | None],
-        scale: float,
-        softcap: float | None,
     ) -> tuple[Tensor, Tensor | None]:
         """See :class:`act_harness.attention.interface.BoundLayer`."""
         output = stock()
         run = self.bench.running
         if run is not None and run.record is not None:
             record = run.record.setdefault(self.layer, LayerRecord())
-            record.key, record.value = key, value
-            record.scale, record.softcap = scale, softcap
+            record.key, record.value = call.key, call.value
             if self.layer >= run.keep_from:
-                record.query, record.attention = query, output
+                record.call, record.attention = call, output
                 if run.on_attention is not None:
                     run.on_attention(self.layer, record)
         return output, None  # nobody asks a search's forward for its maps

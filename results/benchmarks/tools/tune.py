@@ -3,8 +3,8 @@
 Candidates are compiled and checked in processes of their own (one that fails or crashes is left
 out), from inputs and into memory that holds NaN wherever nothing was written. Then every kernel is
 timed alone, as a CUDA graph over three input sets, and the whole operation with the fastest blocks
-beside stock attention. Run as ``python -m act_harness.bench.tune --seconds 150``; the tables come
-last, all numbers go to ``tune.json``.
+beside stock attention. Run as ``python results/benchmarks/tools/tune.py --seconds 150``; the tables
+come last, all numbers go to ``tune.json``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from act_harness.bench.arguments import (
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
 from act_harness.bench.common import alternate, replayed
 from act_harness.calibration import Calibration, LayerPlan
-from act_harness.engines.operation import Geometry, Stock
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import Stock
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.stock import attend_with_lse
 from act_harness.errors import suggestion
@@ -260,35 +261,32 @@ class Bench:
         self.plan = _plan(setting, selected)
         self.sets = [_inputs(setting, batch, tokens, seed) for seed in range(3)]
         self.geometry: Geometry = self.sets[0].geometry()
-        self.scale = setting.size**-0.5
         self.base = [
             attend_with_lse(
-                x.query, x.key, x.value, geometry=self.geometry,
-                stock=Stock(functools.partial(stock, x), kernel="sdpa"), scale=self.scale,
-                softcap=None,
+                x.call,
+                geometry=self.geometry,
+                stock=Stock(functools.partial(stock, x), kernel="sdpa"),
             )
             for x in self.sets
-        ]  # fmt: skip
+        ]
 
     def stages(self, blocks: Any) -> Iterator[dict[str, Callable[[], object]]]:  # noqa: ANN401
         """The kernels of one call, by stage, for every input set."""
         from act_harness.engines.triton.engine import TritonEngine
-        from act_harness.engines.triton.prefill import Call
+        from act_harness.engines.triton.prefill import Launches
 
         engine = TritonEngine(blocks)
         for inputs, base in zip(self.sets, self.base, strict=True):
-            call = Call(
-                engine, inputs.query, inputs.key, inputs.value, self.geometry,
-                engine._select(self.plan, inputs.query.device), base.lse, self.scale, None,
-            )  # fmt: skip
+            selection = engine._select(self.plan, inputs.query.device)
+            launches = Launches(engine, inputs.call, self.geometry, selection, base.lse)
             output = base.output.clone()
-            sinks, _ = call.detect()
+            sinks, _ = launches.detect()
             sums = torch.empty(self.batch, self.selected, self.tokens, device=output.device)
-            found = call.correct(sinks, output, report=True)
+            found = launches.correct(sinks, output, report=True)
             yield {
-                "sums": functools.partial(call._sums, sums),
-                "correct": functools.partial(call.correct, sinks, output.clone(), report=True),
-                "direct": functools.partial(call.sum_anew, sinks, output, found),
+                "sums": functools.partial(launches._sums, sums),
+                "correct": functools.partial(launches.correct, sinks, output.clone(), report=True),
+                "direct": functools.partial(launches.sum_anew, sinks, output, found),
             }
 
     def stage_time(self, stage: str, blocks: Any, rounds: int) -> float:  # noqa: ANN401
@@ -345,15 +343,13 @@ class Bench:
     def listed(self) -> float:
         """Share of the selected heads' rows that are summed anew."""
         from act_harness.engines.triton.engine import TritonEngine
-        from act_harness.engines.triton.prefill import Call
+        from act_harness.engines.triton.prefill import Launches
 
         engine, inputs, base = TritonEngine(), self.sets[0], self.base[0]
-        call = Call(
-            engine, inputs.query, inputs.key, inputs.value, self.geometry,
-            engine._select(self.plan, inputs.query.device), base.lse, self.scale, None,
-        )  # fmt: skip
-        sinks, _ = call.detect()
-        found = call.correct(sinks, base.output.clone(), report=True)
+        selection = engine._select(self.plan, inputs.query.device)
+        launches = Launches(engine, inputs.call, self.geometry, selection, base.lse)
+        sinks, _ = launches.detect()
+        found = launches.correct(sinks, base.output.clone(), report=True)
         return float(found.counts.sum()) / (self.batch * self.selected * self.tokens)
 
 
@@ -438,7 +434,7 @@ def main(arguments: list[str] | None = None) -> Path:
     """Tune from a command line; return the path of the numbers."""
     began = time.monotonic()
     cuda = torch.cuda.is_available()
-    parser = Arguments(prog="python -m act_harness.bench.tune", description=__doc__)
+    parser = Arguments(prog="python results/benchmarks/tools/tune.py", description=__doc__)
     add = parser.add_argument
     add("--seconds", type=read_count, default=150, help="stop at about that time")
     add("--shapes", type=read_shapes, default="1x8192,4x2048,1x32768", help="batch x tokens")

@@ -1,0 +1,64 @@
+"""Every figure's canvas: made without a display, with no global state of matplotlib, written whole.
+
+Equal input gives an equal file. matplotlib is the extra ``report``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from act_harness.errors import InputError, install_command
+from act_harness.support.atomic import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["new_figure", "require_matplotlib", "save_figure"]
+
+
+def require_matplotlib() -> None:
+    """Refuse to draw without matplotlib; what takes long before it draws asks at its start.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise InputError(
+            f"plots need matplotlib, which is not installed; run: {install_command('report')}"
+        )
+
+
+def new_figure(*, width: float, height: float, dots: int = 150) -> Figure:
+    """Return an empty figure.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        dots: Dots per inch of its file.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dots, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as PNG.
+
+    Raises:
+        InfrastructureError: The file cannot be written.
+    """
+    buffer = io.BytesIO()
+    # No version and no date inside: equal input gives an equal file.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return write_bytes(path, buffer.getvalue())

@@ -1,0 +1,315 @@
+"""A model whose every head has a strength: scores of documents as a differentiable function of all.
+
+The stock model does all arithmetic but attention, which goes through the same seam as everywhere
+(:mod:`act_harness.attention.interface`). In each layer the target columns are found first, without
+a gradient, on the queries and keys as the layers below have made them; then attention runs with the
+strengths of that layer (:mod:`act_harness.search.compute.gradient_attention`). One forward and one
+backward so give the exact derivative of a loss by every strength of every head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from act_harness.attention.interface import BASES, BINDING, base_of, register
+from act_harness.attention.placement import on_one_device
+from act_harness.attention.probe import Probe
+from act_harness.calibration import LayerPlan
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall
+from act_harness.engines.reference import prompt_target
+from act_harness.errors import InternalError, UnsupportedModelError
+from act_harness.search.compute.gradient_attention import (
+    attention_with_bias,
+    column_bias,
+    column_sums,
+)
+from act_harness.search.compute.structure import decoder_layers, window_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from transformers import PreTrainedModel
+
+    from act_harness.calibration import Calibration
+    from act_harness.search.compute.read_rows import Batch
+
+__all__ = ["StrengthenedModel"]
+
+
+@dataclass
+class _Forward:
+    """The batch under way."""
+
+    batch: Batch
+    theta: Tensor | None
+    geometries: dict[int | None, Geometry] = field(default_factory=dict)
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    columns: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    """Found once a layer: a layer that is computed again for its backward finds the same."""
+    read: bool = False
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """Return (1, 1, T, T) bool for a sliding window; None where causal is enough."""
+        total = self.batch.ids.shape[1]
+        if window is None or window >= total:
+            return None
+        if window not in self.masks:
+            place = torch.arange(total, device=self.batch.ids.device)
+            distance = place[:, None] - place
+            self.masks[window] = ((distance >= 0) & (distance < window))[None, None]
+        return self.masks[window]
+
+    def geometry(self, window: int | None) -> Geometry:
+        """Return which tokens are the prompt, and what its rows see."""
+        if window not in self.geometries:
+            batch = self.batch
+            self.geometries[window] = Geometry(
+                batch.real, batch.prompt, 0, 0, batch.ids.shape[1], self.mask(window), batch.ids
+            )
+        return self.geometries[window]
+
+
+class _Tap:
+    """Bound to an attention module: attends with that layer's strengths."""
+
+    def __init__(self, owner: StrengthenedModel, layer: int) -> None:
+        self.owner, self.layer = owner, layer
+
+    def attend(
+        self,
+        call: AttentionCall,
+        mask: Tensor | None,
+        *,
+        stock: Callable[[], Tensor],
+        stock_maps: Callable[[], Tensor | None],
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :class:`act_harness.attention.interface.BoundLayer`."""
+        run = self.owner.running
+        if run is None or run.theta is None:
+            return stock(), None
+        return self.owner.attend(self.layer, run, call), None
+
+
+class StrengthenedModel:
+    """Opens a model; use as a context manager, the model is stock again after it."""
+
+    def __init__(
+        self, model: PreTrainedModel, calibration: Calibration, *, checkpointing: bool = False
+    ) -> None:
+        """Store the model; nothing in it changes before ``with``.
+
+        Args:
+            model: a causal language model on one device, on the ``sdpa`` or ``eager`` kernel.
+            calibration: what the strengths act on: its target, as an artifact has it. Its own
+                strength is not used.
+            checkpointing: keep only the layers' inputs for the backward, and compute the rest of
+                a layer again there.
+        """
+        self.model, self.calibration, self.checkpointing = model, calibration, checkpointing
+        self.running: _Forward | None = None
+        self.device: torch.device = next(model.parameters()).device
+        self.layers = self.heads = 0
+        self.windows: list[int | None] = []
+        self.tokens = 0
+        """Padded tokens that went through the model in forwards."""
+        self._undo: list[Callable[[], object]] = []
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(S, L, H) of the strengths; target ``both`` has two of a head, for sinks and initial."""
+        return 2 if self.calibration.target == "both" else 1, self.layers, self.heads
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the strengths: float32, or float64 in a float64 model."""
+        return torch.float64 if self.model.dtype == torch.float64 else torch.float32
+
+    # -- opening and closing -----------------------------------------------------------------
+
+    def __enter__(self) -> StrengthenedModel:
+        base = base_of(self.model.get_decoder().config._attn_implementation)
+        if base not in BASES:
+            raise UnsupportedModelError(
+                f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
+                "load it with attn_implementation=sdpa"
+            )
+        if not on_one_device(self.model):
+            raise UnsupportedModelError(
+                "the model is spread over several devices, the search needs it on one; start one "
+                "process per device instead of parallelize or device_map"
+            )
+        try:
+            self._open(base)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _open(self, base: str) -> None:
+        model, kind = self.model, type(self.model).__name__
+        training = model.training
+        model.eval()
+        self._undo.append(lambda: model.train(training))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                self._undo.append(partial(parameter.requires_grad_, True))
+        decoder: Any = model.get_decoder()
+        config, probe = decoder.config, Probe(model)
+        stock, before = probe.hidden(), config._attn_implementation_internal
+        self._undo.append(lambda: setattr(config, "_attn_implementation_internal", before))
+        config._attn_implementation_internal = register(base)
+        found = probe.attention_modules(stock)
+        count = config.get_text_config().num_hidden_layers
+        widths = {heads for _, heads in found.values()}
+        if sorted(found) != list(range(count)) or len(widths) != 1:
+            raise UnsupportedModelError(
+                f"{kind} passes {len(found)} of its {count} layers through transformers' attention "
+                "interface, or they differ in their number of heads; the search needs all alike"
+            )
+        self.layers, self.heads = count, widths.pop()
+        attentions = [found[layer][0] for layer in range(count)]
+        self.windows = [window_of(model, attention) for attention in attentions]
+        for layer, attention in enumerate(attentions):
+            setattr(attention, BINDING, _Tap(self, layer))
+            self._undo.append(partial(delattr, attention, BINDING))
+        if self.checkpointing:
+            for block in decoder_layers(decoder, attentions, kind):
+                self._checkpoint(block)
+        head = model.get_output_embeddings()
+        self._undo.append(head.register_forward_pre_hook(self._pick_rows).remove)
+        self._check(probe, kind, stock)
+
+    def _checkpoint(self, block: nn.Module) -> None:
+        original, own = block.forward, block.__dict__.get("forward")
+
+        def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - a layer's own
+            if not torch.is_grad_enabled():
+                return original(*args, **kwargs)
+            return checkpoint(partial(within, self.running), *args, use_reentrant=False, **kwargs)
+
+        def within(run: _Forward | None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            before, self.running = self.running, run  # in the backward, other batches have followed
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.running = before
+
+        block.forward = forward
+        if own is None:
+            self._undo.append(lambda: block.__dict__.pop("forward"))
+        else:
+            self._undo.append(lambda: setattr(block, "forward", own))
+
+    def _check(self, probe: Probe, kind: str, stock: Tensor) -> None:
+        """Without any strength the logits must be the stock model's."""
+        from act_harness.search.compute.read_rows import Batch
+
+        ids = probe.ids
+        every = torch.ones_like(ids, dtype=torch.bool)
+        column = torch.arange(ids.shape[1], device=ids.device)
+        none = column[:0]
+        batch = Batch(
+            (0,), ids, every, every, torch.stack([column * 0, column], 1), none, none, none, 1
+        )
+        with torch.no_grad():
+            logits = self.logits(batch, torch.zeros(self.shape, device=self.device)).float().cpu()
+        tolerance = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.1
+        if not torch.allclose(logits, stock[0], atol=tolerance, rtol=tolerance):
+            raise UnsupportedModelError(
+                f"{kind} gives other logits when its attention is computed for the search; the "
+                "gradient search does not support this model"
+            )
+
+    # -- forwards ----------------------------------------------------------------------------
+
+    def _pick_rows(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Give the output head the rows that are read, and no others."""
+        run = self.running
+        if run is None:
+            return None
+        run.read = True
+        row, column = run.batch.places.T
+        return (args[0][row, column][None], *args[1:])
+
+    def logits(self, batch: Batch, theta: Tensor | None) -> Tensor:
+        """Return (P, vocabulary) logits of a batch's places.
+
+        Args:
+            batch: of documents.
+            theta: (S, L, H) logarithms of the strengths; None: the untouched model.
+        """
+        self.running = run = _Forward(batch, theta)
+        self.tokens += batch.tokens
+        try:
+            output = self.model(input_ids=batch.ids, use_cache=False)
+        finally:
+            self.running = None
+        if not run.read:
+            raise InternalError("the model does not call its output head as a module")
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def scores(self, batch: Batch, theta: Tensor | None) -> Tensor:
+        """Return (documents, choices) log-likelihoods of a batch; see :meth:`logits`."""
+        return batch.scores(self.logits(batch, theta))
+
+    def attend(self, layer: int, run: _Forward, call: AttentionCall) -> Tensor:
+        """Return (B, T, H, D) attention of a layer with its strengths."""
+        if run.theta is None:
+            raise InternalError("a layer without strengths attends with them")
+        theta, own = run.theta[:, layer], self.calibration
+        rows = run.batch.prompt if own.decode == "off" else None
+        attend = partial(
+            attention_with_bias, call.query, call.key, call.value, scale=call.scale,
+            softcap=call.softcap, mask=run.mask(self.windows[layer]), rows=rows,
+        )  # fmt: skip
+        if own.target != "head":
+            if layer not in run.columns:
+                run.columns[layer] = self._columns(layer, run, call)
+            return attend(bias=column_bias(theta, run.columns[layer]))
+        factor = theta[0].exp()
+        none = theta.new_zeros(*call.query.shape[:3])
+        if own.mass == "temperature":
+            return attend(bias=none, factor=factor)
+        gates = factor[:, None] if rows is None else torch.where(
+            rows[:, :, None, None], factor[:, None], 1.0
+        )  # fmt: skip
+        return attend(bias=none) * gates.to(call.query.dtype)
+
+    @torch.no_grad()
+    def _columns(self, layer: int, run: _Forward, call: AttentionCall) -> tuple[Tensor, ...]:
+        """Return the sets of columns that the strengths act on, (B, H, T) bool each."""
+        geometry = run.geometry(self.windows[layer])
+        own, every = self.calibration, tuple(range(self.heads))
+        plan = LayerPlan(own, every, (own.strength_of_all,) * self.heads, layer)
+        if own.detects:
+            sums = column_sums(call, geometry=geometry)
+        else:
+            sums = torch.zeros(call.query.shape[:3], device=self.device)
+        found, _ = prompt_target(sums, geometry, plan)
+        if own.target != "both":
+            return (found,)
+        column = torch.arange(geometry.total, device=self.device)
+        initial = found & (column == geometry.first[:, None])[:, None]
+        return found & ~initial, initial

@@ -1,0 +1,160 @@
+"""Attention whose columns carry a strength, exact and differentiable, without N x N in memory.
+
+``reweight`` with ``gamma = exp(theta)`` adds ``theta`` to the logits of the target columns before
+the softmax. A sum of products can say that: queries get one more channel that is 1, keys one that
+is ``theta / scale`` on the target columns and 0 elsewhere. Torch's fused kernels then compute the
+calibrated output, and their backward the exact derivative by ``theta``; no bias is materialised.
+Half precision keeps too few digits of ``theta``, so it is split over three channels there.
+
+B sequences, H query heads, G key heads, T tokens, D values per head, S strengths of a head.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from act_harness.engines.operation import masked_softmax
+
+if TYPE_CHECKING:
+    from act_harness.engines.geometry import Geometry
+    from act_harness.engines.operation import AttentionCall
+
+__all__ = ["attention_with_bias", "column_bias", "column_sums"]
+
+_MULTIPLE = 8
+"""Of head sizes that fused kernels take."""
+
+
+def column_bias(theta: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
+    """Return (B, H, T) what is added to the logits of each column.
+
+    Args:
+        theta: (S, H) logarithms of the strengths.
+        columns: S sets, (B, H or 1, T) bool.
+    """
+    parts = [
+        own[None, :, None] * where for own, where in zip(theta, columns, strict=True)
+    ]  # sets may overlap nowhere, so the sum is one strength or none
+    return torch.stack(parts).sum(dim=0)
+
+
+def attention_with_bias(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    bias: Tensor,
+    scale: float,
+    softcap: float | None = None,
+    mask: Tensor | None = None,
+    rows: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:
+    """Return attention with a bias on its columns, (B, T, H, D).
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, G, T, D).
+        value: (B, G, T, D).
+        bias: (B, H, T) float32 or better; differentiable.
+        scale: factor on query-key products.
+        softcap: soft cap on them; such models take a dense path, O(T x T).
+        mask: (B or 1, 1, T, T) bool, what rows see; None: causal.
+        rows: (B, T) bool, rows that bias and factor act on; None: all.
+        factor: (H,) on what the softmax gets, an inverse temperature of each head.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
+    if factor is not None:
+        factor = factor[:, None, None]
+        if rows is not None:
+            factor = torch.where(rows[:, None, :, None], factor, 1.0)
+    if softcap is not None:
+        return _dense(query, key, value, bias, scale, softcap, mask, rows, factor)
+    if factor is not None:
+        query = query * factor.to(query.dtype)
+    extra = _parts(bias / scale, query.dtype)  # (B, H, T, parts)
+    size, parts = query.shape[-1], extra.shape[-1]
+    ones = query.new_ones(*query.shape[:3], parts)
+    if rows is not None:
+        ones = ones * rows[:, None, :, None]
+    pads = -(size + parts) % _MULTIPLE
+    query = torch.nn.functional.pad(torch.cat([query, ones], dim=-1), (0, pads))
+    key = torch.nn.functional.pad(torch.cat([key, extra], dim=-1), (0, pads))
+    value = torch.nn.functional.pad(value, (0, parts + pads))
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
+    )
+    return output[..., :size].transpose(1, 2)
+
+
+def _parts(wanted: Tensor, dtype: torch.dtype) -> Tensor:
+    """Split numbers (B, H, T) into summands of a dtype, (B, H, T, parts).
+
+    The first carries the gradient: all of them are read by the same query channel value.
+    """
+    first = wanted.to(dtype)
+    if dtype in (torch.float32, torch.float64):
+        return first[..., None]
+    found, left = [first], wanted.detach()
+    for _ in range(2):
+        left = left - found[-1].detach().to(left.dtype)
+        found.append(left.to(dtype))
+    return torch.stack(found, dim=-1)
+
+
+def _dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    scale: float,
+    softcap: float,
+    mask: Tensor | None,
+    rows: Tensor | None,
+    factor: Tensor | None,
+) -> Tensor:
+    """Materialise the maps: a soft cap lies between the products and the bias."""
+    dtype = bias.dtype
+    logits = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * scale
+    logits = torch.tanh(logits / softcap) * softcap
+    if factor is not None:
+        logits = logits * factor
+    added = bias[:, :, None]
+    logits = logits + (added if rows is None else added * rows[:, None, :, None])
+    if mask is None:
+        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+    weights = torch.softmax(logits.masked_fill(~mask, torch.finfo(dtype).min), dim=-1)
+    return (weights @ value.to(dtype)).transpose(1, 2).to(value.dtype)
+
+
+@torch.no_grad()
+def column_sums(
+    call: AttentionCall, *, geometry: Geometry, block_elements: int = 1 << 24
+) -> Tensor:
+    """Return (B, H, T): what each column receives from the prompt's rows, in blocks of rows.
+
+    Args:
+        call: of a prefill.
+        geometry: which rows are the prompt, and what they see.
+        block_elements: weights held at a time.
+    """
+    query, key, scale, softcap = call.query, call.key, call.scale, call.softcap
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    batch, heads, total = query.shape[:3]
+    query, key = query.to(dtype), key.to(dtype).repeat_interleave(heads // key.shape[1], dim=1)
+    prompt = geometry.prompt_rows.to(dtype)[:, None, None]
+    sums = query.new_zeros(batch, heads, total)
+    block = max(1, min(total, block_elements // max(1, batch * heads * total)))
+    for start in range(0, total, block):
+        stop = min(start + block, total)
+        width = stop if geometry.mask is None else total
+        visible = geometry.visible(start, stop)[..., :width]
+        weights = masked_softmax(
+            query[:, :, start:stop], key[:, :, :width], visible, scale, softcap
+        )
+        sums[..., :width] += (prompt[..., start:stop] @ weights)[:, :, 0]
+    return sums

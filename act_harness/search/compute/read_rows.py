@@ -1,0 +1,153 @@
+"""Documents as right-padded batches, and which rows say how likely each choice is.
+
+All choices of one token are read from the last row of their prompt; a longer choice has a row of
+tokens of its own, prompt and choice. Nothing is shared between documents, and a pad stands behind
+everything that is read, so a document's scores depend on no other in its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from act_harness.search.documents import Document
+
+__all__ = ["Batch", "batches_of", "rows_of"]
+
+
+class _Read(NamedTuple):
+    """One summand of a choice's log-likelihood: the token that follows a row."""
+
+    row: int
+    token: int
+    choice: int
+
+
+class _Row(NamedTuple):
+    """A sequence of tokens, and what is read off it."""
+
+    tokens: tuple[int, ...]
+    prompt: int
+    reads: tuple[_Read, ...]
+
+
+def rows_of(document: Document) -> list[_Row]:
+    """Return the sequences that score a document."""
+    found: list[_Row] = []
+    short: dict[tuple[int, ...], list[_Read]] = {}
+    for choice, (context, answer) in enumerate(document.requests):
+        last = len(context) - 1
+        if len(answer) == 1:
+            short.setdefault(context, []).append(_Read(last, answer[0], choice))
+        else:
+            own = tuple(_Read(last + n, token, choice) for n, token in enumerate(answer))
+            found.append(_Row(context + answer[:-1], len(context), own))
+    for context, reads in short.items():
+        found.append(_Row(context, len(context), tuple(reads)))
+    return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of some documents: B sequences of T tokens, pads on the right."""
+
+    documents: tuple[int, ...]
+    """Their numbers among those that were batched."""
+    ids: Tensor  # (B, T) long
+    real: Tensor  # (B, T) bool
+    prompt: Tensor  # (B, T) bool
+    places: Tensor  # (P, 2) long: rows that are read, (sequence, t)
+    read_place: Tensor  # (N,) long: index into places
+    read_token: Tensor  # (N,) long
+    read_slot: Tensor  # (N,) long: document within the batch * choices + choice
+    choices: int
+    """Most choices of a document."""
+
+    @property
+    def tokens(self) -> int:
+        """Padded tokens."""
+        return self.ids.numel()
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return (documents, choices) log-likelihoods from the (P, vocabulary) logits of places.
+
+        Choices that a document lacks have minus infinity.
+        """
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        known = torch.log_softmax(logits.to(dtype), dim=1)[self.read_place, self.read_token]
+        slots = len(self.documents) * self.choices
+        found = known.new_zeros(slots).index_add(0, self.read_slot, known)
+        there = torch.zeros(slots, dtype=torch.bool, device=known.device)
+        there[self.read_slot] = True
+        return found.masked_fill(~there, -torch.inf).view(len(self.documents), self.choices)
+
+
+def batches_of(
+    documents: Sequence[Document],
+    numbers: Sequence[int],
+    *,
+    tokens: int,
+    device: torch.device,
+) -> list[Batch]:
+    """Batch some documents, those of like length together.
+
+    Args:
+        documents: all of a task.
+        numbers: which of them.
+        tokens: most padded tokens of a batch; a longer document has one of its own.
+        device: where the tensors go.
+    """
+    rows = {number: rows_of(documents[number]) for number in numbers}
+    longest = {number: max(len(row.tokens) for row in rows[number]) for number in numbers}
+    batches: list[list[int]] = []
+    held = 0
+    for number in sorted(numbers, key=lambda n: (-longest[n], n)):
+        count = held + len(rows[number])
+        if batches and count * longest[batches[-1][0]] <= tokens:
+            batches[-1].append(number)
+            held = count
+        else:
+            batches.append([number])
+            held = len(rows[number])
+    choices = max(len(document.requests) for document in documents)
+    return [_batch(numbers, rows, choices, device) for numbers in batches]
+
+
+def _batch(
+    numbers: Sequence[int], rows: dict[int, list[_Row]], choices: int, device: torch.device
+) -> Batch:
+    sequences = [(place, row) for place, number in enumerate(numbers) for row in rows[number]]
+    longest = max(len(row.tokens) for _, row in sequences)
+    places: list[tuple[int, int]] = []
+    reads: list[tuple[int, int, int]] = []
+    for number, (place, row) in enumerate(sequences):
+        known: dict[int, int] = {}
+        for read in row.reads:
+            if read.row not in known:
+                known[read.row] = len(places)
+                places.append((number, read.row))
+            reads.append((known[read.row], read.token, place * choices + read.choice))
+    length = torch.tensor([len(row.tokens) for _, row in sequences], device=device)
+    prompt = torch.tensor([row.prompt for _, row in sequences], device=device)
+    column = torch.arange(longest, device=device)
+    table = torch.tensor(reads, device=device)
+    return Batch(
+        documents=tuple(numbers),
+        ids=torch.tensor(
+            [[*row.tokens, *[0] * (longest - len(row.tokens))] for _, row in sequences],
+            device=device,
+        ),
+        real=column < length[:, None],
+        prompt=column < prompt[:, None],
+        places=torch.tensor(places, device=device),
+        read_place=table[:, 0],
+        read_token=table[:, 1],
+        read_slot=table[:, 2],
+        choices=choices,
+    )
