@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,6 +44,9 @@ def list_shipped() -> None:
 def show(
     reference: Reference,
     full: Annotated[bool, typer.Option("--full", help="Print the whole file, as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the map of its heads as a page to this file.")
+    ] = None,
 ) -> None:
     """Print an artifact: model, calibration, heads, what they are worth.
 
@@ -50,12 +54,20 @@ def show(
     Example:
       act-harness artifact show .demo/artifact.json
       act-harness artifact show .demo/artifact.json --full
+      act-harness artifact show .demo/artifact.json --html heads.html
     """
     import json
 
     from act_harness.artifact import load_artifact
 
     artifact = load_artifact(reference)
+    if html is not None:
+        from act_harness.exploration.page import artifact_page
+        from act_harness.support import atomic, places
+
+        atomic.write_text(places.prepare_file(html), artifact_page(artifact))
+        print(f"written: {html}")
+        return
     if full:
         print(json.dumps(artifact.document(), indent=2, ensure_ascii=False))
         print(f"{artifact.head_count()} heads, sha256 {artifact.sha256()}", file=sys.stderr)

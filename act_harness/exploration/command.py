@@ -82,13 +82,15 @@ class ExploreSettings(ModelSettings):
         """Refuse values that cannot be used.
 
         Raises:
-            InputError: Neither a text nor a task was given, or both, or a number is out of range.
+            InputError: Neither a text nor a task was given, or both, a number is out of range, or
+                there is no such preset.
         """
         if (self.text is None) == (self.task is None):
             raise InputError(
                 "expected a document to look at: give --text, or --task and --doc, not both"
             )
         check_count(self.doc, "--doc")
+        preset(self.calibration)
         check_count(self.num_fewshot, "--num-fewshot")
         if isinstance(self.output, str):
             object.__setattr__(self, "output", Path(self.output))
