@@ -336,7 +336,7 @@ def _check_heads(heads: Sequence[tuple[int, int]], shape: tuple[int, int]) -> No
         if not (0 <= layer < shape[0] and 0 <= head < shape[1]):
             raise InputError(
                 f"head {layer}.{head} is out of range, the model has layers 0..{shape[0] - 1} "
-                f"with heads 0..{shape[1] - 1}"
+                f"with heads 0..{shape[1] - 1}; give one of those"
             )
 
 

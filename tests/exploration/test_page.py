@@ -165,18 +165,12 @@ def test_the_picture_of_a_map_is_that_of_its_numbers(browser, page, parts, heads
     maps = act_harness.maps(*parts, TEXT, 0, 1, artifact=heads)
     for view, values in (("before", maps.before), ("after", maps.after)):
         browser.find_element("css selector", f"input[value={view}]").click()
-        pixels = browser.execute_async_script(
+        pixels = browser.execute_script(
             """
-            const done = arguments[0], image = new Image();
-            image.onload = () => {
-              const canvas = document.createElement("canvas");
-              canvas.width = image.width; canvas.height = image.height;
-              const context = canvas.getContext("2d");
-              context.drawImage(image, 0, 0);
-              done([image.width, image.height,
-                    [...context.getImageData(0, 0, image.width, image.height).data]]);
-            };
-            image.src = document.querySelector("#map-drawing image").getAttribute("href");
+            const canvas = document.querySelector("#map-drawing canvas");
+            const {width, height} = canvas;
+            return [width, height,
+                    [...canvas.getContext("2d").getImageData(0, 0, width, height).data]];
             """
         )
         wide, high, flat = pixels
@@ -276,6 +270,7 @@ def test_pictures_are_saved(browser, page, downloads):
             else:
                 root = ElementTree.fromstring(content)  # noqa: S314 - our own page wrote it
                 assert root.tag == "{http://www.w3.org/2000/svg}svg"
+                assert (b"data:image/png" in content) == (figure == "map")
     assert pages.transgressions(browser) == []
 
 

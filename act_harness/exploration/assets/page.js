@@ -41,13 +41,12 @@
   }
   const starts = []; // where the columns 0..row of each stored row begin
   if (data.rows) data.rows.reduce((sum, row) => (starts.push(sum), sum + row + 1), 0);
-  function weight(map, index, t, view) {
-    if (t > data.rows[index]) return 0;
-    const before = (map.weights[starts[index] + t] / 255) ** 2;
-    if (view === "before") return before;
-    const after = map.after ? (map.after[starts[index] + t] / 255) ** 2
-      : before * (isSink(state.layer, state.head, t) ? map.inside : map.outside)[index];
-    return view === "after" ? after : after - before;
+  const SQUARES = Float64Array.from({ length: 256 }, (_, n) => (n / 255) ** 2);
+  function weights(map, index, t) { // before and after
+    if (t > data.rows[index]) return [0, 0];
+    const at = starts[index] + t, before = SQUARES[map.weights[at]];
+    const factors = isSink(state.layer, state.head, t) ? map.inside : map.outside;
+    return [before, map.after ? SQUARES[map.after[at]] : before * factors[index]];
   }
 
   // --- what is shown of texts and numbers --------------------------------------------------
@@ -211,11 +210,11 @@
   const threshold = () => data.thresholds[state.layer];
   function colourTokens() {
     const full = 4 * (threshold() ?? 5 / N), all = state.colour === "all";
+    const steps = d3.range(65).map((n) => rising((n / 64) * 0.9)), inks = steps.map(inkOn);
     spans.forEach((span, t) => {
       const value = all ? averages[t] : mean(state.layer, state.head, t);
-      const colour = rising(Math.min(1, Math.sqrt(value / full)) * 0.9);
-      span.style.background = colour;
-      span.style.color = inkOn(colour);
+      const step = Math.round(64 * Math.min(1, Math.sqrt(value / full)));
+      span.style.cssText = `background:${steps[step]};color:${inks[step]}`;
       span.classList.toggle("sink", !all && Boolean(isSink(state.layer, state.head, t)));
     });
     tellToken(state.token);
@@ -246,12 +245,13 @@
   function drawColumns() {
     const { layer, head } = state, limit = threshold();
     find("columns-title").textContent = `Mean attention that each column gets, head ${layer}.${head}`;
+    const marked = style("--mark"), quiet = style("--quiet");
     const columns = d3.range(N).map((t) => ({ t, v: mean(layer, head, t), sink: isSink(layer, head, t) }));
     const svg = Plot.plot({
       width: width("columns-drawing"), height: 190, marginLeft: 48,
       x: { domain: [-0.5, N - 0.5], label: "position" }, y: { type: "sqrt", label: "mean attention", domain: [0, Math.max(d3.max(columns, (d) => d.v), limit ?? 0) || 1] },
       marks: [
-        Plot.ruleX(columns, { x: "t", y1: 0, y2: "v", stroke: (d) => (d.sink ? style("--mark") : style("--quiet")), strokeWidth: Math.max(1, Math.min(8, 560 / N)) }),
+        Plot.ruleX(columns, { x: "t", y1: 0, y2: "v", stroke: (d) => (d.sink ? marked : quiet), strokeWidth: Math.max(1, Math.min(8, 560 / N)) }),
         limit === null ? null : Plot.ruleY([limit], { stroke: "currentColor", strokeDasharray: "5 3" }),
         limit === null ? null : Plot.text([limit], { y: (d) => d, x: N - 0.5, text: () => `threshold ${limit.toFixed(4)}`, textAnchor: "end", dy: -6 }),
         Plot.ruleY([0]),
@@ -282,30 +282,35 @@
     const R = data.rows.length, canvas = document.createElement("canvas"), ramp = bothWays();
     canvas.width = N; canvas.height = R;
     const context = canvas.getContext("2d"), image = context.createImageData(N, R);
+    const values = new Float32Array(R * N), sunk = Uint8Array.from({ length: N }, (_, t) => isSink(layer, head, t));
     let most = 0;
-    const values = new Float32Array(R * N);
-    for (let r = 0; r < R; r++) for (let t = 0; t <= data.rows[r]; t++) {
-      const value = weight(map, r, t, view);
-      values[r * N + t] = value;
-      if (Math.abs(value) > most) most = Math.abs(value);
+    for (let r = 0; r < R; r++) {
+      const factors = [map.outside[r], map.inside[r]];
+      for (let t = 0, at = starts[r]; t <= data.rows[r]; t++, at++) {
+        let value = SQUARES[map.weights[at]];
+        if (view !== "before") {
+          const after = map.after ? SQUARES[map.after[at]] : value * factors[sunk[t]];
+          value = view === "after" ? after : after - value;
+        }
+        values[r * N + t] = value;
+        most = Math.max(most, Math.abs(value));
+      }
     }
     most = most || 1;
-    const table = Array.from({ length: 513 }, (_, n) => {
-      const c = d3.rgb(view === "difference" ? ramp(n / 512) : rising(n / 512));
-      return [c.r, c.g, c.b];
+    const pixels = new Uint32Array(image.data.buffer), table = Uint32Array.from({ length: 513 }, (_, n) => {
+      const c = d3.rgb(view === "difference" ? ramp(n / 512) : rising(n / 512)); // as bytes: red, green, blue, opaque
+      return new Uint32Array(new Uint8Array([c.r, c.g, c.b, 255]).buffer)[0];
     });
     for (let r = 0; r < R; r++) for (let t = 0; t <= data.rows[r]; t++) {
-      const value = values[r * N + t] / most;
-      const part = view === "difference" ? (Math.sign(value) * Math.sqrt(Math.abs(value)) + 1) / 2 : Math.sqrt(value);
-      image.data.set([...table[Math.round(part * 512)], 255], 4 * (r * N + t));
+      const part = values[r * N + t] / most, root = Math.sqrt(Math.abs(part));
+      pixels[r * N + t] = table[Math.round(512 * (view === "difference" ? ((part < 0 ? -root : root) + 1) / 2 : root))];
     }
     context.putImageData(image, 0, 0);
     const wide = Math.min(width("map-drawing"), 640), left = 46, top = 6, bottom = 40, inner = wide - left - 8;
     const high = Math.max(160, Math.min(inner, inner * R / N));
     const svg = d3.create("svg").attr("width", wide).attr("height", high + top + bottom).attr("viewBox", [0, 0, wide, high + top + bottom])
       .attr("font-family", "system-ui, sans-serif").attr("font-size", 10);
-    svg.append("image").attr("href", canvas.toDataURL()).attr("x", left).attr("y", top).attr("width", inner).attr("height", high)
-      .attr("preserveAspectRatio", "none").attr("style", "image-rendering:pixelated");
+    canvas.style.cssText = `left:${left}px;top:${top}px;width:${inner}px;height:${high}px`; // lies below the drawing
     svg.append("rect").attr("x", left).attr("y", top).attr("width", inner).attr("height", high).attr("fill", "none").attr("stroke", "currentColor").attr("stroke-opacity", 0.4);
     const x = d3.scaleLinear([0, N], [left, left + inner]), y = d3.scaleLinear([0, R], [top, top + high]);
     const whole = (scale, count) => scale.ticks(count).filter(Number.isInteger);
@@ -325,7 +330,7 @@
     node.addEventListener("pointermove", (event) => { const at = hit(event); if (at) tellWeight(map, ...at); });
     node.addEventListener("pointerleave", () => tellWeight(map, state.row, state.token));
     node.addEventListener("click", (event) => { const at = hit(event); if (at) { state.row = at[0]; chooseToken(at[1]); } });
-    box.replaceChildren(node);
+    box.replaceChildren(canvas, node);
     mapDrawn = () => {
       cross.attr("d", `M${x(state.token + 0.5)},${top}v${high}M${left},${y(state.row + 0.5)}h${inner}`);
       tellWeight(map, state.row, state.token);
@@ -333,7 +338,7 @@
     mapDrawn();
   }
   function tellWeight(map, r, t) {
-    const [before, after] = ["before", "after"].map((view) => weight(map, r, t, view));
+    const [before, after] = weights(map, r, t);
     find("weight-line").textContent = `row ${data.rows[r]} ${quoted(data.rows[r])}, column ${t} ${quoted(t)}: `
       + `before ${before.toFixed(4)}, after ${after.toFixed(4)}, difference ${signed(after - before)}`;
   }
@@ -392,7 +397,14 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
   function pictureOf(figure) {
-    const copy = figure.querySelector(".drawing svg").cloneNode(true);
+    const copy = figure.querySelector(".drawing svg").cloneNode(true), canvas = figure.querySelector(".drawing canvas");
+    if (canvas) {
+      const place = { x: canvas.offsetLeft, y: canvas.offsetTop, width: canvas.offsetWidth, height: canvas.offsetHeight,
+        href: canvas.toDataURL(), preserveAspectRatio: "none", style: "image-rendering:pixelated" };
+      const image = document.createElementNS("http://www.w3.org/2000/svg", "image");
+      Object.entries(place).forEach(([name, value]) => image.setAttribute(name, value));
+      copy.prepend(image);
+    }
     copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
     copy.setAttribute("style", `color:${style("--ink")};background:${style("--ground")}`);
     return new XMLSerializer().serializeToString(copy);
