@@ -254,6 +254,21 @@ def test_hostile_text_is_text(browser, found, tmp_path, width):
     assert shown[11] == HOSTILE[11]
 
 
+def test_hostile_text_in_a_table_of_a_report_is_text(browser, tmp_path):
+    from markdown_it import MarkdownIt
+
+    from act_harness.evidence.tables import markdown_table
+
+    table = markdown_table(["name", "p"], [[HOSTILE[0], "< 0.05"], [HOSTILE[1], "a|b"]])
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(table)
+    file = tmp_path / "report.html"
+    file.write_text(f"<!DOCTYPE html><meta charset=utf-8>{html}", encoding="utf-8")
+    pages.show(browser, file)
+    assert browser.execute_script("return window.harmed === undefined")
+    cells = [cell.text for cell in browser.find_elements("css selector", "td")]
+    assert cells == [HOSTILE[0], "< 0.05", HOSTILE[1], "a|b"]
+
+
 def test_pictures_are_saved(browser, page, downloads):
     pages.show(browser, page)
     for figure in ("heads", "columns", "map", "answers"):
