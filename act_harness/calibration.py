@@ -154,7 +154,13 @@ class HeadStrength(BaseModel):
 
     @property
     def strength(self) -> float:
-        """The one number of the map: beta, gamma (of ``both``: the sinks'), psi, or factor."""
+        """The one number of the map: beta, gamma (of ``both``: the sinks'), psi, or factor.
+
+        Raises:
+            CalibrationError: there is no such map.
+        """
+        if self.mass not in _STRENGTHS:
+            raise CalibrationError(unknown_member("mass", self.mass))
         value: float = getattr(self, _STRENGTHS[self.mass].setting)
         return value
 

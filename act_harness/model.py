@@ -301,7 +301,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self._warned_rolling = True
         warnings.warn(
             f"rolling log-likelihoods have no prompt: with decode={artifact.calibration.decode!r} "
-            "nothing is calibrated in them (decode 'running' would)",
+            "nothing is calibrated in them (decode 'running' would, of targets that have it)",
             stacklevel=3,
         )
 

@@ -12,12 +12,12 @@ import yaml
 
 from act_harness.artifact import ModelFacts
 from act_harness.regress.baseline import (
-    Answer,
     ArmInfo,
     Baseline,
-    Document,
-    Measurement,
     Spread,
+    StoredAnswer,
+    StoredDocument,
+    StoredMeasurement,
     TaskRecord,
 )
 
@@ -84,18 +84,20 @@ def drop_head(content: dict[str, Any]) -> None:
     content["heads"][layer] = content["heads"][layer][1:]
 
 
-def answer(right: bool, *, label: int = 0, margin: float = 1.0, **more: Any) -> Answer:
+def answer(right: bool, *, label: int = 0, margin: float = 1.0, **more: Any) -> StoredAnswer:
     """An answer of two choices."""
     scores = [-1.0, -1.0]
     best = label if right else 1 - label
     scores[best] += margin
-    return Answer(scores=tuple(scores), prediction=best, metrics={"acc": float(right)}, **more)
+    return StoredAnswer(
+        scores=tuple(scores), prediction=best, metrics={"acc": float(right)}, **more
+    )
 
 
-def measurement(*, arms: dict[str, list[Answer]], task: str = "task") -> Measurement:
+def measurement(*, arms: dict[str, list[StoredAnswer]], task: str = "task") -> StoredMeasurement:
     """One task of two choices; the right one is always the first."""
     documents = tuple(
-        Document(
+        StoredDocument(
             id=index, filter="none", doc=f"d{index}", prompt=f"p{index}", requests=f"r{index}",
             target="t", label=0, choices="c",
             arms={arm: answers[index] for arm, answers in arms.items()},
@@ -110,10 +112,10 @@ def measurement(*, arms: dict[str, list[Answer]], task: str = "task") -> Measure
     record = TaskRecord(
         version="1", higher_is_better={"acc": True}, scores=scores, documents=documents
     )
-    return Measurement(model=FACTS, arms=infos, tasks={task: record})
+    return StoredMeasurement(model=FACTS, arms=infos, tasks={task: record})
 
 
-def stored(found: Measurement, *, spread: float = 0.0) -> Baseline:
+def stored(found: StoredMeasurement, *, spread: float = 0.0) -> Baseline:
     """A measurement as a baseline whose scores spread by so much from run to run."""
     spreads = {
         task: {

@@ -179,3 +179,11 @@ def test_rows_are_a_number_or_auto():
     for ask in (initial.threshold, initial.required_rows):
         with pytest.raises(CalibrationError, match=r"^this calibration of target 'initial' has no"):
             ask(20.0)
+
+
+def test_a_mass_map_that_does_not_exist_has_no_strength():
+    made = HeadStrength.model_construct(mass="clip", beta=0.4)
+    with pytest.raises(
+        CalibrationError, match=r"^mass 'clip' is unknown, expected one of damp, rew"
+    ):
+        _ = made.strength

@@ -21,7 +21,7 @@ from act_harness.attention import attach, model_facts
 from act_harness.attention.load import load_plain_model
 from act_harness.bench.arguments import Arguments, read_counts, read_device, read_dtypes
 from act_harness.bench.attention import Inputs, planted, run_engine, stock
-from act_harness.bench.common import Report, Table, command_line, describe_machine
+from act_harness.bench.common import BenchmarkReport, Table, command_line, describe_machine
 from act_harness.bench.scoring import read_requests
 from act_harness.calibration import Calibration, LayerPlan
 from act_harness.engines import select_engine
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> Path:
                     records.append({"layer": layer, **record})
             tables.append(_table(f"real maps of {Path(given.model).name}, {name}", records))
     kind = torch.device(given.device).type
-    report = Report(
+    report = BenchmarkReport(
         name=f"attention-accuracy-{kind}",
         title=f"Row-by-row error of engine {select_engine(given.engine, device=kind).name}",
         machine=describe_machine(given.device),

@@ -29,7 +29,7 @@ from act_harness.bench.arguments import (
     read_shapes,
 )
 from act_harness.bench.common import (
-    Report,
+    BenchmarkReport,
     Table,
     Timing,
     alternate,
@@ -342,7 +342,7 @@ def _write(
     limits: dict[str, float],
 ) -> Path:
     kind = torch.device(given.device).type
-    report = Report(
+    report = BenchmarkReport(
         name=f"attention-{kind}",
         title=f"Calibrated attention, the operation alone ({kind})",
         machine=describe_machine(given.device),

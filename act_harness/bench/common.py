@@ -28,8 +28,8 @@ from act_harness.support.atomic import write_json, write_text
 from act_harness.support.provenance import collect, describe_device
 
 __all__ = [
+    "BenchmarkReport",
     "Machine",
-    "Report",
     "Table",
     "Timing",
     "alternate",
@@ -262,7 +262,7 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - whatever a table holds
 
 
 @dataclass
-class Report:
+class BenchmarkReport:
     """A benchmark run: tables, what they mean, and where they were measured."""
 
     name: str

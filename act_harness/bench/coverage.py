@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from act_harness.bench.common import Report, Table, command_line, describe_machine
+from act_harness.bench.common import BenchmarkReport, Table, command_line, describe_machine
 from act_harness.errors import InputError
 from act_harness.evidence.resampling import Array
 from act_harness.evidence.stats import Part, combined_difference
@@ -142,7 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         found = [simulate(CASES[name], n, repetitions=given.repetitions) for n in units]
         shown = [f"{one.inside:.3f} ({one.width:.2f})" for one in found]
         table.rows.append([CASES[name].words, *shown])
-    report = Report("coverage", "Coverage of intervals", describe_machine(), command_line())
+    report = BenchmarkReport(
+        "coverage", "Coverage of intervals", describe_machine(), command_line()
+    )
     report.tables = [table]
     report.remarks = [
         f"{given.repetitions} simulated comparisons a cell: 0.95 is met within "

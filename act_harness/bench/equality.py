@@ -20,7 +20,7 @@ import torch
 from act_harness.attention import Attachment, attach, model_facts
 from act_harness.attention.counters import CalibrationCounters
 from act_harness.attention.load import load_plain_model
-from act_harness.bench.common import Report, Table, command_line, describe_machine
+from act_harness.bench.common import BenchmarkReport, Table, command_line, describe_machine
 from act_harness.bench.scoring import Requests, random_heads, read_requests
 from act_harness.bench.stock import StockChoice, choose_stock
 from act_harness.scoring.scorer import Item, Scorer
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     stock = choose_stock(given.stock, model, tokenizer=given.model)
     artifact = random_heads(model_facts(model), 0.22)
     title = f"Largest difference of a log-likelihood with {Path(given.model).name}, {given.dtype}"
-    report = Report(given.name, title, describe_machine(given.device), command_line())
+    report = BenchmarkReport(given.name, title, describe_machine(given.device), command_line())
     report.remarks = [
         f"stock: {stock.words}; `stock` and `none` against stock at batch size 8",
         f"ACT: preset paper, {artifact.head_count()} heads at random, against the plain path (one "

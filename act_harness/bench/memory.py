@@ -20,7 +20,13 @@ import torch
 from act_harness.attention import attach, model_facts
 from act_harness.attention.counters import CalibrationCounters
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype
-from act_harness.bench.common import Report, Table, command_line, describe_machine, peak_memory
+from act_harness.bench.common import (
+    BenchmarkReport,
+    Table,
+    command_line,
+    describe_machine,
+    peak_memory,
+)
 from act_harness.bench.models import random_llama
 from act_harness.bench.scoring import StockPath, random_heads
 from act_harness.scoring.scorer import Item, Scorer
@@ -130,7 +136,7 @@ def main(arguments: list[str] | None = None) -> Path:
         with_stock=given.with_stock,
     )
     machine = describe_machine(given.device)
-    report = Report(given.name, "Peak memory of scoring", machine, command_line())
+    report = BenchmarkReport(given.name, "Peak memory of scoring", machine, command_line())
     report.tables = [table]
     return report.write(given.output)
 

@@ -21,7 +21,7 @@ from act_harness.bench.arguments import (
     read_shapes,
     read_share,
 )
-from act_harness.bench.common import Report, Table, Timing, command_line, describe_machine
+from act_harness.bench.common import BenchmarkReport, Table, Timing, command_line, describe_machine
 from act_harness.calibration import Calibration
 from act_harness.errors import InputError, unknown_name
 from act_harness.support import places
@@ -178,7 +178,7 @@ def bench_model(
     pair = arms_of(given)
     kind = torch.device(given.device).type
     heading = f"{Path(given.model).name}, {given.dtype}, {given.share:.0%} of the heads"
-    report = Report(
+    report = BenchmarkReport(
         name=given.name or f"attention-{name}-{kind}",
         title=f"{title} ({kind})",
         machine=describe_machine(given.device),

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from act_harness.artifact import Artifact
 from act_harness.attention.counters import CalibrationCounters
-from act_harness.bench.common import Machine, Report, Table, command_line, describe_machine
+from act_harness.bench.common import BenchmarkReport, Machine, Table, command_line, describe_machine
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.errors import InputError, unknown_name
 
@@ -339,13 +339,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     return path
 
 
-def _report(outcome: Outcome, given: argparse.Namespace, machine: Machine) -> Report:
+def _report(outcome: Outcome, given: argparse.Namespace, machine: Machine) -> BenchmarkReport:
     rows: list[Sequence[Any]] = [
         [name, cases, outcome.worst.get(name)] for name, cases in outcome.counts.items()
     ]
     note = "Largest difference of a log-likelihood between the three ways, in nats."
     title = "Random scoring cases: shared, plain and reference"
-    report = Report(given.name, title, machine, command_line())
+    report = BenchmarkReport(given.name, title, machine, command_line())
     report.tables = [Table("By family", ["family", "cases", "largest difference"], rows, note=note)]
     report.remarks = [
         f"{outcome.cases} cases, {outcome.answers} answers, seed {given.seed}; float32, tolerated "

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 
 from act_harness.attention.load import load_plain_model
-from act_harness.bench.common import Report, Table, command_line, describe_machine
+from act_harness.bench.common import BenchmarkReport, Table, command_line, describe_machine
 from act_harness.bench.scoring import Requests, read_requests, requests_of_tasks
 from act_harness.bench.stock import Pair, StockPath
 from act_harness.errors import InputError
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     sizes = [int(size) for size in given.batch_sizes.split(",")]
     table = bench_rounding(requests, paths, batch_sizes=sizes, rounds=given.rounds)
     title = f"hf-act without an artifact against hf: {Path(given.model).name}, {given.dtype}"
-    report = Report(given.name, title, machine, command_line(), [table])
+    report = BenchmarkReport(given.name, title, machine, command_line(), [table])
     report.remarks = [
         f"stock: {paths.name}; its log-softmax is in the model's dtype unless told, ours float32",
         f"{given.rounds} rounds, batch sizes {given.batch_sizes}, in turns; largest over rounds",

@@ -28,7 +28,7 @@ from act_harness.attention.counters import CalibrationCounters
 from act_harness.attention.load import load_plain_model
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype
 from act_harness.bench.common import (
-    Report,
+    BenchmarkReport,
     Table,
     Timing,
     alternate,
@@ -205,7 +205,7 @@ def bench_scoring(
     *,
     stock: StockChoice | None = None,
     title: str = "Scoring",
-) -> Report:
+) -> BenchmarkReport:
     """Measure stock, baseline and calibrated scoring in turns, and write the report.
 
     Args:
@@ -216,7 +216,9 @@ def bench_scoring(
         title: heading of the report.
     """
     stock = stock or StockChoice(lambda size: StockPath(model, size).score, STAND_IN)
-    report = Report(settings.name, title, describe_machine(settings.device), command_line())
+    report = BenchmarkReport(
+        settings.name, title, describe_machine(settings.device), command_line()
+    )
     facts = model_facts(model)
     artifact = random_heads(facts, settings.share_of_heads)
     report.remarks = [

@@ -26,8 +26,8 @@ from act_harness.attention import model_facts
 from act_harness.attention.load import load_plain_model
 from act_harness.bench.arguments import Arguments, read_count, read_device, read_dtype, read_share
 from act_harness.bench.common import (
+    BenchmarkReport,
     Machine,
-    Report,
     Table,
     Timing,
     command_line,
@@ -254,7 +254,9 @@ def _write(
     command: str,
     timings: dict[str, Timing] | None = None,
 ) -> Path:
-    report = Report(given.name, "Head search: loop, exhaustive, screened", machine, command, tables)
+    report = BenchmarkReport(
+        given.name, "Head search: loop, exhaustive, screened", machine, command, tables
+    )
     if timings:
         report.add_rounds("search", timings)
     path = report.write(given.output)

@@ -136,7 +136,7 @@ def search(
     if os.environ.get("RANK", "0") == "0":
         print(found.summary())
         if tracking is not None and isinstance(found, SearchResult):
-            from act_harness.search.tracking import track_search
+            from act_harness.search.report import track_search
 
             for line in track_search(found, tracking, folder=output.parent):
                 print(line)

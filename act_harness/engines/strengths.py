@@ -16,6 +16,7 @@ from torch import Tensor
 
 from act_harness.calibration import MIN_OTHER_MASS, MIN_RAISED_MASS
 from act_harness.engines.operation import Members, member
+from act_harness.errors import CalibrationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,12 +40,20 @@ class Strengths(NamedTuple):
 
     @classmethod
     def of(cls, given: Sequence[HeadStrength] | Strengths, like: Tensor) -> Strengths:
-        """Return the strengths as tensors of the device and dtype of ``like``."""
+        """Return the strengths as tensors of the device and dtype of ``like``.
+
+        Raises:
+            CalibrationError: an unknown map, or heads of several targets.
+        """
         if isinstance(given, Strengths):
             return given
         for own in given:
             member("mass", own.mass, _MAPS)
         initial = [own.gamma_initial for own in given if own.gamma_initial is not None]
+        if len(initial) not in (0, len(given)):
+            raise CalibrationError(
+                f"{len(initial)} of {len(given)} heads have gamma_initial, expected all or none"
+            )
         shape = (1, -1, 1, 1)
         return cls(
             tuple(own.mass for own in given),
@@ -101,8 +110,13 @@ def row_factors(
         strengths: one for each head; of mass maps of columns.
         first: (b, h, k, 1) mass on the initial token, which has a strength of its own (target
             ``both``); ``m`` is then that on the other sinks.
+
+    Raises:
+        CalibrationError: the strengths are of another target.
     """
     own = Strengths.of(strengths, m)
+    if (first is None) != (own.initial is None):
+        raise CalibrationError("gamma_initial is of target 'both' alone, whose heads all have it")
     for mass in own.masses:
         member("mass", mass, _COLUMN_MAPS)
     damped, raised, value = own.are("damp"), own.are("raise"), own.value
@@ -110,7 +124,7 @@ def row_factors(
     alone = (damped & (m > 0) & (u < MIN_OTHER_MASS)) | (raised & (m > 0) & (m < MIN_RAISED_MASS))
     changes = (whole > 0) & ~alone & ~(raised & (m >= value))
     share = torch.where(raised, value, value * m)  # of the target, before renormalising
-    if first is not None and own.initial is not None:
+    if first is not None and own.initial is not None:  # both or none
         share = share + own.initial * first
     scaled = (u + share).where(changes, 1.0)  # sum of the row before renormalising
     # a branch that is not taken still must not divide by zero: its gradient would be no number

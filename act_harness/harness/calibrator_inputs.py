@@ -136,6 +136,8 @@ class InputsOfArm:
         Raises:
             TaskError: A task fails on a document without content or with rotated options.
         """
+        if not set(self.names) - {"batch"}:
+            return {}
         counters = self.lm.counters  # further prompts are no part of what was evaluated
         self.lm.counters = type(counters)()
         try:

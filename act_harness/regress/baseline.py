@@ -21,12 +21,12 @@ from act_harness.errors import InfrastructureError, ResultError
 from act_harness.support import atomic, reading
 
 __all__ = [
-    "Answer",
     "ArmInfo",
     "Baseline",
-    "Document",
-    "Measurement",
     "Spread",
+    "StoredAnswer",
+    "StoredDocument",
+    "StoredMeasurement",
     "TaskRecord",
     "load_baseline",
     "save_baseline",
@@ -55,7 +55,7 @@ class _Record(BaseModel):
     model_config = _STRICT
 
 
-class Answer(_Record):
+class StoredAnswer(_Record):
     """What one arm made of one document, under one of the task's filters."""
 
     scores: tuple[float | None, ...] = ()
@@ -72,7 +72,7 @@ class Answer(_Record):
     """Whether rounding could decide about some column (invariant I3 promises nothing then)."""
 
 
-class Document(_Record):
+class StoredDocument(_Record):
     """One document under one filter, in all arms."""
 
     id: int
@@ -88,7 +88,7 @@ class Document(_Record):
     """Hash of the choices' texts."""
     shared: dict[str, str] = Field(default_factory=dict)
     """Hash of the passage, context or subject that documents may share."""
-    arms: dict[str, Answer]
+    arms: dict[str, StoredAnswer]
 
     @property
     def key(self) -> tuple[int, str]:
@@ -104,7 +104,7 @@ class TaskRecord(_Record):
     higher_is_better: dict[str, bool] = Field(default_factory=dict)
     scores: dict[str, dict[str, float]]
     """Arm to ``metric,filter`` to score, as reported."""
-    documents: tuple[Document, ...]
+    documents: tuple[StoredDocument, ...]
 
 
 class ArmInfo(_Record):
@@ -119,7 +119,7 @@ class ArmInfo(_Record):
     engine: str | None = None
 
 
-class Measurement(_Record):
+class StoredMeasurement(_Record):
     """What one run of a suite gave."""
 
     model: ModelFacts
@@ -158,7 +158,7 @@ class Baseline(_Record):
     """The repetitions, in words."""
     spread: dict[str, dict[str, Spread]]
     """Task to arm to what was measured among the repetitions."""
-    measurement: Measurement
+    measurement: StoredMeasurement
 
 
 def load_baseline(folder: Path, *, suite: str) -> Baseline:

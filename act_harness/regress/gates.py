@@ -20,14 +20,20 @@ from typing import Any
 from act_harness.evidence.compare import compare
 from act_harness.evidence.comparison import Comparison, Row
 from act_harness.evidence.results import Run, run_from_memory
-from act_harness.regress.baseline import Baseline, Document, Measurement, Spread, TaskRecord
+from act_harness.regress.baseline import (
+    Baseline,
+    Spread,
+    StoredDocument,
+    StoredMeasurement,
+    TaskRecord,
+)
 from act_harness.regress.goldens import Finding, drifts
 
 __all__ = ["compare_measurements", "gate", "split_name", "spread_of"]
 
 
 def compare_measurements(
-    baseline: Baseline, new: Measurement, *, without: Collection[str] = ()
+    baseline: Baseline, new: StoredMeasurement, *, without: Collection[str] = ()
 ) -> Comparison | None:
     """Compare a run with the baseline; rows are named ``task@arm``.
 
@@ -70,7 +76,9 @@ def gate(baseline: Baseline, comparison: Comparison) -> tuple[list[Finding], lis
     return findings, notes
 
 
-def spread_of(reference: Measurement, repeated: Measurement) -> dict[str, dict[str, Spread]]:
+def spread_of(
+    reference: StoredMeasurement, repeated: StoredMeasurement
+) -> dict[str, dict[str, Spread]]:
     """Return what a repetition changed: task to arm to drift, flips and change of the scores."""
     found: dict[str, dict[str, Spread]] = {}
     for row in drifts(reference, repeated):
@@ -93,7 +101,7 @@ def _allowed(baseline: Baseline, task: str, arm: str, row: Row) -> float:
     return 0.0 if measured is None else measured.spread.get(f"{row.metric},{row.filter}", 0.0)
 
 
-def _run(measured: Measurement, kept: Mapping[str, set[Any]], *, label: str) -> Run:
+def _run(measured: StoredMeasurement, kept: Mapping[str, set[Any]], *, label: str) -> Run:
     """Return a measurement as the run that lm-eval would have written, without any text."""
     data: dict[str, Any] = {"results": {}, "configs": {}, "higher_is_better": {}, "samples": {}}
     data["model_name"] = measured.model.id
@@ -112,7 +120,7 @@ def _run(measured: Measurement, kept: Mapping[str, set[Any]], *, label: str) -> 
     return run_from_memory(data, label=label)
 
 
-def _row(task: TaskRecord, document: Document, arm: str) -> dict[str, Any]:
+def _row(task: TaskRecord, document: StoredDocument, arm: str) -> dict[str, Any]:
     answer = document.arms[arm]
     row: dict[str, Any] = {
         "doc_id": document.id,

@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from act_harness.errors import ResultError
-from act_harness.regress.baseline import Answer, ArmInfo, Baseline, Document, Measurement
+from act_harness.regress.baseline import (
+    ArmInfo,
+    Baseline,
+    StoredAnswer,
+    StoredDocument,
+    StoredMeasurement,
+)
 from act_harness.regress.baseline import TaskRecord as Task
 
 __all__ = ["Drift", "Finding", "check_comparable", "drifts", "golden_findings", "identity_findings"]
@@ -68,11 +74,13 @@ class Drift(NamedTuple):
 
 
 class _Change(NamedTuple):
-    document: Document
+    document: StoredDocument
     text: str
 
 
-def check_comparable(baseline: Baseline, identity: Mapping[str, Any], found: Measurement) -> None:
+def check_comparable(
+    baseline: Baseline, identity: Mapping[str, Any], found: StoredMeasurement
+) -> None:
     """Check that the run is one of the same suite on the same kind of model.
 
     Raises:
@@ -95,7 +103,7 @@ def check_comparable(baseline: Baseline, identity: Mapping[str, Any], found: Mea
 
 
 def identity_findings(
-    old: Measurement, new: Measurement, *, limit: int | None = None
+    old: StoredMeasurement, new: StoredMeasurement, *, limit: int | None = None
 ) -> list[Finding]:
     """Return what was asked otherwise: model, head sets, task versions, documents, prompts.
 
@@ -124,7 +132,9 @@ def identity_findings(
     return findings
 
 
-def golden_findings(old: Measurement, new: Measurement, *, drift: float) -> list[Finding]:
+def golden_findings(
+    old: StoredMeasurement, new: StoredMeasurement, *, drift: float
+) -> list[Finding]:
     """Return where an answer is not the stored one.
 
     Args:
@@ -132,7 +142,7 @@ def golden_findings(old: Measurement, new: Measurement, *, drift: float) -> list
         new: This run's; it may have fewer tasks and documents.
         drift: Tolerance of a log-likelihood, in nats.
     """
-    checks: dict[Kind, Callable[[Answer, Answer], str]] = {
+    checks: dict[Kind, Callable[[StoredAnswer, StoredAnswer], str]] = {
         "prediction flipped": _flip,
         "metric changed": lambda a, b: _metric_change(a, b, drift),
         "drift": lambda a, b: _drift_text(a, b, drift),
@@ -152,7 +162,7 @@ def golden_findings(old: Measurement, new: Measurement, *, drift: float) -> list
     return findings
 
 
-def drifts(old: Measurement, new: Measurement) -> list[Drift]:
+def drifts(old: StoredMeasurement, new: StoredMeasurement) -> list[Drift]:
     """Return how far each arm of each task is from the baseline."""
     rows = []
     for name, arm, pairs in _pairs(old, new):
@@ -247,8 +257,8 @@ def _short(value: object) -> str:
 
 
 def _pairs(
-    old: Measurement, new: Measurement
-) -> Iterable[tuple[str, str, list[tuple[Document, Document]]]]:
+    old: StoredMeasurement, new: StoredMeasurement
+) -> Iterable[tuple[str, str, list[tuple[StoredDocument, StoredDocument]]]]:
     """Task, arm, and (stored, new) documents that both have."""
     for name, task in new.tasks.items():
         stored = old.tasks.get(name)
@@ -260,17 +270,17 @@ def _pairs(
                 yield name, arm, both
 
 
-def _near(pair: tuple[Document, Document], arm: str) -> bool:
+def _near(pair: tuple[StoredDocument, StoredDocument], arm: str) -> bool:
     return any(document.arms[arm].near for document in pair)
 
 
-def _flip(then: Answer, now: Answer) -> str:
+def _flip(then: StoredAnswer, now: StoredAnswer) -> str:
     if then.prediction == now.prediction:
         return ""
     return f"answer {then.prediction} then, {now.prediction} now"
 
 
-def _drift(then: Answer, now: Answer) -> float:
+def _drift(then: StoredAnswer, now: StoredAnswer) -> float:
     if len(then.scores) != len(now.scores):
         return math.inf
     return max(map(_apart, then.scores, now.scores), default=0.0)
@@ -282,7 +292,7 @@ def _apart(a: float | None, b: float | None) -> float:
     return abs(a - b)
 
 
-def _drift_text(then: Answer, now: Answer, tolerance: float) -> str:
+def _drift_text(then: StoredAnswer, now: StoredAnswer, tolerance: float) -> str:
     largest = _drift(then, now)
     if largest <= tolerance:
         return ""
@@ -300,7 +310,7 @@ def _number(score: float | None) -> str:
     return "not finite" if score is None else f"{score:.6f}"
 
 
-def _changed_hits(then: Answer, now: Answer) -> bool:
+def _changed_hits(then: StoredAnswer, now: StoredAnswer) -> bool:
     return any(
         value in (0.0, 1.0) and value != now.metrics.get(name)
         for name, value in then.metrics.items()
@@ -308,7 +318,7 @@ def _changed_hits(then: Answer, now: Answer) -> bool:
     )
 
 
-def _metric_change(then: Answer, now: Answer, drift: float) -> str:
+def _metric_change(then: StoredAnswer, now: StoredAnswer, drift: float) -> str:
     for name, a in then.metrics.items():
         b = now.metrics.get(name)
         first = a if isinstance(a, tuple) else (a,)
@@ -322,7 +332,7 @@ def _metric_change(then: Answer, now: Answer, drift: float) -> str:
     return ""
 
 
-def _counter_change(then: Answer, now: Answer) -> str:
+def _counter_change(then: StoredAnswer, now: StoredAnswer) -> str:
     if then.sinks != now.sinks:
         return f"{then.sinks} sinks then, {now.sinks} now"
     if then.moved is None or now.moved is None:

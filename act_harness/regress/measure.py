@@ -22,7 +22,13 @@ from act_harness.errors import InfrastructureError, RecipeError, suggestion
 from act_harness.evidence.results import Sample, choice_scores, run_from_memory
 from act_harness.harness.evaluate import EvalSettings, load_model
 from act_harness.harness.task_lookup import TaskSelection, find_tasks, load_tasks
-from act_harness.regress.baseline import Answer, ArmInfo, Document, Measurement, TaskRecord
+from act_harness.regress.baseline import (
+    ArmInfo,
+    StoredAnswer,
+    StoredDocument,
+    StoredMeasurement,
+    TaskRecord,
+)
 from act_harness.regress.suite import BASELINE_ARM, Suite, Variation
 from act_harness.support.checks import check_batch_size
 from act_harness.support.failures import infrastructure, running
@@ -72,7 +78,9 @@ class Session:
         self.lm = _load(suite, suite.model.find(pretrained))
         self.lm.try_artifacts(self.artifacts.values())  # none is found unfit after hours of others
 
-    def run(self, variation: Variation | None = None, *, title: str = "regress") -> Measurement:
+    def run(
+        self, variation: Variation | None = None, *, title: str = "regress"
+    ) -> StoredMeasurement:
         """Score all arms and tasks; of several processes the first alone has them.
 
         Raises:
@@ -99,7 +107,7 @@ class Session:
                     tasks.setdefault(task, {})[arm] = _record(results, task, arm, self.lm)
                 arms[arm] = _arm_info(self.lm, self.suite.arms()[arm])
         facts = self.lm.facts.model_copy(update={"id": self.suite.model.name})
-        return Measurement(
+        return StoredMeasurement(
             model=facts, arms=arms, tasks={task: _join(found) for task, found in tasks.items()}
         )
 
@@ -253,7 +261,7 @@ def _record(results: Mapping[str, Any], task: str, arm: str, lm: CalibratedHFLM)
         if arm != BASELINE_ARM:
             answer = _with_counters(answer, lm, arguments, contexts)
         documents.append(
-            Document(
+            StoredDocument(
                 id=sample.doc_id,
                 filter=sample.filter,
                 doc=digest(sample.doc_hash),
@@ -291,25 +299,25 @@ def _labels(samples: Sequence[Sample]) -> dict[tuple[int, str], int]:
     return found
 
 
-def _answer(sample: Sample, responses: Sequence[Any]) -> Answer:
+def _answer(sample: Sample, responses: Sequence[Any]) -> StoredAnswer:
     numbers: list[float | None] = []
     for response in responses:
         value = response[0] if isinstance(response, (list, tuple)) and response else response
         if not _is_number(value):
             text = digest([str(one) for one in responses])
-            return Answer(prediction=text, metrics=dict(sample.values))
+            return StoredAnswer(prediction=text, metrics=dict(sample.values))
         numbers.append(round(float(value), 6) if math.isfinite(value) else None)
     ranked = [-math.inf if number is None else number for number in numbers]
     best = max(range(len(ranked)), key=ranked.__getitem__) if len(ranked) > 1 else None
-    return Answer(scores=tuple(numbers), prediction=best, metrics=dict(sample.values))
+    return StoredAnswer(scores=tuple(numbers), prediction=best, metrics=dict(sample.values))
 
 
 def _with_counters(
-    answer: Answer,
+    answer: StoredAnswer,
     lm: CalibratedHFLM,
     arguments: Sequence[Sequence[Any]],
     contexts: dict[str, list[int]],
-) -> Answer:
+) -> StoredAnswer:
     """Add what calibration did to the document's prompts, each counted once."""
     found: dict[str, PromptRecord] = {}
     for given in arguments:

@@ -21,8 +21,8 @@ from act_harness.regress import gates, goldens, outcome
 from act_harness.regress.baseline import (
     FILE,
     Baseline,
-    Measurement,
     Spread,
+    StoredMeasurement,
     load_baseline,
     save_baseline,
 )
@@ -105,7 +105,7 @@ def run_regress(settings: RegressSettings) -> RegressOutcome:
     return found
 
 
-def _compared(settings: RegressSettings) -> tuple[RegressOutcome, Measurement]:
+def _compared(settings: RegressSettings) -> tuple[RegressOutcome, StoredMeasurement]:
     suite, folder = _suite(settings)
     baseline = load_baseline(folder, suite=suite.name)
     with data_directory(settings.data_dir):
@@ -163,7 +163,7 @@ def _session(suite: Suite, settings: RegressSettings) -> Session:
 
 def _notes(
     baseline: Baseline,
-    measured: Measurement,
+    measured: StoredMeasurement,
     suite: Suite,
     here: dict[str, object],
     unpaired: set[str],
@@ -321,7 +321,7 @@ def _machine(device: str) -> dict[str, object]:
             "cores": os.cpu_count()}  # fmt: skip
 
 
-def _track(settings: RegressSettings, found: RegressOutcome, measured: Measurement) -> str:
+def _track(settings: RegressSettings, found: RegressOutcome, measured: StoredMeasurement) -> str:
     model = measured.model.model_dump()
     config = run_config(
         arm="regress",

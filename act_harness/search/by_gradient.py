@@ -38,6 +38,7 @@ from act_harness.search.compute.training import State, Training, scored
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.processes import Processes
 from act_harness.search.progress import Phase, Progress
+from act_harness.search.recipe import Controls
 from act_harness.search.record import (
     SearchResult,
     content_sha256,
@@ -123,13 +124,22 @@ class _GradientSearch:
             state = self.training.start(run.restart)
             for epoch in range(self.recipe.gradient.epochs):
                 value = self._epoch(run, epoch, state)
-                if value.value > untouched.value + 1e-12 and value > best:
+                if value and value.value > untouched.value + 1e-12 and value > best:
                     best, kept = value, state.theta.detach().clone()
                     found = {"run": run._asdict(), "epoch": epoch + 1}
         return kept, {"untouched": round(untouched.value, 6), **found}
 
-    def _epoch(self, run: _Run, epoch: int, state: State) -> _Verified:
-        """Take one epoch, or read it off the ledger; measure it on verify."""
+    def looks(self, epoch: int) -> bool:
+        """Say whether an epoch is measured on verify: that is to cost no more than training."""
+        searched, verify = (
+            sum(map(len, tasks.values())) for tasks in (self.training.tasks, self.verify)
+        )
+        every = math.ceil(verify / ((1 + _BACKWARD) * searched))
+        left = self.recipe.gradient.epochs - 1 - epoch
+        return left % every == 0
+
+    def _epoch(self, run: _Run, epoch: int, state: State) -> _Verified | None:
+        """Take one epoch, or read it off the ledger; measure it on verify where it is looked at."""
         key, passed = ("epoch", *run, epoch), self.progress.known
         rate = self.training.rate(state.step)
         if key not in self.ledger:
@@ -140,20 +150,23 @@ class _GradientSearch:
         self.processes.read_together(self.ledger)
         unit = self.ledger.get(key)
         state.restore(unit)
-        value = self.verified(f"epoch/{run.penalty!r}/{run.restart}/{epoch}", state.theta)
+        value = None
+        if self.looks(epoch):
+            value = self.verified(f"epoch/{run.penalty!r}/{run.restart}/{epoch}", state.theta)
         self.history.append(
             {
                 **run._asdict(),
                 "epoch": epoch + 1,
                 "loss": _short(unit["loss"]),
-                "verify": _short(value.value),
-                "verify_loss": _short(-value.loss),
+                "verify": _short(value.value) if value else None,
+                "verify_loss": _short(-value.loss) if value else None,
                 "sum": _short(float(state.theta.detach().abs().sum())),
             }
         )
         passed("train")(sum(len(one.search) for one in self.documents))
         self.progress.figures(
-            f"epoch {epoch + 1} loss {unit['loss']:.3f} verify {value.value:.3f} rate {rate:.3f}"
+            f"epoch {epoch + 1}, loss {unit['loss']:.3f}, rate {rate:.3f}"
+            + (f", verify {value.value:.3f}" if value else "")
         )
         return value
 
@@ -253,10 +266,11 @@ class _GradientSearch:
     def cost(self, tried: int) -> dict[str, float]:
         """Return how many forwards of a document the search needed, by split."""
         epochs = len(self.runs()) * self.recipe.gradient.epochs
+        looks = sum(map(self.looks, range(self.recipe.gradient.epochs)))
         again = 1.0 if self.opened.checkpointing else 0.0
         return {
             "search": 1 + epochs * (1 + again + _BACKWARD),
-            "verify": 1.0 + epochs + tried,
+            "verify": 1.0 + len(self.runs()) * looks + tried,
             "backward_counted_as": _BACKWARD,
         }
 
@@ -278,6 +292,8 @@ def run_by_gradient(
     """
     started = time.monotonic()
     recipe = recipe.model_copy(update={"calibration": recipe.tuned_calibration()})
+    if "controls" not in recipe.model_fields_set:  # its controls are targets: random, last, gate
+        recipe = recipe.model_copy(update={"controls": Controls(random_sets=0)})
     for one in documents:
         check_documents([*one.search, *one.verify], recipe.objective)
         if len(one.verify) < 2:
@@ -292,10 +308,9 @@ def run_by_gradient(
     recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     identity = {**identity, "processes": processes.count}
-    ledger = SearchLedger(folder, identity=identity, rank=processes.rank)
     tokens = recipe.size("chunk_tokens")
     with (
-        ledger.locked(),
+        SearchLedger.opened(folder, identity=identity, rank=processes.rank) as ledger,
         saved(lambda: f"what was tuned is in {ledger.folder}"),
         Progress(_phases(recipe, documents), show=show_progress and not processes.rank) as progress,
     ):
@@ -375,6 +390,8 @@ def _checkpointing(
 
 
 def _reading(recipe: Recipe) -> Reading:
+    if recipe.gradient.criterion == "margin":
+        return "margin"
     return "accuracy" if recipe.objective == "margin" else "objective"
 
 

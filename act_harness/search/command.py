@@ -129,7 +129,7 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedDocuments:
     """Documents that were drawn and stored, without a search."""
 
     path: Path
@@ -141,7 +141,7 @@ class Prepared:
         return f"{count} documents of {len(self.documents)} tasks written to {self.path}"
 
 
-def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
+def search_from_settings(settings: SearchSettings) -> SearchResult | PreparedDocuments:
     """Load the model, draw the documents, search, and write the artifact and its plots.
 
     Raises:
@@ -179,7 +179,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | Prepared:
         made = {key: getattr(facts, key) for key in ("tokenizer_sha256", "tokenizer_probe_sha256")}
         documents = [replace(one, **made) for one in documents]
         write_documents(settings.prepare, documents)
-        return Prepared(settings.prepare, documents)
+        return PreparedDocuments(settings.prepare, documents)
     result = run_search(
         recipe,
         model=model,

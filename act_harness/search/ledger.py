@@ -19,12 +19,12 @@ from act_harness.support import atomic, places, reading
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SearchLedger", "Units"]
+__all__ = ["MeasuredUnits", "SearchLedger"]
 
 Key = tuple[Any, ...]
 
 
-class Units(Protocol):
+class MeasuredUnits(Protocol):
     """Measured units by key: a :class:`SearchLedger`, or one that is kept in memory alone."""
 
     def __contains__(self, key: Key) -> bool: ...

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from act_harness.search.ledger import Units
+    from act_harness.search.ledger import MeasuredUnits
 
 __all__ = ["Processes"]
 
@@ -27,7 +27,7 @@ class Processes:
             return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
         return cls()
 
-    def read_together(self, ledger: Units) -> None:
+    def read_together(self, ledger: MeasuredUnits) -> None:
         """Read what all processes have written; none writes on before all have read.
 
         Work is split by what the ledger lacks, so every process must see the same lines: one that

@@ -98,7 +98,8 @@ class GradientMethod(BaseModel):
     signs: Literal["both", "damp", "amplify"] = "both"
     """Whether a head's target columns may lose weight, gain it, or either."""
     epochs: int = Field(default=12, ge=1)
-    """Passes over the search documents; ``verify`` chooses after which of them to stop."""
+    """Passes over the search documents; ``verify`` chooses after which of them to stop. It
+    is looked at after each, or after every few where it has many more documents."""
     rate: float = Field(default=0.08, gt=0)
     """First step size of Adam; it falls to 0 along a cosine."""
     penalties: tuple[float, ...] = (2e-4,)
@@ -107,7 +108,9 @@ class GradientMethod(BaseModel):
     """Documents of each task in a step; a task's last batches share what is left over."""
     restarts: int = Field(default=1, ge=1)
     """Runs for each penalty: the first from no strength, others from small random ones."""
-    sizes: tuple[int, ...] = (10, 20, 40, 80, 160)
+    criterion: Literal["accuracy", "margin"] = "accuracy"
+    """What ``verify`` chooses by, as rule ``top`` has it; ``entropy`` chooses by itself."""
+    sizes: tuple[int, ...] = (10, 40, 160)
     """Numbers of heads to try on ``verify``, the strongest ones; all of them are tried too."""
     checkpointing: bool | None = None
     """Compute layers again in the backward pass instead of keeping what they computed; null: where

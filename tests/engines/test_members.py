@@ -426,6 +426,18 @@ def test_a_strength_of_another_target_is_refused():
         ec.run(ReferenceEngine(), ec.make_case(1, tokens=12), plan)
 
 
+def test_a_head_without_its_second_strength_is_refused(engine):
+    own = ec.MEMBERS["both"].strength_of_all
+    one = HeadStrength(mass="reweight", gamma=2.0)
+    case = ec.make_case(1, tokens=12)
+    for strengths in ((own, one), (one, one)):
+        plan = ec.plan_of(ec.MEMBERS["both"], (0, 1), strengths)
+        with pytest.raises(CalibrationError, match="gamma_initial"):
+            ec.run(engine, case, plan)
+    with pytest.raises(CalibrationError, match="gamma_initial is of target 'both' alone"):
+        ec.run(engine, case, ec.plan_of(ec.PLANS["reweight"], (0,), (own,)))
+
+
 def test_triton_refuses_what_it_does_not_compute_by_name(calibration):
     reasons = unsupported(ec.plan_of(calibration, (0,)), TRITON, engine="triton")
     new = [("target", calibration.target), ("mass", calibration.mass)]

@@ -9,8 +9,10 @@ from hypothesis.extra import numpy as hnp
 
 from act_harness.errors import InputError, ResultError
 from act_harness.evidence import calibrators as cal
+from act_harness.evidence import scaling
 from act_harness.evidence.choices import label_prior_corrected, padded
-from act_harness.evidence.results import ChoiceScores
+from act_harness.evidence.compare import compare
+from act_harness.evidence.results import ChoiceScores, run_from_memory
 
 SCORES = hnp.arrays(
     np.float64,
@@ -34,7 +36,7 @@ def relative(scores):
 def fitted(scores, labels, **changes):
     scores = np.asarray(scores, dtype=float)
     given = {"lengths": np.ones_like(scores), "same_choices": True, **changes}
-    return cal.fit_scaling(scores, labels, **given)
+    return scaling.fit_scaling(scores, labels, **given)
 
 
 # -- without labels --------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def test_scaling_without_choice_identity_by_hand():
         ((-1.0, 1.0, 0.0), [-8.0, -4.5]),  # length-normalised scores: -0.8 and -0.45 a character
         ((0.0, 0.0, 2.0), [-3.0, -5.0]),
     ):
-        one = cal.Scaling(None, np.array(weights), 10.0, 0.1)
+        one = scaling.Scaling(None, np.array(weights), 10.0, 0.1)
         assert one.apply(scores, lengths).tolist() == [wanted]
 
 
@@ -216,7 +218,7 @@ def test_the_penalty_is_that_of_a_cross_validation():
         rows = np.flatnonzero(labels == label)
         fold[rows] = (np.arange(len(rows)) + (labels < label).sum()) % 4
     losses = {}
-    for penalty in cal.PENALTIES:
+    for penalty in scaling.PENALTIES:
         losses[penalty] = 0.0
         for part in range(4):
             held = fold == part
@@ -294,3 +296,55 @@ def test_what_does_not_apply_has_no_column():
         cal.calibrated_hits(
             cal.CALIBRATORS["domain-pmi"], many, cal.CalibratorInputs(premise={"a": -1.0})
         )
+
+
+# -- two runs --------------------------------------------------------------------------------------
+
+
+def run_of(label, scores, stored):
+    """A run in memory of four documents with the choices a and b."""
+    rows = [
+        {
+            "doc_id": n, "doc_hash": str(n), "prompt_hash": "p", "target_hash": "t", "target": "0",
+            "filter": "none", "metrics": ["acc"], "acc": float(one[0] >= one[1]), "doc": {},
+            "filtered_resps": [(score, False) for score in one],
+            "arguments": [("Q", "a"), ("Q", "b")],
+        }
+        for n, one in enumerate(scores)
+    ]  # fmt: skip
+    acc = sum(row["acc"] for row in rows) / len(rows)
+    return run_from_memory(
+        {"results": {"t": {"acc,none": acc}}, "configs": {"t": {}}, "samples": {"t": rows},
+         "calibrators": stored}, label=label,
+    )  # fmt: skip
+
+
+A = [(-1.0, -2.0), (-2.0, -1.0), (-1.0, -3.0), (-4.0, -1.0)]
+B = [(-1.0, -2.0), (-2.0, -1.5), (-3.0, -1.0), (-4.0, -1.0)]
+
+
+def labelled(*labels):
+    return {
+        "scores": [[-1.0, -2.0], [-3.0, -1.0]] * 2, "labels": labels, "lengths": [[1, 1]] * 4,
+        "same_choices": True,
+    }  # fmt: skip
+
+
+def test_compare_shows_what_both_runs_have_stored():
+    a = run_of("a", A, {"t": {"premise": {"a": 0.0, "b": 0.0}, "labelled": labelled(0, 1, 0, 1)}})
+    b = run_of("b", B, {"t": {"premise": {"a": -3.5, "b": -1.0}, "labelled": labelled(0, 1, 1, 1)}})
+    rows = {row.metric: row for row in compare(a, b).rows}
+    assert list(rows) == ["acc", "acc_corrected", "acc_domain_pmi", "acc_supervised", "margin"]
+    assert (rows["acc_domain_pmi"].score_a, rows["acc_domain_pmi"].score_b) == (0.5, 0.75)
+    assert rows["acc_domain_pmi"].higher_is_better
+    assert rows["acc_supervised"].result is None
+    assert rows["acc_supervised"].note.startswith("fitted on other labelled documents")
+    plain = compare(run_of("a", A, {}), b)
+    assert [row.metric for row in plain.rows] == ["acc", "acc_corrected", "margin"]
+
+
+def test_what_is_stored_and_cannot_be_read_is_one_line():
+    for stored in ({"t": {"premise": {"a": "x"}}}, {"t": {"unknown": 1}}, {"t": [1]}):
+        with pytest.raises(ResultError, match="task t cannot be read") as caught:
+            compare(run_of("a", A, {}), run_of("b", B, stored))
+        assert "\n" not in str(caught.value)

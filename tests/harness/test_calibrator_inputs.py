@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import logging
 from importlib.util import find_spec
 from types import MappingProxyType, SimpleNamespace
@@ -12,16 +12,25 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from act_harness.artifact import Artifact
+from act_harness.artifact import Artifact, load_artifact
 from act_harness.calibration import Calibration
 from act_harness.errors import InputError
-from act_harness.evidence.calibrators import CalibratorInputs, fit_scaling, option_prior
+from act_harness.evidence.calibrators import CalibratorInputs, option_prior
 from act_harness.evidence.choices import label_prior_corrected
 from act_harness.evidence.compare import compare
 from act_harness.evidence.results import choice_scores, load_run
+from act_harness.evidence.scaling import fit_scaling
 from act_harness.harness import calibrator_inputs as inputs
-from act_harness.harness.calibrator_inputs import CONTENT_FREE, InputsOfArm, Prompts, premise_of
+from act_harness.harness.calibrator_inputs import (
+    CONTENT_FREE,
+    InputsOfArm,
+    Prompts,
+    labelled_documents,
+    premise_of,
+)
 from act_harness.harness.evaluate import EvalSettings, run_eval
+from act_harness.harness.run_files import write_run
+from act_harness.harness.task_lookup import find_tasks
 from act_harness.search.command import search_documents
 from act_harness.search.recipe import Recipe
 
@@ -193,7 +202,7 @@ def searched(tiny_checkpoint, tmp_path_factory):
         heads={0: (0, 1, 2), 1: (1, 3), 2: (0, 1)},
         search={"recipe": recipe.content(), "splits": {TASK: splits}},
     )  # fmt: skip
-    return artifact.save(tmp_path_factory.mktemp("searched") / "searched.json"), drawn
+    return artifact.save(tmp_path_factory.mktemp("searched") / "searched.json"), drawn, lm
 
 
 def settings(checkpoint, output, artifact, **more):
@@ -223,7 +232,7 @@ def stock_scores(checkpoint, pairs):
 
 @demo
 def test_every_column_follows_from_the_models_scores(tiny_checkpoint, searched, tmp_path):
-    artifact, drawn = searched
+    artifact, drawn, _ = searched
     outcome = run_eval(settings(tiny_checkpoint, tmp_path, artifact, calibrators=("all",)))
     base, act = (load_run(outcome.folders[arm]) for arm in ("baseline", "act"))
     stored = CalibratorInputs.model_validate(base.data["calibrators"][TASK])
@@ -294,30 +303,32 @@ def test_examples_stand_before_inputs_without_content(tiny_checkpoint, tmp_path,
     assert starts.pop().count("Sentiment: ") == 2
 
 
-@demo
-def test_without_being_asked_nothing_further_is(tiny_checkpoint, searched, tmp_path):
-    outcome = run_eval(settings(tiny_checkpoint, tmp_path, searched[0], limit=3))
-    assert not list(tmp_path.rglob("calibrators_*"))
-    (comparison,) = outcome.comparisons.values()
-    assert [row.metric for row in comparison.rows if row.derived] == ["acc_corrected", "margin"]
+def test_without_being_asked_nothing_further_is(tmp_path):
+    task = Colours()
+    lm, found = collected(task, task.rows(4), "batch")
+    assert (lm.asked, found) == ([], {})
+    write_run({"results": {}, "samples": {}, "calibrators": found}, tmp_path, "DATE")
+    assert [path.name for path in tmp_path.iterdir()] == ["results_DATE.json"]
 
 
 @demo
-def test_supervised_needs_the_documents_of_the_search(tiny_checkpoint, searched, tmp_path):
-    asked = {"calibrators": ("supervised",), "limit": 2}
+def test_supervised_needs_the_documents_of_the_search(searched):
+    path, drawn, lm = searched
+    artifact, selection = load_artifact(path), find_tasks([TASK, "act_demo_word"])
+    found = labelled_documents(lm, artifact, selection, [TASK, "act_demo_word"])
+    assert found == {TASK: (*drawn.search, *drawn.verify)}
     with pytest.raises(InputError, match="there is none, so leave it out"):
-        run_eval(settings(tiny_checkpoint, tmp_path, "none", **asked))
+        labelled_documents(lm, None, selection, [TASK])
+    with pytest.raises(InputError, match="'searched' names none, so leave it out"):
+        labelled_documents(lm, artifact.model_copy(update={"search": None}), selection, [TASK])
     with pytest.raises(InputError, match=f"saw {TASK}, none of --tasks"):
-        run_eval(
-            settings(
-                tiny_checkpoint, tmp_path, searched[0], **asked | {"tasks": ("act_demo_word",)}
-            )
-        )
-    content = json.loads(searched[0].read_text(encoding="utf-8"))
-    content["search"]["splits"][TASK]["verify"]["sha256"] = "0" * 64
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(content), encoding="utf-8")
+        labelled_documents(lm, artifact, selection, ["act_demo_word"])
+    other = copy.deepcopy(artifact.search)
+    other["splits"][TASK]["verify"]["sha256"] = "0" * 64
     with pytest.raises(InputError, match=r"the verify documents .* are not those of artifact"):
-        run_eval(settings(tiny_checkpoint, tmp_path, other, **asked))
+        labelled_documents(lm, artifact.model_copy(update={"search": other}), selection, [TASK])
+
+
+def test_predict_only_compares_nothing_to_calibrate():
     with pytest.raises(InputError, match="exclude each other"):
-        settings(tiny_checkpoint, tmp_path, other, predict_only=True, **asked)
+        EvalSettings(tasks=(TASK,), predict_only=True, calibrators=("supervised",))

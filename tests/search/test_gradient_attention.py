@@ -10,7 +10,8 @@ from tiny_search import documents
 from act_harness.artifact import Artifact
 from act_harness.attention import attach, model_facts
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
-from act_harness.engines.operation import AttentionCall, Geometry
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.operation import AttentionCall
 from act_harness.engines.reference import calibrate_weights, prompt_target
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.compute import gradient_attention

@@ -19,7 +19,7 @@ from act_harness.errors import InfrastructureError
 from act_harness.mtbench.judge.answers import Arm, find_arms
 from act_harness.mtbench.judge.client import Client, Reply
 from act_harness.mtbench.judge.ledger import Judgment, JudgmentLedger, Judgments
-from act_harness.mtbench.judge.plan import Estimate, Request, estimate, plan
+from act_harness.mtbench.judge.plan import CostEstimate, Request, estimate, plan
 from act_harness.mtbench.judge.prompts import load_prompts, load_references
 from act_harness.mtbench.judge.scores import ArmScores, Difference, Rating, compare_arms, score_arm
 from act_harness.mtbench.judge.settings import JudgeSettings
@@ -38,7 +38,7 @@ _SILENT = 8
 class JudgeOutcome:
     """What came of a judge run."""
 
-    estimate: Estimate
+    estimate: CostEstimate
     arms: tuple[ArmScores, ...]
     """Scores by arm, baselines first; empty after ``dry_run``."""
     differences: tuple[Difference, ...]
@@ -221,7 +221,7 @@ def _score(
     arms: Sequence[Arm],
     ratings: Sequence[Rating],
     settings: JudgeSettings,
-    costs: Estimate,
+    costs: CostEstimate,
     calls: int,
 ) -> JudgeOutcome:
     scores = tuple(

@@ -17,7 +17,7 @@ from act_harness.mtbench.judge.prompts import (
 )
 from act_harness.mtbench.judge.settings import JudgeSettings
 
-__all__ = ["Estimate", "Place", "Request", "estimate", "plan"]
+__all__ = ["CostEstimate", "Place", "Request", "estimate", "plan"]
 
 _LETTERS_PER_TOKEN = 4.0
 """Of English text; OpenAI's own rule of thumb for its tokenisers."""
@@ -48,7 +48,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What is about to be spent, before retries."""
 
     judgments: int
@@ -118,7 +118,7 @@ def plan(
     return list(found.values())
 
 
-def estimate(requests: Sequence[Request], kept: Judgments, settings: JudgeSettings) -> Estimate:
+def estimate(requests: Sequence[Request], kept: Judgments, settings: JudgeSettings) -> CostEstimate:
     """Count what is still to be asked for."""
     waiting = [request for request in requests if not kept.rated(request.key)]
     letters = sum(len(m["content"]) for request in waiting for m in request.messages)
@@ -133,7 +133,7 @@ def estimate(requests: Sequence[Request], kept: Judgments, settings: JudgeSettin
         )
         cost /= 1e6
     judgments = sum(len(request.places) for request in requests)
-    return Estimate(
+    return CostEstimate(
         judgments=judgments,
         known=judgments - len(waiting),
         calls=len(waiting),

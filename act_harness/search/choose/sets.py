@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from act_harness.search.documents import Document
-    from act_harness.search.ledger import Units
+    from act_harness.search.ledger import MeasuredUnits
     from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
 
@@ -203,7 +203,7 @@ class SetMeasurement:
     recipe: Recipe
     tasks: dict[str, Sequence[Document]]
     """Documents of the split by task."""
-    ledger: Units
+    ledger: MeasuredUnits
     processes: Processes
     split: Literal["verify", "judge"] = "verify"
     progress: Callable[[int], object] = lambda documents: None
