@@ -258,7 +258,7 @@ def explore_document(
     grid = {layer: range(shape[1]) for layer in range(shape[0])}
     observe(model, prompt, grid, show=columns.take, calibration=settings, artifact=artifact)
     return Exploration(
-        model=facts.id.rstrip("/").rpartition("/")[2] or facts.architecture,
+        model=f"{facts.id.rstrip('/').rpartition('/')[2]} ({facts.architecture})",
         title=title,
         tokens=token_texts(tokenizer, prompt),
         heads=(*shape, _key_heads(model, shape[1])),

@@ -52,7 +52,7 @@ def artifact_page(artifact: Artifact) -> str:
     }
     effects = _searched(artifact, shape)
     if effects is not None:
-        data["effects"] = _packed(effects, np.float32)
+        data |= {"effects": _packed(effects, np.float32), "searched": True}
     return _render(f"{artifact.name} - {artifact.model.id}", data)
 
 

@@ -229,15 +229,14 @@ class SinkStatistics:
         """Return a row for each of the tokens with most flags, those of the calibration itself."""
         heads = self.shape[0] * self.shape[1]
         order = np.argsort(-self.token_flags, kind="stable")[:_TOP_TOKENS]
-        special = set(getattr(tokenizer, "all_special_ids", ()))
         rows = []
         for token in map(int, order[self.token_flags[order] > 0]):
-            text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            text, kind = _text_and_kind(tokenizer, token)
             rows.append(
                 {
                     "token": token,
                     "text": text,
-                    "kind": "special" if token in special else kind_of(text),
+                    "kind": kind,
                     "occurrences": self.seen_tokens[token],
                     "flags": self.token_flags[token],
                     "share_of_flags": self.token_flags[token] / self.token_flags.sum(),
@@ -246,6 +245,25 @@ class SinkStatistics:
                 }
             )
         return rows
+
+    def kind_rows(self, tokenizer: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+        """Return a row for each kind of token (see :func:`kind_of`), over all tokens there were."""
+        sums: dict[str, list[float]] = {}
+        for token in map(int, self.seen_tokens.nonzero()[0]):
+            one = sums.setdefault(_text_and_kind(tokenizer, token)[1], [0.0, 0.0])
+            one[0] += self.seen_tokens[token]
+            one[1] += self.token_flags[token]
+        total = [sum(column) or 1.0 for column in zip(*sums.values(), strict=True)]
+        return [
+            {
+                "kind": kind,
+                "occurrences": seen,
+                "flags": flags,
+                "share_of_occurrences": seen / total[0],
+                "share_of_flags": flags / total[1],
+            }
+            for kind, (seen, flags) in sorted(sums.items(), key=lambda one: -one[1][1])
+        ]
 
     def task_rows(self) -> list[dict[str, Any]]:
         """Return a row for each task: means over documents, masses over heads too."""
@@ -280,6 +298,7 @@ class SinkStatistics:
             "heads": self.head_rows(),
             "positions": self.position_rows(),
             "tokens": self.token_rows(tokenizer),
+            "kinds": self.kind_rows(tokenizer),
         }
         named = {
             f"min_rows_{one}": flags.summary()
@@ -299,6 +318,12 @@ class SinkStatistics:
             for name, rows in tables.items()
         ]
         return files
+
+
+def _text_and_kind(tokenizer: Any, token: int) -> tuple[str, str]:  # noqa: ANN401
+    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    special = token in getattr(tokenizer, "all_special_ids", ())
+    return text, "special" if special else kind_of(text)
 
 
 def kind_of(text: str) -> str:

@@ -112,6 +112,8 @@ def test_the_page_is_quiet_and_fits(browser, page, width, scheme):
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
     assert len(browser.find_elements("css selector", "#heads-drawing [aria-label=cell] rect")) == 12
     assert len(browser.find_elements("css selector", "#heads-drawing .groups path")) == 3
+    dots = browser.find_elements("css selector", "#heads-drawing [aria-label=dot] circle")
+    assert len(dots) == 3  # the heads of the set
 
 
 def test_without_data_the_page_is_small(found):

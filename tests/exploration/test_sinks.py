@@ -83,6 +83,12 @@ def test_counts_are_those_of_the_maps():
     weights = np.array([2, 1])
     masses = np.array([rows["a"]["mass_on_first_token"], rows["b"]["mass_on_first_token"]])
     assert (weights * masses).sum() == pytest.approx(first_mass / 12, abs=1e-5)
+    kinds = {row["kind"]: row for row in found.kind_rows(Words())}
+    every = [token for prompt in prompts for token in prompt]
+    assert set(kinds) == {"digits", "special"}  # of the numbers that stand for texts
+    assert kinds["special"]["occurrences"] == every.count(11)
+    assert kinds["special"]["flags"] == tokens[11]
+    assert kinds["digits"]["share_of_flags"] == pytest.approx(1 - tokens[11] / tokens.sum())
     listed = found.token_rows(Words())
     assert [row["flags"] for row in listed] == sorted(tokens[tokens > 0], reverse=True)
     assert {row["kind"] for row in listed if row["token"] == 11} <= {"special"}

@@ -63,15 +63,17 @@
   // --- colours, by the reader's setting ----------------------------------------------------
 
   const rising = (x) => d3.interpolateYlGnBu(dark.matches ? 1 - x : x);
-  const bothWays = () => d3.interpolateRgbBasis(dark.matches
+  const bothWays = () => d3.piecewise(d3.interpolateRgb, dark.matches
     ? ["#ffb199", "#c0392b", "#1d232a", "#2d7dd2", "#a8d5ff"]
     : ["#a50f15", "#f4a582", "#f4f4f4", "#92c5de", "#0b559f"]);
   const inkOn = (colour) => (d3.lab(colour).l > 58 ? "#111" : "#fff");
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   const METRICS = {
-    effect: { label: "effect of this head alone on the margin", values: effects, both: true,
-      text: (v) => `effect ${signed(v)} nats` },
+    effect: data.searched
+      ? { label: "effect that the search found, in spreads of the margin", values: effects, both: true,
+        text: (v) => (Number.isNaN(v) ? "not measured" : `effect ${signed(v)} spreads`) }
+      : { label: "effect of this head alone on the margin", values: effects, both: true, text: (v) => `effect ${signed(v)} nats` },
     sinks: { label: "number of sinks", values: counts, text: (v) => `${v} sink${v === 1 ? "" : "s"}` },
     sinkMass: { label: "share of mass on sinks", values: sinkMass, text: (v) => `${share(v)} of mass on sinks` },
     firstMass: { label: "mass on the first token", values: firstMass, text: (v) => `${share(v)} on the first token` },
@@ -106,7 +108,9 @@
   let headsDrawn = null;
   function drawHeads() {
     const metric = METRICS[state.metric], colour = colourOf(metric), box = find("heads-drawing");
-    const cells = Array.from({ length: L * H }, (_, at) => ({ layer: Math.floor(at / H), head: at % H, v: metric.values[at] }));
+    const cells = Array.from({ length: L * H }, (_, at) => ({ layer: Math.floor(at / H), head: at % H, v: metric.values[at],
+      set: data.artifact && !Number.isNaN(strengths[at]) }));
+    const line = style("--line"), ground = style("--ground");
     const size = H / data.groups, wide = width("heads-drawing");
     const step = Math.max(7, Math.min(24, (wide - 50) / H));
     const every = (count, room) => d3.range(0, count, Math.max(1, Math.ceil(count / room)));
@@ -114,7 +118,10 @@
       width: wide, height: Math.max(150, L * Math.min(step, 16) + 62), marginLeft: 42, marginTop: 30, marginBottom: 34,
       x: { type: "band", domain: d3.range(H), label: "head", padding: 0.06, ticks: every(H, wide / 28), tickSize: 0 },
       y: { type: "band", domain: d3.range(L), label: "layer", padding: 0.06, ticks: every(L, 20), tickSize: 0 },
-      marks: [Plot.cell(cells, { x: "head", y: "layer", fill: (d) => colour.of(d.v), stroke: style("--line"), strokeWidth: 0.4 })],
+      marks: [
+        Plot.cell(cells, { x: "head", y: "layer", fill: (d) => colour.of(d.v), stroke: line, strokeWidth: 0.4 }),
+        Plot.dot(cells.filter((d) => d.set), { x: "head", y: "layer", r: 2.2, fill: "currentColor", stroke: ground, strokeWidth: 1 }),
+      ],
     });
     const x = svg.scale("x"), y = svg.scale("y"), top = y.apply(0) - 4, bottom = y.apply(L - 1) + y.bandwidth + 4;
     const drawing = d3.select(svg);
@@ -146,8 +153,9 @@
     const ramp = document.createElement("span");
     ramp.className = "ramp";
     ramp.style.background = `linear-gradient(to right, ${d3.range(0, 1.01, 0.1).map((part) => colour.of(colour.at(part))).join(",")})`;
+    const dots = data.artifact ? "; dots: heads of the head set" : "";
     const shared = data.groups < H ? `; brackets: query heads that share a key head (${data.groups} groups)` : "";
-    find("heads-legend").replaceChildren(`${metric.label}: ${+colour.at(0).toPrecision(3)}`, ramp, `${+colour.at(1).toPrecision(3)}${metric.both ? ", by square root" : ""}${shared}`);
+    find("heads-legend").replaceChildren(`${metric.label}: ${+colour.at(0).toPrecision(3)}`, ramp, `${+colour.at(1).toPrecision(3)}${metric.both ? ", by square root" : ""}${dots}${shared}`);
   }
   function tellHead(layer, head) {
     const parts = Object.values(METRICS).filter((m) => m.values).map((m) => m.text(m.values[place(layer, head)]));
@@ -253,7 +261,7 @@
       marks: [
         Plot.ruleX(columns, { x: "t", y1: 0, y2: "v", stroke: (d) => (d.sink ? marked : quiet), strokeWidth: Math.max(1, Math.min(8, 560 / N)) }),
         limit === null ? null : Plot.ruleY([limit], { stroke: "currentColor", strokeDasharray: "5 3" }),
-        limit === null ? null : Plot.text([limit], { y: (d) => d, x: N - 0.5, text: () => `threshold ${limit.toFixed(4)}`, textAnchor: "end", dy: -6 }),
+        limit === null ? null : Plot.text([limit], { y: (d) => d, x: N - 0.5, text: () => `threshold ${limit.toFixed(4)}`, textAnchor: "end", dy: -7, stroke: style("--ground"), strokeWidth: 5, fill: "currentColor" }),
         Plot.ruleY([0]),
       ],
     });
