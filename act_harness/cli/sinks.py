@@ -27,6 +27,9 @@ def sinks(
     ] = False,
     calibration: Annotated[str, typer.Option(help="Preset whose detection is used.")] = "paper",
     output: Annotated[Path, typer.Option(help="Folder of sinks.json and tables.")] = Path("sinks"),
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Draw the tables as sinks.png and sinks.svg.")
+    ] = False,
     include_path: IncludePath = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -50,6 +53,7 @@ def sinks(
         apply_chat_template=apply_chat_template,
         calibration=calibration,
         output=output,
+        plots=plots,
         include_path=tuple(include_path or ()),
         data_dir=data_dir,
     )

@@ -204,6 +204,8 @@ class SinksSettings(ModelSettings):
     """Preset whose detection is used."""
     output: Path = Path("sinks")
     """Folder of the JSON file and the tables."""
+    plots: bool = False
+    """Draw them as PNG and SVG too."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used.
@@ -233,6 +235,10 @@ def sinks_from_settings(settings: SinksSettings) -> tuple[SinkStatistics, list[P
     from act_harness.harness.task_lookup import find_tasks
 
     check_kind(settings, SinksSettings, "settings")
+    if settings.plots:
+        from act_harness.evidence.figures import require_matplotlib
+
+        require_matplotlib()
     given = settings.arguments()
     selection = find_tasks(tuple(settings.tasks), include_path=tuple(settings.include_path))
     places.prepare_folder(settings.output)
@@ -250,4 +256,4 @@ def sinks_from_settings(settings: SinksSettings) -> tuple[SinkStatistics, list[P
         "num_fewshot": settings.num_fewshot,
         "apply_chat_template": settings.apply_chat_template,
     }
-    return found, found.write(settings.output, lm.tokenizer, about)
+    return found, found.write(settings.output, lm.tokenizer, about, plots=settings.plots)

@@ -282,16 +282,25 @@ class SinkStatistics:
             for name, task in self.tasks.items()
         ]
 
-    def write(self, folder: Path, tokenizer: Any, about: Mapping[str, Any]) -> list[Path]:  # noqa: ANN401
+    def write(
+        self,
+        folder: Path,
+        tokenizer: Any,  # noqa: ANN401 - any transformers tokenizer
+        about: Mapping[str, Any],
+        *,
+        plots: bool = False,
+    ) -> list[Path]:
         """Write ``sinks.json`` and a CSV file for each of its tables.
 
         Args:
             folder: where.
             tokenizer: gives the texts of tokens.
             about: what the run was, for the head of the JSON file.
+            plots: whether ``sinks.png`` and ``sinks.svg`` are drawn.
 
         Raises:
             InfrastructureError: the folder cannot be written to.
+            InputError: matplotlib, which draws, is not installed.
         """
         tables = {
             "tasks": self.task_rows(),
@@ -317,6 +326,14 @@ class SinkStatistics:
             atomic.write_text(folder / f"{places.file_name(name)}.csv", _csv(rows))
             for name, rows in tables.items()
         ]
+        if plots:
+            from act_harness.exploration.figures import draw_sinks
+
+            title = f"Attention sinks in {self.documents} documents of {', '.join(self.tasks)}"
+            files += [
+                draw_sinks(tables, folder / name, title=title)
+                for name in ("sinks.png", "sinks.svg")
+            ]
         return files
 
 

@@ -81,7 +81,7 @@ def test_sinks_writes_json_and_tables(own, tiny_checkpoint, tmp_path, monkeypatc
     done = caller(monkeypatch, capsys)(
         "sinks", "--pretrained", str(tiny_checkpoint), "--device", "cpu",
         "--include-path", str(own), "--tasks", "own_task,own_second", "--limit", "3",
-        "--output", str(tmp_path / "sinks"),
+        "--plots", "--output", str(tmp_path / "sinks"),
     )  # fmt: skip
     assert done.code == 0, done.err
     content = json.loads((tmp_path / "sinks" / "sinks.json").read_text())
@@ -97,6 +97,10 @@ def test_sinks_writes_json_and_tables(own, tiny_checkpoint, tmp_path, monkeypatc
     per_head = sum(row["sinks"] for row in content["heads"])
     assert per_head * 6 == pytest.approx(flags["min_rows_1"]["flags"])
     assert "own_task: 3 documents" in done.out
+    assert (tmp_path / "sinks" / "sinks.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (tmp_path / "sinks" / "sinks.svg").read_text()
+    assert drawn.count("<svg") == 1
+    assert "Creator" not in drawn
 
 
 def test_artifact_show_writes_the_page_of_the_heads(heads, tmp_path, monkeypatch, capsys):
