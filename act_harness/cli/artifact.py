@@ -25,16 +25,20 @@ artifact_app = typer.Typer(
 def list_shipped() -> None:
     """List the shipped artifacts by the names that artifact= takes.
 
+    With where each comes from, and what it is worth on documents that did not find it.
+
     \b
     Example:
       act-harness artifact list
     """
     from act_harness.artifact import load_artifact, shipped_artifacts
 
-    rows = [("name", "heads", "model", "method")]
+    rows = [("name", "heads", "model", "method", "source", "measured gain")]
     for name in shipped_artifacts():
         one = load_artifact(name)
-        rows.append((name, str(one.head_count()), one.model.id, _method(one)))
+        source = "published" if one.search is None else "searched"
+        worth = one.judgement()[0] if one.search is not None else "not judged here"
+        rows.append((name, str(one.head_count()), one.model.id, _method(one), source, worth))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())

@@ -143,3 +143,12 @@ def test_documents_of_an_evaluation_are_those_of_lm_eval(own, tiny_checkpoint):
     assert len(found) == 8
     later = list(task_documents(selection, lm, settings, first=5, count=2))
     assert digest_of(found[5:7]) == digest_of(later)
+
+
+def test_artifact_list_says_where_sets_come_from_and_what_they_are_worth(monkeypatch, capsys):
+    done = caller(monkeypatch, capsys)("artifact", "list")
+    lines = {line.split()[0]: line for line in done.out.splitlines()}
+    assert "not judged here" in lines["llama-2-7b-chat/release-classification"]
+    searched = lines["smollm2-135m-instruct/classification"]
+    assert "searched" in searched
+    assert "raw +10.0, +8.0 to +12.0" in searched
