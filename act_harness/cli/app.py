@@ -47,8 +47,8 @@ the program, with its traceback (ACT_HARNESS_TRACEBACK=1 prints it for the other
 
 
 _ORDER = (
-    "eval", "search", "methods", "compare", "explore", "sinks", "regress", "judge", "dashboard", "fetch",
-    "artifact", "bench", "run", "doctor", "tasks-path",
+    "eval", "search", "methods", "compare", "explore", "sinks", "regress", "judge", "dashboard",
+    "fetch", "artifact", "bench", "run", "doctor", "tasks-path",
 )  # fmt: skip
 """Commands as README introduces them; typer's order is that of the definitions, groups last."""
 

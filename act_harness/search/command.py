@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     from act_harness.model import CalibratedHFLM
     from act_harness.search.choose.effects import HeadEffect
 
-__all__ = ["LoadedSearch", "SearchSettings", "load_search", "search_documents", "search_from_settings"]
+__all__ = [
+    "LoadedSearch",
+    "SearchSettings",
+    "load_search",
+    "search_documents",
+    "search_from_settings",
+]
 
 
 @dataclass(frozen=True)

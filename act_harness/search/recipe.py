@@ -23,11 +23,11 @@ from act_harness.support.paths import recipes_path
 from act_harness.support.provenance import sha256_text
 
 __all__ = [
+    "OF_SINGLE_HEADS",
     "Controls",
     "ExpectedModel",
     "GradientMethod",
     "JointRule",
-    "OF_SINGLE_HEADS",
     "Recipe",
     "SignificantRule",
     "TopRule",

@@ -6,12 +6,12 @@ import dataclasses
 import json
 import math
 import os
-import signal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from search_child import die_while_writing
 from tiny_search import drawn, tiny
 
 from act_harness.artifact import Artifact, ModelFacts
@@ -21,6 +21,7 @@ from act_harness.errors import InputError, RecipeError
 from act_harness.search.documents import Document
 from act_harness.search.methods.arms import Arm, ArmScorer, parts_of
 from act_harness.search.methods.comparison import compare_methods
+from act_harness.search.methods.one_strength import OneStrength
 from act_harness.search.methods.registry import METHODS, chosen_methods
 from act_harness.search.methods.report import write_report
 from act_harness.search.methods.strength import divergence, matching_power, scaled
@@ -100,6 +101,23 @@ def test_an_unknown_method_is_one_line_with_the_nearest():
         chosen_methods(["none", "singed"])
     with pytest.raises(InputError, match="another method"):
         chosen_methods(["none"])
+
+
+def test_one_strength_takes_the_factor_that_verify_likes_best():
+    class Context:
+        def __init__(self):
+            self.facts, self.recipe = ModelFacts(**MODEL), recipe(layers=[1, 2])
+            self.detection = {"alpha": 2.0}
+
+        def verified(self, artifact):
+            return 0.5 if artifact is None else {0.5: 0.6, 2.0: 0.7, 4.0: 0.7}.get(
+                artifact.calibration.gamma, 0.1
+            )  # fmt: skip
+
+    found = OneStrength().find(Context())
+    assert found.calibration.gamma == 2.0
+    assert found.heads == {1: (0, 1, 2, 3), 2: (0, 1, 2, 3)}
+    assert OneStrength(factors=(0.25,)).find(Context()) is None
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -190,7 +208,7 @@ def test_p_values_are_adjusted_over_the_methods_of_a_column():
 
 
 def test_divergence_by_hand():
-    untouched = {"a": [[0.0, 0.0]], "b": [[0.0, -math.inf, 0.0][:1] + [0.0], [1.0, 1.0, 1.0]]}
+    untouched = {"a": [[0.0, 0.0]], "b": [[0.0, 0.0], [1.0, 1.0, 1.0]]}
     calibrated = {"a": [[math.log(3.0), 0.0]], "b": [[0.0, 0.0], [2.0, 2.0, 2.0]]}
     one = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     assert divergence(untouched, calibrated) == pytest.approx(one / 2)  # b: equal answers
@@ -246,8 +264,8 @@ def test_what_never_gets_there_says_so():
 
 # -- the whole -------------------------------------------------------------------------------------
 
-SOME = ["act-paper", "signed", "both", "random-columns*", "last-columns", "gate", "temperature",
-        "random-heads-1"]  # fmt: skip
+SOME = ["act-*", "signed", "both", "random-columns*", "last-columns", "gate", "temperature",
+        "random-heads-1", "*-strength*"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -271,13 +289,25 @@ def test_every_method_is_scored_as_its_artifact_says(compared):
     targets = {
         name: json.loads((folder / "artifacts" / f"{name}.json").read_text())["calibration"]
         for name in found
+        if name != "one-strength"  # may find none, and then writes none
     }
     assert targets["random-columns"]["draw"] == "fixed"
     assert targets["random-columns-anew"]["draw"] == "anew"
     assert targets["both"]["target"] == "both"
     assert targets["gate"]["mass"] == "gate"
+    assert targets["act-paper"]["mass"] == "damp"
     assert targets["signed"]["alpha"] == targets["act-paper"]["alpha"] == 2.0
     assert found["random-heads-1"].heads == found["signed"].heads
+    strengths = {
+        name: json.loads((folder / "artifacts" / f"{name}.json").read_text())["strengths"]
+        for name in ("signed", "shuffled-strengths", "opposite-strengths")
+    }
+    gammas = {
+        name: [one["gamma"] for own in of.values() for one in own.values()]
+        for name, of in strengths.items()
+    }
+    assert sorted(gammas["shuffled-strengths"]) == sorted(gammas["signed"])
+    assert gammas["opposite-strengths"] == pytest.approx([1 / g for g in gammas["signed"]])
     # the same rows as an independent forward with nothing calibrated
     bare = scorer.scores(None, {"verify": parts["verify"]})
     assert bare["verify"] == arms.untouched.scores["verify"]
@@ -332,27 +362,24 @@ def test_a_folder_of_another_comparison_is_refused(compared):
 def test_a_killed_comparison_goes_on_and_ends_the_same(compared, tmp_path):
     _, arms = compared
     names = ["signed", "last-columns"]
-    for moment in (3, 14, 25):
+    for moment in (2, 7, 20):
         child = os.fork()
         if child == 0:
-            left, replace = [moment], os.replace
-
-            def dying(*given):
-                left[0] -= 1
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return replace(*given)
-
-            os.replace = dying
+            die_while_writing(moment)
             compare(tmp_path, names)
             os._exit(0)
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status)
     found = compare(tmp_path, names)
     whole = {arm.method: arm for arm in arms.arms}
     assert [arm.method for arm in found.arms] == ["signed", "last-columns"]
-    assert [arm.scores for arm in found.arms] == [whole[n].scores for n in ("signed", "last-columns")]
+    assert [arm.scores for arm in found.arms] == [
+        whole[n].scores for n in ("signed", "last-columns")
+    ]
     equal = {one.arm.method: one for one in arms.equal}
-    assert [one.match for one in found.equal] == [equal[one.arm.method].match for one in found.equal]
+    assert [one.match for one in found.equal] == [
+        equal[one.arm.method].match for one in found.equal
+    ]
 
 
 def test_a_task_that_cannot_judge_is_refused(tmp_path):

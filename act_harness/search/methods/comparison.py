@@ -103,7 +103,7 @@ class _Comparison:
         kept = reading.read_json(path) if path.is_file() else {}
         if kept.get("wanted") != wanted:
             kept = {"wanted": wanted, "tried": []}
-        tried: dict[float, float] = {power: found for power, found in kept["tried"]}
+        tried: dict[float, float] = dict(kept["tried"])
 
         def measure(power: float) -> float:
             if power not in tried:
@@ -185,8 +185,7 @@ def compare_methods(
         run = _Comparison(folder, context, scorer, parts)
         untouched, *arms = [run.arm(method) for method in methods]
         moved = {
-            arm.method: divergence(untouched.scores["verify"], arm.scores["verify"])
-            for arm in arms
+            arm.method: divergence(untouched.scores["verify"], arm.scores["verify"]) for arm in arms
         }
         able = [name for name, found in moved.items() if found > 0.0]
         reference = _REFERENCE if _REFERENCE in able else next(iter(able), None)

@@ -62,7 +62,11 @@ class MethodContext:
         return {name: settings[name] for name in _DETECTION if name in settings}
 
     def search(
-        self, name: str, *, method: Literal["exhaustive", "gradient"], **changes: Any
+        self,
+        name: str,
+        *,
+        method: Literal["exhaustive", "gradient"],
+        **changes: Any,  # noqa: ANN401 - a recipe's fields
     ) -> Artifact:
         """Run a search with the recipe's settings and the changes of a method.
 

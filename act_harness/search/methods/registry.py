@@ -7,22 +7,27 @@ from collections.abc import Mapping, Sequence
 
 from act_harness.errors import InputError, unknown_name
 from act_harness.search.methods.context import Method
+from act_harness.search.methods.one_strength import OneStrength
+from act_harness.search.methods.opposite import OppositeStrengths
 from act_harness.search.methods.random_heads import RANDOM_HEADS
+from act_harness.search.methods.shuffled import ShuffledStrengths
 from act_harness.search.methods.single import SINGLE
 from act_harness.search.methods.tuned import TUNED
 from act_harness.search.methods.untouched import Untouched
 
 __all__ = ["METHODS", "chosen_methods"]
 
-METHODS: Mapping[str, Method] = {
-    one.name: one
-    for one in (
-        Untouched(),
-        *SINGLE,
-        *TUNED,
-        *RANDOM_HEADS,
-    )
-}
+_ALL: tuple[Method, ...] = (
+    Untouched(),
+    *SINGLE,
+    *TUNED,
+    *RANDOM_HEADS,
+    ShuffledStrengths(),
+    OppositeStrengths(),
+    OneStrength(),
+)
+
+METHODS: Mapping[str, Method] = {one.name: one for one in _ALL}
 """The order is that of the table; the first is what the others are compared with."""
 
 

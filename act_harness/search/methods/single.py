@@ -38,6 +38,8 @@ class Exhaustive:
 
 
 SINGLE = (
-    Exhaustive("act-paper", "every head that helps alone, sinks damped (the paper's rule)", "paper"),
+    Exhaustive(
+        "act-paper", "every head that helps alone, sinks damped (the paper's rule)", "paper"
+    ),
     Exhaustive("act-exhaustive", "the best heads, their number chosen on verify, refitted", "top"),
 )

@@ -65,7 +65,9 @@ def divergence(
 
 
 def scaled(artifact: Artifact, power: float) -> Artifact:
-    """Return an artifact with the logarithm of each strength times ``power``, above 0.
+    """Return an artifact with the logarithm of each strength times ``power``.
+
+    It is above 0; where all strengths are factors it may be below, which inverts them.
 
     A share ``beta`` and the factors ``gamma`` and ``factor`` become their powers; ``raise``'s mass
     ``psi`` its root, since there 1 is the strongest. What is 0 stays 0.
