@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from method_runs import DOCUMENTS, RECIPE
 from search_child import die_while_writing
 from tiny_search import drawn, tiny
 
@@ -33,49 +34,8 @@ MODEL = {"id": "m", "architecture": "LlamaForCausalLM", "num_hidden_layers": 3,
          "num_attention_heads": 4}  # fmt: skip
 
 
-def with_choices(found, *, same):
-    """Documents with texts of their choices, each answer of one token.
-
-    Texts are random: what is tuned on some of them helps on those alone, so they verify too.
-    """
-
-    def of(documents):
-        return tuple(
-            dataclasses.replace(
-                one,
-                requests=tuple((context, answer[:1]) for context, answer in one.requests),
-                choices=("no", "maybe", "yes") if same else (one.key[:3], f"{one.key}b", one.key),
-            )
-            for one in documents
-        )
-
-    return dataclasses.replace(
-        found, search=of(found.search), verify=of(found.search), judge=of(found.judge)
-    )
-
-
-DOCUMENTS = [
-    with_choices(drawn("a", 5), same=True),
-    with_choices(drawn("b", 6), same=False),
-]
-
-
 def recipe(**changes):
-    return make_recipe(
-        {
-            "name": "tiny",
-            "tasks": ["a", "b"],
-            "samples": 8,
-            "verify_samples": 8,
-            "calibration": {"alpha": 2.0},
-            "method": "gradient",
-            "objective": "corrected",
-            "chunk_tokens": 100,
-            "gradient": {"epochs": 2, "batch": 4, "rate": 0.3, "sizes": [2, 5],
-                         "criterion": "margin"},
-            **changes,
-        }
-    )  # fmt: skip
+    return make_recipe({**RECIPE, **changes})
 
 
 def compare(folder, names, given_recipe=None, **options):
@@ -392,8 +352,7 @@ def test_a_task_that_cannot_judge_is_refused(tmp_path):
 
 def test_a_methods_search_is_the_search_commands(tmp_path):
     """Its ledger too: `search` and `methods` of one recipe tune nothing twice."""
-    given_recipe = recipe(gradient={"epochs": 2, "batch": 4, "rate": 0.3, "sizes": [2, 5],
-                                    "criterion": "margin", "target": "sinks"})  # fmt: skip
+    given_recipe = recipe(gradient={**RECIPE["gradient"], "target": "sinks"})
     model = tiny()
     facts = model_facts(model)
     searched = run_search(
