@@ -15,7 +15,7 @@ from method_runs import DOCUMENTS, RECIPE
 from search_child import die_while_writing
 from tiny_search import drawn, tiny
 
-from act_harness.artifact import Artifact, ModelFacts
+from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import model_facts
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.errors import InputError, RecipeError
@@ -224,8 +224,8 @@ def test_what_never_gets_there_says_so():
 
 # -- the whole -------------------------------------------------------------------------------------
 
-SOME = ["act-*", "signed", "both", "random-columns*", "last-columns", "gate", "temperature",
-        "random-heads-1", "*-strength*"]  # fmt: skip
+SOME = ["act-paper", "act-exhaustive", "signed", "both", "random-columns*", "last-columns", "gate",
+        "temperature", "random-heads-1", "*-strength*"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +298,10 @@ def test_the_report_says_what_was_scored(compared):
     raw = np.mean([a == right for a, right in zip(answers, rights, strict=True)])
     cell = stored["methods"]["signed"]["columns"]["raw"]
     assert cell["accuracy"] == pytest.approx(raw)
+    held = load_artifact(folder / "artifacts/signed.json").search["held_out"]
+    assert held["columns"]["raw"]["selected"] == pytest.approx(raw, abs=1e-6)
+    assert held["documents"] == {"a": 8, "b": 8}
+    assert len(held["columns"]["raw"]["random_sets"]["scores"]) == 1
     text = report.markdown()
     assert text.count("| signed |") == 2
     assert "Place of signed among 1 random head sets" in text

@@ -18,6 +18,7 @@ from act_harness.errors import RecipeError
 from act_harness.search.documents import digest_of
 from act_harness.search.methods.arms import Arm, ArmScorer, Parts, parts_of
 from act_harness.search.methods.context import Method, MethodContext
+from act_harness.search.methods.recorded import record_judgements
 from act_harness.search.methods.registry import METHODS
 from act_harness.search.methods.strength import Match, divergence, matching_power, scaled
 from act_harness.search.processes import Processes
@@ -184,6 +185,7 @@ def compare_methods(
         )  # fmt: skip
         run = _Comparison(folder, context, scorer, parts)
         untouched, *arms = [run.arm(method) for method in methods]
+        record_judgements(folder / "artifacts", untouched, arms, parts["evaluation"])
         moved = {
             arm.method: divergence(untouched.scores["verify"], arm.scores["verify"]) for arm in arms
         }

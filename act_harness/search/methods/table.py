@@ -26,6 +26,7 @@ from act_harness.evidence.calibrators import (
 from act_harness.evidence.choices import padded
 from act_harness.evidence.results import ChoiceScores
 from act_harness.evidence.stats import (
+    RESAMPLES,
     PairedDifference,
     Part,
     Verdict,
@@ -93,7 +94,7 @@ class Table:
 
 
 def make_table(
-    untouched: Arm, arms: Sequence[Arm], parts: Parts, *, resamples: int = 1999
+    untouched: Arm, arms: Sequence[Arm], parts: Parts, *, resamples: int = RESAMPLES
 ) -> Table:
     """Compare arms with the untouched model.
 
