@@ -76,7 +76,8 @@ class _Comparison:
         path = self.folder / "artifacts" / f"{method.name}.json"
         if path.is_file():
             return load_artifact(path)
-        self.say(f"{method.name}: finding heads ({method.note})")
+        if method.name != "none":
+            self.say(f"{method.name}: finding heads ({method.note})")
         found = method.find(self.context)
         if found is not None:
             found.save(path)
