@@ -29,6 +29,13 @@ def test_architectures_with_parts_in_other_places_work(kind):
     assert try_family(kind).result == "works"
 
 
+def test_a_model_that_the_search_cannot_follow_is_refused_by_it():
+    """JetMoe's layers return three values; the search's own check crashed first."""
+    row = try_family("jetmoe")
+    assert row.result == "works"
+    assert row.search.startswith("no: the decoder layers of JetMoeForCausalLM cannot be entered")
+
+
 def test_architectures_that_do_not_work_say_why():
     assert try_family("gpt_oss").result.startswith("refused: GptOssForCausalLM has learned sink")
     assert try_family("mamba").result.startswith("refused: MambaForCausalLM has no")
