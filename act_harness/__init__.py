@@ -21,8 +21,10 @@ _EXPORTS = {
     "calibrated": "act_harness.attention",
     "attach": "act_harness.attention",
     "detach": "act_harness.attention",
+    "explore": "act_harness.exploration.explore",
     "head_set": "act_harness.attention.head_set",
     "load_artifact": "act_harness.artifact",
+    "maps": "act_harness.exploration.maps",
     "preset": "act_harness.calibration",
 }
 
@@ -34,8 +36,10 @@ __all__ = [
     "calibrate_weights",
     "calibrated",
     "detach",
+    "explore",
     "head_set",
     "load_artifact",
+    "maps",
     "preset",
 ]
 
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from act_harness.attention.head_set import head_set
     from act_harness.calibration import Calibration, preset
     from act_harness.engines.reference import calibrate_weights
+    from act_harness.exploration.explore import explore
+    from act_harness.exploration.maps import maps
 
 
 def lazy_attributes(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

@@ -25,11 +25,13 @@ from act_harness.cli.bench import bench_app
 from act_harness.cli.compare import compare
 from act_harness.cli.dashboard import dashboard
 from act_harness.cli.evaluate import LEFT_OUT, EvalCommand, evaluate
+from act_harness.cli.explore import explore
 from act_harness.cli.judge import judge
 from act_harness.cli.options import Device, IncludePath, Tasks
 from act_harness.cli.parsing import SPELLING, Command, names
 from act_harness.cli.regress import regress
 from act_harness.cli.search import search
+from act_harness.cli.sinks import sinks
 from act_harness.errors import ActHarnessError, InputError, InternalError, one_line
 from act_harness.support.interruption import unwind_on_signals
 from act_harness.support.places import remove_unused
@@ -44,8 +46,8 @@ the program, with its traceback (ACT_HARNESS_TRACEBACK=1 prints it for the other
 
 
 _ORDER = (
-    "eval", "search", "compare", "regress", "judge", "dashboard", "fetch", "artifact", "bench",
-    "run", "doctor", "tasks-path",
+    "eval", "search", "compare", "explore", "sinks", "regress", "judge", "dashboard", "fetch",
+    "artifact", "bench", "run", "doctor", "tasks-path",
 )  # fmt: skip
 """Commands as README introduces them; typer's order is that of the definitions, groups last."""
 
@@ -253,6 +255,8 @@ def run(context: typer.Context) -> None:
 app.command("eval", cls=EvalCommand)(evaluate)
 app.command(cls=Command)(search)
 app.command()(compare)
+app.command(cls=Command)(explore)
+app.command(cls=Command)(sinks)
 app.command(cls=Command)(judge)
 app.command(cls=Command)(dashboard)
 app.command(cls=Command)(regress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,16 +25,20 @@ artifact_app = typer.Typer(
 def list_shipped() -> None:
     """List the shipped artifacts by the names that artifact= takes.
 
+    With where each comes from, and what it is worth on documents that did not find it.
+
     \b
     Example:
       act-harness artifact list
     """
     from act_harness.artifact import load_artifact, shipped_artifacts
 
-    rows = [("name", "heads", "model", "method")]
+    rows = [("name", "heads", "model", "method", "source", "measured gain")]
     for name in shipped_artifacts():
         one = load_artifact(name)
-        rows.append((name, str(one.head_count()), one.model.id, _method(one)))
+        source = "published" if one.search is None else "searched"
+        worth = one.judgement()[0] if one.search is not None else "not judged here"
+        rows.append((name, str(one.head_count()), one.model.id, _method(one), source, worth))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
@@ -43,6 +48,9 @@ def list_shipped() -> None:
 def show(
     reference: Reference,
     full: Annotated[bool, typer.Option("--full", help="Print the whole file, as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the map of its heads as a page to this file.")
+    ] = None,
 ) -> None:
     """Print an artifact: model, calibration, heads, what they are worth.
 
@@ -50,12 +58,20 @@ def show(
     Example:
       act-harness artifact show .demo/artifact.json
       act-harness artifact show .demo/artifact.json --full
+      act-harness artifact show .demo/artifact.json --html heads.html
     """
     import json
 
     from act_harness.artifact import load_artifact
 
     artifact = load_artifact(reference)
+    if html is not None:
+        from act_harness.exploration.page import artifact_page
+        from act_harness.support import atomic, places
+
+        atomic.write_text(places.prepare_file(html), artifact_page(artifact))
+        print(f"written: {html}")
+        return
     if full:
         print(json.dumps(artifact.document(), indent=2, ensure_ascii=False))
         print(f"{artifact.head_count()} heads, sha256 {artifact.sha256()}", file=sys.stderr)

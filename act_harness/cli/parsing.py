@@ -21,7 +21,16 @@ from act_harness.support import reading
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["SPELLING", "Command", "document_numbers", "names", "numbers", "switch", "use_config"]
+__all__ = [
+    "SPELLING",
+    "Command",
+    "document_numbers",
+    "head_places",
+    "names",
+    "numbers",
+    "switch",
+    "use_config",
+]
 
 
 def _dashes(token: str) -> str:
@@ -89,6 +98,24 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         found.append(int(name))
     if not found:
         raise InputError(f"{option} is empty, expected whole numbers with commas between them")
+    return tuple(found)
+
+
+def head_places(text: str, option: str) -> tuple[tuple[int, int], ...]:
+    """Split a comma-separated option of heads, each ``LAYER.HEAD``.
+
+    Raises:
+        InputError: A part is no head.
+    """
+    found = []
+    for name in names(text):
+        layer, _, head = name.partition(".")
+        if not all(one.isascii() and one.isdecimal() and len(one) <= 6 for one in (layer, head)):
+            raise InputError(
+                f"{option} holds {one_line(repr(name))}, expected LAYER.HEAD with commas between "
+                "them, as 3.5,7.0"
+            )
+        found.append((int(layer), int(head)))
     return tuple(found)
 
 

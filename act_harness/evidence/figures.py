@@ -53,12 +53,18 @@ def new_figure(*, width: float, height: float, dots: int = 150) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as PNG.
+    """Write a figure as PNG, or as SVG where the file's name ends so.
 
     Raises:
         InfrastructureError: The file cannot be written.
     """
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
-    # No version and no date inside: equal input gives an equal file.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    # No version, date or drawn name inside: equal input gives an equal file.
+    if Path(path).suffix == ".svg":
+        with rc_context({"svg.hashsalt": "act-harness"}):
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    else:
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return write_bytes(path, buffer.getvalue())

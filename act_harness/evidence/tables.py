@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Sequence
 
 from act_harness.errors import ResultError
 
 __all__ = ["markdown_cell", "markdown_table"]
+
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+"""What Markdown passes on as HTML; "< 0.05" is none."""
 
 
 def markdown_table(
@@ -42,6 +46,6 @@ def markdown_table(
 
 
 def markdown_cell(value: object) -> str:
-    """Return a value as text that neither ends a cell nor its line."""
+    """Return a value as text that neither ends a cell nor its line, nor begins an HTML element."""
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _TAG.sub(r"\\<", text.replace("|", "\\|").replace("\n", " "))

@@ -37,6 +37,7 @@ __all__ = [
     "Prompting",
     "TaskDocuments",
     "digest_of",
+    "evaluation_documents",
     "facts_of_tokens",
     "held_out",
     "load_documents",
@@ -191,6 +192,41 @@ def load_documents(
     return result
 
 
+def evaluation_documents(
+    tasks: Sequence[str] | TaskSelection,
+    *,
+    first: int = 0,
+    count: int,
+    encode: Encode,
+    max_length: int,
+    prompting: Prompting | None = None,
+    chat_template: Callable[..., str] | None = None,
+    data_dir: Path | None = None,
+) -> Iterator[Document]:
+    """Yield documents of tasks as an evaluation numbers them, to look at: none is drawn.
+
+    Args:
+        tasks: see :func:`load_documents`.
+        first: number of the first document of each task, as ``doc_id`` in samples files.
+        count: most documents of each task.
+        encode: see :func:`load_documents`.
+        max_length: longest input of the model; longer documents are left out.
+        prompting: see :func:`load_documents`.
+        chat_template: see :func:`load_documents`.
+        data_dir: see :func:`load_documents`.
+
+    Raises:
+        TaskError: a task is unknown, not multiple choice, or has no such document.
+        InfrastructureError: its data cannot be had.
+    """
+    options = prompting or Prompting()
+    with _datasets_from(data_dir):
+        for name, task in _load_tasks(tasks).items():
+            draw = _Draw(name, task, options, encode, max_length, chat_template)
+            with running(f"the documents of task {name!r}"):
+                yield from draw.numbered(first, count)
+
+
 def _datasets_from(data_dir: Path | None) -> Any:  # noqa: ANN401 - a context manager
     if data_dir is None:
         return nullcontext()
@@ -245,6 +281,7 @@ class _Draw:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=prompting.fewshot_seed)
         self.too_long = 0
+        self._used = 0
 
     def documents(
         self, samples: int, verify_samples: int, seed: int, *, judge_samples: int = 0
@@ -285,6 +322,22 @@ class _Draw:
         )
         rows = self._ordered(self.task.eval_docs, set(), seed)
         return tuple(self._take(iter([r for r in rows if not divided or held_out(r[0])]), count))
+
+    def numbered(self, first: int, count: int) -> Iterator[Document]:
+        """Yield documents by their numbers in an evaluation; those that are too long are left out.
+
+        Raises:
+            TaskError: there is no document ``first``.
+        """
+        rows = self.task.eval_docs
+        if first >= len(rows):
+            raise TaskError(
+                f"task {self.name!r} has documents 0..{len(rows) - 1}, not {first}; "
+                "give the number of one of them"
+            )
+        for number in range(first, min(len(rows), first + count)):
+            doc = rows[number]
+            yield from self._take(iter([(_document_hash(doc), doc)]), 1)
 
     def _pools(self, seed: int) -> tuple[str, str, list[Any], list[Any] | None]:
         """Return source, evaluation split, and (hash, document) pools in the order of the draw."""

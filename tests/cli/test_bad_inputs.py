@@ -38,7 +38,8 @@ def test_there_are_enough():
     assert len({line for line, _, _ in INPUTS}) >= 150
     commands = {shlex.split(line)[0] for line, _, _ in INPUTS}
     assert commands >= {"eval", "search", "compare", "judge", "regress", "fetch", "artifact",
-                        "bench", "dashboard", "doctor", "run", "tasks-path"}  # fmt: skip
+                        "bench", "dashboard", "doctor", "run", "tasks-path", "explore",
+                        "sinks"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("line", "code", "says"), INPUTS, ids=range(len(INPUTS)))

@@ -1,0 +1,1 @@
+"""Look at calibrated attention: maps of heads, their effects on one document, and sinks."""

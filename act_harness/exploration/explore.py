@@ -1,0 +1,350 @@
+"""Everything that a page shows of one document: columns, sinks, masses, effects, chosen maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from act_harness.artifact import load_artifact
+from act_harness.attention import model_facts
+from act_harness.calibration import Calibration, HeadStrength, preset
+from act_harness.errors import InputError
+from act_harness.exploration.effects import answer_scores, head_scores, margin, text_document
+from act_harness.exploration.maps import LayerMaps, observe, text_tokens
+from act_harness.exploration.page import figures_page, inline_frame
+from act_harness.support import atomic
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from transformers import PreTrainedModel
+
+    from act_harness.artifact import Artifact
+    from act_harness.search.documents import Document
+
+__all__ = ["Exploration", "HeadMap", "explore", "explore_document"]
+
+_ROWS = 512
+"""Most rows of a stored map; of a longer prompt they are spread evenly, the last one among them."""
+
+_MAP_BYTES = 4 << 20
+"""Bytes of all stored maps together, one for each weight; the heads asked for come first."""
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """The map of one head: its rows as stored, and what calibration multiplies them by."""
+
+    weights: npt.NDArray[np.float32]  # (rows, N)
+    inside: npt.NDArray[np.float32]  # (rows,): on sinks
+    outside: npt.NDArray[np.float32]  # (rows,): elsewhere
+    calibrated: npt.NDArray[np.float32] | None
+    """(rows, N) where these factors do not say it: targets of two strengths, temperatures."""
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """One document seen through a model; L layers of H query heads, N tokens, C answers.
+
+    Shows itself in a notebook; :meth:`save` writes the page.
+    """
+
+    model: str
+    """Name of the model."""
+    title: str
+    tokens: tuple[str, ...]
+    """(N,) texts of the prompt's tokens."""
+    heads: tuple[int, int, int]
+    """Layers, query heads, key heads."""
+    calibration: Calibration
+    artifact: str | None
+    """Name of the head set; None: none, and every head has the calibration's own strength."""
+    strengths: npt.NDArray[np.float32]
+    """(L, H) strength in the artifact; NaN where a head is not in it."""
+    labels: tuple[str, ...]
+    """(C,) texts of the answers."""
+    next_token: bool
+    """Whether the answers are likely next tokens, not a task's choices."""
+    right: int
+    """The right answer; of a plain text the stock model's own first one."""
+    before: npt.NDArray[np.float64]
+    """(C,) log-likelihoods in nats of the stock model."""
+    after: npt.NDArray[np.float64] | None
+    """(C,) of the model with the whole artifact."""
+    scores: npt.NDArray[np.float64]
+    """(L, H, C) with each head calibrated alone."""
+    means: npt.NDArray[np.float32]
+    """(L, H, N) mean attention of each column over the rows that see it."""
+    sinks: npt.NDArray[np.bool_]
+    """(L, H, N) whether the column is a sink."""
+    seen: npt.NDArray[np.int64]
+    """(L, N) rows that see each column."""
+    thresholds: npt.NDArray[np.float64]
+    """(L,) mean attention above which a column is a sink; NaN where none is detected."""
+    sink_mass: npt.NDArray[np.float32]
+    """(L, H) share of all attention that lies on sinks."""
+    first_mass: npt.NDArray[np.float32]
+    """(L, H) share of all attention that lies on the first token."""
+    rows: npt.NDArray[np.int64]
+    """Positions of the rows that maps are stored for."""
+    maps: dict[tuple[int, int], HeadMap] = field(default_factory=dict)
+    """Maps of chosen heads, by (layer, head)."""
+
+    @property
+    def effects(self) -> npt.NDArray[np.float64]:
+        """(L, H) change of the margin, in nats, when this head alone is calibrated."""
+        return margin(self.scores, self.right) - margin(self.before, self.right)
+
+    def summary(self) -> str:
+        """Return two lines for the terminal: the answer, and the head that changes it most."""
+        effects = self.effects
+        layer, head = (int(n) for n in np.unravel_index(np.abs(effects).argmax(), effects.shape))
+        start = float(margin(self.before, self.right))
+        whole = "" if self.after is None else (
+            f", {float(margin(self.after, self.right)):+.4f} with head set {self.artifact}"
+        )  # fmt: skip
+        return (
+            f"{self.title}: margin of {self.labels[self.right]!r} {start:+.4f} nats{whole}\n"
+            f"head {layer}.{head} alone changes it by {effects[layer, head]:+.4f}; "
+            f"{int(self.sinks.any(axis=2).sum())} of {effects.size} heads have sinks"
+        )
+
+    def html(self) -> str:
+        """Return the page: one file that opens without a network."""
+        return figures_page(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page.
+
+        Raises:
+            InfrastructureError: it cannot be written.
+        """
+        return atomic.write_text(path, self.html())
+
+    def _repr_html_(self) -> str:
+        return inline_frame(self.html())
+
+
+class _Columns:
+    """Takes the maps of a forward as they pass, and keeps what a page needs of them."""
+
+    def __init__(
+        self, shape: tuple[int, int], length: int, chosen: Iterable[tuple[int, int]]
+    ) -> None:
+        layers, heads = shape
+        self.means = np.zeros((layers, heads, length), np.float32)
+        self.sinks = np.zeros((layers, heads, length), np.bool_)
+        self.seen = np.zeros((layers, length), np.int64)
+        self.most = np.ones(layers, np.int64)
+        self.sink_mass = np.zeros(shape, np.float32)
+        self.first_mass = np.zeros(shape, np.float32)
+        self.maps: dict[tuple[int, int], HeadMap] = {}
+        self.chosen = frozenset(chosen)
+        count = min(length, _ROWS)
+        self.rows = np.unique(np.linspace(0, length - 1, count).round().astype(np.int64))
+
+    def take(self, found: LayerMaps) -> None:
+        """Keep what is needed of some heads of a layer."""
+        layer, some = found.layer, list(found.heads)
+        self.means[layer, some] = found.means().cpu().numpy()
+        self.sinks[layer, some] = found.sinks.cpu().numpy()
+        self.seen[layer] = found.seen.cpu().numpy()
+        self.most[layer] = found.most
+        received = found.weights.sum(dim=1)  # (h, N)
+        total = len(self.seen[layer])
+        self.sink_mass[layer, some] = ((received * found.sinks).sum(dim=1) / total).cpu().numpy()
+        self.first_mass[layer, some] = (received[:, 0] / total).cpu().numpy()
+        index = torch.from_numpy(self.rows).to(found.weights.device)
+        for place, head in enumerate(some):
+            if (layer, head) in self.chosen:
+                parts = (found.weights, found.inside, found.outside, found.calibrated)
+                weights, inside, outside, after = (
+                    part[place][index].cpu().numpy() for part in parts
+                )
+                columns = self.sinks[layer, head]
+                said = weights * np.where(columns, inside[:, None], outside[:, None])
+                kept = None if np.allclose(said, after, atol=1e-6) else after
+                self.maps[layer, head] = HeadMap(weights, inside, outside, kept)
+
+
+def explore(
+    model: PreTrainedModel,
+    tokenizer: Any,  # noqa: ANN401 - any transformers tokenizer
+    text: str,
+    *,
+    artifact: Artifact | str | Path | None = None,
+    calibration: Calibration | Mapping[str, Any] | str = "paper",
+    heads: Sequence[tuple[int, int]] = (),
+    progress: bool = False,
+) -> Exploration:
+    """See what a model attends to in a text, and what calibrating each head alone does to it.
+
+    The answer whose margin the effects are of is the stock model's most likely next token.
+
+    Args:
+        model: A loaded causal language model, left as it is.
+        tokenizer: Its tokenizer.
+        text: A prompt.
+        artifact: A head set, its path or name: its calibration and strengths are shown, and the
+            next tokens with all of its heads calibrated.
+        calibration: What is done in each head where there is no artifact.
+        heads: (layer, head) pairs whose maps are stored before all others.
+        progress: Whether to show a bar.
+
+    Returns:
+        An :class:`Exploration`, which displays itself in a notebook.
+
+    Raises:
+        InputError: The text has no tokens, or too many.
+        ArtifactError: The artifact is not this model's, or a head is not.
+        UnsupportedModelError: The model cannot be calibrated.
+    """
+    found = load_artifact(artifact) if isinstance(artifact, (str, Path)) else artifact
+    tokens = text_tokens(model, tokenizer, text)
+    return explore_document(
+        model,
+        tokenizer,
+        text_document(model, tokens, found),
+        artifact=found,
+        calibration=calibration,
+        heads=heads,
+        progress=progress,
+        title="Next token",
+    )
+
+
+def explore_document(
+    model: PreTrainedModel,
+    tokenizer: Any,  # noqa: ANN401 - any transformers tokenizer
+    document: Document,
+    *,
+    title: str,
+    artifact: Artifact | None = None,
+    calibration: Calibration | Mapping[str, Any] | str = "paper",
+    heads: Sequence[tuple[int, int]] = (),
+    progress: bool = False,
+) -> Exploration:
+    """See one question through a model; see :func:`explore`.
+
+    Args:
+        model: the stock model.
+        tokenizer: turns tokens into the texts that are shown.
+        document: prompt and answers. Where answers follow different prompts, the right one's is
+            shown.
+        title: what the page says it is.
+        artifact: see :func:`explore`.
+        calibration: see :func:`explore`.
+        heads: see :func:`explore`.
+        progress: see :func:`explore`.
+    """
+    if len(document.requests) < 2:
+        raise InputError(f"{title} has {len(document.requests)} answer, expected two or more")
+    facts = model_facts(model, tokenizer)
+    if artifact is not None:
+        artifact.verify(facts)
+    settings = artifact.calibration if artifact else _settings(calibration)
+    shape = (facts.num_hidden_layers, facts.num_attention_heads)
+    _check_heads(heads, shape)
+    maps, table = _strengths(artifact, settings, shape)
+    prompt = document.requests[document.right][0]
+    before = answer_scores(model, document)
+    scores = head_scores(model, document, calibration=settings, strengths=maps, progress=progress)
+    change = margin(scores, document.right) - margin(before, document.right)
+    columns = _Columns(shape, len(prompt), _chosen(heads, table, change, len(prompt)))
+    grid = {layer: range(shape[1]) for layer in range(shape[0])}
+    observe(model, prompt, grid, show=columns.take, calibration=settings, artifact=artifact)
+    return Exploration(
+        model=f"{facts.id.rstrip('/').rpartition('/')[2]} ({facts.architecture})",
+        title=title,
+        tokens=token_texts(tokenizer, prompt),
+        heads=(*shape, _key_heads(model, shape[1])),
+        calibration=settings,
+        artifact=artifact.name if artifact else None,
+        strengths=table,
+        labels=_labels(tokenizer, document),
+        next_token=not document.choices,
+        right=document.right,
+        before=before,
+        after=answer_scores(model, document, artifact) if artifact else None,
+        scores=scores,
+        means=columns.means,
+        sinks=columns.sinks,
+        seen=columns.seen,
+        thresholds=np.array([_threshold(settings, int(most)) for most in columns.most]),
+        sink_mass=columns.sink_mass,
+        first_mass=columns.first_mass,
+        rows=columns.rows,
+        maps=columns.maps,
+    )
+
+
+def token_texts(tokenizer: Any, tokens: Sequence[int]) -> tuple[str, ...]:  # noqa: ANN401
+    """Return the text of each token; of a part of a character, the tokenizer's name for it."""
+    texts = []
+    for token in tokens:
+        text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        if not text or "\ufffd" in text:
+            text = str(tokenizer.convert_ids_to_tokens([token])[0])
+        texts.append(text)
+    return tuple(texts)
+
+
+def _settings(calibration: Calibration | Mapping[str, Any] | str) -> Calibration:
+    if isinstance(calibration, str):
+        return preset(calibration)
+    return Calibration(**calibration) if isinstance(calibration, Mapping) else calibration
+
+
+def _threshold(calibration: Calibration, most: int) -> float:
+    return float(calibration.threshold(most)) if calibration.detects else float("nan")
+
+
+def _strengths(
+    artifact: Artifact | None, calibration: Calibration, shape: tuple[int, int]
+) -> tuple[dict[tuple[int, int], HeadStrength], npt.NDArray[np.float32]]:
+    """Return every head's mass map, and the (L, H) table of those that the artifact has."""
+    maps = dict.fromkeys(np.ndindex(*shape), calibration.strength_of_all)
+    table = np.full(shape, np.nan, np.float32)
+    for layer, plan in (artifact.plans() if artifact else {}).items():
+        for head, own in zip(plan.heads, plan.strengths, strict=True):
+            maps[layer, head] = own
+            table[layer, head] = own.strength
+    return maps, table
+
+
+def _chosen(
+    heads: Sequence[tuple[int, int]],
+    strengths: npt.NDArray[np.float32],
+    change: npt.NDArray[np.float64],
+    length: int,
+) -> list[tuple[int, int]]:
+    """Return the heads whose maps are stored: those asked for, the artifact's, the strongest."""
+    order = np.argsort(-np.abs(change), axis=None, kind="stable")
+    ranked = [(int(n) // change.shape[1], int(n) % change.shape[1]) for n in order]
+    ranked.sort(key=lambda place: bool(np.isnan(strengths[place])))  # stable: the artifact's first
+    wanted = list(dict.fromkeys([*((int(a), int(b)) for a, b in heads), *ranked]))
+    fitting = max(1, _MAP_BYTES // (min(length, _ROWS) * length))
+    return wanted[: max(fitting, len(heads))]
+
+
+def _check_heads(heads: Sequence[tuple[int, int]], shape: tuple[int, int]) -> None:
+    for layer, head in heads:
+        if not (0 <= layer < shape[0] and 0 <= head < shape[1]):
+            raise InputError(
+                f"head {layer}.{head} is out of range, the model has layers 0..{shape[0] - 1} "
+                f"with heads 0..{shape[1] - 1}; give one of those"
+            )
+
+
+def _key_heads(model: PreTrainedModel, heads: int) -> int:
+    return int(getattr(model.config.get_text_config(), "num_key_value_heads", None) or heads)
+
+
+def _labels(tokenizer: Any, document: Document) -> tuple[str, ...]:  # noqa: ANN401
+    if len(document.choices) == len(document.requests):
+        return document.choices
+    return tuple("".join(token_texts(tokenizer, answer)) for _, answer in document.requests)

@@ -1,0 +1,272 @@
+"""Attention maps before and after calibration, seen in one forward of the stock model.
+
+The observing engine hands every layer's own output on, so what it sees is the stock model: "after"
+is what calibration makes of a map that the stock model has, not of one that other calibrated heads
+have already changed. Maps exist for a few heads of one layer at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from act_harness.attention.head_set import head_set
+from act_harness.attention.lifecycle import prepare
+from act_harness.attention.placement import input_device
+from act_harness.calibration import LayerPlan
+from act_harness.engines.operation import EngineResult, LayerState, unsupported
+from act_harness.engines.reference import COMPUTES, selected_maps
+from act_harness.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
+
+    from act_harness.artifact import Artifact
+    from act_harness.calibration import Calibration
+    from act_harness.engines.geometry import Geometry
+    from act_harness.engines.operation import AttentionCall
+
+__all__ = ["AttentionMaps", "LayerMaps", "last_logits", "maps", "observe", "text_tokens"]
+
+_MAP_BYTES = 1 << 26
+"""Heads are looked at in groups whose maps are at most this large."""
+
+
+class AttentionMaps(NamedTuple):
+    """One head's attention on one text of N tokens."""
+
+    before: Tensor
+    """(N, N) float32: row k is what token k attends to, as the stock model has it."""
+    after: Tensor
+    """(N, N) float32: the same rows calibrated."""
+    sinks: Tensor
+    """(N,) bool: the columns whose mass calibration changes."""
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """Maps of some heads of a layer over a prompt of N tokens; h heads."""
+
+    layer: int
+    heads: tuple[int, ...]
+    weights: Tensor  # (h, N, N) float32
+    sinks: Tensor  # (h, N) bool
+    inside: Tensor  # (h, N): factor of each row on its sinks
+    outside: Tensor  # (h, N): factor of each row elsewhere
+    calibrated: Tensor  # (h, N, N) float32
+    seen: Tensor  # (N,): rows that see each column
+    most: int
+    """N of the paper: the most columns that a row of this layer sees."""
+
+    def means(self) -> Tensor:
+        """Return (h, N) mean attention of each column over the rows that see it."""
+        return self.weights.sum(dim=1) / self.seen.clamp(min=1)
+
+
+class _Observer:
+    """An engine that changes nothing and shows what calibration would do."""
+
+    name = "observer"
+    differentiable = False
+
+    def __init__(self) -> None:
+        self.show: Callable[[LayerMaps], object] | None = None
+        self.layers: dict[int, int] = {}
+        """Layer by the identity of its plan: an engine is not told where it is called."""
+
+    def supports(self, plan: LayerPlan) -> list[str]:
+        """See :class:`act_harness.engines.operation.Engine`."""
+        return unsupported(plan, COMPUTES, engine=self.name)
+
+    def __call__(
+        self,
+        call: AttentionCall,
+        *,
+        geometry: Geometry,
+        plan: LayerPlan,
+        state: LayerState | None,
+        stock: Callable[[], Tensor],
+    ) -> EngineResult:
+        """See :class:`act_harness.engines.operation.Engine`."""
+        sinks = torch.zeros(len(geometry.real), len(plan.heads), geometry.total, dtype=torch.bool)
+        nothing = LayerState(sinks.to(call.query.device))  # a cache of the probe's wants a state
+        if self.show is None:
+            return EngineResult(stock(), nothing, None)
+        layer, total = self.layers[id(plan)], geometry.total
+        seen, most = geometry.prompt_census
+        group = max(1, _MAP_BYTES // (4 * total * total))
+        for start in range(0, len(plan.heads), group):
+            some = LayerPlan(
+                plan.calibration,
+                plan.heads[start : start + group],
+                plan.strengths[start : start + group],
+            )
+            found = selected_maps(
+                call, geometry=geometry, plan=some, state=None, dtype=torch.float32
+            )
+            self.show(
+                LayerMaps(
+                    layer,
+                    some.heads,
+                    found.weights[0],
+                    found.after.sinks[0],
+                    found.factors.inside[0, :, :, 0].expand(-1, total),
+                    found.factors.outside[0, :, :, 0].expand(-1, total),
+                    found.calibrated[0],
+                    seen[0],
+                    int(most[0]),
+                )
+            )
+        return EngineResult(stock(), nothing, None)
+
+
+def text_tokens(model: PreTrainedModel, tokenizer: Any, text: str) -> list[int]:  # noqa: ANN401
+    """Return the tokens of a text, special ones as the tokenizer adds them.
+
+    Raises:
+        InputError: there are none, or more than the model can read.
+    """
+    tokens = [int(token) for token in tokenizer(text)["input_ids"]]
+    if not tokens:
+        raise InputError("the text has no tokens, expected at least one word")
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest and len(tokens) > longest:
+        raise InputError(
+            f"the text has {len(tokens)} tokens, the model reads at most {longest}; shorten it"
+        )
+    return tokens
+
+
+def last_logits(model: PreTrainedModel, tokens: Sequence[int], *, rows: int = 1) -> Tensor:
+    """Return (rows, vocabulary) float32 logits of the last ``rows`` tokens, on the CPU.
+
+    The model computes what is in force on it, the stock model or an attachment.
+    """
+    ids = torch.tensor([list(tokens)], device=input_device(model))
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        given["logits_to_keep"] = rows
+    with torch.no_grad():
+        logits: Tensor = model(**given, use_cache=False).logits
+    return logits[0, -rows:].float().cpu()
+
+
+def observe(
+    model: PreTrainedModel,
+    tokens: Sequence[int],
+    heads: Mapping[int, Sequence[int]],
+    *,
+    show: Callable[[LayerMaps], object],
+    calibration: Calibration | Mapping[str, Any] | str = "paper",
+    artifact: Artifact | None = None,
+) -> None:
+    """Run the stock model once over a prompt and show the maps of heads, layer by layer.
+
+    Args:
+        model: a causal language model that can be calibrated.
+        tokens: the prompt; all of it is what sinks are detected on.
+        heads: heads by layer.
+        show: called with a few heads of a layer at a time; what it is given is not kept.
+        calibration: what is done in heads that ``artifact`` does not have.
+        artifact: decides the calibration, and the strengths of its heads.
+
+    Raises:
+        UnsupportedModelError: the model cannot be calibrated.
+        ArtifactError: a head is not the model's.
+    """
+    with Observation(model, heads, calibration=calibration, artifact=artifact) as observation:
+        observation.run(tokens, show)
+
+
+class Observation:
+    """A model under observation, for many prompts; a context manager."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        heads: Mapping[int, Sequence[int]],
+        *,
+        calibration: Calibration | Mapping[str, Any] | str = "paper",
+        artifact: Artifact | None = None,
+    ) -> None:
+        """Check the model and the heads; see :func:`observe`."""
+        own: dict[int, dict[int, Any]] = {}
+        if artifact is not None:
+            calibration = artifact.calibration
+            for layer, some in (artifact.strengths or {}).items():
+                kept = {head: one for head, one in some.items() if head in heads.get(layer, ())}
+                own |= {layer: kept} if kept else {}
+        self.model, self._engine = model, _Observer()
+        watched = head_set(
+            model, heads, calibration=calibration, strengths=own or None, name="observed"
+        )
+        self.artifact = watched
+        self._attachment = prepare(model, watched, engine=self._engine, facts=watched.model)
+        self._engine.layers = {id(plan): layer for layer, plan in self._attachment.plans.items()}
+
+    def __enter__(self) -> Observation:
+        self._attachment.push()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._attachment.detach()
+
+    def run(self, tokens: Sequence[int], show: Callable[[LayerMaps], object]) -> None:
+        """Run the stock model over one prompt; see :func:`observe`."""
+        self._engine.show = show
+        try:
+            last_logits(self.model, tokens)
+        finally:
+            self._engine.show = None
+
+
+def maps(
+    model: PreTrainedModel,
+    tokenizer: Any,  # noqa: ANN401 - any transformers tokenizer
+    text: str,
+    layer: int,
+    head: int,
+    *,
+    calibration: Calibration | Mapping[str, Any] | str = "paper",
+    artifact: Artifact | None = None,
+) -> AttentionMaps:
+    """Return one head's attention map on a text, before and after calibration, and its sinks.
+
+    ::
+
+        before, after, sinks = act_harness.maps(model, tokenizer, "A text.", 3, 5)
+
+    Args:
+        model: A loaded causal language model, left as it is.
+        tokenizer: Its tokenizer.
+        text: A prompt; all of its tokens are what sinks are detected on.
+        layer: Counted from 0.
+        head: Query head of the layer, counted from 0.
+        calibration: A preset's name, settings, or a ``Calibration`` (paper, sections 3 and 4).
+        artifact: Its calibration, and the strength it has for this head, instead.
+
+    Returns:
+        ``before`` and ``after``, (N, N) float32 on the CPU with rows that sum to 1, and ``sinks``,
+        (N,) bool. The input of the layer is the stock model's.
+
+    Raises:
+        ArtifactError: The model has no such head.
+        InputError: The text has no tokens, or too many.
+        UnsupportedModelError: The model cannot be calibrated.
+    """
+    found: list[AttentionMaps] = []
+
+    def show(one: LayerMaps) -> None:
+        parts = (one.weights[0], one.calibrated[0], one.sinks[0])
+        found.append(AttentionMaps(*(part.cpu() for part in parts)))
+
+    tokens = text_tokens(model, tokenizer, text)
+    observe(model, tokens, {layer: (head,)}, show=show, calibration=calibration, artifact=artifact)
+    return found[0]

@@ -1,0 +1,162 @@
+"""The page: one HTML file with its data and scripts inside, which asks no network for anything.
+
+Drawn by d3 and Observable Plot, which lie in ``assets`` with their licences. Numbers are packed in
+base64: mean attention as 16 bits of its square root (relative error below 0.2 % from 1/2000 on),
+weights of maps as 8 bits of theirs (error below 0.004), all else as it is. What calibration does to
+a row is stored as its two factors, so the page computes maps "after" by the definition.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from act_harness.artifact import Artifact
+    from act_harness.exploration.explore import Exploration, HeadMap
+
+__all__ = ["artifact_page", "figures_page", "inline_frame"]
+
+
+def figures_page(found: Exploration) -> str:
+    """Return the page of an exploration."""
+    return _render(f"{found.title} - {found.model}", _document(found))
+
+
+def artifact_page(artifact: Artifact) -> str:
+    """Return the page of an artifact: its map of heads, and the effects that its search found."""
+    shape = (artifact.model.num_hidden_layers, artifact.model.num_attention_heads)
+    strengths = np.full(shape, np.nan, np.float32)
+    for layer, plan in artifact.plans().items():
+        for head, own in zip(plan.heads, plan.strengths, strict=True):
+            strengths[layer, head] = own.strength
+    data: dict[str, Any] = {
+        "title": f"Head set {artifact.name}",
+        "model": artifact.model.id,
+        "artifact": artifact.name,
+        "settings": _settings_line(artifact.calibration.settings()),
+        "worth": artifact.judgement()[0],
+        "layers": shape[0],
+        "heads": shape[1],
+        "groups": shape[1],
+        "strengths": _packed(strengths, np.float32),
+        "tokens": [],
+    }
+    effects = _searched(artifact, shape)
+    if effects is not None:
+        data |= {"effects": _packed(effects, np.float32), "searched": True}
+    return _render(f"{artifact.name} - {artifact.model.id}", data)
+
+
+def inline_frame(page: str, *, height: int = 900) -> str:
+    """Return a page as an element of another one (a notebook's cell), apart from its styles."""
+    return (
+        f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" '
+        f'style="width:100%;height:{height}px;border:0" title="act-harness explore"></iframe>'
+    )
+
+
+def _document(found: Exploration) -> dict[str, Any]:
+    layers, heads, groups = found.heads
+    return {
+        "title": found.title,
+        "model": found.model,
+        "artifact": found.artifact,
+        "settings": _settings_line(found.calibration.settings()),
+        "layers": layers,
+        "heads": heads,
+        "groups": groups,
+        "tokens": found.tokens,
+        "labels": found.labels,
+        "next": found.next_token,
+        "right": found.right,
+        "before": found.before.tolist(),
+        "after": None if found.after is None else found.after.tolist(),
+        "scores": _packed(found.scores, np.float32),
+        "effects": _packed(found.effects, np.float32),
+        "strengths": _packed(found.strengths, np.float32),
+        "means": _packed(np.sqrt(found.means) * 65535 + 0.5, np.uint16),
+        "sinks": _packed(np.packbits(found.sinks, axis=None, bitorder="little"), np.uint8),
+        "seen": _packed(found.seen, np.uint16),
+        "thresholds": [None if np.isnan(one) else one for one in found.thresholds.tolist()],
+        "sinkMass": _packed(found.sink_mass, np.float32),
+        "firstMass": _packed(found.first_mass, np.float32),
+        "rows": found.rows.tolist(),
+        "maps": {f"{layer}.{head}": _map(one, found) for (layer, head), one in found.maps.items()},
+    }
+
+
+def _map(one: HeadMap, found: Exploration) -> dict[str, str]:
+    """Pack the part of a map's rows that is visible: columns up to the row's own."""
+    below = np.arange(len(found.tokens))[None] <= found.rows[:, None]
+
+    def rows(values: npt.NDArray[np.float32]) -> str:
+        return _packed(np.sqrt(values[below]) * 255 + 0.5, np.uint8)
+
+    packed = {
+        "weights": rows(one.weights),
+        "inside": _packed(one.inside, np.float32),
+        "outside": _packed(one.outside, np.float32),
+    }
+    return packed if one.calibrated is None else packed | {"after": rows(one.calibrated)}
+
+
+def _searched(artifact: Artifact, shape: tuple[int, int]) -> npt.NDArray[np.float64] | None:
+    """Return (L, H) effects of the search's table; None where it cannot be read."""
+    table = np.full(shape, np.nan)
+    try:
+        found = (artifact.search or {})["table"]["heads"]
+        place = {name: found["columns"].index(name) for name in ("layer", "head", "effect")}
+        for row in found["rows"]:
+            layer, head, effect = (row[place[name]] for name in ("layer", "head", "effect"))
+            here = table[int(layer), int(head)]
+            if np.isnan(here) or abs(float(effect)) > abs(here):  # of several mass maps
+                table[int(layer), int(head)] = float(effect)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+    return table
+
+
+def _settings_line(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+def _packed(values: npt.NDArray[Any], kind: type[np.generic]) -> str:
+    little = np.ascontiguousarray(values, dtype=np.dtype(kind).newbyteorder("<"))
+    return base64.b64encode(little.tobytes()).decode("ascii")
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files("act_harness.exploration") / "assets" / name).read_text("utf-8")
+
+
+def _render(title: str, data: dict[str, Any]) -> str:
+    """Put title, data and scripts into the template.
+
+    Data is JSON in which nothing can end its element: no text of a prompt is ever markup.
+    """
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    parts = {
+        "title": html.escape(title),
+        "style": _asset("page.css"),
+        "d3": _asset("d3.min.js"),
+        "plot": _asset("plot.umd.min.js"),
+        "script": _asset("page.js"),
+        "licences": html.escape(
+            f"d3: {_asset('LICENSE-d3.txt')}\n\nObservable Plot: {_asset('LICENSE-plot.txt')}"
+        ),
+        "data": text,
+    }
+    pieces = _asset("page.html").split("@@")
+    return "".join(parts[one] if number % 2 else one for number, one in enumerate(pieces))
