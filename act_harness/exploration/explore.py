@@ -252,7 +252,9 @@ def explore_document(
     maps, table = _strengths(artifact, settings, shape)
     prompt = document.requests[document.right][0]
     before = answer_scores(model, document)
-    scores = head_scores(model, document, calibration=settings, strengths=maps, progress=progress)
+    scores = head_scores(
+        model, document, calibration=settings, strengths=maps, before=before, progress=progress
+    )
     change = margin(scores, document.right) - margin(before, document.right)
     columns = _Columns(shape, len(prompt), _chosen(heads, table, change, len(prompt)))
     grid = {layer: range(shape[1]) for layer in range(shape[0])}
