@@ -22,7 +22,7 @@ _SHAPE = {
 }
 
 
-_PEAKY = ("q_proj", "k_proj", "c_attn", "query_key")
+_PEAKY = ("q_proj", "k_proj", "qkv", "c_attn", "query_key")
 
 
 def make_tiny(

@@ -10,8 +10,11 @@ sets to the attention modules of one model, ``lifecycle`` switches them on and o
 off the cache what a call really is; ``probe`` checks that the model does what is assumed; ``facts``
 identifies a model; ``calls`` and ``generation`` refuse what would break the calibration.
 
-Not supported, each refused with one line: models outside the interface (GPT-J, Bloom, Falcon),
-learned sink logits (gpt-oss), caches that are reordered, cropped, or filled by somebody else.
+``families`` serves models whose attention does not pass through that interface (GPT-J, GPT-Neo,
+CodeGen, XGLM, Falcon, BLOOM, MPT), ``routes`` leads either kind here.
+
+Not supported, each refused with one line: other models outside the interface, learned sink logits
+(gpt-oss), caches that are reordered, cropped, or filled by somebody else.
 """
 
 from __future__ import annotations

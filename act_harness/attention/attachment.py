@@ -22,11 +22,12 @@ from act_harness.attention.calls import (
     wants_maps,
 )
 from act_harness.attention.counters import PromptRecord
-from act_harness.attention.facts import base_model
+from act_harness.attention.facts import base_model, decoder_of
 from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packing import active_packing
 from act_harness.attention.probe import Probe
+from act_harness.attention.routes import lead, passing, release
 from act_harness.attention.spans import SpanFinder
 from act_harness.engines import refuse_unsupported
 from act_harness.engines.operation import CallCounter, Engine, Report
@@ -94,7 +95,7 @@ class Attachment:
         self._prompts: Tensor | None = None
         self._tokens: Tensor | None = None
         self._watcher: list[list[PromptRecord]] | None = None
-        self._decoder: Any = self.model.get_decoder()
+        self._decoder: Any = decoder_of(self.model)
         self._base = ""  # the stock kernel, while this is in force
         self._bindings: list[tuple[nn.Module, Binding]] = []
         self._hooks: list[Any] = []
@@ -287,12 +288,15 @@ class Attachment:
             decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
             decoder.register_forward_hook(self._end, always_call=True),
         ]
+        led = 0
         for module, binding in self._bindings:
             setattr(module, BINDING, binding)
+            led += lead(module)
         self._guards = guard(self.model)
         self._base = base
         _live.add(self)
-        decoder.config._attn_implementation_internal = register(base)
+        if led < len(self._bindings):
+            decoder.config._attn_implementation_internal = register(base)
 
     def _remove(self) -> None:
         """Undo :meth:`_install`, or as much of it as was done."""
@@ -301,6 +305,7 @@ class Attachment:
             hook.remove()
         for module, _ in self._bindings:
             module.__dict__.pop(BINDING, None)
+            release(module)
         for one in self._guards:
             one.remove()
         _live.discard(self)
@@ -323,14 +328,10 @@ class Attachment:
         config = self._decoder.config
         probe = Probe(self.model)
         with stock_model(self.model):
-            base = stock_kernel(config)
+            stock_kernel(config)
             before = probe.hidden()
-            name = config._attn_implementation_internal
-            config._attn_implementation_internal = register(base)
-            try:
+            with passing(self._decoder):
                 modules = probe.attention_modules(before)
-            finally:
-                config._attn_implementation_internal = name
         self._bind(modules)
         with self.engaged():
             probe.check(self)
@@ -342,8 +343,8 @@ class Attachment:
         for layer, plan in self.plans.items():
             if layer not in modules:
                 raise UnsupportedModelError(
-                    f"layer {layer} of {kind} does not pass through transformers' attention "
-                    f"interface (these do: {sorted(modules)}); take it out of the head set"
+                    f"layer {layer} of {kind} does not pass its attention on "
+                    f"(these do: {sorted(modules)}); take it out of the head set"
                 )
             module, heads = modules[layer]
             if max(plan.heads) >= heads:

@@ -104,21 +104,20 @@ class Binding:
         """See :class:`act_harness.attention.packing.PackedLayer`."""
         owner = self.attachment
         forward = self._forward()
-        owner.calls.add(owner.engine.name)
+        engine, device = owner.engine, call.query.device.type
+        owner.calls.add(engine.name)
         geometry = self._told(geometry, state)
-        compute = partial(owner.engine, call, geometry=geometry, plan=self.plan, state=state)
-        device = call.query.device.type
-        result = (
-            in_full_precision(compute, device, stock)
-            if torch.is_autocast_enabled(device)
-            else compute(stock=stock)
-        )
+        if torch.is_autocast_enabled(device):
+            compute = partial(engine, call, geometry=geometry, plan=self.plan, state=state)
+            result = in_full_precision(compute, device, stock)
+        else:  # called as it is: a partial a layer costs a decode step time
+            result = engine(call, geometry=geometry, plan=self.plan, state=state, stock=stock)
         if result.report is not None:
             owner.note_report(self.layer, result.report, geometry.prompt)
         forward.reached.add(self.layer)
         output = result.output
         if torch.is_grad_enabled() and call.query.requires_grad:
-            output = refuse_backward(output, owner.engine)
+            output = refuse_backward(output, engine)
         return output, result.state
 
     def _told(self, geometry: Geometry, state: LayerState | None) -> Geometry:

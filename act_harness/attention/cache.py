@@ -19,6 +19,7 @@ from transformers.cache_utils import (
     Cache,
     DynamicCache,
     DynamicLayer,
+    EncoderDecoderCache,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
@@ -229,6 +230,8 @@ def _visible(mask: Tensor | None, columns: int) -> Tensor | None:
 def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
     """Return the cache among the arguments of an attention module."""
     for item in (*kwargs.values(), *args):
+        if isinstance(item, EncoderDecoderCache):  # RoCBert makes one, without an encoder
+            return item.self_attention_cache
         if isinstance(item, Cache):
             return item
     return None

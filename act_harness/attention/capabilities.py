@@ -138,7 +138,12 @@ def _state(model: PreTrainedModel) -> _State:
 
 
 def _window(config: PretrainedConfig) -> Answer[bool]:
+    kinds = getattr(config, "attention_layers", None)  # GPT-Neo's
+    if kinds is not None and set(kinds) == {"global"}:
+        return Answer(False, "its attention layers are all global")
     for name in _WINDOWS:
+        if name == "sliding_window" and getattr(config, "use_sliding_window", True) is False:
+            continue
         size = getattr(config, name, None)
         if size is not None:
             return Answer(True, f"its configuration says {name}={size}")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "adapter_fingerprint",
     "base_model",
+    "decoder_of",
     "model_facts",
     "tokenizer_fingerprint",
     "weights_fingerprint",
@@ -33,6 +34,15 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
         return cast("PreTrainedModel", cast("Any", model).get_base_model())
     return cast("PreTrainedModel", model)
+
+
+def decoder_of(model: PreTrainedModel) -> Any:  # noqa: ANN401 - a decoder is no class of its own
+    """Return what of a model runs the layers: its hooks and configuration count.
+
+    ModernBERT calls its output head ``decoder``, which ``get_decoder`` then returns.
+    """
+    found = model.get_decoder()
+    return found if hasattr(found, "config") else model.base_model
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str | None:

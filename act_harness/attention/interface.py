@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
 
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BASES",
     "BINDING",
+    "Run",
     "Seen",
+    "attend",
     "base_of",
     "interface_name",
     "recording",
@@ -45,6 +47,9 @@ BINDING = "_act_harness_binding"
 """Attribute of an attention module that carries what to do there."""
 
 _PREFIX = "act_harness_"
+
+Run: TypeAlias = "Callable[..., tuple[Tensor, Tensor | None]]"
+"""A model's own attention: (query, key, value, mask) to output (B, C, H, D) and maps or None."""
 
 
 class BoundLayer(PackedLayer, Protocol):
@@ -66,9 +71,10 @@ class BoundLayer(PackedLayer, Protocol):
 
 
 class Seen(NamedTuple):
-    """One call of the interface during a probe."""
+    """One call of a layer's attention during a probe."""
 
     module: nn.Module
+    layer: int | None
     heads: int
     arguments: dict[str, Any]
 
@@ -155,30 +161,87 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Serve transformers' call: the stock kernel, corrected where the module is bound."""
     if _recorder is not None:
-        _recorder.append(Seen(module, query.shape[1], kwargs))
-    binding: BoundLayer | None = module.__dict__.get(BINDING)  # getattr is slow where it is absent
-    packing = active_packing()
-    function = _stock_function(base, module)
-    if binding is None and packing is None:
-        return function(module, query, key, value, attention_mask, **kwargs)
-    if binding is not None and kwargs.get("dropout"):
-        raise UnsupportedCallError(
-            f"attention dropout {kwargs['dropout']} (training mode) would fall on stock heads "
-            "only; call model.eval(), or set attention_dropout=0 in the model's configuration"
-        )
+        layer = getattr(module, "layer_idx", None)
+        _recorder.append(Seen(module, layer, query.shape[1], kwargs))
+    function = partial(_stock_function(base, module), module)
+    if not _concerns(module):
+        return function(query, key, value, attention_mask, **kwargs)
     given = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if given is None else float(given)
-    call = AttentionCall(query, key, value, scale, kwargs.get("softcap"))
+    return _correct(
+        module,
+        AttentionCall(query, key, value, scale, kwargs.get("softcap")),
+        attention_mask,
+        run=partial(function, **kwargs),
+        kernel=base,
+        dropout=kwargs.get("dropout") or 0.0,
+    )
 
-    def run(*tensors: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return function(module, *tensors, **kwargs)
 
+def attend(
+    module: nn.Module,
+    call: AttentionCall,
+    mask: Tensor | None,
+    *,
+    layer: int,
+    run: Run,
+    kernel: str,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor | None]:
+    """Serve a layer that does not use the interface (:mod:`act_harness.attention.families`).
+
+    Args:
+        module: the attention module.
+        call: what it is to compute.
+        mask: the model's mask, (B or 1, 1, C, K) bool or additive; None where causal.
+        layer: its number.
+        run: the model's own attention on (query, key, value, mask): output (B, C, H, D) and maps.
+        kernel: which one that is, ``sdpa`` or ``eager``.
+        dropout: what falls on the attention maps in this call.
+
+    Returns:
+        What ``run`` does, corrected where the module is bound.
+    """
+    if _recorder is not None:
+        _recorder.append(Seen(module, layer, call.query.shape[1], {}))
+    if not _concerns(module):
+        return run(call.query, call.key, call.value, mask)
+    return _correct(module, call, mask, run=run, kernel=kernel, dropout=dropout)
+
+
+def _concerns(module: nn.Module) -> bool:
+    """Whether a call is more than stock attention: its module is bound, or its row is packed."""
+    return BINDING in module.__dict__ or active_packing() is not None  # getattr would be slow
+
+
+def _correct(
+    module: nn.Module,
+    call: AttentionCall,
+    mask: Tensor | None,
+    *,
+    run: Run,
+    kernel: str,
+    dropout: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Return what the binding of a module, or the packing of its row, makes of its attention."""
+    binding: BoundLayer | None = module.__dict__.get(BINDING)
+    packing = active_packing()
+    if binding is not None and dropout:
+        raise UnsupportedCallError(
+            f"attention dropout {dropout} (training mode) would fall on stock heads only; call "
+            "model.eval(), or set the attention's dropout to 0 in the model's configuration"
+        )
     if packing is not None:
-        output = packing.attend(call, binding=binding, run=lambda *tensors: run(*tensors)[0])
-        return output, None
+        if call.bias is not None:
+            raise UnsupportedCallError(
+                "attention with a bias by position (ALiBi) takes a packed row for one sequence; "
+                "score this model in padded batches"
+            )
+        return packing.attend(call, binding=binding, run=lambda *given: run(*given)[0]), None
+    given = (call.query, call.key, call.value, mask)
     return cast("BoundLayer", binding).attend(
         call,
-        attention_mask,
-        stock=Stock(lambda: run(query, key, value, attention_mask)[0], base),
-        stock_maps=lambda: run(query, key, value, attention_mask)[1],
+        mask,
+        stock=Stock(lambda: run(*given)[0], kernel),
+        stock_maps=lambda: run(*given)[1],
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from act_harness.artifact import Artifact, ModelFacts, resolve_artifact
 from act_harness.attention.attachment import Attachment
-from act_harness.attention.facts import base_model, model_facts
+from act_harness.attention.facts import base_model, decoder_of, model_facts
 from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.engines.operation import Engine
@@ -86,7 +86,7 @@ def detach(model: PreTrainedModel) -> None:
     For attachments whose handle was lost, and for copies of calibrated models. Does nothing to a
     stock model.
     """
-    attachments = Attachment.stack_of(base_model(model).get_decoder())
+    attachments = Attachment.stack_of(decoder_of(base_model(model)))
     while attachments:
         attachments[-1].detach()
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from act_harness.attention.capabilities import Answer, capabilities_of
+from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import base_of, recording, register
 from act_harness.attention.packing import Packing, Rows, packed
 from act_harness.attention.placement import on_one_device
@@ -41,7 +42,7 @@ _logger = logging.getLogger(__name__)
 @contextmanager
 def packed_forward(model: PreTrainedModel, packing: Packing) -> Iterator[None]:
     """Let the model's forward inside the block take its one row of tokens for ``packing``."""
-    config = model.get_decoder().config
+    config = decoder_of(model).config
     before = config._attn_implementation_internal
     config._attn_implementation_internal = register(_BASE)
     try:

@@ -68,8 +68,9 @@ class Probe:
             logits = self.hidden()
         if not calls:
             raise UnsupportedModelError(
-                f"{kind} does not pass its attention through transformers' AttentionInterface, "
-                "so it cannot be calibrated; use artifact=none for a baseline"
+                f"{kind} does not pass its attention through transformers' AttentionInterface and "
+                "is none of the families served outside it, so it cannot be calibrated; use "
+                "artifact=none for a baseline"
             )
         if not torch.equal(logits, stock):
             raise UnsupportedModelError(
@@ -79,7 +80,7 @@ class Probe:
         modules = {}
         for call in calls:
             _refuse_layer(kind, call)
-            modules[int(call.module.layer_idx)] = (call.module, call.heads)  # type: ignore[arg-type]
+            modules[int(call.layer)] = (call.module, call.heads)  # type: ignore[arg-type]
         return modules
 
     def check(self, attachment: Owner) -> None:
@@ -172,5 +173,5 @@ def _refuse_layer(kind: str, call: Seen) -> None:
         )
     if call.arguments.get("position_bias") is not None:
         raise UnsupportedModelError(f"{kind} adds a position bias to attention; not supported")
-    if getattr(call.module, "layer_idx", None) is None:
+    if call.layer is None:
         raise UnsupportedModelError(f"{kind} does not number its attention layers; not supported")

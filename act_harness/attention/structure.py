@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from act_harness.attention.facts import decoder_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -46,7 +48,7 @@ def mixing_part(model: PreTrainedModel) -> str | None:
 
 
 def _mixing_parts(model: PreTrainedModel) -> Iterator[str]:
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     config = model.config.get_text_config()
     for name in _LISTS:
         kinds = getattr(config, name, None) or ()

@@ -291,6 +291,16 @@ def doctor(
         str | None, typer.Option(help="Dtype to try it in. [default: its own]")
     ] = None,
     device: Device = None,
+    families: Annotated[
+        bool,
+        typer.Option(
+            "--families",
+            help="Try every causal architecture of the installed transformers, tiny and random.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Markdown file for the table of --families.")
+    ] = None,
 ) -> None:
     """Say what is found here, and what is off.
 
@@ -300,17 +310,28 @@ def doctor(
     Example:
       act-harness doctor
       act-harness doctor --pretrained HuggingFaceTB/SmolLM2-135M
+      act-harness doctor --families --output results/families.md
     """
     from act_harness.harness.doctor import examine, render
 
     if pretrained is None and (dtype or device):
         raise InputError("--dtype and --device are of a model; name it with --pretrained")
+    if output is not None and not families:
+        raise InputError("--output is the file for a table of architectures; ask with --families")
     diagnosis = examine()
     print(render(diagnosis))
     if pretrained is not None:
         from act_harness.harness.model_report import report_on
 
         print(f"\n{report_on(pretrained, dtype=dtype or 'auto', device=device)}")
+    if families:
+        from act_harness.bench.families import report
+        from act_harness.support.atomic import write_text
+
+        table = report(progress=lambda kind: typer.echo(kind, err=True))
+        print(f"\n{table}")
+        if output is not None:
+            write_text(output, table)
     if not diagnosis.reachable:
         raise typer.Exit(2)
 

@@ -113,14 +113,18 @@ def masked_softmax(
     scale: float,
     softcap: float | None,
     factor: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return (b, h, k, t) attention weights; rows that see nothing are all zero.
 
-    ``factor``, (1, h, 1, 1), is one on what the softmax gets: an inverse temperature of each head.
+    ``bias``, (b or 1, h, k or 1, t), is added to the logits. ``factor``, (1, h, 1, 1), is one on
+    what the softmax gets: an inverse temperature of each head.
     """
     logits = query @ key.transpose(-1, -2) * scale
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
+    if bias is not None:
+        logits = logits + bias
     if factor is not None:
         logits = logits * factor
     logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
@@ -144,11 +148,13 @@ class AttentionCall(NamedTuple):
     """Factor on query-key products before the softmax."""
     softcap: float | None = None
     """Soft cap on the scaled products, where the model has one (Gemma 2)."""
+    bias: Tensor | None = None
+    """(B or 1, H, C or 1, K), added to the logits, where the model has one (ALiBi)."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> AttentionCall:
         """Return the call with its query, key and value changed alike."""
-        return AttentionCall(
-            change(self.query), change(self.key), change(self.value), self.scale, self.softcap
+        return self._replace(
+            query=change(self.query), key=change(self.key), value=change(self.value)
         )
 
 

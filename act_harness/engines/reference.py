@@ -267,13 +267,15 @@ def selected_maps(
 
     The arguments are those of :class:`act_harness.engines.operation.Engine`; ``dtype`` computes.
     """
-    query, key, _, scale, softcap = call
+    query, key, _, scale, softcap, bias = call
     heads = torch.tensor(plan.heads, device=query.device)
     group = heads // (query.shape[1] // key.shape[1])
     dropped = (geometry.first_column, 0)  # columns a sliding cache no longer holds: weight 0
     held = torch.nn.functional.pad(key[:, group].to(dtype), (0, 0, *dropped))
     visible = torch.nn.functional.pad(geometry.visible(0, geometry.rows), dropped)
-    weights = masked_softmax(query[:, heads].to(dtype), held, visible, scale, softcap)
+    if bias is not None:
+        bias = torch.nn.functional.pad(bias[:, heads, :, : geometry.columns].to(dtype), dropped)
+    weights = masked_softmax(query[:, heads].to(dtype), held, visible, scale, softcap, bias=bias)
     sinks, after, ratio = row_sinks(weights, visible, geometry, plan, state)
     active = geometry.prompt_rows[:, None, :, None]
     if member("decode", plan.calibration.decode, COMPUTES) != "off":
@@ -281,7 +283,13 @@ def selected_maps(
     own = Strengths.of(plan.strengths, weights)
     if member("target", plan.calibration.target, COMPUTES) == "head":
         heated = masked_softmax(
-            query[:, heads].to(dtype), held, visible, scale, softcap, own.factor("temperature")
+            query[:, heads].to(dtype),
+            held,
+            visible,
+            scale,
+            softcap,
+            own.factor("temperature"),
+            bias,
         )
         active = active & sinks.any(dim=-1, keepdim=True)  # a sequence without a prompt stays
         changed, factors = change_heads(weights, heated, own, active)

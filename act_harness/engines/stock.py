@@ -33,7 +33,7 @@ class Base(NamedTuple):
 
 def attend_with_lse(call: AttentionCall, *, geometry: Geometry, stock: object) -> Base:
     """Run the model's attention; see :class:`act_harness.engines.operation.Engine`."""
-    if call.softcap is None and geometry.plain and getattr(stock, "kernel", "") == "sdpa":
+    if _is_fused(call, geometry, stock):
         kernel = _chosen(call, geometry.rows > 1)
         if kernel is not None:
             found = kernel(call.query, call.key, call.value, geometry.rows > 1, call.scale)
@@ -45,14 +45,20 @@ def attend_with_lse(call: AttentionCall, *, geometry: Geometry, stock: object) -
 
 def step_kernel(call: AttentionCall, *, geometry: Geometry, stock: object) -> FusedKernel | None:
     """Return the kernel that serves a decode step and all like it; None: only ``stock`` does."""
-    if call.softcap is None and geometry.plain and getattr(stock, "kernel", "") == "sdpa":
+    if _is_fused(call, geometry, stock):
         return _chosen(call, False)
     return None
 
 
+def _is_fused(call: AttentionCall, geometry: Geometry, stock: object) -> bool:
+    """Whether a kernel without a mask, a cap or a bias computes what ``stock`` does."""
+    plain = call.softcap is None and call.bias is None and geometry.plain
+    return plain and getattr(stock, "kernel", "") == "sdpa"
+
+
 def _chosen(call: AttentionCall, causal: bool) -> FusedKernel | None:
     """Return the kernel that torch would choose; None where that one gives no log-sum-exp."""
-    query, key, value, scale, _ = call
+    query, key, value, scale = call[:4]
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
         return None
     if not query.dtype == key.dtype == value.dtype:  # the kernels take one; autocast mixes them

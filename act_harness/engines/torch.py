@@ -138,7 +138,7 @@ class _Layer:
     def __init__(
         self, engine: TorchEngine, call: AttentionCall, geometry: Geometry, plan: LayerPlan
     ) -> None:
-        query, key, value, self.scale, self.softcap = call
+        query, key, value, self.scale, self.softcap, bias = call
         self.geometry, self.plan = geometry, plan
         self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         self.heads = torch.tensor(plan.heads, device=query.device)
@@ -146,6 +146,7 @@ class _Layer:
         self.query = query[:, self.heads].to(self.dtype)
         self.key = key[:, group].to(self.dtype)
         self.value = value[:, group].to(self.dtype)
+        self.bias = None if bias is None else bias[:, self.heads, :, : geometry.columns]
         per_row = self.query.shape[0] * len(plan.heads) * geometry.columns
         self.block = max(1, min(geometry.rows, engine.block_elements // max(per_row, 1)))
         self.keeps = self.block >= geometry.rows
@@ -186,7 +187,10 @@ class _Layer:
         rows = self.query[:, :, start:stop]
         if not self.causal:
             visible = self.geometry.visible(start, stop)
-            return masked_softmax(rows, self.key, visible, self.scale, self.softcap, factor)
+            bias = self.bias
+            if bias is not None:
+                bias = (bias if bias.shape[2] == 1 else bias[:, :, start:stop]).to(self.dtype)
+            return masked_softmax(rows, self.key, visible, self.scale, self.softcap, factor, bias)
         weights = (rows @ self.key[:, :, :stop].transpose(-1, -2)).exp_()
         weights[..., start:].tril_()
         return weights

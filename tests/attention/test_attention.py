@@ -59,14 +59,10 @@ def test_decoders_of_many_families_can_be_calibrated(tiny, make_artifact, kind):
     assert torch.equal(logits(model), stock)
 
 
-@pytest.mark.parametrize("kind", ["gptj", "bloom", "falcon", "mpt"])
+@pytest.mark.parametrize("kind", ["ctrl", "mamba"])
 def test_a_model_outside_the_interface_is_refused_and_left_as_it_was(tiny, make_artifact, kind):
-    more = {"gptj": {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4}}.get(kind, {})
-    if kind == "mpt":
-        more = {"d_model": 32, "n_layers": 3, "n_heads": 4}
-    if kind == "bloom":
-        more = {"n_layer": 3, "n_head": 4}
-    model = tiny(kind, dtype=torch.float32, **more)
+    more = {"ctrl": {"n_embd": 32, "dff": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}}
+    model = tiny(kind, dtype=torch.float32, **more.get(kind, {}))
     stock = logits(model)
     implementation = model.config._attn_implementation
     with pytest.raises(UnsupportedModelError, match="AttentionInterface") as caught:

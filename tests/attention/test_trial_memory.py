@@ -39,6 +39,10 @@ def test_answers_are_of_a_model_in_one_state(tiny):
     model.config.sliding_window = 4
     assert capabilities_of(model).packs is None
     assert capabilities_of(model).window.value
+    model.config.use_sliding_window = False  # Qwen2-MoE keeps a width beside it
+    assert not capabilities_of(model).window.value
+    model.config.use_sliding_window = True
+    assert capabilities_of(model).window.value
     model.config.sliding_window = None
     model.to(torch.bfloat16)
     assert capabilities_of(model).packs is None

@@ -10,6 +10,7 @@ from types import MappingProxyType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from own_tasks import few_tasks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from act_harness.artifact import Artifact, load_artifact
@@ -181,6 +182,13 @@ def test_what_does_not_apply_is_said(caplog):
 
 
 # -- a whole evaluation ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_tasks():
+    with few_tasks():
+        yield
+
 
 demo = pytest.mark.skipif(find_spec("vaderSentiment") is None, reason="demo needs vaderSentiment")
 

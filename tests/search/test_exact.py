@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import make_tiny
 from tiny_search import documents, tiny
 
 from act_harness.artifact import Artifact
@@ -119,6 +120,54 @@ def test_every_head_and_document_equals_the_loop(name):
                 moved += int(((expected - base).abs() > 1e-3).sum())
     assert moved > 50  # calibration really changes these models
     assert sum(count.computed for count in counts) <= sum(count.variants for count in counts)
+
+
+GPT = {"num_hidden_layers": 2, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+NEO = {"num_hidden_layers": 2, "num_layers": 2, "num_heads": 4}
+OUTSIDE = {
+    "gpt2": GPT,  # its blocks are called by place
+    "gpt_neox": {"num_hidden_layers": 2},
+    "gptj": {**GPT, "rotary_dim": 4},
+    "codegen": {**GPT, "rotary_dim": 4},
+    "gpt_neo": {**NEO, "attention_types": [[["global"], 2]]},
+    "xglm": {
+        "init_std": 0.08, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48,
+    },
+    "falcon": {"num_hidden_layers": 2},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
+    "gpt_neo local": {**NEO, "attention_types": [[["global", "local"], 1]]},
+}  # fmt: skip
+"""Models whose layers are called, or attend, in ways of their own."""
+
+REFUSED = {"bloom": "ALiBi", "mpt": "ALiBi", "gpt_neo local": "window"}
+
+
+@pytest.mark.parametrize("name", [name for name in OUTSIDE if name not in REFUSED])
+def test_families_of_other_shapes_are_searched_like_the_loop(name):
+    model = make_tiny(name, dtype=torch.float32, **OUTSIDE[name])
+    docs, calibration = documents(3), Calibration(alpha=1.5)
+    found, _, order = exact_scores(model, docs, calibration, [calibration.strength_of_all])
+    place = [order.index(doc.key) for doc in docs]
+    base = torch.tensor(loop_scores(model, docs, None), dtype=torch.float64)
+    moved = 0
+    for layer, head in ((0, 1), (0, 2), (1, 0), (1, 3)):
+        expected = torch.tensor(
+            loop_scores(model, docs, one_head(model, layer, head, calibration)), dtype=torch.float64
+        )
+        got = found[layer, 0, head, place]
+        torch.testing.assert_close(relative(got), relative(expected), atol=1e-4, rtol=0)
+        moved += int(((expected - base).abs() > 1e-3).sum())
+    assert moved > 3
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_families_that_count_columns_are_refused_by_the_search(name):
+    model = make_tiny(name.split()[0], dtype=torch.float32, **OUTSIDE[name])
+    before = {n: frozenset(m.__dict__) for n, m in model.named_modules()}
+    with pytest.raises(UnsupportedModelError, match=REFUSED[name]), Workbench(model):
+        pass
+    assert {n: frozenset(m.__dict__) for n, m in model.named_modules()} == before
 
 
 def test_chunks_and_packs_do_not_change_scores():

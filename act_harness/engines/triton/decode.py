@@ -199,7 +199,7 @@ class Steps:
     ) -> Tensor:
         """Take any step; what can be known about it serves the forward's other layers."""
         learned = geometry.scratch(_STEP, lambda: self._learn(call, geometry, stock))
-        query, key, value, scale, softcap = call
+        query, key, value, scale, softcap = call[:5]
         output = self.known(
             query, key, value, geometry=geometry, sheet=sheet, stock=stock, scale=scale,
             softcap=softcap,
@@ -215,7 +215,7 @@ class Steps:
 
     def _learn(self, call: AttentionCall, geometry: Geometry, stock: Callable[[], Tensor]) -> Step:
         """Find out what the steps of the geometry's layers have in common."""
-        query, key, _, scale, softcap = call
+        query, key, _, scale, softcap = call[:5]
         base = step_kernel(call, geometry=geometry, stock=stock)
         plain = geometry.plain
         device = query.device

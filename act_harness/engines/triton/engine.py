@@ -98,7 +98,7 @@ class TritonEngine:
         stock: Callable[[], Tensor],
     ) -> EngineResult:
         """See :class:`act_harness.engines.operation.Engine`."""
-        query, key, value, scale, softcap = call
+        query, key, value, scale, softcap = call[:5]
         if query.is_cuda and query.get_device() != torch.cuda.current_device():
             with torch.cuda.device(query.device):  # Triton launches on the current device
                 return self(call, geometry=geometry, plan=plan, state=state, stock=stock)
@@ -173,7 +173,9 @@ def _unsupported(
     call: AttentionCall, geometry: Geometry, plan: LayerPlan, state: LayerState | None
 ) -> str:
     """Say what the kernels cannot do; empty where they can."""
-    query, key, value, _, _ = call
+    query, key, value = call[:3]
+    if call.bias is not None:
+        return "a bias on the attention logits (ALiBi)"
     if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{query.dtype} inputs"
     if not query.dtype == key.dtype == value.dtype:

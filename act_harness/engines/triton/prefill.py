@@ -90,7 +90,8 @@ class Launches:
         lse: Tensor | None,
     ) -> None:
         self.engine, self.geometry, self.selection = engine, geometry, selection
-        self.query, self.key, self.value, self.scale, self.softcap = call.each(_last_axis_dense)
+        dense = call.each(_last_axis_dense)
+        self.query, self.key, self.value, self.scale, self.softcap = dense[:5]
         query = self.query
         self.blocks = engine.blocks or default_blocks(
             query.shape[-1], query.dtype, geometry.rows, shared=_shared_memory(query.device)

@@ -93,7 +93,7 @@ class SegmentKernels:
             selection: the layer's plan on the device.
             detection: gives the plan's settings of detection as the kernels take them.
         """
-        query, key, value, _, _ = call
+        query, key, value = call[:3]
         device = query.device
         family = self._family(call, stock.output, selection, detection)
         slots, contexts, width = family.slots, segments.contexts, segments.longest_context
@@ -133,7 +133,7 @@ class SegmentKernels:
         detection: Callable[[], dict[str, Any]],
     ) -> _Family:
         """Return the constants of such tensors under the plan, made once."""
-        query, key, value, scale, _ = call
+        query, key, value, scale = call[:4]
         place = (
             id(selection.plan), query.dtype, query.stride(), key.stride(), value.stride(),
             output.stride(), query.shape[1], key.shape[1], scale, self.blocks,
@@ -150,7 +150,7 @@ class SegmentKernels:
     def _make_family(
         self, call: AttentionCall, output: Tensor, plan: LayerPlan, detection: dict[str, Any]
     ) -> _Family:
-        query, key, value, scale, _ = call
+        query, key, value, scale = call[:4]
         size = query.shape[-1]
         blocks = self.blocks or ragged_blocks(size)
         continues = member("decode", plan.calibration.decode, COMPUTES) == "frozen"

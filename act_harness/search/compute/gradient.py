@@ -9,6 +9,7 @@ backward so give the exact derivative of a loss by every strength of every head.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from act_harness.attention.interface import BASES, BINDING, base_of, register
+from act_harness.attention.facts import decoder_of
+from act_harness.attention.interface import BASES, BINDING, base_of
 from act_harness.attention.placement import on_one_device
 from act_harness.attention.probe import Probe
+from act_harness.attention.routes import passing
 from act_harness.calibration import LayerPlan
 from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import AttentionCall
@@ -30,7 +33,11 @@ from act_harness.search.compute.gradient_attention import (
     column_bias,
     column_sums,
 )
-from act_harness.search.compute.structure import decoder_layers, window_of
+from act_harness.search.compute.structure import (
+    decoder_layers,
+    refuse_unsearchable,
+    window_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,7 +142,7 @@ class StrengthenedModel:
     # -- opening and closing -----------------------------------------------------------------
 
     def __enter__(self) -> StrengthenedModel:
-        base = base_of(self.model.get_decoder().config._attn_implementation)
+        base = base_of(decoder_of(self.model).config._attn_implementation)
         if base not in BASES:
             raise UnsupportedModelError(
                 f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
@@ -174,21 +181,22 @@ class StrengthenedModel:
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
                 self._undo.append(partial(parameter.requires_grad_, True))
-        decoder: Any = model.get_decoder()
+        decoder: Any = decoder_of(model)
         config, probe = decoder.config, Probe(model)
-        stock, before = probe.hidden(), config._attn_implementation_internal
-        self._undo.append(lambda: setattr(config, "_attn_implementation_internal", before))
-        config._attn_implementation_internal = register(base)
+        stock, led = probe.hidden(), ExitStack()
+        self._undo.append(led.close)
+        led.enter_context(passing(decoder))
         found = probe.attention_modules(stock)
         count = config.get_text_config().num_hidden_layers
         widths = {heads for _, heads in found.values()}
         if sorted(found) != list(range(count)) or len(widths) != 1:
             raise UnsupportedModelError(
-                f"{kind} passes {len(found)} of its {count} layers through transformers' attention "
-                "interface, or they differ in their number of heads; the search needs all alike"
+                f"{kind} passes on the attention of {len(found)} of its {count} layers, or they "
+                "differ in their number of heads; the search needs all alike"
             )
         self.layers, self.heads = count, widths.pop()
         attentions = [found[layer][0] for layer in range(count)]
+        refuse_unsearchable(attentions, kind)
         self.windows = [window_of(model, attention) for attention in attentions]
         for layer, attention in enumerate(attentions):
             setattr(attention, BINDING, _Tap(self, layer))

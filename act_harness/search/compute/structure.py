@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from act_harness.attention.families import family_of
 from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from act_harness.search.compute.layout import Layout
 
-__all__ = ["Masks", "decoder_layers", "window_of"]
+__all__ = ["Masks", "decoder_layers", "output_projection", "refuse_unsearchable", "window_of"]
 
 
 class Masks:
@@ -91,6 +93,47 @@ def decoder_layers(decoder: nn.Module, attentions: list[nn.Module], kind: str) -
     )
 
 
+def refuse_unsearchable(attentions: Sequence[nn.Module], kind: str) -> None:
+    """Refuse a model of which the search would compute something else than it does.
+
+    Raises:
+        UnsupportedModelError: a family outside the attention interface says so.
+    """
+    for attention in attentions:
+        family = family_of(attention)
+        reason = None if family is None else family.search_obstacle(attention)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"{kind} cannot be searched: {reason}; make a head set by hand (act-harness "
+                "artifact) or calibrate it with one of another source"
+            )
+
+
+_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
+"""What attention modules call their output projection."""
+
+
+def output_projection(attention: nn.Module) -> Tensor:
+    """Return the weight of a layer's output projection, (hidden, H * D).
+
+    Raises:
+        UnsupportedModelError: there is none that is a plain product.
+    """
+    for name in _PROJECTIONS:
+        found: Any = getattr(attention, name, None)
+        if type(found) is nn.Linear or type(found).__name__ == "FalconLinear":
+            weight: Tensor = found.weight.detach()
+            return weight
+        if type(found) is Conv1D:  # GPT-2's: the weight lies the other way
+            turned: Tensor = found.weight.detach().T
+            return turned
+    raise UnsupportedModelError(
+        f"{type(attention).__name__} has no plain linear output projection "
+        f"({', '.join(_PROJECTIONS)}; adapters must be merged first); the search does not support "
+        "this model"
+    )
+
+
 def window_of(model: PreTrainedModel, attention: nn.Module) -> int | None:
     """Return the sliding window of a layer in tokens, None where it sees everything."""
     config = model.config.get_text_config()
@@ -104,8 +147,7 @@ def window_of(model: PreTrainedModel, attention: nn.Module) -> int | None:
     elif getattr(config, "use_sliding_window", True):
         found = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None)
-        layer: Any = attention.layer_idx
-        if kinds is not None and kinds[layer] != "sliding_attention":
+        if kinds is not None and kinds[attention.layer_idx] != "sliding_attention":
             found = None
     else:
         found = None

@@ -11,20 +11,29 @@ soft caps) is the model's own code, so any decoder of the Llama shape works; oth
 from __future__ import annotations
 
 import contextlib
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from act_harness.attention.interface import BASES, BINDING, base_of, register
+from act_harness.attention.facts import decoder_of
+from act_harness.attention.interface import BASES, BINDING, base_of
 from act_harness.attention.packing import packed
 from act_harness.attention.placement import on_one_device
 from act_harness.attention.probe import Probe
+from act_harness.attention.routes import passing
 from act_harness.errors import InternalError, UnsupportedModelError
 from act_harness.search.compute.layout import Layout
 from act_harness.search.compute.linears import MOST_BYTES, laid_out_linear
-from act_harness.search.compute.structure import Masks, decoder_layers, window_of
+from act_harness.search.compute.structure import (
+    Masks,
+    decoder_layers,
+    output_projection,
+    refuse_unsearchable,
+    window_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -211,7 +220,7 @@ class Workbench:
         """
         self.model = model
         self.running: _Run | None = None
-        self.decoder: Any = model.get_decoder()
+        self.decoder: Any = decoder_of(model)
         self.layers: list[nn.Module] = []
         self.attentions: list[nn.Module] = []
         self.windows: list[int | None] = []
@@ -229,6 +238,7 @@ class Workbench:
         self._weights: dict[int, Tensor] = {}
         self._undo: list[Callable[[], None]] = []
         self._base = ""
+        self._narrows = True  # whether the last layer may go on with the read rows alone
 
     # -- opening and closing -----------------------------------------------------------------
 
@@ -263,21 +273,21 @@ class Workbench:
         self._close()
 
     def _open(self, base: str) -> None:
-        config = self.decoder.config
         probe = Probe(self.model)
         stock = probe.hidden()
-        before = config._attn_implementation_internal
-        self._undo.append(lambda: setattr(config, "_attn_implementation_internal", before))
-        config._attn_implementation_internal = register(base)
+        led = contextlib.ExitStack()
+        self._undo.append(led.close)
+        led.enter_context(passing(self.decoder))
         found = probe.attention_modules(stock)
         kind = type(self.model).__name__
-        count = config.get_text_config().num_hidden_layers
+        count = self.decoder.config.get_text_config().num_hidden_layers
         if sorted(found) != list(range(count)):
             raise UnsupportedModelError(
-                f"only layers {sorted(found)} of the {count} of {kind} pass through transformers' "
-                "attention interface; the search needs all of them"
+                f"only layers {sorted(found)} of the {count} of {kind} pass their attention on; "
+                "the search needs all of them"
             )
         self.attentions = [found[layer][0] for layer in range(count)]
+        refuse_unsearchable(self.attentions, kind)
         heads = {found[layer][1] for layer in range(count)}
         if len(heads) != 1:
             raise UnsupportedModelError(f"the layers of {kind} differ in their number of heads")
@@ -288,7 +298,13 @@ class Workbench:
             self._wrap(layer)
         self._wrap_ends()
         self._lay_out_linears()
-        self._check(kind)
+        try:
+            self._check(kind)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # GPT-2's decoder gives its output the shape of its input
+            self._narrows = False
+            self._check(kind)
 
     def _close(self) -> None:
         while self._undo:
@@ -310,25 +326,32 @@ class Workbench:
             self._undo.append(lambda: setattr(module, "forward", own))
 
     def _layer_forward(self, layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        names = list(inspect.signature(original).parameters)[1:]
+        cache = "layer_past" if "layer_past" in names else "past_key_values"
+        in_tuple = False  # whether the decoder expects the layer's output in a tuple
+
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            nonlocal in_tuple
             run = self.running
-            if run is None:
-                return original(hidden, *args, **kwargs)
+            if run is None:  # a stock forward, as the one before the first run
+                output = original(hidden, *args, **kwargs)
+                in_tuple = isinstance(output, tuple)
+                return output
             if layer < run.start:
-                return hidden
+                return (hidden,) if in_tuple else hidden
+            kwargs.update(zip(names, args, strict=False))  # GPT-2 passes its mask by place
             if layer == run.start and run.hidden is not None:
                 hidden = run.hidden
             if run.record is not None and layer >= run.keep_from:
                 run.record.setdefault(layer, LayerRecord()).hidden = hidden
             mask = None if run.mask is None else run.mask(layer)
-            kwargs.update(attention_mask=mask, past_key_values=None, use_cache=False)
+            kwargs.update({"attention_mask": mask, cache: None, "use_cache": False})
             self.rows_computed += hidden.shape[0] * hidden.shape[1]
             if layer == run.stops:
                 with contextlib.suppress(_AttentionDone):
-                    original(hidden, *args, **kwargs)
+                    original(hidden, **kwargs)
                 hidden, run.projected[layer] = run.picked(hidden), run.picked(run.stopped)
-            output = original(hidden, *args, **kwargs)
-            return output[0] if isinstance(output, tuple) else output
+            return original(hidden, **kwargs)
 
         return forward
 
@@ -409,7 +432,7 @@ class Workbench:
         masks = self.masks(layout)
         with torch.no_grad():
             logits, records = self.recorded(layout, masks, keep_from=0)
-            middle = len(self.layers) // 2
+            middle = (len(self.layers) - 1) // 2  # before the last one, which may narrow
             known = records[middle]
             if known.hidden is None or known.projected is None:
                 raise UnsupportedModelError(
@@ -428,7 +451,7 @@ class Workbench:
                 projected=known.projected[0, 3:],
                 positions=layout.position[0, 3:],
                 groups=[group],
-                places=torch.arange(5, device=self.device),
+                places=torch.tensor([0, 2, 4], device=self.device),
             )
             head: Any = self.model.get_output_embeddings()
             self.recorded(layout, masks, keep_from=len(self.layers))
@@ -436,7 +459,7 @@ class Workbench:
                 head(self.head_input[None])[0].to(logits), logits
             )
         tolerance = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.1
-        for found, expected in ((logits, stock), (again, stock[3:])):
+        for found, expected in ((logits, stock), (again, stock[3::2])):
             if not torch.allclose(found.float(), expected.float(), atol=tolerance, rtol=tolerance):
                 raise UnsupportedModelError(
                     f"{kind} gives other logits when it is entered at a layer; the search does "
@@ -516,7 +539,7 @@ class Workbench:
             start=layer,
             hidden=hidden[None],
             projected={layer: projected[None]},
-            stops=last if layer < last else None,
+            stops=last if layer < last and self._narrows else None,
             places=torch.stack([torch.zeros_like(places), places], dim=1),
             record=record,
             keep_from=len(self.layers),
@@ -550,13 +573,7 @@ class Workbench:
         """
         if layer not in self._weights:
             attention = self.attentions[layer]
-            found = getattr(attention, "o_proj", None)
-            if type(found) is not nn.Linear:
-                raise UnsupportedModelError(
-                    f"{type(attention).__name__} has no plain linear output projection 'o_proj' "
-                    "(adapters must be merged first); the search does not support this model"
-                )
-            weight = found.weight.detach()  # (hidden, H * D)
+            weight = output_projection(attention)
             self._weights[layer] = weight.T.reshape(self.heads, -1, weight.shape[0])
         return self._weights[layer]
 
