@@ -282,9 +282,19 @@ def row_errors(output: Tensor, exact: Tensor, real: Tensor) -> Tensor:
 
 
 def assert_matches(
-    engine: Engine, case: Case, plan: LayerPlan, *, bare: bool = False, stray: float = 0.0
+    engine: Engine,
+    case: Case,
+    plan: LayerPlan,
+    *,
+    bare: bool = False,
+    stray: float = 0.0,
+    sums: bool = True,
 ) -> tuple[EngineResult, EngineResult]:
-    """Compare an engine's prefill with the float64 reference: sinks, output, report."""
+    """Compare an engine's prefill with the float64 reference: sinks, output, report.
+
+    Without ``sums`` the masses of the report are left out: they cancel under ``both``, and in half
+    precision what is left is rounding.
+    """
     exact = run(ReferenceEngine(), case, plan, bare=bare)
     found = run(engine, case, plan, bare=bare)
     compare_outputs(found.output, exact.output, case, stray=stray)
@@ -300,7 +310,7 @@ def assert_matches(
         assert torch.equal(
             getattr(found.report, name).long(), getattr(exact.report, name).long()
         ), name
-    for name in ("moved", "few_moved"):
+    for name in ("moved", "few_moved") if sums else ():
         torch.testing.assert_close(
             getattr(found.report, name).double(),
             getattr(exact.report, name).double(),
