@@ -31,10 +31,17 @@ FUSED = torch.float16 if ON_DEVICE else torch.float32
 """A data type for which torch has a fused kernel that gives its log-sum-exp."""
 
 
-def check_prefill(case, plan, *, bare=False, using=None, sums=True):
+def _atol(plan, dtype):
+    """Largest error of a sum over rows of m - m', whose terms cancel under ``both``."""
+    return 5e-3 if plan.calibration.target == "both" and dtype != torch.float32 else 1e-4
+
+
+def check_prefill(case, plan, *, bare=False, using=None):
     """Compare with the reference; return the result, the exact one, and which kernels ran."""
     kernels = using or TritonEngine(SMALL)
-    found, exact = ec.assert_matches(kernels, case.to(DEVICE), plan, bare=bare, sums=sums)
+    found, exact = ec.assert_matches(
+        kernels, case.to(DEVICE), plan, bare=bare, atol=_atol(plan, case.query.dtype)
+    )
     assert "fallback" not in kernels.calls
     return found, exact, kernels.calls
 
@@ -70,7 +77,7 @@ def check_steps(kernels, case, plan, **how):
 
 def attend(call, segments):
     """What flash attention does with segments, one after another; the CPU's stand-in for it."""
-    query, key, value, scale, _ = call
+    query, key, value, scale = call[:4]
     group = query.shape[1] // key.shape[1]
     output, lse = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32).T
     for q0, nq, k0, nk, _, _ in segments.table.tolist():
@@ -146,7 +153,7 @@ def check_row(questions, plan, *, engine=None, dtype=torch.float32, **case_setti
         for name in ("moved", "few_moved"):
             found = getattr(report, name)[number].double()
             wanted = getattr(exact.report, name)[0].double()
-            torch.testing.assert_close(found, wanted, rtol=5e-3, atol=1e-4)
+            torch.testing.assert_close(found, wanted, rtol=5e-3, atol=_atol(plan, dtype))
         begin = length
         for size in answers:
             first, count = next(table)[:2]

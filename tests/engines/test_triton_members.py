@@ -15,6 +15,7 @@ from triton_cases import DEVICE, FUSED, SMALL, check_prefill, check_row, check_s
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines.operation import unsupported
 from act_harness.engines.reference import ReferenceEngine
+from act_harness.engines.segments import Capacity
 from act_harness.engines.torch import TorchEngine
 from act_harness.engines.triton import prefill
 from act_harness.engines.triton.engine import TritonEngine
@@ -22,7 +23,7 @@ from act_harness.engines.triton.selection import COMPUTES
 from act_harness.errors import CalibrationError
 
 NAMES = ["both", "both-first-flagged", "span", "span-raise", "raise", "initial-raise"]
-HEADS = (0, 2, 3)
+HEADS = (0, 3)
 MIXED = (
     HeadStrength(mass="raise", psi=0.4),
     HeadStrength(beta=0.3),
@@ -34,6 +35,10 @@ MIXED = (
 @pytest.fixture(params=NAMES)
 def calibration(request):
     return ec.MEMBERS[request.param]
+
+
+def tiny(seed, **settings):
+    return ec.make_case(seed, **{"batch": 1, "tokens": 36, **settings})
 
 
 @pytest.fixture
@@ -61,41 +66,34 @@ def test_these_are_all_that_the_kernels_compute():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_prefill(calibration, dtype):
-    case = ec.make_case(31, tokens=40, dtype=dtype)
-    _, exact, calls = check_prefill(case, ec.plan_of(calibration, HEADS))
+    _, exact, calls = check_prefill(tiny(31, dtype=dtype), ec.plan_of(calibration, HEADS))
     assert (exact.report.moved.abs() > 0.1).any(), "nothing moved: the case shows nothing"
     assert ("column_sums" in calls) == calibration.detects
     assert calls["apply"] == calls["direct"] == 1
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_prefill_with_its_continuation(calibration, side):
-    case = ec.make_case(32, batch=3, tokens=40, lengths=(40, 21, 6), prompts=(33, 20, 6), side=side)
-    for decode in ("frozen", "off"):
-        settings = {**calibration.settings(), "decode": decode}
-        check_prefill(case, ec.plan_of(Calibration(**settings), HEADS), bare=side == "right")
+@pytest.mark.parametrize(("side", "decode"), [("left", "frozen"), ("right", "off")])
+def test_padded_prefill_with_its_continuation(calibration, side, decode):
+    settings = {"lengths": (36, 21), "prompts": (30, 20), "side": side}
+    plan = ec.plan_of(Calibration(**{**calibration.settings(), "decode": decode}), HEADS)
+    check_prefill(tiny(32, batch=2, **settings), plan, bare=side == "right")
 
 
-@pytest.mark.parametrize("shape", [{"window": 16}, {"softcap": 4.0}])
-def test_window_and_softcap(calibration, shape):
-    check_prefill(ec.make_case(33, tokens=40, **shape), ec.plan_of(calibration, HEADS))
+def test_window_and_softcap(calibration):
+    check_prefill(tiny(33, window=16, softcap=4.0), ec.plan_of(calibration, HEADS))
 
 
-@pytest.mark.parametrize("strength", [9.0, 13.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_rows_summed_anew(calibration, strength, dtype, anew):
-    """Nearly all mass is on sinks and initial token: rows that a difference would spoil."""
-    case = ec.make_case(8, tokens=40, strength=strength, spread=0.1, dtype=dtype, sinks=(0, 4, 5))
-    plan = ec.plan_of(replace_mass(calibration), HEADS)
-    check_prefill(case, plan)
-    assert anew[0] > 0
-
-
-def replace_mass(calibration):
-    """Strengths that change rows that are nearly all on the target."""
+def test_rows_summed_anew(calibration, dtype, anew):
+    """Nearly all mass is on the target: rows that a difference would spoil."""
+    settings = {**calibration.settings(), "protect": "none"} if calibration.detects else {}
+    settings = {**calibration.settings(), **settings}
     if calibration.mass == "raise":
-        return Calibration(**{**calibration.settings(), "psi": 0.999})
-    return calibration
+        settings["psi"] = 0.999
+    sinks = {"initial": (0,), "both": (0, 4, 5)}.get(calibration.target, (4, 5))
+    case = tiny(8, strength=9.0, spread=0.1, dtype=dtype, sinks=sinks)
+    check_prefill(case, ec.plan_of(Calibration(**settings), HEADS))
+    assert anew[0] > 0
 
 
 @pytest.mark.parametrize("gammas", [(50.0, 0.02), (0.02, 50.0), (3e4, 1e-4), (1e-4, 1e-4), (1, 1)])
@@ -104,7 +102,7 @@ def test_both_with_strengths_far_apart(gammas, dtype):
     """What amplifies one column and damps another, in prefill, steps and packed rows."""
     both = Calibration(target="both", mass="reweight", gamma=gammas[0], gamma_initial=gammas[1])
     plan = ec.plan_of(both, HEADS)
-    check_prefill(ec.make_case(34, tokens=40, dtype=dtype), plan)
+    check_prefill(tiny(34, dtype=dtype), plan)
     check_row(((40, 40, (3, 20)),), plan, dtype=dtype)
     check_steps(
         TritonEngine(SMALL),
@@ -116,7 +114,7 @@ def test_both_with_strengths_far_apart(gammas, dtype):
 
 def slight(dtype):
     """A case whose spans get next to nothing of every row."""
-    case = ec.make_case(35, tokens=34, prompts=(30, 30), dtype=torch.float64)
+    case = tiny(35, prompts=(34,), dtype=torch.float64)
     inside = case.span[:, None, :, None]
     key = torch.where(inside, -1.4 * case.key[:, :, 5:6], case.key)
     return replace(case, key=key).to(dtype)
@@ -133,8 +131,6 @@ def test_raising_next_to_nothing(dtype):
     check_prefill(case, plan)
     check_steps(TritonEngine(SMALL), case, plan)
     raised = ec.plan_of(ec.MEMBERS["initial-raise"], HEADS)
-    weak = ec.make_case(36, tokens=45, batch=1, sinks=(5,), strength=40.0)
-    assert weak.query.shape[2] == 45
     check_row(((40, 40, (5,)),), raised, dtype=dtype, sinks=(5,), strength=14.0)
 
 
@@ -147,15 +143,15 @@ def test_rows_above_psi_keep_the_stock_kernels_bits():
 
 
 def test_maps_of_every_kind_in_one_layer():
-    plan = ec.plan_of(Calibration(), HEADS, MIXED)
-    check_prefill(ec.make_case(37, tokens=40), plan)
+    plan = ec.plan_of(Calibration(), (0, 2, 3), MIXED)
+    check_prefill(tiny(37), plan)
     check_row(((40, 40, (3, 20)), (7, 7, ())), plan)
-    check_steps(TritonEngine(SMALL), ec.make_case(37, tokens=34, prompts=(30, 30)), plan)
+    check_steps(TritonEngine(SMALL), tiny(37, prompts=(34,)), plan)
 
 
 def test_layers_of_different_maps_share_a_step():
     """What a forward's layers have in common is not which maps they have."""
-    case = ec.make_case(38, tokens=31, prompts=(30, 30), dtype=FUSED)
+    case = tiny(38, tokens=31, prompts=(30,), dtype=FUSED)
     kernels = TritonEngine(SMALL)
     plans = [ec.plan_of(ec.MEMBERS[name], HEADS) for name in ("raise", "both")]
     plans.append(ec.plan_of(Calibration(), HEADS))
@@ -172,23 +168,20 @@ def test_layers_of_different_maps_share_a_step():
     assert len(kernels.steps.families) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("strength", [6.0, 13.0])
+@pytest.mark.parametrize(("dtype", "strength"), [(torch.float32, 13.0), (torch.float16, 6.0)])
 def test_decode_steps(calibration, dtype, strength):
-    case = ec.make_case(39, tokens=34, prompts=(30, 30), dtype=dtype, strength=strength)
+    case = tiny(39, prompts=(33,), dtype=dtype, strength=strength)
     check_steps(TritonEngine(SMALL), case, ec.plan_of(calibration, HEADS), bare=True)
 
 
 def test_decode_steps_after_left_pads(calibration):
-    case = ec.make_case(
-        40, tokens=34, lengths=(34, 20), prompts=(30, 16), side="left", sinks=(0, 3, 11)
-    )
+    case = tiny(40, batch=2, tokens=34, lengths=(34, 20), prompts=(32, 18), side="left")
     check_steps(TritonEngine(SMALL), case, ec.plan_of(calibration, HEADS))
 
 
 def test_extending_by_several_rows_a_state_of_either_engine(calibration):
     """The list of an own state says which sink is the initial token; of another it is made."""
-    case = ec.make_case(41, tokens=36, lengths=(36, 25), prompts=(30, 19), side="left").to(DEVICE)
+    case = tiny(41, batch=2, lengths=(36, 25), prompts=(30, 19), side="left").to(DEVICE)
     plan = ec.plan_of(calibration, HEADS)
     whole = ec.run(ReferenceEngine(), case, plan).output
     for first in (TorchEngine(), TritonEngine(SMALL)):
@@ -203,7 +196,7 @@ def test_extending_by_several_rows_a_state_of_either_engine(calibration):
 def test_running_both_is_the_prefills_and_leaves_what_follows_to_torch():
     settings = {**ec.MEMBERS["both"].settings(), "decode": "running", "alpha": 2.0}
     plan = ec.plan_of(Calibration(**settings), HEADS)
-    case = ec.make_case(42, tokens=34, prompts=(30, 30)).to(DEVICE)
+    case = tiny(42, prompts=(30,)).to(DEVICE)
     kernels = TritonEngine(SMALL)
     pieces, _ = ec.run_pieces(kernels, case, plan, [30, 32])
     ec.compare_outputs(pieces, ec.run(ReferenceEngine(), case, plan).output, case)
@@ -211,14 +204,11 @@ def test_running_both_is_the_prefills_and_leaves_what_follows_to_torch():
     assert kernels.calls["fallback"] == 2
 
 
-@pytest.mark.parametrize("fused", [256, 0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("fused", "dtype"), [(256, torch.float32), (0, torch.float16)])
 def test_packed_rows(calibration, fused, dtype):
     plan = ec.plan_of(calibration, HEADS)
     questions = ((40, 40, (3, 1, 20)), (7, 7, ()), (23, 19, (2,)), (1, 1, (4,)))
     if calibration.target == "span":
-        from act_harness.engines.segments import Capacity
-
         assert not TritonEngine().takes_segments(plan, Capacity.of([5], []))
         return
     kernels = TritonEngine()
@@ -234,7 +224,9 @@ def test_packed_rows(calibration, fused, dtype):
 def test_packed_rows_with_nearly_all_mass_on_the_target(calibration, strength):
     if calibration.target == "span":
         pytest.skip("spans take the padded calls")
-    plan = ec.plan_of(replace_mass(calibration), HEADS)
+    if calibration.mass == "raise":
+        calibration = Calibration(**{**calibration.settings(), "psi": 0.999})
+    plan = ec.plan_of(calibration, HEADS)
     check_row(((40, 40, (3,)),), plan, strength=strength, spread=0.1)
 
 

@@ -278,15 +278,15 @@ def factors(m, share, u, strength, mass_map, MAPS: tl.constexpr):
     Under maps ``both``, ``share`` is the sum of the columns' strengths times their weights; the
     factor on a column is then the one on the sinks times its strength.
     """
-    u = tl.maximum(u, 1e-6)  # rows with less are not changed by these factors
     if MAPS == "both":
-        outside = 1.0 / (u + share)
+        outside = 1.0 / tl.maximum(u + share, 1e-30)
         inside = outside
     else:
         damp = mass_map == 1
-        scaled = u + strength * m
+        scaled = tl.maximum(u + strength * m, 1e-30)
+        # with less than 1e-6 a damped row is left alone, and any finite factors will do
         inside = tl.where(damp, strength, strength / scaled)
-        outside = tl.where(damp, (1.0 - strength * m) / u, 1.0 / scaled)
+        outside = tl.where(damp, (1.0 - strength * m) / tl.maximum(u, 1e-6), 1.0 / scaled)
         if MAPS == "raise":
             raised = mass_map == 2
             scaled = u + strength
@@ -320,13 +320,17 @@ def left(m, share, inside, outside, MAPS: tl.constexpr):
 @triton.jit
 def add_values(acc, weight, v, EXACT: tl.constexpr, PRECISION: tl.constexpr, MAPS: tl.constexpr):
     """Add weighted values; ``EXACT``: with what rounding takes off the weights."""
-    if MAPS == "raise":  # however little the weights are, much may be made of them; fp16 ends
-        acc += tl.dot(weight, v.to(tl.float32), input_precision=PRECISION)
-    else:
+    if MAPS == "usual":
         high = weight.to(v.dtype)
         acc += tl.dot(high, v, input_precision=PRECISION)
         if EXACT and v.dtype != tl.float32:
             acc += tl.dot((weight - high.to(tl.float32)).to(v.dtype), v)
+    else:  # strengths make much of little and little of much: neither fits into fp16
+        wide = v.to(tl.float32)
+        if EXACT and v.dtype != tl.float32:
+            acc += tl.dot(weight, wide, input_precision="tf32x3")
+        else:
+            acc += tl.dot(weight, wide, input_precision=PRECISION)
     return acc
 
 
@@ -350,11 +354,6 @@ def on_sinks(
     share = tl.zeros([BM], tl.float32)
     few_share = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BD], tl.float32)
-    peak = 1.0
-    if MAPS == "both":  # what is rounded to fp16 is at most 1
-        peak = tl.maximum(strength, initial)
-        if DIFFERENCE:
-            peak = tl.maximum(peak, 1.0)
     for start in range(0, count, BS):
         s = start + tl.arange(0, BS)
         position = tl.load(index_base + s, mask=s < count, other=0)
@@ -384,13 +383,11 @@ def on_sinks(
             if REPORT:
                 few_share += tl.sum(tl.where(rare[None, :], scaled, 0.0), axis=1)
             if DIFFERENCE:
-                weight = weight * ((own - 1.0) / peak)[None, :]
+                weight = weight * (own - 1.0)[None, :]
             else:
-                weight = weight * (own / peak)[None, :]
+                weight = scaled
         # rounding is made up for: these products are subtracted later
         acc = add_values(acc, weight, v, True, PRECISION, MAPS)
-    if MAPS == "both":
-        acc = acc * peak
     return m, few, share, few_share, acc
 
 

@@ -65,9 +65,6 @@ def calibrated_rows(
     share = tl.zeros([BM], tl.float32)
     few_share = tl.zeros([BM], tl.float32)
     hit = tl.zeros([BM, BD], tl.float32)
-    peak = 1.0
-    if MAPS == "both":  # what is rounded to fp16 is no more than a weight
-        peak = tl.maximum(strength, initial)
     rest = tl.zeros([BM, BD], tl.float32)
     last = tl.minimum(first_row + BM, queries) + (keys - queries)
     for start in range(0, last, BN):
@@ -94,11 +91,10 @@ def calibrated_rows(
             if CONTEXT:
                 few += tl.sum(tl.where(rare, sink, 0.0), axis=1)
             if MAPS == "both":
-                own = tl.where(n == 0, initial, strength)
-                share += tl.sum(sink * own[None, :], axis=1)
+                sink = sink * tl.where(n == 0, initial, strength)[None, :]
+                share += tl.sum(sink, axis=1)
                 if CONTEXT:
-                    few_share += tl.sum(tl.where(rare, sink * own[None, :], 0.0), axis=1)
-                sink = sink * (own / peak)[None, :]
+                    few_share += tl.sum(tl.where(rare, sink, 0.0), axis=1)
             hit = add_values(hit, sink, v, False, PRECISION, MAPS)
     on, off, few = on * _DOWN, off * _DOWN, few * _DOWN
     share, few_share = share * _DOWN, few_share * _DOWN
@@ -106,7 +102,7 @@ def calibrated_rows(
     alone = active & (((mass_map == 1) & (off < min_other)) | nothing)
     changes = active & moved & (alone == 0)
     inside, outside = factors(on, share, tl.where(changes, off, 1.0), strength, mass_map, MAPS)
-    result = (outside * _DOWN)[:, None] * rest + (inside * peak * _DOWN)[:, None] * hit
+    result = (outside * _DOWN)[:, None] * rest + (inside * _DOWN)[:, None] * hit
     at = out_base + m[:, None] * son + d[None, :]
     tl.store(
         at, result.to(out_base.dtype.element_ty), mask=dense(changes[:, None], d[None, :], D, BD)
