@@ -181,8 +181,7 @@ class _GradientSearch:
             key = ("strengths", split, name, one.task)
             if key not in self.ledger:
                 _, values = scored(
-                    self.opened, documents, range(len(documents)), theta,
-                    tokens=self.tokens, processes=self.processes,
+                    self.opened, documents, theta, tokens=self.tokens, processes=self.processes,
                 )  # fmt: skip
                 rows = [
                     [round(score, 6) for score in row[: len(document.requests)]]
