@@ -105,8 +105,6 @@ def _answers(documents, calibration: Calibration, strengths) -> list[int]:
         for (layer, head), value in strengths.items():
             theta[:, layer, head] = value
         scores = torch.zeros(len(documents), 3)
-        for batch in batches_of(
-            documents, range(len(documents)), tokens=4096, device=torch.device("cpu")
-        ):
+        for batch in batches_of(documents, tokens=4096, device=torch.device("cpu")):
             scores[list(batch.documents)] = opened.scores(batch, theta)
     return (scores - scores.mean(dim=0)).argmax(dim=1).tolist()

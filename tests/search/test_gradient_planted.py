@@ -65,7 +65,8 @@ def test_every_target_ends_in_an_artifact_that_scores_as_it_was_tuned(tmp_path, 
     made = [planted(task, seed, 8, target=target, pool=50) for task, seed in (("a", 1), ("b", 2))]
     twins = [dataclasses.replace(one, verify=one.search, judge=one.search) for one in made]
     given = recipe(
-        objective="margin", chunk_tokens=2048, gradient={"target": target, "epochs": 7, "batch": 4, "sizes": []},
+        objective="margin", chunk_tokens=2048,
+        gradient={"target": target, "epochs": 7, "batch": 4, "sizes": []},
     )  # fmt: skip
     found = search(tmp_path, given, twins).artifact
     assert found.heads
