@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from act_harness.model import CalibratedHFLM
     from act_harness.search.choose.effects import HeadEffect
 
-__all__ = ["SearchSettings", "search_documents", "search_from_settings"]
+__all__ = ["SearchSettings", "public_facts", "search_documents", "search_from_settings"]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | PreparedDoc
         documents = search_documents(
             recipe, lm, data_dir=settings.data_dir, held_out=settings.held_out, selection=found
         )
-        model, facts = lm.model, _public(lm.facts)
+        model, facts = lm.model, public_facts(lm.facts)
     if settings.prepare is not None:
         made = {key: getattr(facts, key) for key in ("tokenizer_sha256", "tokenizer_probe_sha256")}
         documents = [replace(one, **made) for one in documents]
@@ -263,10 +263,10 @@ def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]
     model = load_plain_model(folder, dtype=dtype or "auto", device=device)
     tokenizer = load_plain_tokenizer(folder)
     check_vocabulary(model, tokenizer)
-    return model, _public(model_facts(model, tokenizer, name=folder))
+    return model, public_facts(model_facts(model, tokenizer, name=folder))
 
 
-def _public(facts: ModelFacts) -> ModelFacts:
+def public_facts(facts: ModelFacts) -> ModelFacts:
     """Name a model loaded from a folder by the folder's name: artifacts are given to others."""
     name = Path(facts.id).resolve().name if Path(facts.id).is_dir() else facts.id
     return facts.model_copy(update={"id": name})
