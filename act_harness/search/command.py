@@ -38,6 +38,7 @@ __all__ = [
     "LoadedSearch",
     "SearchSettings",
     "load_search",
+    "public_facts",
     "search_documents",
     "search_from_settings",
 ]
@@ -223,7 +224,7 @@ def load_search(settings: SearchSettings, recipe: Recipe, *, held_out: int = 0) 
     documents = search_documents(
         recipe, lm, data_dir=settings.data_dir, held_out=held_out, selection=found
     )
-    return LoadedSearch(recipe, lm.model, _public(lm.facts), documents)
+    return LoadedSearch(recipe, lm.model, public_facts(lm.facts), documents)
 
 
 def search_documents(
@@ -293,10 +294,10 @@ def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]
     model = load_plain_model(folder, dtype=dtype or "auto", device=device)
     tokenizer = load_plain_tokenizer(folder)
     check_vocabulary(model, tokenizer)
-    return model, _public(model_facts(model, tokenizer, name=folder))
+    return model, public_facts(model_facts(model, tokenizer, name=folder))
 
 
-def _public(facts: ModelFacts) -> ModelFacts:
+def public_facts(facts: ModelFacts) -> ModelFacts:
     """Name a model loaded from a folder by the folder's name: artifacts are given to others."""
     name = Path(facts.id).resolve().name if Path(facts.id).is_dir() else facts.id
     return facts.model_copy(update={"id": name})
