@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,7 +69,6 @@ class _Comparison:
     context: MethodContext
     scorer: ArmScorer
     parts: Parts
-    known: dict[str, Arm] = field(default_factory=dict)
 
     def artifact(self, method: Method) -> Artifact | None:
         """Return what a method finds, from its file where it is there."""
