@@ -17,11 +17,12 @@ from tiny_search import drawn, tiny
 
 from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import model_facts
-from act_harness.calibration import Calibration, HeadStrength
+from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 from act_harness.errors import InputError, RecipeError
 from act_harness.search.documents import Document
 from act_harness.search.methods.arms import Arm, ArmScorer, parts_of
 from act_harness.search.methods.comparison import compare_methods
+from act_harness.search.methods.context import computing_engine
 from act_harness.search.methods.one_strength import OneStrength
 from act_harness.search.methods.registry import METHODS, chosen_methods
 from act_harness.search.methods.report import write_report
@@ -78,6 +79,24 @@ def test_one_strength_takes_the_factor_that_verify_likes_best():
     assert found.calibration.gamma == 2.0
     assert found.heads == {1: (0, 1, 2, 3), 2: (0, 1, 2, 3)}
     assert OneStrength(factors=(0.25,)).find(Context()) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "engine"),
+    [
+        ({"mass": "reweight", "gamma": 2.0}, "triton"),
+        ({"target": "both", "mass": "reweight", "gamma": 2.0, "gamma_initial": 2.0}, "triton"),
+        ({"target": "random"}, "torch"),
+        ({"target": "last"}, "torch"),
+        ({"target": "head", "mass": "gate", "factor": 1.0}, "torch"),
+        ({"target": "head", "mass": "temperature", "factor": 1.0}, "torch"),
+    ],
+)
+def test_what_triton_does_not_compute_is_computed_by_torch(settings, engine):
+    pytest.importorskip("triton")
+    plan = LayerPlan.uniform(Calibration(**settings), (0,))
+    assert computing_engine("triton", [plan], "cuda") == engine
+    assert computing_engine("reference", [plan], "cpu") == "reference"
 
 
 # -- the table -------------------------------------------------------------------------------------
