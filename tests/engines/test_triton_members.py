@@ -134,6 +134,13 @@ def test_raising_next_to_nothing(dtype):
     check_row(((40, 40, (5,)),), raised, dtype=dtype, sinks=(5,), strength=14.0)
 
 
+def test_reweighted_rows_with_nothing_else_sum_to_one():
+    """The first row sees the initial token alone: no strength, however small, moves its mass."""
+    plan = ec.plan_of(Calibration(target="initial", mass="reweight", gamma=1e-5), HEADS)
+    check_prefill(tiny(43), plan)
+    check_row(((40, 40, (3,)),), plan)
+
+
 def test_rows_above_psi_keep_the_stock_kernels_bits():
     case = ec.make_case(8, tokens=40, strength=13.0, spread=0.1, dtype=torch.float16).to(DEVICE)
     plan = ec.plan_of(Calibration(target="initial", mass="raise", psi=1e-9), HEADS)
