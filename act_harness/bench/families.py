@@ -216,7 +216,7 @@ def _heads(model: PreTrainedModel) -> dict[int, tuple[int, ...]]:
 def _artifact(
     model: PreTrainedModel, heads: dict[int, tuple[int, ...]], **settings: float
 ) -> Artifact:
-    calibration = Calibration(**{"alpha": 1.5, **settings})  # type: ignore[arg-type]
+    calibration = Calibration(**{"alpha": 1.5, **settings})
     return Artifact(name="tiny", model=model_facts(model), calibration=calibration, heads=heads)
 
 
@@ -302,7 +302,7 @@ def _generation(model: PreTrainedModel, artifact: Artifact) -> str:
 
 
 def _check_generation(model: PreTrainedModel, attachment: Attachment) -> None:
-    made = model.generate(  # type: ignore[operator]
+    made = model.generate(
         torch.tensor([_IDS[:_PROMPT]]),
         # the model's own would force BART to end
         generation_config=GenerationConfig(max_new_tokens=4, pad_token_id=0, use_cache=True),

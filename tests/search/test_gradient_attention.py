@@ -57,7 +57,7 @@ def product_scores(model, theta, items, calibration):
 
 def scored(opened, docs, theta, tokens=4096):
     found = {}
-    for batch in batches_of(docs, range(len(docs)), tokens=tokens, device=CPU):
+    for batch in batches_of(docs, tokens=tokens, device=CPU):
         for number, row in zip(batch.documents, opened.scores(batch, theta), strict=True):
             found[number] = row
     return torch.stack([found[number] for number in range(len(docs))])
@@ -160,7 +160,7 @@ def test_gradients_pass_gradcheck_through_the_whole_model(name, checkpointing):
     model, docs = in_double(make_tiny("llama")), documents(3)
     opened = StrengthenedModel(model, TARGETS[name], checkpointing=checkpointing)
     with opened:
-        (batch,) = batches_of(docs, range(3), tokens=4096, device=CPU)
+        (batch,) = batches_of(docs[:3], tokens=4096, device=CPU)
         theta = strengths(model, 3, 1 + (name == "both")).requires_grad_()
         there = torch.isfinite(opened.scores(batch, theta.detach()))
         assert torch.autograd.gradcheck(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from act_harness.search.documents import Document
 
-__all__ = ["Batch", "batches_of", "rows_of"]
+__all__ = ["Batch", "batches_of", "rows_of", "tokens_of"]
 
 
 class _Read(NamedTuple):
@@ -88,26 +88,24 @@ class Batch:
         return found.masked_fill(~there, -torch.inf).view(len(self.documents), self.choices)
 
 
-def batches_of(
-    documents: Sequence[Document],
-    numbers: Sequence[int],
-    *,
-    tokens: int,
-    device: torch.device,
-) -> list[Batch]:
-    """Batch some documents, those of like length together.
+def tokens_of(document: Document) -> int:
+    """Return the tokens of the sequences that score a document."""
+    return sum(len(row.tokens) for row in rows_of(document))
+
+
+def batches_of(documents: Sequence[Document], *, tokens: int, device: torch.device) -> list[Batch]:
+    """Batch documents, of one task or of several, those of like length together.
 
     Args:
-        documents: all of a task.
-        numbers: which of them.
+        documents: to score.
         tokens: most padded tokens of a batch; a longer document has one of its own.
         device: where the tensors go.
     """
-    rows = {number: rows_of(documents[number]) for number in numbers}
-    longest = {number: max(len(row.tokens) for row in rows[number]) for number in numbers}
+    rows = [rows_of(document) for document in documents]
+    longest = [max(len(row.tokens) for row in own) for own in rows]
     batches: list[list[int]] = []
     held = 0
-    for number in sorted(numbers, key=lambda n: (-longest[n], n)):
+    for number in sorted(range(len(documents)), key=lambda n: (-longest[n], n)):
         count = held + len(rows[number])
         if batches and count * longest[batches[-1][0]] <= tokens:
             batches[-1].append(number)
@@ -115,12 +113,14 @@ def batches_of(
         else:
             batches.append([number])
             held = len(rows[number])
-    choices = max(len(document.requests) for document in documents)
-    return [_batch(numbers, rows, choices, device) for numbers in batches]
+    return [
+        _batch(some, rows, max(len(documents[n].requests) for n in some), device)
+        for some in batches
+    ]
 
 
 def _batch(
-    numbers: Sequence[int], rows: dict[int, list[_Row]], choices: int, device: torch.device
+    numbers: Sequence[int], rows: list[list[_Row]], choices: int, device: torch.device
 ) -> Batch:
     sequences = [(place, row) for place, number in enumerate(numbers) for row in rows[number]]
     longest = max(len(row.tokens) for _, row in sequences)

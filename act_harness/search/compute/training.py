@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from act_harness.errors import InfrastructureError
 from act_harness.search.compute.objective import has_fixed_choices, objective_loss
-from act_harness.search.compute.read_rows import batches_of
+from act_harness.search.compute.read_rows import batches_of, tokens_of
 
 if TYPE_CHECKING:
     from act_harness.search.compute.gradient import StrengthenedModel
@@ -134,10 +135,9 @@ class Training:
             task: self._order(task, f"{self.seed}/{restart}/{number}/{task}") for task in self.tasks
         }
         total = 0.0
-        with _deterministic(self.model.device):
-            for step in range(self.steps):
-                batches = {task: order[task][step % self.parts[task]] for task in self.tasks}
-                total += self._step(state, batches, penalty)
+        for step in range(self.steps):
+            batches = {task: order[task][step % self.parts[task]] for task in self.tasks}
+            total += self._step(state, batches, penalty)
         return total / self.steps
 
     def rate(self, step: int) -> float:
@@ -154,12 +154,9 @@ class Training:
 
     def _step(self, state: State, batches: Mapping[str, list[int]], penalty: float) -> float:
         state.optimizer.param_groups[0]["lr"] = self.rate(state.step)
-        slope = torch.zeros_like(state.theta)
         state.theta.grad = torch.zeros_like(state.theta)
         state.log_temperature.grad = torch.zeros_like(state.log_temperature)
-        total = 0.0
-        for number, (task, some) in enumerate(batches.items()):
-            total += self._task(state, number, task, some)
+        total = math.fsum(self._tasks(state, batches, some) for some in self._groups(batches))
         slope = state.theta.grad.clone()
         self.processes.sum_together(slope)
         slope += penalty * state.theta.detach().sign()
@@ -175,31 +172,61 @@ class Training:
             )
         return total
 
-    def _task(self, state: State, number: int, task: str, some: list[int]) -> float:
-        """Add one task's gradients to the state's; return its share of the loss."""
-        documents = self.tasks[task]
+    def _groups(self, batches: Mapping[str, list[int]]) -> list[list[str]]:
+        """Return tasks whose batches are scored together: as many as one forward takes.
+
+        What a forward kept for its backward is held until the scores of all its tasks are there, so
+        a group is about one forward. A small model's forwards of one task each are mostly waiting.
+        """
+        groups: list[list[str]] = []
+        held = 0
+        for task, some in batches.items():
+            own = sum(tokens_of(self.tasks[task][n]) for n in some)
+            if groups and held + own <= self.tokens:
+                groups[-1].append(task)
+                held += own
+            else:
+                groups.append([task])
+                held = own
+        return groups
+
+    def _tasks(self, state: State, batches: Mapping[str, list[int]], tasks: Sequence[str]) -> float:
+        """Add some tasks' gradients to the state's; return their share of the loss."""
+        documents = [self.tasks[task][n] for task in tasks for n in batches[task]]
         pieces, values = scored(
-            self.model, documents, some, state.theta, tokens=self.tokens,
-            processes=self.processes,
-        )  # fmt: skip
-        values.requires_grad_()
-        right = torch.tensor([documents[n].right for n in some], device=values.device)
+            self.model, documents, state.theta, tokens=self.tokens, processes=self.processes
+        )
+        by_score = torch.zeros_like(values)
+        total, row = 0.0, 0
+        for task in tasks:
+            rows = slice(row, row + len(batches[task]))
+            row = rows.stop
+            loss, by_score[rows] = self._loss(state, task, documents[rows], values[rows])
+            total += loss
+        for numbers, piece in pieces:
+            slope = by_score[list(numbers), : piece.shape[1]]
+            with _deterministic(self.model.device):
+                piece.backward(torch.where(torch.isfinite(piece.detach()), slope, 0.0))
+        return total
+
+    def _loss(
+        self, state: State, task: str, documents: Sequence[Document], scores: Tensor
+    ) -> tuple[float, Tensor]:
+        """Return a task's share of the loss, and its derivative by each score."""
+        number = list(self.tasks).index(task)
+        scores = scores.detach().requires_grad_()
         loss = objective_loss(
-            values,
-            right,
+            scores,
+            torch.tensor([document.right for document in documents], device=scores.device),
             objective=self.objective,
             fixed=self.fixed[task],
             log_temperature=state.log_temperature[number],
         ) / len(self.tasks)
-        learned = [values] if self.objective == "entropy" else [values, state.log_temperature]
+        learned = [scores] if self.objective == "entropy" else [scores, state.log_temperature]
         by_score, *by_temperature = torch.autograd.grad(loss, learned)
-        place = {n: row for row, n in enumerate(some)}
-        for numbers, piece in pieces:
-            rows = by_score[[place[n] for n in numbers]]
-            piece.backward(torch.where(torch.isfinite(piece.detach()), rows, 0.0))
         if by_temperature and state.log_temperature.grad is not None:
             state.log_temperature.grad += by_temperature[0]
-        return float(loss.detach())
+        return float(loss.detach()), by_score
 
     def _projected(self, theta: Tensor) -> Tensor:
         """Return strengths with the signs that the settings allow."""
@@ -212,40 +239,44 @@ class Training:
 def scored(
     model: StrengthenedModel,
     documents: Sequence[Document],
-    numbers: Sequence[int],
     theta: Tensor | None,
     *,
     tokens: int,
     processes: Processes,
 ) -> tuple[list[tuple[tuple[int, ...], Tensor]], Tensor]:
-    """Score some documents of a task, each process its share.
+    """Score documents, each process its share.
 
     Returns:
-        This process's pieces, (numbers, scores (n, choices) with their graph); and the scores of
-        all processes, (documents, choices) without a graph, minus infinity where one is missing.
+        This process's pieces, (places among the documents, scores (n, choices) with their graph);
+        and the scores of all processes, (documents, choices) without a graph, minus infinity where
+        a choice is missing.
     """
-    batches = batches_of(documents, numbers, tokens=tokens, device=model.device)
+    batches = batches_of(documents, tokens=tokens, device=model.device)
     mine = batches[processes.rank :: processes.count]
     pieces = [(batch.documents, model.scores(batch, theta)) for batch in mine]
-    place = {number: row for row, number in enumerate(numbers)}
-    values = torch.zeros(len(numbers), batches[0].choices, dtype=model.dtype, device=model.device)
-    for some, piece in pieces:
-        values[[place[number] for number in some]] = piece.detach().clamp(min=-1e30)
+    counts = torch.tensor([len(one.requests) for one in documents], device=model.device)
+    values = torch.zeros(len(documents), int(counts.max()), dtype=model.dtype, device=model.device)
+    for numbers, piece in pieces:
+        values[list(numbers), : piece.shape[1]] = piece.detach().clamp(min=-1e30)
     processes.sum_together(values)
-    counts = torch.tensor([len(documents[n].requests) for n in numbers], device=model.device)
     missing = torch.arange(values.shape[1], device=model.device) >= counts[:, None]
     return pieces, values.masked_fill(missing, -torch.inf)
 
 
 @contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """On CUDA, take backwards that add up in one order: a continued search must find the same."""
+    """Take backwards that add up in one order: a continued search must find the same.
+
+    For the backward alone, and strictly: where torch only warns, its fused attention keeps the
+    backward that is not deterministic.
+    """
     if device.type != "cuda":
         yield
         return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
     before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
