@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from act_harness.attention.head_set import head_set
 from act_harness.attention.lifecycle import calibrated
+from act_harness.calibration import LayerPlan
 from act_harness.engines import select_engine
 from act_harness.errors import UnsupportedModelError
 from act_harness.exploration.maps import last_logits
@@ -144,7 +145,11 @@ def _by_exact_pass(
     passing = ChunkPass(
         bench,
         layout,
-        engine=select_engine("auto", device=bench.device.type),
+        engine=select_engine(
+            "auto",
+            device=bench.device.type,
+            plans=[LayerPlan(calibration, (), tuple(strengths.values()))],
+        ),
         calibration=calibration,
         strengths=(),
         first_layer=0,
