@@ -105,6 +105,6 @@ def test_a_gradient_search_in_two_processes_gives_the_artifact_of_one(tmp_path, 
     np.testing.assert_allclose(mine, theirs, atol=1e-3)
     for key in ("value", "heads"):
         assert [one[key] for one in found["search"]["rule"]["tried"]] == pytest.approx(
-            [one[key] for one in whole["search"]["rule"]["tried"]], abs=1e-6
+            [one[key] for one in whole["search"]["rule"]["tried"]], abs=1e-4
         )
     assert len(list((tmp_path / "ledgers").glob("*/part-*.jsonl"))) == 1  # the first one's
