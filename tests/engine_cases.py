@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
+from act_harness.engines import ENGINES, select_engine
 from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import (
     AttentionCall,
@@ -19,6 +21,8 @@ from act_harness.engines.operation import (
     masked_softmax,
 )
 from act_harness.engines.reference import ReferenceEngine
+from act_harness.engines.torch import TorchEngine
+from act_harness.errors import CalibrationError
 
 TOLERANCE = {
     torch.float64: 1e-11,
@@ -61,6 +65,18 @@ MEMBERS = {
     "temperature": Calibration(target="head", mass="temperature", factor=1.7),
 }
 """Members beyond those of the first schema, each on what it goes with."""
+
+LACKING: dict[str, tuple[str, ...]] = {}
+"""By an engine's name: those of ``MEMBERS`` that it lacks, and so must refuse by name."""
+
+NAMES = tuple(name for name in ENGINES if name not in ("auto", "triton"))
+"""Engines that run anywhere; the tests of invariants hold each of them."""
+
+SIZES: dict[str, Engine] = {
+    **{name: select_engine(name) for name in NAMES},
+    "tiny blocks": TorchEngine(block_elements=97),
+}
+"""The same as objects, and again where a size of theirs decides the way they compute."""
 
 
 @dataclass
@@ -202,11 +218,11 @@ def plan_of(
 
 
 MADE_UP = {
-    "target": "first-k",
-    "rule": "median",
-    "protect": "last",
+    "target": "no-columns",
+    "rule": "no-rule",
+    "protect": "no-column",
     "decode": "sometimes",
-    "mass": "clip",
+    "mass": "no-map",
 }
 """A member of each closed set that does not exist."""
 
@@ -219,6 +235,24 @@ def made_up(setting: str) -> LayerPlan:
         return LayerPlan(Calibration(), (0, 2), (strength,) * 2)
     calibration = Calibration.model_construct(**{**plain, setting: MADE_UP[setting]})
     return LayerPlan(calibration, (0, 2), (HeadStrength(),) * 2)
+
+
+def able(name: str) -> list[str]:
+    """Names of the engines that compute a member, the reference first."""
+    return [one for one in NAMES if name not in LACKING.get(one, ())]
+
+
+def refused(engine: Engine, name: str) -> bool:
+    """Whether an engine lacks a member; one that does has refused it by name, before and within."""
+    if name not in LACKING.get(engine.name, ()):
+        return False
+    plan = plan_of(MEMBERS[name], (0, 1))
+    reasons = engine.supports(plan)
+    assert reasons
+    assert all(one.startswith(f"engine {engine.name} does not compute ") for one in reasons)
+    with pytest.raises(CalibrationError, match="does not compute"):
+        run(engine, make_case(1, batch=1, tokens=20), plan)
+    return True
 
 
 def stock_of(case: Case, geometry: Geometry) -> Stock:
@@ -282,9 +316,18 @@ def row_errors(output: Tensor, exact: Tensor, real: Tensor) -> Tensor:
 
 
 def assert_matches(
-    engine: Engine, case: Case, plan: LayerPlan, *, bare: bool = False, stray: float = 0.0
+    engine: Engine,
+    case: Case,
+    plan: LayerPlan,
+    *,
+    bare: bool = False,
+    stray: float = 0.0,
+    atol: float = 1e-4,
 ) -> tuple[EngineResult, EngineResult]:
-    """Compare an engine's prefill with the float64 reference: sinks, output, report."""
+    """Compare an engine's prefill with the float64 reference: sinks, output, report.
+
+    ``atol`` is of the sums of masses in the report, which cancel under ``both``.
+    """
     exact = run(ReferenceEngine(), case, plan, bare=bare)
     found = run(engine, case, plan, bare=bare)
     compare_outputs(found.output, exact.output, case, stray=stray)
@@ -305,7 +348,7 @@ def assert_matches(
             getattr(found.report, name).double(),
             getattr(exact.report, name).double(),
             rtol=5e-3 if case.query.dtype in (torch.float16, torch.bfloat16) else 1e-4,
-            atol=1e-4,
+            atol=atol,
         )
     return found, exact
 

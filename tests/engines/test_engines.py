@@ -24,7 +24,7 @@ from act_harness.engines.stock import attend_with_lse
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import CalibrationError, InputError
 
-ENGINE_SIZES = {"one block": TorchEngine(), "tiny blocks": TorchEngine(block_elements=97)}
+ENGINE_SIZES = {name: engine for name, engine in ec.SIZES.items() if name != "reference"}
 
 
 @pytest.fixture(params=list(ENGINE_SIZES))
@@ -439,7 +439,7 @@ def test_unknown_engine():
 
 
 @pytest.mark.parametrize("setting", list(ec.MADE_UP))
-@pytest.mark.parametrize("name", ["reference", "torch"])
+@pytest.mark.parametrize("name", ec.NAMES)
 def test_made_up_members_are_refused_by_name(name, setting):
     engine, plan = select_engine(name), ec.made_up(setting)
     members = ", ".join(MEMBERS[setting])
@@ -475,7 +475,7 @@ def test_an_engine_that_lacks_a_member_refuses_it_by_name(monkeypatch):
     plan = ec.plan_of(ec.PLANS["initial-reweight"], (0, 1))
     fewer = {**MEMBERS, "mass": ("damp",)}
     monkeypatch.setattr("act_harness.engines.torch.COMPUTES", fewer)
-    monkeypatch.setattr("act_harness.engines.find_spec", lambda _: None)  # triton is not installed
+    monkeypatch.setattr("act_harness.engines.ENGINES", ("auto", "reference", "torch"))
     with pytest.raises(CalibrationError) as caught:
         refuse_unsupported(select_engine("torch"), [plan])
     assert str(caught.value) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import engine_cases as ec
 import numpy as np
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_i1_no_heads_is_the_stock_model_bit_for_bit(tiny, make_artifact, kind):
     assert torch.equal(forward(model, ids).logits, stock)
 
 
-@pytest.mark.parametrize("engine", ["torch", "reference"])
+@pytest.mark.parametrize("engine", ec.NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_i1_all_heads_with_beta_1_pass_the_engine_and_change_nothing(
     tiny, make_artifact, kind, engine
@@ -326,27 +327,28 @@ def test_i5_greedy_generation_is_the_argmax_of_scoring(tiny, make_artifact, kind
 
 @pytest.mark.parametrize("decode", DECODES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_i6_the_torch_engine_agrees_with_the_reference(tiny, make_artifact, kind, decode):
+def test_i6_engines_agree_with_the_reference(tiny, make_artifact, kind, decode):
     model = tiny(kind)
     strengths = {1: {0: HeadStrength(beta=0.0), 2: HeadStrength(mass="reweight", gamma=3.0)}}
     artifact = make_artifact(model, decode=decode, strengths=strengths)
     outputs, records = [], []
-    for engine in ("reference", "torch"):
+    for engine in ec.NAMES:  # the reference first
         with calibrated(model, artifact, engine=engine) as attachment:
             with attachment.prompts([14]):
                 outputs.append(forward(model, tokens(26)).logits)
             assert attachment.calls.calls == {engine: 3}
             records.append(attachment.records())
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=EXACT)
-    a, b = records[0][0], records[1][0]
-    assert (a.sinks, a.with_sink, a.few_sinks, a.rows_alone) == (
-        b.sinks,
-        b.with_sink,
-        b.few_sinks,
-        b.rows_alone,
-    )
-    assert b.moved == pytest.approx(a.moved)
-    assert b.few_moved == pytest.approx(a.few_moved)
+    a = records[0][0]
+    for output, (b, *_) in zip(outputs[1:], records[1:], strict=True):
+        torch.testing.assert_close(output, outputs[0], rtol=0, atol=EXACT)
+        assert (a.sinks, a.with_sink, a.few_sinks, a.rows_alone) == (
+            b.sinks,
+            b.with_sink,
+            b.few_sinks,
+            b.rows_alone,
+        )
+        assert b.moved == pytest.approx(a.moved)
+        assert b.few_moved == pytest.approx(a.few_moved)
 
 
 # -- I7 ----------------------------------------------------------------------------------------
@@ -370,7 +372,7 @@ def test_i7_every_golden_map_of_the_release(golden_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["torch", "reference"])
+@pytest.mark.parametrize("engine", ec.NAMES)
 def test_i7_logits_of_the_release_on_the_real_model(golden_dir, smollm, engine):
     from transformers import AutoModelForCausalLM
 
