@@ -27,6 +27,7 @@ from act_harness.cli.dashboard import dashboard
 from act_harness.cli.evaluate import LEFT_OUT, EvalCommand, evaluate
 from act_harness.cli.explore import explore
 from act_harness.cli.judge import judge
+from act_harness.cli.methods import methods
 from act_harness.cli.options import Device, IncludePath, Tasks
 from act_harness.cli.parsing import SPELLING, Command, names
 from act_harness.cli.regress import regress
@@ -46,8 +47,8 @@ the program, with its traceback (ACT_HARNESS_TRACEBACK=1 prints it for the other
 
 
 _ORDER = (
-    "eval", "search", "compare", "explore", "sinks", "regress", "judge", "dashboard", "fetch",
-    "artifact", "bench", "run", "doctor", "tasks-path",
+    "eval", "search", "methods", "compare", "explore", "sinks", "regress", "judge", "dashboard",
+    "fetch", "artifact", "bench", "run", "doctor", "tasks-path",
 )  # fmt: skip
 """Commands as README introduces them; typer's order is that of the definitions, groups last."""
 
@@ -254,6 +255,7 @@ def run(context: typer.Context) -> None:
 
 app.command("eval", cls=EvalCommand)(evaluate)
 app.command(cls=Command)(search)
+app.command(cls=Command)(methods)
 app.command()(compare)
 app.command(cls=Command)(explore)
 app.command(cls=Command)(sinks)

@@ -14,6 +14,7 @@ from act_harness.exploration.effects import text_document
 from act_harness.exploration.explore import Exploration, explore_document
 from act_harness.exploration.maps import text_tokens
 from act_harness.exploration.sinks import SinkStatistics, count_sinks
+from act_harness.search.command import public_facts
 from act_harness.search.documents import Document, Prompting, evaluation_documents
 from act_harness.support import places
 from act_harness.support.checks import check_count, check_kind
@@ -251,7 +252,7 @@ def sinks_from_settings(settings: SinksSettings) -> tuple[SinkStatistics, list[P
         vocabulary=lm.model.get_input_embeddings().num_embeddings,
     )
     about = {
-        "model": lm.facts.model_dump(exclude_none=True),
+        "model": public_facts(lm.facts).model_dump(exclude_none=True),
         "limit": settings.limit,
         "num_fewshot": settings.num_fewshot,
         "apply_chat_template": settings.apply_chat_template,

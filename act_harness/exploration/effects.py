@@ -97,6 +97,7 @@ def head_scores(
     *,
     calibration: Calibration,
     strengths: Mapping[tuple[int, int], HeadStrength],
+    before: Array,
     progress: bool = False,
 ) -> Array:
     """Return (layers, heads, choices) log-likelihoods with each head calibrated alone.
@@ -109,13 +110,15 @@ def head_scores(
         document: prompt and answers.
         calibration: what is done in the head.
         strengths: mass map of every head, by (layer, head).
+        before: what :func:`answer_scores` says of the stock model; changes are added to it, so that
+            a head that changes nothing has these very numbers, however forwards round.
         progress: whether to show a bar.
 
     Raises:
         UnsupportedModelError: the model cannot be calibrated.
     """
     layers, heads = (max(place[axis] for place in strengths) + 1 for axis in (0, 1))
-    scores = np.zeros((layers, heads, len(document.requests)))
+    scores = np.tile(before, (layers, heads, 1))
     with tqdm(total=len(strengths), desc="heads", unit="head", disable=not progress) as bar:
         try:
             bench = Workbench(model)
@@ -147,7 +150,6 @@ def _by_exact_pass(
         first_layer=0,
         pack_tokens=max(rows, layout.length),
     )
-    base = passing.baseline()[0].cpu().numpy()
     for layer in range(len(scores)):
         alike: dict[HeadStrength, list[int]] = defaultdict(list)
         for head in range(scores.shape[1]):
@@ -155,7 +157,7 @@ def _by_exact_pass(
         for strength, some in alike.items():
             passing.strengths = (strength,)  # mass maps of heads of their own, each head once
             change, _ = passing.layer(layer, some)
-            scores[layer, some] = base + change[0, :, 0].cpu().numpy()
+            scores[layer, some] += change[0, :, 0].cpu().numpy()
             bar.update(len(some))
 
 

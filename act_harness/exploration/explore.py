@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedModel
 
-    from act_harness.artifact import Artifact
+    from act_harness.artifact import Artifact, ModelFacts
     from act_harness.search.documents import Document
 
 __all__ = ["Exploration", "HeadMap", "explore", "explore_document"]
@@ -252,13 +252,15 @@ def explore_document(
     maps, table = _strengths(artifact, settings, shape)
     prompt = document.requests[document.right][0]
     before = answer_scores(model, document)
-    scores = head_scores(model, document, calibration=settings, strengths=maps, progress=progress)
+    scores = head_scores(
+        model, document, calibration=settings, strengths=maps, before=before, progress=progress
+    )
     change = margin(scores, document.right) - margin(before, document.right)
     columns = _Columns(shape, len(prompt), _chosen(heads, table, change, len(prompt)))
     grid = {layer: range(shape[1]) for layer in range(shape[0])}
     observe(model, prompt, grid, show=columns.take, calibration=settings, artifact=artifact)
     return Exploration(
-        model=f"{facts.id.rstrip('/').rpartition('/')[2]} ({facts.architecture})",
+        model=_name(facts),
         title=title,
         tokens=token_texts(tokenizer, prompt),
         heads=(*shape, _key_heads(model, shape[1])),
@@ -338,6 +340,12 @@ def _check_heads(heads: Sequence[tuple[int, int]], shape: tuple[int, int]) -> No
                 f"head {layer}.{head} is out of range, the model has layers 0..{shape[0] - 1} "
                 f"with heads 0..{shape[1] - 1}; give one of those"
             )
+
+
+def _name(facts: ModelFacts) -> str:
+    """Return a model's name without its folder, and what it is where that says more."""
+    name = facts.id.rstrip("/").rpartition("/")[2]
+    return name if name == facts.architecture else f"{name} ({facts.architecture})"
 
 
 def _key_heads(model: PreTrainedModel, heads: int) -> int:

@@ -75,6 +75,7 @@ def _layers(counts: Axes, masses: Axes, rows: Rows) -> None:
         for name, label, colour in names:
             axes.plot(numbers, mean(name), marker="o", color=colour, label=label)
         axes.set(xlabel="layer", ylim=(0, None))
+        axes.locator_params(axis="x", integer=True)
         axes.legend(frameon=False)
     counts.set_ylabel("sinks a head and document")
     masses.set_ylabel("share of attention")

@@ -34,6 +34,7 @@ from act_harness.search.compute.objective import (
     has_fixed_choices,
     objective_loss,
 )
+from act_harness.search.compute.read_rows import tokens_of
 from act_harness.search.compute.training import State, Training, scored
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.processes import Processes
@@ -377,15 +378,11 @@ def _checkpointing(
     if device.type != "cuda":
         return False
     config = model.config.get_text_config()
-    longest = max(
-        sum(len(context) + len(answer) for context, answer in document.requests)
-        for one in documents
-        for document in one.search
-    )
+    batches = (sorted(map(tokens_of, one.search))[-recipe.gradient.batch :] for one in documents)
+    held = max(recipe.size("chunk_tokens"), *map(sum, batches))  # see Training's groups of tasks
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     kept = (16 * config.hidden_size + 4 * wide) * config.num_hidden_layers * model.dtype.itemsize
-    total = 2 * recipe.gradient.batch * longest * kept
-    return bool(total > torch.cuda.get_device_properties(device).total_memory / 2)
+    return bool(2 * held * kept > torch.cuda.get_device_properties(device).total_memory)
 
 
 def _reading(recipe: Recipe) -> Reading:

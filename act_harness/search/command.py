@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -34,7 +34,14 @@ if TYPE_CHECKING:
     from act_harness.model import CalibratedHFLM
     from act_harness.search.choose.effects import HeadEffect
 
-__all__ = ["SearchSettings", "search_documents", "search_from_settings"]
+__all__ = [
+    "LoadedSearch",
+    "SearchSettings",
+    "load_search",
+    "public_facts",
+    "search_documents",
+    "search_from_settings",
+]
 
 
 @dataclass(frozen=True)
@@ -160,21 +167,8 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | PreparedDoc
         places.prepare_folder(ledgers)
     else:
         places.prepare_file(settings.prepare)
-    if settings.documents is not None:
-        documents = _fitting(read_documents(settings.documents), recipe)
-        model, facts = _plain_model(settings)
-        facts = facts_of_tokens(facts, documents)
-    else:
-        from act_harness.harness.task_lookup import find_tasks
-
-        given = _arguments(settings)
-        found = find_tasks(recipe.tasks, include_path=settings.include_path)
-        recipe = recipe.model_copy(update={"tasks": found.names})  # no path goes into an artifact
-        lm = _load_model(given)
-        documents = search_documents(
-            recipe, lm, data_dir=settings.data_dir, held_out=settings.held_out, selection=found
-        )
-        model, facts = lm.model, _public(lm.facts)
+    given = load_search(settings, recipe, held_out=settings.held_out)
+    recipe, model, facts, documents = given
     if settings.prepare is not None:
         made = {key: getattr(facts, key) for key in ("tokenizer_sha256", "tokenizer_probe_sha256")}
         documents = [replace(one, **made) for one in documents]
@@ -194,6 +188,43 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | PreparedDoc
 
         result = replace(result, figures=draw(result, result.path))
     return result
+
+
+class LoadedSearch(NamedTuple):
+    """What a search needs besides its settings."""
+
+    recipe: Recipe
+    model: PreTrainedModel
+    facts: ModelFacts
+    documents: list[TaskDocuments]
+
+
+def load_search(settings: SearchSettings, recipe: Recipe, *, held_out: int = 0) -> LoadedSearch:
+    """Load the model, and draw a recipe's documents or read prepared ones.
+
+    Args:
+        settings: where model and documents are.
+        recipe: what is asked for.
+        held_out: documents per task of the evaluation split to draw beside them.
+
+    Raises:
+        InputError: model, tasks or prepared documents are wrong.
+        InfrastructureError: data are missing.
+    """
+    if settings.documents is not None:
+        prepared = _fitting(read_documents(settings.documents), recipe)
+        plain, facts = _plain_model(settings)
+        return LoadedSearch(recipe, plain, facts_of_tokens(facts, prepared), prepared)
+    from act_harness.harness.task_lookup import find_tasks
+
+    given = _arguments(settings)
+    found = find_tasks(recipe.tasks, include_path=settings.include_path)
+    recipe = recipe.model_copy(update={"tasks": found.names})  # no path goes into an artifact
+    lm = _load_model(given)
+    documents = search_documents(
+        recipe, lm, data_dir=settings.data_dir, held_out=held_out, selection=found
+    )
+    return LoadedSearch(recipe, lm.model, public_facts(lm.facts), documents)
 
 
 def search_documents(
@@ -263,10 +294,10 @@ def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]
     model = load_plain_model(folder, dtype=dtype or "auto", device=device)
     tokenizer = load_plain_tokenizer(folder)
     check_vocabulary(model, tokenizer)
-    return model, _public(model_facts(model, tokenizer, name=folder))
+    return model, public_facts(model_facts(model, tokenizer, name=folder))
 
 
-def _public(facts: ModelFacts) -> ModelFacts:
+def public_facts(facts: ModelFacts) -> ModelFacts:
     """Name a model loaded from a folder by the folder's name: artifacts are given to others."""
     name = Path(facts.id).resolve().name if Path(facts.id).is_dir() else facts.id
     return facts.model_copy(update={"id": name})

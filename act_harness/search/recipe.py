@@ -23,6 +23,7 @@ from act_harness.support.paths import recipes_path
 from act_harness.support.provenance import sha256_text
 
 __all__ = [
+    "OF_SINGLE_HEADS",
     "Controls",
     "ExpectedModel",
     "GradientMethod",
@@ -36,7 +37,7 @@ __all__ = [
 _SIZES = {"chunk_tokens": 2048, "screen_tokens": 1024, "pack_tokens": 2048}
 _GPU_SIZES = {"chunk_tokens": 8192, "screen_tokens": 4096, "pack_tokens": 32768}
 
-_OF_SINGLE_HEADS = ("strengths", "keep", "rule", "top", "significant", "joint", "screen_tokens",
+OF_SINGLE_HEADS = ("strengths", "keep", "rule", "top", "significant", "joint", "screen_tokens",
                     "pack_tokens")  # fmt: skip
 """Settings of the methods that measure one head at a time."""
 
@@ -276,7 +277,7 @@ class Recipe(BaseModel):
             if self.objective == "entropy":
                 raise ValueError("objective 'entropy' belongs to method 'gradient'")
             return
-        surplus = [name for name in _OF_SINGLE_HEADS if name in self.model_fields_set]
+        surplus = [name for name in OF_SINGLE_HEADS if name in self.model_fields_set]
         if surplus:
             raise ValueError(f"{surplus[0]} does nothing with method 'gradient'; leave it out")
         if self.calibration.decode == "running":
@@ -365,7 +366,7 @@ class Recipe(BaseModel):
         content = self.model_dump(mode="json", exclude={"calibration", "strengths"})
         content["calibration"] = self.calibration.settings()
         content["strengths"] = [s.model_dump(exclude_none=True) for s in self.strengths]
-        for key in _OF_SINGLE_HEADS if self.method == "gradient" else ("gradient",):
+        for key in OF_SINGLE_HEADS if self.method == "gradient" else ("gradient",):
             del content[key]
         return content
 

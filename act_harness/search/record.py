@@ -24,6 +24,7 @@ __all__ = [
     "SearchResult",
     "content_sha256",
     "ledger_folder",
+    "measured_facts",
     "set_tokens",
     "split_record",
     "stable_content",
@@ -78,14 +79,17 @@ def ledger_folder(
     identity = {
         "version": VERSION,
         "recipe": recipe.measured(),
-        "model": {
-            key: value for key, value in facts.model_dump().items() if key not in _NOT_MEASURED
-        },
+        "model": measured_facts(facts),
         "documents": {d.task: [d.digest("search"), d.digest("verify")] for d in documents},
         "device": device,
     }
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in "+".join(recipe.tasks))[:40]
     return root / f"{name}-{provenance.sha256_json(identity)[:12]}", identity
+
+
+def measured_facts(facts: ModelFacts) -> dict[str, Any]:
+    """Return what of a model decides what is measured."""
+    return {key: value for key, value in facts.model_dump().items() if key not in _NOT_MEASURED}
 
 
 # A moved folder is the same model, and the tokenizer's work is in the documents' digests: the same

@@ -18,7 +18,7 @@ from act_harness.errors import InputError, install_command
 
 __all__ = ["Files", "JobType", "NullTracker", "Tracker", "TrackingSettings", "check_installed"]
 
-JobType = Literal["baseline", "act", "search", "judge", "regress"]
+JobType = Literal["baseline", "act", "search", "methods", "judge", "regress"]
 
 Files = Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]]
 """Files of an artifact, under their own names or (a mapping) under the names given."""

@@ -39,7 +39,7 @@ def test_there_are_enough():
     commands = {shlex.split(line)[0] for line, _, _ in INPUTS}
     assert commands >= {"eval", "search", "compare", "judge", "regress", "fetch", "artifact",
                         "bench", "dashboard", "doctor", "run", "tasks-path", "explore",
-                        "sinks"}  # fmt: skip
+                        "sinks", "methods"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("line", "code", "says"), INPUTS, ids=range(len(INPUTS)))

@@ -2,128 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
-from dataclasses import replace
 from unittest.mock import Mock
 
+import engine_cases as ec
 import pytest
 import torch
-
-ON_DEVICE = torch.cuda.is_available()
-if not ON_DEVICE:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, so before that
-pytest.importorskip("triton", reason="the package triton is not installed")
-
-import engine_cases as ec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import make_tiny
+from triton_cases import DEVICE, ON_DEVICE, attend, check_row
 
 from act_harness.attention import calibrated
 from act_harness.attention import packing as packed
 from act_harness.attention.capabilities import capabilities_of
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines.operation import AttentionCall
-from act_harness.engines.reference import ReferenceEngine
-from act_harness.engines.segments import LONGEST, Capacity, RaggedOutput, Segments
+from act_harness.engines.segments import LONGEST, Capacity, Segments
 from act_harness.engines.triton.engine import TritonEngine
 from act_harness.engines.triton.segments import RaggedBlocks
 from act_harness.scoring import graphs
 from act_harness.scoring.forwards import Forwards
 from act_harness.scoring.scorer import Item, Scorer
 
-DEVICE = "cuda" if ON_DEVICE else "cpu"
 CPU = torch.device("cpu")
-
-
-def attend(call, segments):
-    """What flash attention does with segments, one after another; the CPU's stand-in for it."""
-    query, key, value, scale, _ = call
-    group = query.shape[1] // key.shape[1]
-    output, lse = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32).T
-    for q0, nq, k0, nk, _, _ in segments.table.tolist():
-        q = query[q0 : q0 + nq].transpose(0, 1).double()
-        k, v = (
-            x[k0 : k0 + nk].transpose(0, 1).repeat_interleave(group, dim=0).double()
-            for x in (key, value)
-        )
-        logits = q @ k.transpose(1, 2) * scale
-        hidden = torch.ones(nq, nk, dtype=torch.bool, device=q.device).triu(nk - nq + 1)
-        logits = logits.masked_fill(hidden, float("-inf"))
-        output[q0 : q0 + nq] = (logits.softmax(-1) @ v).transpose(0, 1).to(output.dtype)
-        lse[:, q0 : q0 + nq] = logits.logsumexp(-1).float()
-    return RaggedOutput(output, lse.contiguous())
-
-
-def packed_row(questions, dtype=torch.float32, **case_settings):
-    """Contexts with answers, ((length, prompt, answers), ...), as cases and as one row."""
-    cases, parts = [], []
-    for seed, (length, prompt, answers) in enumerate(questions):
-        total = length + sum(answers)
-        case = ec.make_case(
-            seed, batch=1, tokens=total, lengths=(total,), prompts=(prompt,), dtype=dtype,
-            **{"sinks": (0, 5, 11), **case_settings},
-        ).to(DEVICE)  # fmt: skip
-        cases.append(case)
-        parts.append([x[0].transpose(0, 1) for x in (case.query, case.key, case.value)])
-    row = [
-        torch.cat(
-            [p[n][: q[0]] for p, q in zip(parts, questions, strict=True)]
-            + [p[n][q[0] :] for p, q in zip(parts, questions, strict=True)]
-        )
-        for n in range(3)
-    ]
-    answers = [(owner, size) for owner, q in enumerate(questions) for size in q[2]]
-    segments = Segments.of(
-        [q[0] for q in questions], [q[1] for q in questions], answers, torch.device(DEVICE)
-    )
-    return cases, row, segments
-
-
-def joined(case, length, begin, size):
-    """The context of ``length`` tokens followed by the answer at ``begin``."""
-    cut = {
-        name: torch.cat(
-            [getattr(case, name)[:, :, :length], getattr(case, name)[:, :, begin : begin + size]], 2
-        )
-        for name in ("query", "key", "value")
-    }
-    keep = {name: getattr(case, name)[:, : length + size] for name in ("real", "prompt")}
-    return replace(case, **cut, **keep)
-
-
-def check(questions, plan, *, engine=None, dtype=torch.float32, **case_settings):
-    """Compare every context and answer with the float64 reference; return engine and report."""
-    cases, (query, key, value), segments = packed_row(questions, dtype, **case_settings)
-    call = AttentionCall(query, segments.gather(key), segments.gather(value), cases[0].scale)
-    stock = attend(call, segments)
-    kernels = engine or TritonEngine()
-    assert kernels.takes_segments(plan, segments.capacity)
-    report = kernels.calibrate_segments(call, stock, segments=segments, plan=plan)
-    table = iter(segments.table.tolist())
-    contexts = [next(table) for _ in questions]
-    for number, (case, (length, _, answers)) in enumerate(zip(cases, questions, strict=True)):
-        exact = ec.run(ReferenceEngine(), case.until(length), plan)
-        first, count = contexts[number][:2]
-        ec.compare_outputs(
-            stock.output[None, first : first + count], exact.output, case.until(length)
-        )
-        for name in ("sinks", "few_sinks", "alone", "near"):
-            found = getattr(report, name)[number]
-            assert torch.equal(found.long(), getattr(exact.report, name)[0].long()), name
-        for name in ("moved", "few_moved"):
-            found = getattr(report, name)[number].double()
-            wanted = getattr(exact.report, name)[0].double()
-            torch.testing.assert_close(found, wanted, rtol=5e-3, atol=1e-4)
-        begin = length
-        for size in answers:
-            first, count = next(table)[:2]
-            whole = joined(case, length, begin, size)
-            wanted = ec.run(ReferenceEngine(), whole, plan, first_row=length, state=exact.state)
-            ec.compare_outputs(stock.output[None, first : first + count], wanted.output, whole)
-            begin += size
-    return kernels, report
 
 
 QUESTIONS = ((40, 40, (3, 1, 20)), (7, 7, ()), (23, 19, (2,)), (1, 1, (4,)))
@@ -194,7 +96,7 @@ def test_layouts_in_a_shared_capacity(batches):
 
 @pytest.mark.parametrize("name", list(ec.PLANS))
 def test_presets(name):
-    kernels, report = check(QUESTIONS, ec.plan_of(ec.PLANS[name], (0, 3)))
+    kernels, report = check_row(QUESTIONS, ec.plan_of(ec.PLANS[name], (0, 3)))
     assert (report.sinks > 0).any()
     assert kernels.calls == {"segment_sinks": 1, "answer_rows": 1}
 
@@ -202,7 +104,7 @@ def test_presets(name):
 def test_long_contexts_take_a_launch_of_their_own():
     kernels = TritonEngine()
     kernels.segments.fused = 16
-    check(QUESTIONS, ec.plan_of(Calibration(), (0, 3)), engine=kernels)
+    check_row(QUESTIONS, ec.plan_of(Calibration(), (0, 3)), engine=kernels)
     assert kernels.calls == {"segment_sinks": 1, "segment_rows": 1, "answer_rows": 1}
 
 
@@ -211,7 +113,7 @@ def test_several_tiles():
         kernels = TritonEngine()
         kernels.segments.fused, kernels.segments.blocks = fused, RaggedBlocks(16, 16)
         plan = ec.plan_of(Calibration(alpha=2.0), (1, 2))
-        _, report = check(
+        _, report = check_row(
             ((70, 66, (20, 3)), (33, 33, (1,))), plan, engine=kernels, sinks=(0, 5, 20, 40)
         )
         assert (report.sinks > 1).any()
@@ -222,7 +124,7 @@ def test_first_flagged_over_several_tiles():
     kernels = TritonEngine()
     kernels.segments.blocks = RaggedBlocks(16, 16)
     plan = ec.plan_of(Calibration(rule="absolute", tau=0.1, protect="first-flagged"), (0, 1, 2, 3))
-    _, report = check(((60, 60, (2,)),), plan, engine=kernels, sinks=(20, 37))
+    _, report = check_row(((60, 60, (2,)),), plan, engine=kernels, sinks=(20, 37))
     assert (report.sinks > 0).any()
 
 
@@ -230,20 +132,20 @@ def test_first_flagged_over_several_tiles():
 def test_dtypes(dtype):
     if dtype == torch.bfloat16 and not ON_DEVICE:
         pytest.skip("the interpreter's tl.dot takes bfloat16 for integers (triton 3.6 to 3.9)")
-    check(QUESTIONS, ec.plan_of(Calibration(), (0, 2)), dtype=dtype)
+    check_row(QUESTIONS, ec.plan_of(Calibration(), (0, 2)), dtype=dtype)
     for name in ("unprotected", "initial"):  # rows that keep next to nothing of their sinks
-        check(((300, 280, (17,)),), ec.plan_of(ec.PLANS[name], (0, 3)), dtype=dtype, size=64)
+        check_row(((300, 280, (17,)),), ec.plan_of(ec.PLANS[name], (0, 3)), dtype=dtype, size=64)
 
 
 @pytest.mark.parametrize("size", [64, 80, 128, 256])
 def test_head_sizes(size):
-    check(((30, 30, (3,)),), ec.plan_of(Calibration(), (1,)), size=size, heads=2, groups=1)
+    check_row(((30, 30, (3,)),), ec.plan_of(Calibration(), (1,)), size=size, heads=2, groups=1)
 
 
 def test_rows_with_nearly_all_mass_on_sinks_and_rows_left_alone():
     plan = ec.plan_of(Calibration(protect="none"), (0, 1, 2, 3))
     reports = [
-        check(((40, 40, (3,)),), plan, strength=strength, spread=0.1)[1]
+        check_row(((40, 40, (3,)),), plan, strength=strength, spread=0.1)[1]
         for strength in (9.0, 13.0, 60.0)
     ]
     assert reports[1].moved.max() > 0.3 * 40
@@ -252,16 +154,16 @@ def test_rows_with_nearly_all_mass_on_sinks_and_rows_left_alone():
 
 def test_one_strength_per_head():
     strengths = (HeadStrength(beta=0.0), HeadStrength(mass="reweight", gamma=3.0))
-    check(QUESTIONS, ec.plan_of(Calibration(), (0, 2), strengths))
+    check_row(QUESTIONS, ec.plan_of(Calibration(), (0, 2), strengths))
 
 
 def test_continuations_are_not_calibrated_with_decode_off():
-    kernels, _ = check(QUESTIONS, ec.plan_of(Calibration(decode="off"), (0, 1, 2, 3)))
+    kernels, _ = check_row(QUESTIONS, ec.plan_of(Calibration(decode="off"), (0, 1, 2, 3)))
     assert kernels.calls == {"segment_sinks": 1}
 
 
 def test_rolling_windows_have_no_sinks():
-    _, report = check(((20, 0, ()), (30, 30, ())), ec.plan_of(Calibration(), (0, 3)))
+    _, report = check_row(((20, 0, ()), (30, 30, ())), ec.plan_of(Calibration(), (0, 3)))
     assert not report.facts[:, 0].any()
     assert report.facts[0, 1].any()
 
@@ -276,7 +178,7 @@ def test_rolling_windows_have_no_sinks():
 )
 def test_any_lengths(sizes):
     questions = tuple((length, length, tuple(answers)) for length, answers in sizes)
-    check(questions, ec.plan_of(Calibration(alpha=2.0, min_rows="auto"), (0, 3)))
+    check_row(questions, ec.plan_of(Calibration(alpha=2.0, min_rows="auto"), (0, 3)))
 
 
 def test_what_is_not_taken():

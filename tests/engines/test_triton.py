@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
+import engine_cases as ec
 import pytest
 import torch
-
-ON_DEVICE = torch.cuda.is_available()
-if not ON_DEVICE:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, so before that
-pytest.importorskip("triton", reason="the package triton is not installed")
-
-import engine_cases as ec
+from triton_cases import DEVICE, ON_DEVICE, SMALL, check_prefill
 
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines import select_engine
@@ -23,22 +16,12 @@ from act_harness.engines.triton.blocks import Blocks, default_blocks
 from act_harness.engines.triton.engine import TritonEngine
 from act_harness.errors import CalibrationError
 
-SMALL = Blocks(16, 16, 4, 16, 16, 16, items=8, least=16, finish_rows=16)
 WHOLE = SMALL._replace(least=256)  # no block of these short prompts is split
-DEVICE = "cuda" if ON_DEVICE else "cpu"
 OWN_LSE = ON_DEVICE  # torch has no fused CUDA kernel for the float32 of most cases here
 
 
 def engine():
     return TritonEngine(SMALL)
-
-
-def check(case, plan, *, bare=False, using=None):
-    """Compare with the reference; return the result and which kernels ran."""
-    kernels = using or engine()
-    found, exact = ec.assert_matches(kernels, case.to(DEVICE), plan, bare=bare)
-    assert "fallback" not in kernels.calls
-    return found, exact, kernels.calls
 
 
 def tiny(seed, **settings):
@@ -47,7 +30,7 @@ def tiny(seed, **settings):
 
 @pytest.mark.parametrize("name", list(ec.PLANS))
 def test_presets(name):
-    found, _, calls = check(tiny(1), ec.plan_of(ec.PLANS[name], (0, 3)))
+    found, _, calls = check_prefill(tiny(1), ec.plan_of(ec.PLANS[name], (0, 3)))
     assert (found.report.sinks > 0).any()
     assert calls["apply"] == calls["direct"] == 1
     assert ("column_sums" in calls) == (ec.PLANS[name].target == "sinks")
@@ -58,37 +41,37 @@ def test_presets(name):
 def test_dtypes(dtype):
     if dtype == torch.bfloat16 and not ON_DEVICE:
         pytest.skip("the interpreter's tl.dot takes bfloat16 for integers (triton 3.6 to 3.9)")
-    check(tiny(2, dtype=dtype), ec.plan_of(Calibration(), (0, 2)))
+    check_prefill(tiny(2, dtype=dtype), ec.plan_of(Calibration(), (0, 2)))
 
 
 @pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
 def test_head_sizes(size):
-    check(tiny(3, size=size, heads=2, groups=1), ec.plan_of(Calibration(), (1,)))
+    check_prefill(tiny(3, size=size, heads=2, groups=1), ec.plan_of(Calibration(), (1,)))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 33, 70])
 def test_odd_lengths(tokens):
-    check(tiny(4, tokens=tokens, heads=2, groups=1), ec.plan_of(Calibration(), (0, 1)))
+    check_prefill(tiny(4, tokens=tokens, heads=2, groups=1), ec.plan_of(Calibration(), (0, 1)))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding(side):
     """Left pads come with a mask, so the kernels compute the log-sum-exp themselves."""
     case = tiny(5, batch=3, lengths=(40, 21, 1), side=side)
-    _, _, calls = check(case, ec.plan_of(Calibration(), (0, 3)), bare=side == "right")
+    _, _, calls = check_prefill(case, ec.plan_of(Calibration(), (0, 3)), bare=side == "right")
     assert ("row_lse" in calls) == (side == "left" or OWN_LSE)
     if side == "right":
-        _, _, calls = check(case, ec.plan_of(Calibration(), (0, 3)))
+        _, _, calls = check_prefill(case, ec.plan_of(Calibration(), (0, 3)))
         assert "row_lse" in calls
 
 
 def test_window_and_softcap():
     case = tiny(6, tokens=50, window=20, sinks=(0, 9, 30))
-    found, _, calls = check(case, ec.plan_of(Calibration(alpha=2.0), (1, 2)))
+    found, _, calls = check_prefill(case, ec.plan_of(Calibration(alpha=2.0), (1, 2)))
     assert (found.report.sinks > 0).any()
     assert "row_lse" in calls
     capped = tiny(7, softcap=4.0)
-    found, _, calls = check(capped, ec.plan_of(Calibration(), (0, 3)))
+    found, _, calls = check_prefill(capped, ec.plan_of(Calibration(), (0, 3)))
     assert (found.report.sinks > 0).any()
     assert "row_lse" in calls
 
@@ -99,7 +82,7 @@ def test_rows_with_nearly_all_mass_on_sinks():
     for strength in (9.0, 13.0, 60.0):
         case = tiny(8, strength=strength, spread=0.1)
         plan = ec.plan_of(Calibration(protect="none"), (0, 1, 2, 3))
-        found, exact, calls = check(case, plan)
+        found, exact, calls = check_prefill(case, plan)
         assert calls["finish"] == 1
         assert found.report.moved.max() > 0.3 * 40 or (found.report.alone > 0).any()
     assert (exact.report.alone > 0).any()
@@ -108,7 +91,9 @@ def test_rows_with_nearly_all_mass_on_sinks():
 @pytest.mark.parametrize("strength", [13.0, 60.0])
 def test_direct_sums_in_one_piece(strength):
     plan = ec.plan_of(Calibration(protect="none"), (0, 1, 2, 3))
-    _, _, calls = check(tiny(8, strength=strength, spread=0.1), plan, using=TritonEngine(WHOLE))
+    _, _, calls = check_prefill(
+        tiny(8, strength=strength, spread=0.1), plan, using=TritonEngine(WHOLE)
+    )
     assert "finish" not in calls
 
 
@@ -117,7 +102,7 @@ def test_direct_sums_in_large_blocks_of_several_parts():
     blocks = SMALL._replace(direct_rows=32, items=64)
     plan = ec.plan_of(Calibration(protect="none"), (0, 1))
     case = tiny(8, tokens=90, strength=13.0, spread=0.1)
-    _, _, calls = check(case, plan, using=TritonEngine(blocks))
+    _, _, calls = check_prefill(case, plan, using=TritonEngine(blocks))
     assert calls["finish"] == 1
 
 
@@ -151,12 +136,12 @@ def test_bias_is_read_where_a_block_of_columns_holds_a_sink(place, side, monkeyp
 
     whole = prefill.Launches.sum_anew
     monkeypatch.setattr(prefill.Launches, "sum_anew", spoil)
-    found, _, _ = check(case, plan)
+    found, _, _ = check_prefill(case, plan)
     assert seen == [side == "right"]
     assert found.state.sinks[0, :, 96 - lengths[0] + place].any()
     monkeypatch.setattr(prefill.Launches, "sum_anew", forget)
     with pytest.raises(AssertionError, match="largest relative error"):
-        check(case, plan)
+        check_prefill(case, plan)
 
 
 @pytest.mark.slow
@@ -168,8 +153,8 @@ def test_reports_of_rows_summed_in_pieces(finish_rows):
     for strength in (9.0, 60.0):
         case = tiny(8, batch=2, tokens=70, strength=strength, lengths=(70, 41))
         kernels = TritonEngine(blocks)
-        found, exact, calls = check(case, plan, bare=True, using=kernels)
-        again, _, _ = check(case, plan, bare=True, using=kernels)
+        found, exact, calls = check_prefill(case, plan, bare=True, using=kernels)
+        again, _, _ = check_prefill(case, plan, bare=True, using=kernels)
         assert torch.equal(found.report.facts, again.report.facts)
         assert found.report.facts.dtype == torch.float32
         assert calls["finish"] == 2
@@ -189,7 +174,7 @@ def test_rows_summed_anew_twice(monkeypatch):
 
     monkeypatch.setattr(prefill.Launches, "sum_anew", twice)
     case = tiny(8, strength=13.0, spread=0.1)
-    check(case, ec.plan_of(Calibration(protect="none"), (0, 1)))
+    check_prefill(case, ec.plan_of(Calibration(protect="none"), (0, 1)))
 
 
 def listed_tables(chosen, aim, *, plain, per_pair, lo, hi):
@@ -267,14 +252,14 @@ def test_column_sums_side_by_side(monkeypatch):
     monkeypatch.setattr(prefill, "_CONCURRENT_QUERIES", 2 * 40 * 16 * 4)
     case = tiny(19, batch=2)
     assert case.query.shape[2:] == (40, 16)
-    check(case, ec.plan_of(Calibration(), (0, 1, 3)), using=TritonEngine(SMALL))
+    check_prefill(case, ec.plan_of(Calibration(), (0, 1, 3)), using=TritonEngine(SMALL))
     monkeypatch.setattr(prefill, "_CONCURRENT_QUERIES", 4 * 40 * 16 * 4)
-    check(case, ec.plan_of(Calibration(), (0, 1, 3)), using=TritonEngine(SMALL))
+    check_prefill(case, ec.plan_of(Calibration(), (0, 1, 3)), using=TritonEngine(SMALL))
 
 
 def test_more_sinks_than_a_block_of_them():
     case = tiny(9, tokens=60, sinks=tuple(range(0, 60, 3)), strength=4.0)
-    found, _, _ = check(case, ec.plan_of(Calibration(alpha=1.2), (0, 1)))
+    found, _, _ = check_prefill(case, ec.plan_of(Calibration(alpha=1.2), (0, 1)))
     assert (found.report.sinks > 16).any()
 
 
@@ -284,14 +269,16 @@ def test_flags_over_several_blocks():
     case = tiny(10, tokens=1100, heads=1, groups=1, sinks=(3, 500, 1026, 1050), strength=9.0)
     large = TritonEngine(Blocks(128, 128, 4, 128, 128, 128))
     for protect in ("initial", "first-flagged"):
-        found, _, _ = check(case, ec.plan_of(Calibration(protect=protect), (0,)), using=large)
+        found, _, _ = check_prefill(
+            case, ec.plan_of(Calibration(protect=protect), (0,)), using=large
+        )
         assert found.state.sinks[0, 0, 1026:].any()
 
 
 @pytest.mark.slow
 def test_one_strength_per_head():
     strengths = (HeadStrength(beta=0.0), HeadStrength(mass="reweight", gamma=3.0))
-    check(tiny(11), ec.plan_of(Calibration(), (0, 2), strengths))
+    check_prefill(tiny(11), ec.plan_of(Calibration(), (0, 2), strengths))
 
 
 def test_other_heads_are_the_stock_kernels():
@@ -306,7 +293,7 @@ def test_other_heads_are_the_stock_kernels():
 @pytest.mark.parametrize("decode", ["frozen", "off"])
 def test_prompt_and_continuation_in_one_call(decode):
     case = tiny(13, batch=2, lengths=(40, 30), prompts=(32, 20))
-    _, _, calls = check(case, ec.plan_of(Calibration(decode=decode), (0, 3)), bare=True)
+    _, _, calls = check_prefill(case, ec.plan_of(Calibration(decode=decode), (0, 3)), bare=True)
     assert ("row_lse" in calls) == OWN_LSE
 
 
@@ -425,4 +412,4 @@ def test_blocks_of_devices_with_little_shared_memory(size, dtype):
         held = little.direct_rows + 2 * little.direct_stages * little.direct_columns
         assert held * row_bytes <= 64 << 10
     case = tiny(31, size=size, heads=2, groups=1, dtype=dtype)
-    check(case, ec.plan_of(Calibration(), (1,)), using=TritonEngine(little))
+    check_prefill(case, ec.plan_of(Calibration(), (1,)), using=TritonEngine(little))

@@ -6,19 +6,13 @@ Interpreted on the CPU where there is no GPU, as in ``test_triton``.
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import replace
 
+import engine_cases as ec
 import pytest
 import torch
-
-ON_DEVICE = torch.cuda.is_available()
-if not ON_DEVICE:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, so before that
-pytest.importorskip("triton", reason="the package triton is not installed")
-
-import engine_cases as ec
 from transformers import DynamicCache
+from triton_cases import DEVICE, FUSED, ON_DEVICE, SMALL, check_steps, one_step
 
 from act_harness.attention import binding as attaching
 from act_harness.attention import calibrated, select_cache
@@ -27,49 +21,14 @@ from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import AttentionCall, Stock
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.engines.triton import decode_kernels as step
-from act_harness.engines.triton.blocks import Blocks
 from act_harness.engines.triton.decode import Family
 from act_harness.engines.triton.engine import TritonEngine
 from act_harness.errors import UnsupportedCallError
-
-DEVICE = "cuda" if ON_DEVICE else "cpu"
-SMALL = Blocks(16, 16, 4, 16, 16, 16)
-FUSED = torch.float16 if ON_DEVICE else torch.float32
-"""A data type for which torch has a fused kernel that gives its log-sum-exp."""
 
 
 def tiny(seed, **settings):
     settings = {"batch": 1, "tokens": 34, "prompts": (30,), "sinks": (0, 5, 11), **settings}
     return ec.make_case(seed, **settings).to(DEVICE)
-
-
-def one_step(kernels, case, plan, state, row, *, change=lambda x: x, bare=False, stock=None):
-    """The step of one row; ``change`` makes the tensors that the engine gets."""
-    cut = case.until(row + 1)
-    geometry = cut.geometry(row, bare=bare)
-    return kernels(
-        cut.call(row).each(lambda values: change(values.contiguous())),
-        geometry=geometry,
-        plan=plan,
-        state=state,
-        stock=stock(cut, geometry) if stock else ec.stock_of(cut, geometry),
-    )
-
-
-def steps(kernels, case, plan, **how):
-    """Prefill, then each further row; compare with the reference on the whole."""
-    whole = ec.run(ReferenceEngine(), case, plan).output
-    first = int(case.prompt.any(dim=0).nonzero().max()) + 1
-    state = ec.run(kernels, case.until(first), plan).state
-    outputs = []
-    for row in range(first, case.real.shape[1]):
-        found = one_step(kernels, case, plan, state, row, **how)
-        outputs.append(found.output)
-        state = found.state
-    ec.compare_outputs(torch.cat(outputs, dim=1), whole[:, first:], case)
-    assert "fallback" not in kernels.calls
-    assert kernels.calls["step"] == len(outputs)
-    return kernels
 
 
 def only_family(kernels):
@@ -83,7 +42,7 @@ def test_rows_that_see_everything(strength, groups):
     """By difference, summed anew, left alone; the log-sum-exp is the stock kernel's."""
     case = tiny(20, strength=strength, groups=groups, batch=2, prompts=(30, 30), dtype=FUSED)
     plan = ec.plan_of(Calibration(protect="none"), (0, 1, 3))
-    kernels = steps(TritonEngine(SMALL), case, plan, bare=True)
+    kernels = check_steps(TritonEngine(SMALL), case, plan, bare=True)
     assert "strided" not in kernels.calls
     family, own_lse, plain = only_family(kernels)
     assert family.base is not None
@@ -97,7 +56,7 @@ def test_rows_without_a_log_sum_exp(strength, settings):
     """Soft caps, masks, and a head size that is no power of two."""
     case = tiny(21, strength=strength, **settings)
     plan = ec.plan_of(Calibration(protect="none", alpha=2.0), (0, 1, 2, 3))
-    kernels = steps(TritonEngine(SMALL), case, plan)
+    kernels = check_steps(TritonEngine(SMALL), case, plan)
     assert "strided" not in kernels.calls
     family, own_lse, plain = only_family(kernels)
     assert family.base is None
@@ -112,14 +71,14 @@ def test_everything_seen_but_no_fused_kernel():
         return Stock(ec.stock_of(cut, geometry).run, "eager")
 
     plan = ec.plan_of(Calibration(), (0, 3))
-    kernels = steps(TritonEngine(SMALL), case, plan, bare=True, stock=stock)
+    kernels = check_steps(TritonEngine(SMALL), case, plan, bare=True, stock=stock)
     assert "strided" not in kernels.calls
     assert only_family(kernels)[1:] == (True, True)
 
 
 def test_left_pads_take_the_path_that_looks_at_them():
     case = tiny(23, batch=2, lengths=(34, 20), prompts=(30, 16), side="left")
-    kernels = steps(TritonEngine(SMALL), case, ec.plan_of(Calibration(), (0, 2)))
+    kernels = check_steps(TritonEngine(SMALL), case, ec.plan_of(Calibration(), (0, 2)))
     assert "strided" not in kernels.calls
     assert only_family(kernels)[1:] == (True, False)
 
@@ -130,7 +89,7 @@ def test_right_pads_before_the_new_row():
     gaps = case.real.clone()
     gaps[1, 24:30] = False
     case = replace(case, real=gaps)
-    kernels = steps(TritonEngine(SMALL), case, ec.plan_of(Calibration(), (0, 2)))
+    kernels = check_steps(TritonEngine(SMALL), case, ec.plan_of(Calibration(), (0, 2)))
     assert only_family(kernels)[1:] == (True, False)
 
 
@@ -177,7 +136,7 @@ def test_a_strength_for_each_head_and_another_plan_for_the_same_state():
     case = tiny(27)
     strengths = (HeadStrength(beta=0.0), HeadStrength(mass="reweight", gamma=3.0))
     plan = ec.plan_of(Calibration(), (0, 2), strengths)
-    kernels = steps(TritonEngine(SMALL), case, plan)
+    kernels = check_steps(TritonEngine(SMALL), case, plan)
     state = ec.run(kernels, case.until(30), plan).state
     first = one_step(kernels, case, plan, state, 30)
     other = ec.plan_of(Calibration(), (0, 2), strengths[::-1])
@@ -208,7 +167,7 @@ def _with_gradient(tensor):
 def test_tensors_that_the_dense_kernel_does_not_take(change):
     case = tiny(28, dtype=FUSED)
     with torch.no_grad():
-        kernels = steps(
+        kernels = check_steps(
             TritonEngine(SMALL), case, ec.plan_of(Calibration(), (0, 3)), bare=True, change=change
         )
     assert kernels.calls["strided"] == kernels.calls["step"]
@@ -221,7 +180,7 @@ def test_a_stock_output_that_is_not_contiguous():
         output = ec.stock_of(cut, geometry)()
         return Stock(lambda: output.transpose(2, 3).contiguous().transpose(2, 3), "eager")
 
-    kernels = steps(TritonEngine(SMALL), case, ec.plan_of(Calibration(), (0, 3)), stock=stock)
+    kernels = check_steps(TritonEngine(SMALL), case, ec.plan_of(Calibration(), (0, 3)), stock=stock)
     assert kernels.calls["strided"] == kernels.calls["step"]
 
 
@@ -255,13 +214,15 @@ def test_compiled_kernels_are_kept_for_what_is_alike(monkeypatch):
     monkeypatch.setattr(step, "step_dense", Launched())
     kernels = TritonEngine(SMALL)
     case = tiny(30, dtype=FUSED)
-    steps(kernels, case, ec.plan_of(Calibration(), (0, 3)), bare=True)
+    check_steps(kernels, case, ec.plan_of(Calibration(), (0, 3)), bare=True)
     assert launches == ["looked up", "kept", "kept", "kept"]
     kernels.calls.clear()
-    steps(kernels, case, ec.plan_of(Calibration(), (0, 1, 3)), bare=True)  # another grid
+    check_steps(kernels, case, ec.plan_of(Calibration(), (0, 1, 3)), bare=True)  # another grid
     assert launches[4:] == ["looked up", "kept", "kept", "kept"]
     kernels.calls.clear()
-    steps(kernels, tiny(31, size=32, dtype=FUSED), ec.plan_of(Calibration(), (0, 3)), bare=True)
+    check_steps(
+        kernels, tiny(31, size=32, dtype=FUSED), ec.plan_of(Calibration(), (0, 3)), bare=True
+    )
     assert launches[8:] == ["looked up", "kept", "kept", "kept"]
     assert len(kernels.steps.families) == 2
 

@@ -86,6 +86,7 @@ def test_sinks_writes_json_and_tables(own, tiny_checkpoint, tmp_path, monkeypatc
     assert done.code == 0, done.err
     content = json.loads((tmp_path / "sinks" / "sinks.json").read_text())
     assert content["documents"] == 6
+    assert content["model"]["id"] == "tiny-llama"  # no folder of this machine
     assert [row["task"] for row in content["tasks"]] == ["own_task", "own_second"]
     for name in ("tasks", "heads", "positions", "tokens", "kinds"):
         with (tmp_path / "sinks" / f"{name}.csv").open(newline="") as file:

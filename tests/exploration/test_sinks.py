@@ -94,6 +94,24 @@ def test_counts_are_those_of_the_maps():
     assert {row["kind"] for row in listed if row["token"] == 11} <= {"special"}
 
 
+def test_equal_counts_give_equal_pictures(tmp_path):
+    from act_harness.exploration.figures import draw_sinks
+
+    model = make_tiny()
+    found = count_sinks(model, [document("a", range(5, 25))], calibration=SETTINGS, vocabulary=97)
+    tables = {
+        "positions": found.position_rows(),
+        "heads": found.head_rows(),
+        "tokens": found.token_rows(Words()),
+    }
+    for kind in ("png", "svg"):
+        files = [tmp_path / f"{n}.{kind}" for n in (1, 2)]
+        for file in files:
+            draw_sinks(tables, file, title="costs $5 and $6")
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert "costs" in files[0].read_text()
+
+
 def test_what_is_kept_does_not_grow_with_the_documents():
     model = make_tiny()
 

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_search import drawn, tiny
+from gradient_runs import DRAWN, recipe, search
+from tiny_search import tiny
 
 from act_harness.artifact import load_artifact
 from act_harness.errors import RecipeError
@@ -19,61 +20,8 @@ from act_harness.search.compute.training import Training
 from act_harness.search.documents import Document
 from act_harness.search.processes import Processes
 from act_harness.search.recipe import make_recipe
-from act_harness.search.run import run_search, stable_content
+from act_harness.search.run import stable_content
 from act_harness.support.atomic import canonical_json
-
-
-def level(documents):
-    """Answers of one token each: a longer one would always be the least likely."""
-    return tuple(
-        dataclasses.replace(
-            one, requests=tuple((context, answer[:1]) for context, answer in one.requests)
-        )
-        for one in documents
-    )
-
-
-def twins(task, seed):
-    """Random texts: what is tuned on some of them helps on those alone, so they verify too."""
-    found = drawn(task, seed)
-    return dataclasses.replace(found, search=level(found.search), verify=level(found.search))
-
-
-DRAWN = [twins("a", 5), twins("b", 6)]
-
-
-def recipe(**changes):
-    return make_recipe(
-        {
-            "name": "tiny",
-            "tasks": ["a", "b"],
-            "samples": 8,
-            "verify_samples": 8,
-            "calibration": {"alpha": 2.0},
-            "method": "gradient",
-            "chunk_tokens": 100,
-            "controls": {"random_sets": 2},
-            **changes,
-            "gradient": {
-                "epochs": 4,
-                "batch": 4,
-                "rate": 0.3,
-                "sizes": [2, 5],
-                **changes.get("gradient", {}),
-            },
-        }
-    )
-
-
-def search(tmp_path, given=None, documents=DRAWN, name="out"):
-    return run_search(
-        given or recipe(),
-        model=tiny(),
-        documents=documents,
-        ledgers=tmp_path / "ledgers",
-        output=tmp_path / f"{name}.json",
-        show_progress=False,
-    )
 
 
 def test_objectives_by_hand():
@@ -225,19 +173,6 @@ def test_a_killed_search_goes_on_to_the_same_artifact(tmp_path, monkeypatch, epo
     again = search(tmp_path / "killed", given)
     assert again.artifact.search["run"]["units_from_ledger"] > epochs
     assert canonical_json(stable_content(again.artifact)) == canonical_json(stable_content(whole))
-
-
-@pytest.mark.parametrize("target", ["initial", "both", "last", "gate", "temperature"])
-def test_every_target_ends_in_an_artifact_that_scores_as_it_was_tuned(tmp_path, target):
-    """The judge split goes through the product; verify went through the search's attention."""
-    twins = [dataclasses.replace(one, judge=one.verify) for one in DRAWN]
-    given = recipe(gradient={"target": target, "epochs": 2, "sizes": []})
-    found = search(tmp_path, given, twins).artifact
-    if not found.heads:
-        assert "no strengths improved" in found.search["notes"][0]
-        return
-    judged = found.search["judgement"]["chosen_by"]
-    assert judged["selected"] == pytest.approx(found.search["rule"]["tried"][-1]["value"], abs=1e-6)
 
 
 def test_entropy_needs_no_labels_and_corrected_does(tmp_path):

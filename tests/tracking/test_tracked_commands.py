@@ -236,7 +236,7 @@ def test_bad_options_are_found_before_anything_is_done(call, monkeypatch):
     assert "pip install 'wandb>=0.31' 'wandb-workspaces>=0.4'" in err
 
 
-@pytest.mark.parametrize("name", ["eval", "search", "judge"])
+@pytest.mark.parametrize("name", ["eval", "search", "methods", "judge"])
 def test_the_options_are_the_same_for_all_commands(name):
     import typer
 
@@ -253,6 +253,29 @@ def test_the_options_are_the_same_for_all_commands(name):
 
 
 # -- search ----------------------------------------------------------------------------------------
+
+
+def test_methods_log_both_tables(call, tiny_checkpoint, tmp_path):
+    from method_runs import DOCUMENTS
+    from method_runs import RECIPE as OF_METHODS
+
+    from act_harness.search.documents import write_documents
+
+    write_documents(tmp_path / "documents.json", DOCUMENTS)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(OF_METHODS))
+    code, said, _ = call(
+        "methods", tmp_path / "recipe.yaml", "--documents", tmp_path / "documents.json",
+        "--pretrained", tiny_checkpoint, "--model-args", "dtype=float32", "--device", "cpu",
+        "--methods", "signed", "--output", tmp_path / "out", *OFFLINE,
+    )  # fmt: skip
+    assert code == 0
+    assert "wandb sync" in said
+    found = only_run(tmp_path / "out")
+    assert found.run.job_type == "methods"
+    stored = json.loads((tmp_path / "out/methods.json").read_text())
+    wanted = stored["methods"]["signed"]["columns"]["raw"]["difference"]
+    assert found.scalars()["methods/signed/raw"] == pytest.approx(wanted)
+    assert {row["column"] for row in found.table("methods_equal")} == set(stored["columns"])
 
 
 RECIPE = {

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from act_harness.engines.geometry import Geometry
     from act_harness.engines.operation import AttentionCall
     from act_harness.engines.stock import FusedKernel
+    from act_harness.engines.triton.selection import Selection
 
 __all__ = ["Sheet", "Step", "Steps", "make_sheet"]
 
@@ -48,17 +49,16 @@ class Sheet(NamedTuple):
     data: Tensor  # (B, h, HEADER + T) int32
     slots: int  # h
     sink_total: int  # T
+    maps: str  # what the kernels are compiled for
+    kind: tuple[int, str]  # slots and maps
 
 
-def make_sheet(
-    plan: LayerPlan, facts: Tensor, *, index: Tensor, count: Tensor, flags: Tensor
-) -> Sheet:
+def make_sheet(selection: Selection, *, index: Tensor, count: Tensor, flags: Tensor) -> Sheet:
     """Write a sheet: four launches.
 
     Args:
-        plan: whose heads the other tensors belong to.
-        facts: (h, 3) int32 head, bits of its strength, 1 for damping.
-        index: (B, h, T) int32 the sinks' columns, then anything.
+        selection: the plan whose heads the other tensors belong to.
+        index: (B, h, T) int32 the sinks' columns as ``flag_sinks`` lists them, then anything.
         count: (B, h) int32 number of sinks.
         flags: (B, h, T) uint8 the sinks.
     """
@@ -66,11 +66,12 @@ def make_sheet(
     shape = (batch, slots, step.HEADER + total)
     data = torch.empty(shape, dtype=torch.int32, device=index.device)
     data[..., 0].copy_(count)
-    data[..., 1 : step.HEADER].copy_(facts)
+    data[..., 1 : step.HEADER].copy_(selection.facts)
     entries = data[..., step.HEADER :]
     torch.bitwise_and(index, step.FLAG - 1, out=entries)  # what follows the sinks is not defined
     entries.add_(flags, alpha=step.FLAG)
-    return Sheet(plan, data, slots, total)
+    maps = selection.maps
+    return Sheet(selection.plan, data, slots, total, maps, (slots, maps))
 
 
 class Family:
@@ -81,7 +82,7 @@ class Family:
         self.base = base
         self.constants = constants
         self.warm = warm  # whether compiled kernels may be kept
-        self.runners: dict[int, Callable[..., None]] = {}  # by number of slots
+        self.runners: dict[tuple[int, str], Callable[..., None]] = {}  # by a sheet's kind
 
 
 class Step(NamedTuple):
@@ -171,22 +172,22 @@ class Steps:
         self.note("step")
         seen = query if found.seen is None else found.seen
         slots = sheet.slots
-        runner = family.runners.get(slots)
+        runner = family.runners.get(sheet.kind)
         if runner is not None:
             runner(
                 query, key, value, output, lse, sheet.data, seen,
                 found.key_shape[2], found.first_column, sheet.sink_total, slots,
-                *family.constants,
+                *family.constants, sheet.maps,
             )  # fmt: skip
             return output
         grid = (query.shape[0] * slots, 1, 1)
         compiled = step.step_dense[grid](
             query, key, value, output, lse, sheet.data, seen,
             found.key_shape[2], found.first_column, sheet.sink_total, slots,
-            *family.constants,
+            *family.constants, sheet.maps,
         )  # fmt: skip
         if family.warm and compiled is not None:
-            family.runners[slots] = compiled[grid]
+            family.runners[sheet.kind] = compiled[grid]
         return output
 
     def other(
@@ -263,7 +264,7 @@ class Steps:
             geometry.columns, geometry.first_column, sheet.sink_total, sheet.slots,
             query.shape[1] // key.shape[1], scale, softcap or 0.0,
             MIN_OTHER_MASS, self.most_on[query.dtype],
-            lse is None, seen is None, softcap is not None, *_blocks(query.shape[-1]),
+            lse is None, seen is None, softcap is not None, *_blocks(query.shape[-1]), sheet.maps,
         )  # fmt: skip
 
 

@@ -4,9 +4,10 @@ A step touches the columns of the prompt's sinks only, unless subtraction would 
 ``kernels``); then, and where the stock kernel gives no log-sum-exp, a program reads all columns of
 its row. One program works for one sequence and one selected head; products are summed in float32.
 
-What a layer's prefill found, and what its plan asks for, come in one *sheet*, (B, h, 4 + T) int32:
-the number of sinks, the head, its strength (the bits of a float32), 1 for damping; then T entries,
-of which entry i is the column of the i-th sink, plus ``FLAG`` where column i itself is a sink.
+What a layer's prefill found, and what its plan asks for, come in one *sheet*, (B, h, 5 + T) int32:
+the number of sinks, the head, its strength (the bits of a float32), its mass map, the strength of
+the initial token (maps ``both``). Then come T entries: entry i is the column of the i-th sink as
+``flag_sinks`` lists it, plus ``FLAG`` where column i itself is a sink.
 
 ``step_dense`` takes contiguous tensors, so that one integer says where everything lies;
 ``step_sinks`` takes any strides. Numbers that grow with the sequence are not specialised on: a
@@ -18,11 +19,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from act_harness.engines.triton.prefill_kernels import dense, factors
+from act_harness.engines.triton.prefill_kernels import dense, factors, moves
 
 __all__ = ["FLAG", "HEADER", "step_dense", "step_sinks"]
 
-HEADER = 4
+HEADER = 5
 """Numbers before a sheet's entries."""
 
 FLAG = 1 << 30
@@ -48,12 +49,12 @@ def row_of_a_pair(
     q_at, k_base, v_base, out_at, lse_at, sheet_at, seen_at,
     skn, svn, columns, first_column, sink_total, scale, softcap, min_other, most_on,
     OWN_LSE: tl.constexpr, PLAIN: tl.constexpr, SOFTCAP: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr, MAPS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Calibrate one row of one head; the pointers are the pair's own."""
     count = tl.load(sheet_at)
     if count > 0:
-        entries = sheet_at + 4
+        entries = sheet_at + 5
         d = tl.arange(0, BD)
         q = tl.load(q_at + d, mask=d < D, other=0.0).to(tl.float32)
         if OWN_LSE:
@@ -76,11 +77,19 @@ def row_of_a_pair(
             lse = highest + tl.log2(tl.sum(mass * tl.exp2(top - highest), axis=0))
         else:
             lse = tl.load(lse_at) * _LOG2E
+        strength = tl.load(sheet_at + 2).to(tl.float32, bitcast=True)
         on = tl.zeros([BS], tl.float32)
         acc = tl.zeros([BD], tl.float32)
+        scaled = tl.zeros([BS], tl.float32)  # weights, and values by them, times their strengths
+        acc_scaled = tl.zeros([BD], tl.float32)
+        if MAPS == "both":
+            initial = tl.load(sheet_at + 4).to(tl.float32, bitcast=True)
         for start in range(0, count, BS):
             s = start + tl.arange(0, BS)
             position = tl.load(entries + s, mask=s < count, other=0) & 0x3FFFFFFF
+            if MAPS == "both":
+                own = tl.where(position >= 0x20000000, initial, strength)
+                position = position & 0x1FFFFFFF
             n = position - first_column
             sees = (s < count) & (n >= 0) & (n < columns)
             if not PLAIN:
@@ -92,13 +101,23 @@ def row_of_a_pair(
             weight = tl.exp2(tl.where(sees, value, float("-inf")))
             on += weight
             acc += tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
+            if MAPS == "both":
+                weight = weight * own
+                scaled += weight
+                acc_scaled += tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
         m = tl.sum(on, axis=0)
-        if m > 0:
-            strength = tl.load(sheet_at + 2).to(tl.float32, bitcast=True)
-            damp = tl.load(sheet_at + 3) != 0
-            inside, outside = factors(m, 1.0 - m, strength, damp)
+        share = tl.sum(scaled, axis=0)
+        mass_map = tl.load(sheet_at + 3)
+        changes, _ = moves(m, strength, mass_map, MAPS)
+        if changes:
+            damp = mass_map == 1
+            inside, outside = factors(m, share, 1.0 - m, strength, mass_map, MAPS)
             old = outside * tl.load(out_at + d, mask=d < D, other=0.0).to(tl.float32)
-            result = old + (inside - outside) * acc
+            if MAPS == "both":
+                result = old + outside * (acc_scaled - acc)
+                acc = acc_scaled
+            else:
+                result = old + (inside - outside) * acc
             lost = tl.sum(old * old, axis=0) > 4.0 * tl.sum(result * result, axis=0)
             written = tl.where(m > 0, D, 0)
             if lost | (m > most_on):
@@ -119,7 +138,7 @@ def row_of_a_pair(
                     off += weight
                     rest += tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
                 u = tl.sum(off, axis=0)
-                inside, outside = factors(m, u, strength, damp)
+                inside, outside = factors(m, share, u, strength, mass_map, MAPS)
                 result = outside * rest + inside * acc
                 written = tl.where(damp, tl.where(u >= min_other, D, 0), D)
             tl.store(out_at + d, result.to(out_at.dtype.element_ty), mask=d < written)
@@ -132,12 +151,12 @@ def step_dense(
     SCALE: tl.constexpr, CAP: tl.constexpr, MIN_OTHER: tl.constexpr, MOST_ON: tl.constexpr,
     HEADS: tl.constexpr, GROUPS: tl.constexpr,
     OWN_LSE: tl.constexpr, PLAIN: tl.constexpr, SOFTCAP: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr, MAPS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Calibrate the row of every sequence in ``out`` (B, 1, H, D); all tensors are contiguous."""
     pair = tl.program_id(0).to(tl.int64)
     b = pair // slots
-    sheet_at = sheet_ptr + pair * (sink_total + 4)
+    sheet_at = sheet_ptr + pair * (sink_total + 5)
     head = tl.load(sheet_at + 1)
     row = b * HEADS + head
     group = (b * GROUPS + head // (HEADS // GROUPS)) * columns
@@ -145,7 +164,7 @@ def step_dense(
         q_ptr + row * D, k_ptr + group * D, v_ptr + group * D, out_ptr + row * D, lse_ptr + row,
         sheet_at, seen_ptr + b * columns,
         D, D, columns, first_column, sink_total, SCALE, CAP, MIN_OTHER, MOST_ON,
-        OWN_LSE, PLAIN, SOFTCAP, D, BD, BN, BS,
+        OWN_LSE, PLAIN, SOFTCAP, D, BD, BN, BS, MAPS,
     )  # fmt: skip
 
 
@@ -155,12 +174,12 @@ def step_sinks(
     sqb, sqh, skb, skh, skn, svb, svh, svn, sob, soh, slb, slh,
     columns, first_column, sink_total, slots, per_group, scale, softcap, min_other, most_on,
     OWN_LSE: tl.constexpr, PLAIN: tl.constexpr, SOFTCAP: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr, MAPS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Calibrate the row of every sequence in ``out`` (B, 1, H, D), dense in their last axis."""
     pair = tl.program_id(0).to(tl.int64)
     b = pair // slots
-    sheet_at = sheet_ptr + pair * (sink_total + 4)
+    sheet_at = sheet_ptr + pair * (sink_total + 5)
     head = tl.load(sheet_at + 1).to(tl.int64)
     group = head // per_group
     row_of_a_pair(
@@ -168,5 +187,5 @@ def step_sinks(
         out_ptr + b * sob + head * soh, lse_ptr + b * slb + head * slh,
         sheet_at, seen_ptr + b * columns,
         skn, svn, columns, first_column, sink_total, scale, softcap, min_other, most_on,
-        OWN_LSE, PLAIN, SOFTCAP, D, BD, BN, BS,
+        OWN_LSE, PLAIN, SOFTCAP, D, BD, BN, BS, MAPS,
     )  # fmt: skip

@@ -21,7 +21,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from act_harness.engines.triton.prefill_kernels import dense, factors, logits, on_sinks, store_tally
+from act_harness.engines.triton.prefill_kernels import (
+    dense,
+    factors,
+    left,
+    logits,
+    moves,
+    on_sinks,
+    store_tally,
+    strengths_of,
+)
 
 __all__ = ["direct_sums", "finish_direct", "gather_rows"]
 
@@ -206,25 +215,25 @@ def off_sinks(
 @triton.jit
 def settle(
     m, live, q, lse, lo, hi, off, rest, pair, b, slot, head,
-    k_base, v_base, out_ptr, strength_ptr, damp_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally,
+    k_base, v_base, out_ptr, strength_ptr, map_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally,
     skn, svn, sob, soh, som, rows, columns, sink_total, first_column, plane, scale, softcap,
-    few_rows, min_other,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, REPORT: tl.constexpr,
+    few_rows, min_other, slots,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, REPORT: tl.constexpr, MAPS: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add the sinks' part to rows whose sums off the sinks are known, and write them."""
     d = tl.arange(0, BD)
-    on, few, acc = on_sinks(
+    strength, initial = strengths_of(strength_ptr, slot, slots, MAPS)
+    on, few, share, few_share, acc = on_sinks(
         q, lse, lo, hi, index_ptr + pair.to(tl.int64) * sink_total, seen_ptr + b * sink_total,
         k_base, v_base, tl.load(count_ptr + pair), first_column, columns, skn, svn, scale, softcap,
-        few_rows, tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32),
-        tl.zeros([BM, BD], tl.float32), SOFTCAP, PRECISION, REPORT, D, BD, BS,
+        few_rows, strength, initial, SOFTCAP, PRECISION, REPORT, MAPS, False, D, BD, BM, BS,
     )  # fmt: skip
-    strength = tl.load(strength_ptr + slot)
-    damp = tl.load(damp_ptr + slot) != 0
-    alone = live & damp & (off < min_other)
-    changes = live & (on > 0) & (alone == 0)
-    inside, outside = factors(on, tl.where(changes, off, 1.0), strength, damp)
+    mass_map = tl.load(map_ptr + slot)
+    moved, _ = moves(on, strength, mass_map, MAPS)
+    alone = live & (mass_map == 1) & (off < min_other)
+    changes = live & moved & (alone == 0)
+    inside, outside = factors(on, share, tl.where(changes, off, 1.0), strength, mass_map, MAPS)
     result = outside[:, None] * rest + inside[:, None] * acc
     tl.store(
         out_ptr + b * sob + head * soh + m[:, None] * som + d[None, :],
@@ -233,21 +242,23 @@ def settle(
     )  # fmt: skip
     if REPORT:
         kind = tl.load(kind_ptr + b * rows + m, mask=live, other=0)
-        share = tl.where(changes & (kind == 1), 1.0 - inside, 0.0)
-        left = tl.sum((alone & (kind == 1)).to(tl.float32), axis=0)
-        store_tally(tally, plane, tl.sum(on * share, axis=0), tl.sum(few * share, axis=0), left)
+        counts = changes & (kind == 1)
+        lost_on = tl.where(counts, left(on, share, inside, outside, MAPS), 0.0)
+        lost_few = tl.where(counts, left(few, few_share, inside, outside, MAPS), 0.0)
+        number = tl.sum((alone & (kind == 1)).to(tl.float32), axis=0)
+        store_tally(tally, plane, tl.sum(lost_on, axis=0), tl.sum(lost_few, axis=0), number)
 
 
 @triton.jit(do_not_specialize=["slots", "pairs", "per_pair", "width", "counted", "pieces"])
 def direct_sums(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, map_ptr,
     kind_ptr, lo_ptr, hi_ptr, real_ptr, flags_ptr, bias_ptr, holds_ptr, seen_ptr, index_ptr, count_ptr,
     listed_ptr, rows_ptr, work_ptr, items_ptr, facts_ptr, tally_ptr, values_ptr, masses_ptr,
     sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, slb, slh, slm,
     rows, columns, total, sink_total, first_column, slots, per_group, scale, softcap,
     few_rows, min_other, pairs, per_pair, width, counted, pieces,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
-    REPORT: tl.constexpr,
+    REPORT: tl.constexpr, MAPS: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Sum a block of listed rows off the sinks; write ``out``, or an item's part of the sums.
@@ -317,22 +328,22 @@ def direct_sums(
             tally = tally_ptr + pair.to(tl.int64) * width + counted + g % per_pair * pieces
             settle(
                 m, live, q, lse, lo, hi, off, rest, pair, b, slot, head,
-                k_base, v_base, out_ptr, strength_ptr, damp_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally,
+                k_base, v_base, out_ptr, strength_ptr, map_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally,
                 skn, svn, sob, soh, som, rows, columns, sink_total, first_column, pairs.to(tl.int64) * width, scale, softcap,
-                few_rows, min_other, SOFTCAP, PRECISION, REPORT, D, BD, BM, BS,
+                few_rows, min_other, slots, SOFTCAP, PRECISION, REPORT, MAPS, D, BD, BM, BS,
             )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["slots", "pairs", "per_pair", "width", "counted", "programs"])
 def finish_direct(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, map_ptr,
     kind_ptr, lo_ptr, hi_ptr, seen_ptr, index_ptr, count_ptr,
     listed_ptr, rows_ptr, work_ptr, items_ptr, facts_ptr, tally_ptr, values_ptr, masses_ptr,
     sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, slb, slh, slm,
     rows, columns, sink_total, first_column, slots, per_group, scale, softcap,
     few_rows, min_other, pairs, per_pair, width, counted, programs,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
-    REPORT: tl.constexpr,
+    REPORT: tl.constexpr, MAPS: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr, FM: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add up the parts of split blocks, FM rows a program, and write the rows."""
@@ -376,7 +387,7 @@ def finish_direct(
             m, live, q, lse, lo, hi, off, rest, pair, b, slot, head,
             k_ptr + b * skb + (head // per_group) * skh,
             v_ptr + b * svb + (head // per_group) * svh,
-            out_ptr, strength_ptr, damp_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally,
+            out_ptr, strength_ptr, map_ptr, kind_ptr, seen_ptr, index_ptr, count_ptr, tally,
             skn, svn, sob, soh, som, rows, columns, sink_total, first_column, pairs.to(tl.int64) * width, scale, softcap,
-            few_rows, min_other, SOFTCAP, PRECISION, REPORT, D, BD, FM, BS,
+            few_rows, min_other, slots, SOFTCAP, PRECISION, REPORT, MAPS, D, BD, FM, BS,
         )  # fmt: skip

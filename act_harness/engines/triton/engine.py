@@ -23,7 +23,7 @@ from act_harness.engines.segments import LONGEST
 from act_harness.engines.stock import attend_with_lse
 from act_harness.engines.torch import TorchEngine
 from act_harness.engines.triton.decode import Sheet, Steps, make_sheet
-from act_harness.engines.triton.prefill import MOST_ON, Launches, Sinks, detection_of
+from act_harness.engines.triton.prefill import INITIAL, MOST_ON, Launches, Sinks, detection_of
 from act_harness.engines.triton.segments import SegmentKernels
 from act_harness.engines.triton.selection import COMPUTES, Selection
 
@@ -44,7 +44,7 @@ _logger = logging.getLogger(__name__)
 class TritonState(LayerState):
     """The prompt's sinks also as lists, so that extending touches only their columns."""
 
-    index: Tensor | None = None  # (B, h, T) int32: flagged columns first, in order
+    index: Tensor | None = None  # (B, h, T) int32: flagged columns first, see ``flag_sinks``
     count: Tensor | None = None  # (B, h) int32
     flags: Tensor | None = None  # (B, h, T) uint8: the sinks as the kernels read them
 
@@ -57,10 +57,7 @@ class TritonState(LayerState):
         if self.sheet is None or self.sheet.plan is not selection.plan:
             if self.index is None or self.count is None or self.flags is None:
                 raise ValueError("the state's sinks are not listed")
-            self.sheet = make_sheet(
-                selection.plan, selection.facts, index=self.index, count=self.count,
-                flags=self.flags,
-            )  # fmt: skip
+            self.sheet = make_sheet(selection, index=self.index, count=self.count, flags=self.flags)
         return self.sheet
 
 
@@ -121,7 +118,7 @@ class TritonEngine:
         selection = self._select(plan, query.device)
         frozen = member("decode", plan.calibration.decode, COMPUTES) != "off"
         if state is not None and query.shape[2] == 1 and frozen:
-            found = _listed(state)
+            found = _listed(state, geometry, plan)
             sheet = found.sheet_of(selection)
             stepped = self.steps.other(call, geometry=geometry, sheet=sheet, stock=stock)
             return EngineResult(stepped, found, None)
@@ -133,13 +130,15 @@ class TritonEngine:
             sinks, facts = launches.detect()
             launches.apply(sinks, output, facts=facts)
             return EngineResult(output, _state_of(sinks), Report(facts))
-        found = _listed(state)
+        found = _listed(state, geometry, plan)
         launches.apply(_sinks_of(found), output)
         return EngineResult(output, found, None)
 
     def takes_segments(self, plan: LayerPlan, capacity: Capacity) -> bool:
         """Whether :meth:`calibrate_segments` computes such a plan on segments of this capacity."""
         running = member("decode", plan.calibration.decode, COMPUTES) == "running"
+        if member("target", plan.calibration.target, COMPUTES) == "span":
+            return False  # a layout of segments does not say where a prompt's span lies
         return not running and capacity.longest_context <= LONGEST
 
     def calibrate_segments(
@@ -193,17 +192,20 @@ def _unsupported(
     return ""
 
 
-def _listed(state: LayerState) -> TritonState:
+def _listed(state: LayerState, geometry: Geometry, plan: LayerPlan) -> TritonState:
     """Return the state with its sinks as lists, as the kernels read them."""
     if isinstance(state, TritonState) and state.flags is not None:
         return state
     sinks = state.sinks.contiguous()
     order = state.sinks.int().sort(dim=-1, descending=True, stable=True).indices
+    index = order.to(torch.int32)
+    if member("target", plan.calibration.target, COMPUTES) == "both":
+        index += (order == geometry.first[:, None, None]) * INITIAL
     return TritonState(
         sinks,
         state.sums,
         state.seen,
-        order.to(torch.int32),
+        index,
         state.sinks.sum(dim=-1, dtype=torch.int32),
         sinks.view(torch.uint8),
     )

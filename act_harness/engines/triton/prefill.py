@@ -13,18 +13,23 @@ from torch import Tensor
 from act_harness.calibration import FEW_ROWS, MIN_OTHER_MASS, Calibration
 from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import AttentionCall, boundary, member
+from act_harness.engines.targets import span_columns
 from act_harness.engines.triton import direct_kernels as direct
 from act_harness.engines.triton import prefill_kernels as kernels
 from act_harness.engines.triton.blocks import default_blocks
 from act_harness.engines.triton.selection import COMPUTES
 
 if TYPE_CHECKING:
+    from act_harness.calibration import LayerPlan
     from act_harness.engines.triton.selection import Launcher, Selection
 
-__all__ = ["MOST_ON", "Launches", "Sinks", "detection_of"]
+__all__ = ["INITIAL", "MOST_ON", "Launches", "Sinks", "detection_of"]
 
 MOST_ON = {torch.float32: 0.5, torch.float16: 0.9, torch.bfloat16: 0.98}
 """Mass on the sinks beyond which 1 - m has lost too many digits for the dtype of the output."""
+
+INITIAL = 1 << 29
+"""What a listed column has added that is the initial token, with a strength of its own."""
 
 _PROTECT = {"none": 0, "initial": 1, "first-flagged": 2}
 
@@ -48,7 +53,7 @@ class Sinks:
     """A layer's sinks as the kernels read them."""
 
     flags: Tensor  # (B, h, T) uint8
-    index: Tensor  # (B, h, T) int32: flagged columns first, in order
+    index: Tensor  # (B, h, T) int32: flagged columns first, in order, see ``flag_sinks``
     count: Tensor  # (B, h) int32
     sums: Tensor | None = None  # (B, h, T) float32 and
     seen: Tensor | None = None  # (B, T) int32: for decode 'running' only
@@ -148,9 +153,12 @@ class Launches:
         shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.total)
         whole = geometry.first_column == 0 and geometry.columns == geometry.total
         make = torch.empty if whole else torch.zeros
-        sums = make(shape, dtype=torch.float32, device=device)
         running = member("decode", calibration.decode, COMPUTES) == "running"
-        if member("target", calibration.target, COMPUTES) == "sinks" or running:
+        if member("target", calibration.target, COMPUTES) == "span":
+            sums = _span_of(geometry, self.selection.plan)
+        else:
+            sums = make(shape, dtype=torch.float32, device=device)
+        if calibration.detects or running:
             self._sums(sums)
         seen, most = _census(geometry)
         sinks = Sinks(
@@ -205,7 +213,7 @@ class Launches:
     def _inputs(self, output: Tensor) -> tuple[Tensor, ...]:
         return (
             self.query, self.key, self.value, output, self.lse, self.selection.heads,
-            self.selection.strength, self.selection.damp, self.rows.kind,
+            self.selection.strength, self.selection.masses, self.rows.kind,
         )  # fmt: skip
 
     def _strides(self, output: Tensor) -> tuple[int, ...]:
@@ -221,6 +229,7 @@ class Launches:
             "few_rows": FEW_ROWS,
             "BY_HEAD": self.by_head,
             "REPORT": report,
+            "MAPS": self.selection.maps,
             "BS": self.blocks.sinks,
             "width": self.width,
         }
@@ -355,13 +364,23 @@ def _census(geometry: Geometry) -> tuple[Tensor, Tensor]:
     return geometry.scratch("triton census", make)
 
 
+def _span_of(geometry: Geometry, plan: LayerPlan) -> Tensor:
+    """Return (B, T) uint8: the columns of target ``span``."""
+
+    def make() -> Tensor:
+        return span_columns(geometry, plan)[:, 0].contiguous().view(torch.uint8)
+
+    return geometry.scratch("triton span", make)
+
+
 def detection_of(calibration: Calibration) -> dict[str, Any]:
     """Return the settings of detection as ``flag_sinks`` takes them."""
-    if member("target", calibration.target, COMPUTES) == "initial":
+    target = member("target", calibration.target, COMPUTES)
+    if not calibration.detects:
         return {
             "limit": 1.0,
             "min_rows": 1,
-            "INITIAL": True,
+            "TARGET": target,
             "RELATIVE": True,
             "PROTECT": _PROTECT["none"],
             "AUTO": False,
@@ -375,7 +394,7 @@ def detection_of(calibration: Calibration) -> dict[str, Any]:
     return {
         "limit": float(limit or 0.0),
         "min_rows": least,
-        "INITIAL": False,
+        "TARGET": target,
         "RELATIVE": relative,
         "PROTECT": _PROTECT[member("protect", calibration.protect, COMPUTES)],
         "AUTO": auto,

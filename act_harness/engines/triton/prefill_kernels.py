@@ -188,10 +188,13 @@ def flag_sinks(
     sums_ptr, seen_ptr, most_ptr, first_ptr, real_ptr, flags_ptr, index_ptr, count_ptr,
     bias_ptr, holds_ptr, facts_ptr,
     total, slots, limit, min_rows, boundary, few_rows,
-    INITIAL: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
+    TARGET: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
     BN: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write flags (B, h, T), the flagged columns in order (B, h, T), and their number (B, h).
+
+    ``TARGET`` ``span`` flags given columns: ``sums`` is then (B, T) uint8. Of ``both`` the initial
+    token, which has a strength of its own, is listed with 2 ** 29 added.
 
     ``bias`` (B, h, T) is -inf for sinks and pads, 0 for all other columns; ``holds`` (B, h,
     blocks of BN columns) is 1 where some bias of a block is not 0.
@@ -217,8 +220,11 @@ def flag_sinks(
         held = t < total
         seen = tl.load(seen_ptr + b * total + t, mask=held, other=0)
         real = tl.load(real_ptr + b * total + t, mask=held, other=1)
-        if INITIAL:
-            sink = (t == initial) & (seen > 0)
+        first = (t == initial) & (seen > 0)
+        if TARGET == "initial":
+            sink = first
+        elif TARGET == "span":
+            sink = tl.load(sums_ptr + b.to(tl.int64) * total + t, mask=held, other=0) != 0
         else:
             mass = tl.load(sums_ptr + base + t, mask=held, other=0.0)
             eligible = (seen > 0) & (seen.to(tl.float32) >= needed)
@@ -231,10 +237,15 @@ def flag_sinks(
                 order = flagged + tl.cumsum(sink.to(tl.int32), axis=0)
                 flagged += tl.sum(sink.to(tl.int32), axis=0)
                 sink = sink & (order != 1)
+            if TARGET == "both":
+                sink = sink | first
         ones = sink.to(tl.int32)
         place = count + tl.cumsum(ones, axis=0) - 1
         tl.store(flags_ptr + base + t, ones.to(tl.uint8), mask=held)
-        tl.store(index_ptr + base + place, t, mask=sink)
+        listed = t
+        if TARGET == "both":
+            listed = t + first.to(tl.int32) * 0x20000000
+        tl.store(index_ptr + base + place, listed, mask=sink)
         hidden = sink | (real == 0)
         tl.store(bias_ptr + base + t, tl.where(hidden, float("-inf"), 0.0), mask=held)
         some = tl.max(tl.reshape(hidden.to(tl.int32), [BLOCK // BN, BN]), axis=1)
@@ -251,27 +262,104 @@ def flag_sinks(
 
 
 @triton.jit
-def factors(m, u, strength, damp):
-    """Factors on the sinks and off them for rows of sink mass m and other mass u."""
-    u = tl.maximum(u, 1e-6)  # rows with less are not changed by these factors
-    scaled = u + strength * m
-    inside = tl.where(damp, strength, strength / scaled)
-    outside = tl.where(damp, (1.0 - strength * m) / u, 1.0 / scaled)
+def strengths_of(strength_ptr, slot, slots, MAPS: tl.constexpr):
+    """Strength of a head's map, and that of the initial token under maps ``both``."""
+    strength = tl.load(strength_ptr + slot)
+    initial = strength
+    if MAPS == "both":
+        initial = tl.load(strength_ptr + slots + slot)
+    return strength, initial
+
+
+@triton.jit
+def factors(m, share, u, strength, mass_map, MAPS: tl.constexpr):
+    """Factors on the sinks and off them for rows of sink mass m and other mass u.
+
+    Under maps ``both``, ``share`` is the sum of the columns' strengths times their weights; the
+    factor on a column is then the one on the sinks times its strength.
+    """
+    if MAPS == "both":
+        outside = 1.0 / tl.maximum(u + share, 1e-30)
+        inside = outside
+    else:
+        damp = mass_map == 1
+        scaled = tl.maximum(u + strength * m, 1e-30)
+        # with less than 1e-6 a damped row is left alone, and any finite factors will do
+        inside = tl.where(damp, strength, strength / scaled)
+        outside = tl.where(damp, (1.0 - strength * m) / tl.maximum(u, 1e-6), 1.0 / scaled)
+        if MAPS == "raise":
+            raised = mass_map == 2
+            scaled = u + strength
+            inside = tl.where(raised, strength / tl.maximum(m, 1e-30) / scaled, inside)
+            outside = tl.where(raised, 1.0 / scaled, outside)
     return inside, outside
+
+
+@triton.jit
+def moves(m, strength, mass_map, MAPS: tl.constexpr):
+    """Whether rows of sink mass m change, and whether they are left alone for having so little."""
+    changes = m > 0
+    nothing = m < 0
+    if MAPS == "raise":
+        raised = mass_map == 2
+        nothing = changes & raised & (m < 1e-30)
+        changes = changes & (nothing == 0) & ((mass_map != 2) | (m < strength))
+    return changes, nothing
+
+
+@triton.jit
+def left(m, share, inside, outside, MAPS: tl.constexpr):
+    """What a mass m on the sinks loses: m - m'; ``share`` as in ``factors``."""
+    if MAPS == "both":
+        lost = m - share * outside
+    else:
+        lost = m * (1.0 - inside)
+    return lost
+
+
+@triton.jit
+def add_values(acc, weight, v, EXACT: tl.constexpr, PRECISION: tl.constexpr, MAPS: tl.constexpr):
+    """Add weighted values; ``EXACT``: with what rounding takes off the weights."""
+    if MAPS == "usual":
+        high = weight.to(v.dtype)
+        acc += tl.dot(high, v, input_precision=PRECISION)
+        if EXACT and v.dtype != tl.float32:
+            acc += tl.dot((weight - high.to(tl.float32)).to(v.dtype), v)
+    else:  # strengths make much of little and little of much: neither fits into fp16
+        wide = v.to(tl.float32)
+        if EXACT and v.dtype != tl.float32:
+            acc += tl.dot(weight, wide, input_precision="tf32x3")
+        else:
+            acc += tl.dot(weight, wide, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit
 def on_sinks(
     q, lse, lo, hi, index_base, seen_base, k_base, v_base, count, first_column, columns,
-    skn, svn, scale, softcap, few_rows, m, few, acc,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, REPORT: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
+    skn, svn, scale, softcap, few_rows, strength, initial,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, REPORT: tl.constexpr, MAPS: tl.constexpr,
+    DIFFERENCE: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """Mass (and that on columns few rows see) and values of a block of rows on the sinks."""
+    """Masses and values of a block of rows on the sinks.
+
+    Returns the mass, the same of columns that few rows see, and values by their weights. Under maps
+    ``both`` also the two masses with every weight times its column's strength; values are then by
+    such weights, and with ``DIFFERENCE`` by what these exceed the weights.
+    """
     d = tl.arange(0, BD)
+    m = tl.zeros([BM], tl.float32)
+    few = tl.zeros([BM], tl.float32)
+    share = tl.zeros([BM], tl.float32)
+    few_share = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, BD], tl.float32)
     for start in range(0, count, BS):
         s = start + tl.arange(0, BS)
         position = tl.load(index_base + s, mask=s < count, other=0)
+        if MAPS == "both":
+            own = tl.where(position >= 0x20000000, initial, strength)
+            position = position & 0x1FFFFFFF
         n = position - first_column
         held = (s < count) & (n >= 0) & (n < columns)
         k = tl.load(
@@ -289,11 +377,18 @@ def on_sinks(
         if REPORT:
             rare = tl.load(seen_base + position, mask=s < count, other=few_rows) < few_rows
             few += tl.sum(tl.where(rare[None, :], weight, 0.0), axis=1)
-        high = weight.to(v.dtype)
-        acc += tl.dot(high, v, input_precision=PRECISION)
-        if v.dtype != tl.float32:  # what rounding took off: these products are subtracted later
-            acc += tl.dot((weight - high.to(tl.float32)).to(v.dtype), v)
-    return m, few, acc
+        if MAPS == "both":
+            scaled = weight * own[None, :]
+            share += tl.sum(scaled, axis=1)
+            if REPORT:
+                few_share += tl.sum(tl.where(rare[None, :], scaled, 0.0), axis=1)
+            if DIFFERENCE:
+                weight = weight * (own - 1.0)[None, :]
+            else:
+                weight = scaled
+        # rounding is made up for: these products are subtracted later
+        acc = add_values(acc, weight, v, True, PRECISION, MAPS)
+    return m, few, share, few_share, acc
 
 
 @triton.jit
@@ -306,14 +401,14 @@ def store_tally(place, plane, moved, few_moved, alone) -> None:
 
 @triton.jit(do_not_specialize=["slots", "width"])
 def apply_sinks(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, damp_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, heads_ptr, strength_ptr, map_ptr,
     kind_ptr, lo_ptr, hi_ptr, seen_ptr, index_ptr, count_ptr,
     counts_ptr, found_ptr, arrived_ptr, tally_ptr,
     sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, slb, slh, slm,
     rows, columns, total, sink_total, first_column, slots, per_group, scale, softcap,
     few_rows, most_on, width,
     PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, BY_HEAD: tl.constexpr,
-    CONTINUE: tl.constexpr, REPORT: tl.constexpr,
+    CONTINUE: tl.constexpr, REPORT: tl.constexpr, MAPS: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Calibrate rows of the selected heads in ``out`` (B, C, H, D) by the difference.
@@ -362,20 +457,25 @@ def apply_sinks(
         else:
             lo = tl.load(lo_ptr + b * rows + m, mask=active, other=columns)
             hi = tl.load(hi_ptr + b * rows + m, mask=active, other=-1)
-        on, few, acc = on_sinks(
+        strength, initial = strengths_of(strength_ptr, slot, slots, MAPS)
+        on, few, share, few_share, acc = on_sinks(
             q, lse, lo, hi, index_ptr + pair.to(tl.int64) * sink_total, seen_ptr + b * sink_total,
             k_ptr + b * skb + (head // per_group) * skh,
             v_ptr + b * svb + (head // per_group) * svh,
-            count, first_column, columns, skn, svn, scale, softcap, few_rows,
-            tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32),
-            tl.zeros([BM, BD], tl.float32), SOFTCAP, PRECISION, REPORT, D, BD, BS,
+            count, first_column, columns, skn, svn, scale, softcap, few_rows, strength, initial,
+            SOFTCAP, PRECISION, REPORT, MAPS, True, D, BD, BM, BS,
         )  # fmt: skip
-        strength = tl.load(strength_ptr + slot)
-        damp = tl.load(damp_ptr + slot) != 0
-        touched = active & (on > 0)
-        inside, outside = factors(on, tl.where(touched, 1.0 - on, 1.0), strength, damp)
+        mass_map = tl.load(map_ptr + slot)
+        moved, nothing = moves(on, strength, mass_map, MAPS)
+        touched = active & moved
+        inside, outside = factors(
+            on, share, tl.where(touched, 1.0 - on, 1.0), strength, mass_map, MAPS
+        )
         old = outside[:, None] * old.to(tl.float32)
-        result = old + (inside - outside)[:, None] * acc
+        if MAPS == "both":
+            result = old + outside[:, None] * acc
+        else:
+            result = old + (inside - outside)[:, None] * acc
         lost = tl.sum(old * old, axis=1) > 4.0 * tl.sum(result * result, axis=1)
         direct = touched & (lost | (on > most_on))
         changes = touched & (direct == 0)
@@ -388,7 +488,12 @@ def apply_sinks(
             mask=dense(changes[:, None], d[None, :], D, BD),
         )  # fmt: skip
         if REPORT:
-            share = tl.where(changes & (kind == 1), 1.0 - inside, 0.0)
+            counts = changes & (kind == 1)
+            lost_on = tl.where(counts, left(on, share, inside, outside, MAPS), 0.0)
+            lost_few = tl.where(counts, left(few, few_share, inside, outside, MAPS), 0.0)
+            alone = 0.0
+            if MAPS == "raise":
+                alone = tl.sum((active & nothing & (kind == 1)).to(tl.float32), axis=0)
             store_tally(
-                tally, pairs * width, tl.sum(on * share, axis=0), tl.sum(few * share, axis=0), 0.0
+                tally, pairs * width, tl.sum(lost_on, axis=0), tl.sum(lost_few, axis=0), alone
             )

@@ -18,7 +18,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from act_harness.engines.triton.prefill_kernels import dense, factors
+from act_harness.engines.triton.prefill_kernels import (
+    add_values,
+    dense,
+    factors,
+    left,
+    moves,
+    strengths_of,
+)
 
 __all__ = ["segment_rows", "segment_sinks"]
 
@@ -32,8 +39,8 @@ _DOWN = tl.constexpr(2.0**-14)
 @triton.jit
 def calibrated_rows(
     q_base, k_base, v_base, out_base, lse_base, flags_base, first_row, queries, keys, prompt,
-    strength, damp, sqn, skn, svn, son, scale, few_rows, min_other,
-    CONTEXT: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr,
+    strength, initial, mass_map, sqn, skn, svn, son, scale, few_rows, min_other,
+    CONTEXT: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr, MAPS: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Calibrate a block of a segment's rows; return three sums over prompt rows.
@@ -55,6 +62,8 @@ def calibrated_rows(
     on = tl.zeros([BM], tl.float32)
     off = tl.zeros([BM], tl.float32)
     few = tl.zeros([BM], tl.float32)
+    share = tl.zeros([BM], tl.float32)
+    few_share = tl.zeros([BM], tl.float32)
     hit = tl.zeros([BM, BD], tl.float32)
     rest = tl.zeros([BM, BD], tl.float32)
     last = tl.minimum(first_row + BM, queries) + (keys - queries)
@@ -78,33 +87,43 @@ def calibrated_rows(
         if tl.max(flag.to(tl.int32), axis=0) > 0:
             sink = weight - other
             on += tl.sum(sink, axis=1)
-            hit += tl.dot(sink.to(v.dtype), v, input_precision=PRECISION)
+            rare = (n > prompt - few_rows)[None, :]
             if CONTEXT:
-                few += tl.sum(tl.where((n > prompt - few_rows)[None, :], sink, 0.0), axis=1)
+                few += tl.sum(tl.where(rare, sink, 0.0), axis=1)
+            if MAPS == "both":
+                sink = sink * tl.where(n == 0, initial, strength)[None, :]
+                share += tl.sum(sink, axis=1)
+                if CONTEXT:
+                    few_share += tl.sum(tl.where(rare, sink, 0.0), axis=1)
+            hit = add_values(hit, sink, v, False, PRECISION, MAPS)
     on, off, few = on * _DOWN, off * _DOWN, few * _DOWN
-    alone = active & damp & (off < min_other)
-    changes = active & (on > 0) & (alone == 0)
-    inside, outside = factors(on, tl.where(changes, off, 1.0), strength, damp)
+    share, few_share = share * _DOWN, few_share * _DOWN
+    moved, nothing = moves(on, strength, mass_map, MAPS)
+    alone = active & (((mass_map == 1) & (off < min_other)) | nothing)
+    changes = active & moved & (alone == 0)
+    inside, outside = factors(on, share, tl.where(changes, off, 1.0), strength, mass_map, MAPS)
     result = (outside * _DOWN)[:, None] * rest + (inside * _DOWN)[:, None] * hit
     at = out_base + m[:, None] * son + d[None, :]
     tl.store(
         at, result.to(out_base.dtype.element_ty), mask=dense(changes[:, None], d[None, :], D, BD)
     )
-    share = tl.where(changes & given, 1.0 - inside, 0.0)
-    left = tl.sum((alone & given).to(tl.float32), axis=0)
-    return tl.sum(on * share, axis=0), tl.sum(few * share, axis=0), left
+    counts = changes & given
+    lost_on = tl.where(counts, left(on, share, inside, outside, MAPS), 0.0)
+    lost_few = tl.where(counts, left(few, few_share, inside, outside, MAPS), 0.0)
+    number = tl.sum((alone & given).to(tl.float32), axis=0)
+    return tl.sum(lost_on, axis=0), tl.sum(lost_few, axis=0), number
 
 
 @triton.jit(do_not_specialize=["slh", "width"])
 def segment_sinks(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, table_ptr, heads_ptr, strength_ptr, damp_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, table_ptr, heads_ptr, strength_ptr, map_ptr,
     flags_ptr, facts_ptr, slh, width,
     sqn: tl.constexpr, sqh: tl.constexpr, skn: tl.constexpr, skh: tl.constexpr,
     svn: tl.constexpr, svh: tl.constexpr, son: tl.constexpr, soh: tl.constexpr,
     slots: tl.constexpr, per_group: tl.constexpr, scale: tl.constexpr, few_rows: tl.constexpr,
     min_other: tl.constexpr, limit: tl.constexpr, min_rows: tl.constexpr, boundary: tl.constexpr,
-    INITIAL: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
-    FUSED: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr,
+    TARGET: tl.constexpr, RELATIVE: tl.constexpr, PROTECT: tl.constexpr, AUTO: tl.constexpr,
+    FUSED: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr, MAPS: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write flags (contexts, h, width) uint8 and facts (6, contexts, h) of the contexts."""
@@ -132,7 +151,7 @@ def segment_sinks(
     for start in range(0, prompt, BN):
         t = start + tl.arange(0, BN)
         held = t < prompt
-        if INITIAL:
+        if TARGET == "initial":
             sink = t == 0
         else:
             k = tl.load(
@@ -161,6 +180,8 @@ def segment_sinks(
                 order = flagged + tl.cumsum(sink.to(tl.int32), axis=0)
                 flagged += tl.sum(sink.to(tl.int32), axis=0)
                 sink = sink & (order != 1)
+            if TARGET == "both":
+                sink = sink | (t == 0)
         tl.store(flags_base + t, sink.to(tl.uint8), mask=held)
         count += tl.sum((sink & held).to(tl.int32), axis=0)
         few += tl.sum((sink & held & (t > prompt - few_rows)).to(tl.int32), axis=0)
@@ -170,15 +191,15 @@ def segment_sinks(
     if FUSED:
         tl.debug_barrier()  # the flags that other threads stored
         if count > 0:
-            strength = tl.load(strength_ptr + slot)
-            damp = tl.load(damp_ptr + slot) != 0
+            strength, initial = strengths_of(strength_ptr, slot, slots, MAPS)
+            mass_map = tl.load(map_ptr + slot)
             v_base = v_ptr + tl.load(row + 2).to(tl.int64) * svn + (head // per_group) * svh
             out_base = out_ptr + first * son + head * soh
             for begin in range(0, queries, BM):
                 one, two, three = calibrated_rows(
                     q_base, k_base, v_base, out_base, lse_base, flags_base, begin, queries, queries,
-                    prompt, strength, damp, sqn, skn, svn, son, scale, few_rows, min_other,
-                    True, CONTINUE, PRECISION, D, BD, BM, BN,
+                    prompt, strength, initial, mass_map, sqn, skn, svn, son, scale, few_rows,
+                    min_other, True, CONTINUE, PRECISION, MAPS, D, BD, BM, BN,
                 )  # fmt: skip
                 moved += one
                 few_moved += two
@@ -194,13 +215,13 @@ def segment_sinks(
 
 @triton.jit(do_not_specialize=["slh", "width", "first_segment", "contexts"])
 def segment_rows(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, table_ptr, heads_ptr, strength_ptr, damp_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, table_ptr, heads_ptr, strength_ptr, map_ptr,
     flags_ptr, facts_ptr, tally_ptr, slh, width, first_segment, contexts,
     sqn: tl.constexpr, sqh: tl.constexpr, skn: tl.constexpr, skh: tl.constexpr,
     svn: tl.constexpr, svh: tl.constexpr, son: tl.constexpr, soh: tl.constexpr,
     slots: tl.constexpr, per_group: tl.constexpr, scale: tl.constexpr, few_rows: tl.constexpr,
     min_other: tl.constexpr,
-    CONTEXT: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr,
+    CONTEXT: tl.constexpr, CONTINUE: tl.constexpr, PRECISION: tl.constexpr, MAPS: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ) -> None:  # fmt: skip
     """Calibrate the rows of segments by the flags of their contexts.
@@ -222,6 +243,7 @@ def segment_rows(
         head = tl.load(heads_ptr + slot).to(tl.int64)
         first = tl.load(row).to(tl.int64)
         key = tl.load(row + 2).to(tl.int64)
+        strength, initial = strengths_of(strength_ptr, slot, slots, MAPS)
         moved, few_moved, alone = calibrated_rows(
             q_ptr + first * sqn + head * sqh,
             k_ptr + key * skn + (head // per_group) * skh,
@@ -230,9 +252,9 @@ def segment_rows(
             lse_ptr + head * slh + first,
             flags_ptr + place.to(tl.int64) * width,
             block * BM, queries, tl.load(row + 3), tl.load(row + 4),
-            tl.load(strength_ptr + slot), tl.load(damp_ptr + slot) != 0,
+            strength, initial, tl.load(map_ptr + slot),
             sqn, skn, svn, son, scale, few_rows, min_other,
-            CONTEXT, CONTINUE, PRECISION, D, BD, BM, BN,
+            CONTEXT, CONTINUE, PRECISION, MAPS, D, BD, BM, BN,
         )  # fmt: skip
     if CONTEXT:
         blocks = tl.num_programs(0)

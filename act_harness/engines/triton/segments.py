@@ -101,7 +101,7 @@ class SegmentKernels:
         facts = torch.empty(6, contexts, slots, dtype=torch.float32, device=device)
         pointers = (
             query, key, value, stock.output, stock.lse, segments.table,
-            selection.heads, selection.strength, selection.damp, flags, facts,
+            selection.heads, selection.strength, selection.masses, flags, facts,
         )  # fmt: skip
         numbers = (stock.lse.stride(0), width)
         together = width <= self.fused
@@ -142,14 +142,13 @@ class SegmentKernels:
         if found is None:
             if len(self._families) >= _MOST_KERNELS:
                 self._families.clear()
-            found = self._families[place] = self._make_family(
-                call, output, selection.plan, detection()
-            )
+            found = self._families[place] = self._make_family(call, output, selection, detection())
         return found
 
     def _make_family(
-        self, call: AttentionCall, output: Tensor, plan: LayerPlan, detection: dict[str, Any]
+        self, call: AttentionCall, output: Tensor, selection: Selection, detection: dict[str, Any]
     ) -> _Family:
+        plan = selection.plan
         query, key, value, scale = call[:4]
         size = query.shape[-1]
         blocks = self.blocks or ragged_blocks(size)
@@ -160,10 +159,10 @@ class SegmentKernels:
         )  # fmt: skip
         found = (
             detection["limit"], detection["min_rows"], boundary(query.dtype),
-            detection["INITIAL"], detection["RELATIVE"], detection["PROTECT"], detection["AUTO"],
+            detection["TARGET"], detection["RELATIVE"], detection["PROTECT"], detection["AUTO"],
         )  # fmt: skip
         tiles = (
-            continues, "ieee" if query.dtype == torch.float32 else "tf32",
+            continues, "ieee" if query.dtype == torch.float32 else "tf32", selection.maps,
             size, max(16, triton.next_power_of_2(size)), *blocks,
         )  # fmt: skip
         return _Family(

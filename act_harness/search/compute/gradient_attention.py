@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from act_harness.engines.operation import masked_softmax
 
@@ -26,6 +27,10 @@ __all__ = ["attention_with_bias", "column_bias", "column_sums"]
 
 _MULTIPLE = 8
 """Of head sizes that fused kernels take."""
+
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Those whose backward can add up in one order. Left to itself torch also takes cuDNN's in a
+forward, and another one where a checkpointed layer is computed again under deterministic rules."""
 
 
 def column_bias(theta: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
@@ -85,9 +90,10 @@ def attention_with_bias(
     query = torch.nn.functional.pad(torch.cat([query, ones], dim=-1), (0, pads))
     key = torch.nn.functional.pad(torch.cat([key, extra], dim=-1), (0, pads))
     value = torch.nn.functional.pad(value, (0, parts + pads))
-    output = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
-    )
+    with sdpa_kernel(_KERNELS):
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
+        )
     return output[..., :size].transpose(1, 2)
 
 

@@ -154,6 +154,14 @@ class _Grouped:
         return torch.cat(parts)[None]
 
 
+def _cannot_follow(kind: str, error: Exception) -> UnsupportedModelError:
+    said = " ".join(str(error).split())[:120]
+    return UnsupportedModelError(
+        f"the decoder layers of {kind} cannot be entered one by one ({said}); the search does not "
+        "support this model"
+    )
+
+
 def _by_blocks(
     run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
     projected: list[Tensor],
@@ -304,7 +312,9 @@ class Workbench:
             raise
         except RuntimeError:  # GPT-2's decoder gives its output the shape of its input
             self._narrows = False
-            self._check(kind)
+            self._check_or_refuse(kind)
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise _cannot_follow(kind, error) from error
 
     def _close(self) -> None:
         while self._undo:
@@ -408,6 +418,14 @@ class Workbench:
         head, words = self.model.get_output_embeddings(), self.model.get_input_embeddings()
         self._undo.append(head.register_forward_pre_hook(select).remove)
         self._undo.append(words.register_forward_hook(embed).remove)
+
+    def _check_or_refuse(self, kind: str) -> None:
+        try:
+            self._check(kind)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise _cannot_follow(kind, error) from error
 
     def _check(self, kind: str) -> None:
         """Run a tiny chunk whole and from the middle: both must give the stock model's logits."""

@@ -1,0 +1,129 @@
+"""Scores of documents with a head set in force, by the product's own scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from act_harness.attention import attach
+from act_harness.attention.placement import input_device
+from act_harness.errors import RecipeError
+from act_harness.scoring.scorer import Item, Scorer
+from act_harness.search.methods.context import computing_engine
+from act_harness.search.record import set_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from act_harness.artifact import Artifact, ModelFacts
+    from act_harness.search.documents import Document, TaskDocuments
+
+__all__ = ["Arm", "ArmScorer", "Parts", "Scores", "parts_of"]
+
+Scores = dict[str, dict[str, list[list[float]]]]
+"""Split to task to log-likelihoods, a row a document, as long as its choices."""
+
+Parts = Mapping[str, Mapping[str, Sequence["Document"]]]
+"""Split to task to documents: ``search``, ``verify``, and ``evaluation``, which only judges."""
+
+
+class Arm(NamedTuple):
+    """A method's head set and what it scores."""
+
+    method: str
+    heads: int
+    """Calibrated heads; 0: the untouched model."""
+    artifact_sha256: str | None
+    engine: str | None
+    """What computed it; None: the stock model."""
+    scores: Scores
+    note: str = ""
+    """What a reader of the table should know of it."""
+
+
+def parts_of(documents: Sequence[TaskDocuments]) -> Parts:
+    """Return the documents that arms are scored on.
+
+    ``evaluation`` is of each task the held-out documents where there are any, else those of the
+    split ``judge``.
+
+    Raises:
+        RecipeError: a task has neither, or a document without label or texts of its choices.
+    """
+    for one in documents:
+        if len(one.held_out or one.judge) < 2:
+            raise RecipeError(
+                f"task {one.task!r} has no documents that only judge; prepare them with "
+                "--held-out N, or give the recipe judge_samples"
+            )
+        for document in (*one.search, *one.verify, *(one.held_out or one.judge)):
+            if not document.choices or not 0 <= document.right < len(document.requests):
+                raise RecipeError(
+                    f"document {document.key} of task {one.task!r} lacks its label or the texts of "
+                    "its choices; a table of methods needs both, so prepare the documents again"
+                )
+    return {
+        "search": {one.task: one.search for one in documents},
+        "verify": {one.task: one.verify for one in documents},
+        "evaluation": {one.task: one.held_out or one.judge for one in documents},
+    }
+
+
+@dataclass(frozen=True)
+class ArmScorer:
+    """Scores documents with a model's heads calibrated as an artifact says."""
+
+    model: PreTrainedModel
+    facts: ModelFacts
+    engine: str = "auto"
+    """The recipe's; :meth:`engine_of` says what computes an artifact."""
+
+    @property
+    def device(self) -> str:
+        """Kind of the model's device."""
+        return input_device(self.model).type
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a forward."""
+        return set_tokens(self.device)
+
+    def engine_of(self, artifact: Artifact) -> str:
+        """Return the name of an engine that computes an artifact."""
+        return computing_engine(self.engine, list(artifact.plans().values()), self.device)
+
+    def scores(self, artifact: Artifact | None, parts: Parts) -> Scores:
+        """Return the log-likelihood of every choice of every document, to 6 digits.
+
+        Args:
+            artifact: None or one without heads: the untouched model.
+            parts: documents by split and task.
+        """
+        kept = artifact if artifact is not None and artifact.head_count() else None
+        engine = self.engine if kept is None else self.engine_of(kept)
+        attachment = attach(self.model, kept, facts=self.facts, engine=engine)
+        try:
+            scorer = Scorer(self.model, attachment, token_budget=self.token_budget)
+            return {
+                split: {task: _rows(scorer, documents) for task, documents in tasks.items()}
+                for split, tasks in parts.items()
+            }
+        finally:
+            attachment.detach()
+
+    def arm(self, method: str, artifact: Artifact | None, parts: Parts, *, note: str = "") -> Arm:
+        """Score a method's head set."""
+        heads = artifact.head_count() if artifact is not None else 0
+        found = self.scores(artifact, parts)
+        if artifact is None or not heads:
+            return Arm(method, 0, None, None, found, note)
+        return Arm(method, heads, artifact.sha256(), self.engine_of(artifact), found, note)
+
+
+def _rows(scorer: Scorer, documents: Sequence[Document]) -> list[list[float]]:
+    items = [Item(*request) for document in documents for request in document.requests]
+    found = iter(scorer.score(items))
+    return [
+        [round(next(found).loglikelihood, 6) for _ in document.requests] for document in documents
+    ]

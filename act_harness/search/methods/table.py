@@ -1,0 +1,197 @@
+"""From arms' scores to one table: every column's accuracy, and its difference from the untouched.
+
+Columns are raw accuracy and every calibration of scores that asks the model nothing more
+(:mod:`act_harness.evidence.calibrators`), apart for tasks whose choices are the same for every
+document and tasks where they differ. Differences are paired by document, p-values adjusted over
+the methods of a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from act_harness.errors import InternalError
+from act_harness.evidence.calibrators import (
+    CALIBRATORS,
+    CalibratorInputs,
+    LabelledScores,
+    calibrated_hits,
+    lengths_of,
+)
+from act_harness.evidence.choices import padded
+from act_harness.evidence.results import ChoiceScores
+from act_harness.evidence.stats import (
+    PairedDifference,
+    Part,
+    Verdict,
+    benjamini_hochberg,
+    combined_difference,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from act_harness.evidence.resampling import Array
+    from act_harness.search.methods.arms import Arm, Parts
+
+__all__ = ["Cell", "Column", "Table", "make_table"]
+
+Hits = Callable[[ChoiceScores, CalibratorInputs], "Array"]
+
+
+class Column(NamedTuple):
+    """One reading of the answers, of some tasks."""
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    hits: Hits
+
+
+class Cell(NamedTuple):
+    """A method's accuracy in a column."""
+
+    result: PairedDifference
+    """Against the untouched model."""
+    p_adjusted: float
+    """After Benjamini-Hochberg over the methods of the column."""
+    verdict: Verdict
+    by_task: dict[str, float]
+    """Accuracy by task."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures."""
+        found = self.result
+        return {
+            "accuracy": found.score_b,
+            "difference": found.difference,
+            "interval": list(found.interval),
+            "p": found.p_value,
+            "p_adjusted": self.p_adjusted,
+            "verdict": self.verdict,
+            "by_task": self.by_task,
+        }
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods against the untouched model, on the same documents."""
+
+    columns: tuple[Column, ...]
+    untouched: dict[str, dict[str, float]]
+    """Column to task to accuracy."""
+    cells: dict[str, dict[str, Cell]]
+    """Method to column to cell."""
+
+    def level(self, column: Column) -> float:
+        """Return the untouched model's accuracy in a column, mean over its tasks."""
+        return float(np.mean(list(self.untouched[column.name].values())))
+
+
+def make_table(
+    untouched: Arm, arms: Sequence[Arm], parts: Parts, *, resamples: int = 1999
+) -> Table:
+    """Compare arms with the untouched model.
+
+    Args:
+        untouched: of the stock model.
+        arms: of the methods.
+        parts: the documents that all of them scored.
+        resamples: bootstrap resamples and sign flips of each interval and p.
+    """
+    columns = _columns(parts)
+    base = {column.name: _all_hits(untouched, column, parts) for column in columns}
+    cells: dict[str, dict[str, Cell]] = {arm.method: {} for arm in arms}
+    for column in columns:
+        hits = {arm.method: _all_hits(arm, column, parts) for arm in arms}
+        results = [
+            combined_difference(
+                [Part(base[column.name][task], own[task]) for task in column.tasks],
+                resamples=resamples,
+            )
+            for own in hits.values()
+        ]
+        adjusted = benjamini_hochberg([one.p_value for one in results]).adjusted.tolist()
+        for (name, own), result, p in zip(hits.items(), results, adjusted, strict=True):
+            cells[name][column.name] = Cell(result, p, verdict(result, p), _means(own))
+    return Table(columns, {name: _means(own) for name, own in base.items()}, cells)
+
+
+def _columns(parts: Parts) -> tuple[Column, ...]:
+    same = {task: _same_choices(parts, task) for task in parts["evaluation"]}
+    fixed = tuple(task for task, alike in same.items() if alike)
+    loose = tuple(task for task, alike in same.items() if not alike)
+    found = []
+    for tasks, any_choices, ending, words in (
+        (fixed, False, "", ""),
+        (loose, True, "_other_tasks", ", choices differ by document"),
+    ):
+        if not tasks:
+            continue
+        found.append(Column(f"raw{ending}", f"raw{words}", tasks, _raw))
+        if any_choices:
+            found.append(
+                Column(f"length_normalised{ending}", f"length-normalised{words}", tasks, _by_length)
+            )
+        for one in CALIBRATORS.values():
+            if one.needs in (None, "labelled") and (one.any_choices or not any_choices):
+                hits = partial(_calibrated, one.name)
+                found.append(Column(f"{one.name}{ending}", f"{one.name}{words}", tasks, hits))
+    return tuple(found)
+
+
+def _raw(choices: ChoiceScores, _: CalibratorInputs) -> Array:
+    return np.asarray(choices.scores.argmax(axis=1) == choices.labels, dtype=np.float64)
+
+
+def _by_length(choices: ChoiceScores, _: CalibratorInputs) -> Array:
+    """Scores by the characters of a choice, as lm-eval's ``acc_norm`` has it."""
+    lengths = padded([[float(len(text)) for text in row] for row in choices.choices])
+    there = np.isfinite(choices.scores)
+    scores = np.where(there, choices.scores, 0.0) / np.where(there, np.maximum(lengths, 1.0), 1.0)
+    best = np.where(there, scores, -np.inf).argmax(axis=1)
+    return np.asarray(best == choices.labels, dtype=np.float64)
+
+
+def _calibrated(name: str, choices: ChoiceScores, inputs: CalibratorInputs) -> Array:
+    found = calibrated_hits(CALIBRATORS[name], choices, inputs)
+    if found is None:
+        raise InternalError(f"calibration {name!r} has a column of tasks that it does not apply to")
+    return found
+
+
+def _all_hits(arm: Arm, column: Column, parts: Parts) -> dict[str, Array]:
+    return {task: column.hits(*_read(arm, task, parts)) for task in column.tasks}
+
+
+def _read(arm: Arm, task: str, parts: Parts) -> tuple[ChoiceScores, CalibratorInputs]:
+    """Return an arm's scores of a task, and those of its labelled documents."""
+    documents, same = parts["evaluation"][task], _same_choices(parts, task)
+    labelled = [*parts["search"][task], *parts["verify"][task]]
+    rows = [*arm.scores["search"][task], *arm.scores["verify"][task]]
+    choices = ChoiceScores(
+        scores=padded(arm.scores["evaluation"][task]),
+        labels=np.array([one.right for one in documents], dtype=np.int64),
+        same_choices=same,
+        choices=tuple(one.choices for one in documents),
+    )
+    known = LabelledScores(
+        scores=tuple(map(tuple, rows)),
+        labels=tuple(one.right for one in labelled),
+        lengths=tuple(lengths_of(one.choices) for one in labelled),
+        same_choices=same,
+    )
+    return choices, CalibratorInputs(labelled=known)
+
+
+def _same_choices(parts: Parts, task: str) -> bool:
+    """Say whether all documents of a task, of every split, have the same choices."""
+    return len({one.choices for split in parts.values() for one in split[task]}) == 1
+
+
+def _means(hits: dict[str, Array]) -> dict[str, float]:
+    return {task: float(found.mean()) for task, found in hits.items()}

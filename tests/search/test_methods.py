@@ -1,0 +1,367 @@
+"""Methods on the same documents: what each is, the table by value, equal strength, going on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from method_runs import DOCUMENTS, RECIPE
+from search_child import die_while_writing
+from tiny_search import drawn, tiny
+
+from act_harness.artifact import Artifact, ModelFacts
+from act_harness.attention import model_facts
+from act_harness.calibration import Calibration, HeadStrength
+from act_harness.errors import InputError, RecipeError
+from act_harness.search.documents import Document
+from act_harness.search.methods.arms import Arm, ArmScorer, parts_of
+from act_harness.search.methods.comparison import compare_methods
+from act_harness.search.methods.one_strength import OneStrength
+from act_harness.search.methods.registry import METHODS, chosen_methods
+from act_harness.search.methods.report import write_report
+from act_harness.search.methods.strength import divergence, matching_power, scaled
+from act_harness.search.methods.table import make_table
+from act_harness.search.recipe import make_recipe
+from act_harness.search.run import run_search
+
+MODEL = {"id": "m", "architecture": "LlamaForCausalLM", "num_hidden_layers": 3,
+         "num_attention_heads": 4}  # fmt: skip
+
+
+def recipe(**changes):
+    return make_recipe({**RECIPE, **changes})
+
+
+def compare(folder, names, given_recipe=None, **options):
+    model = tiny()
+    return compare_methods(
+        given_recipe or recipe(), model=model, facts=model_facts(model), documents=DOCUMENTS,
+        methods=chosen_methods(names), folder=folder, show_progress=False, **options,
+    )  # fmt: skip
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_methods_are_chosen_by_name_and_pattern_and_come_in_the_tables_order():
+    names = [one.name for one in chosen_methods(["random-heads-*", "signed"])]
+    assert names == ["none", "signed", *(f"random-heads-{n}" for n in range(1, 11))]
+    assert [one.name for one in chosen_methods([])] == list(METHODS)
+    assert next(iter(METHODS)) == "none"
+
+
+def test_an_unknown_method_is_one_line_with_the_nearest():
+    with pytest.raises(InputError, match=r"method 'singed' is unknown.*did you mean 'signed'\?"):
+        chosen_methods(["none", "singed"])
+    with pytest.raises(InputError, match="another method"):
+        chosen_methods(["none"])
+
+
+def test_one_strength_takes_the_factor_that_verify_likes_best():
+    class Context:
+        def __init__(self):
+            self.facts, self.recipe = ModelFacts(**MODEL), recipe(layers=[1, 2])
+            self.detection = {"alpha": 2.0}
+
+        def verified(self, artifact):
+            return 0.5 if artifact is None else {0.5: 0.6, 2.0: 0.7, 4.0: 0.7}.get(
+                artifact.calibration.gamma, 0.1
+            )  # fmt: skip
+
+    found = OneStrength().find(Context())
+    assert found.calibration.gamma == 2.0
+    assert found.heads == {1: (0, 1, 2, 3), 2: (0, 1, 2, 3)}
+    assert OneStrength(factors=(0.25,)).find(Context()) is None
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def hand_made():
+    """Four documents to judge on and four labelled ones, two choices, no model."""
+
+    def documents(rights, *, same):
+        return tuple(
+            Document(
+                "t", f"{n:08x}", (((1,), (2,)), ((1,), (3,))), right,
+                ("no", "yes") if same else ("a", "b" * (n + 2)),
+            )
+            for n, right in enumerate(rights)
+        )  # fmt: skip
+
+    return {
+        split: {"same": documents(rights, same=True), "other": documents(rights, same=False)}
+        for split, rights in (
+            ("search", (0, 1)), ("verify", (0, 1)), ("evaluation", (0, 0, 1, 1)),
+        )
+    }  # fmt: skip
+
+
+def test_a_table_by_hand():
+    parts = hand_made()
+    labelled = [[-1.0, -3.0], [-3.0, -1.0]]
+    base = {
+        # always the first choice: two of four; less the means (-1.25, -3): 0, 0, 1, 1
+        "same": [[-1.0, -3.5], [-1.0, -3.5], [-1.5, -2.5], [-1.5, -2.5]],
+        "other": [[-1.0, -3.0]] * 4,
+    }
+    arm = {
+        "same": [[-1.0, -3.5], [-1.0, -3.5], [-1.5, -1.0], [-1.5, -2.5]],
+        # by characters 1 and 2, 3, 4, 5: second choices -1.5, -1, -0.75, -0.6 against -1
+        "other": [[-1.0, -3.0]] * 3 + [[-4.0, -3.0]],
+    }
+
+    def scored(name, evaluation):
+        other = {"same": labelled, "other": labelled}
+        scores = {"search": other, "verify": other, "evaluation": evaluation}
+        return Arm(name, 3, "0" * 64, "auto", scores)
+
+    table = make_table(scored("none", base), [scored("x", arm), scored("y", base)], parts)
+    accuracy = {name: one["t" if "t" in one else next(iter(one))] for name, one in
+                table.untouched.items()}  # fmt: skip
+    assert accuracy["raw"] == 0.5
+    assert accuracy["batch"] == 1.0
+    assert accuracy["raw_other_tasks"] == 0.5
+    # -1 against -3/2, -3/3, -3/4, -3/5: the first choice of equal ones, so 0, 0, 1, 1
+    assert accuracy["length_normalised_other_tasks"] == 1.0
+    cells = table.cells["x"]
+    assert cells["raw"].by_task == {"same": 0.75}
+    assert cells["raw"].result.difference == 0.25
+    assert cells["raw"].result.p_value == 1.0  # one changed answer of McNemar's test
+    # less the means (-1.25, -2.625): third -0.25 against 1.625, fourth -0.25 against 0.125
+    assert cells["batch"].by_task == {"same": 1.0}
+    assert cells["raw_other_tasks"].result.difference == 0.25
+    assert table.cells["y"]["raw"].result.difference == 0.0
+    assert [column.name for column in table.columns] == [
+        "raw", "batch", "supervised",
+        "raw_other_tasks", "length_normalised_other_tasks", "supervised_other_tasks",
+    ]  # fmt: skip
+
+
+def test_p_values_are_adjusted_over_the_methods_of_a_column():
+    n = 12
+    documents = tuple(
+        Document("t", f"{i:08x}", (((1,), (2,)), ((1,), (3,))), 1, ("no", "yes")) for i in range(n)
+    )
+    parts = {split: {"t": documents} for split in ("search", "verify", "evaluation")}
+    wrong, right = [-1.0, -2.0], [-2.0, -1.0]
+
+    def arm(name, hits):
+        rows = [right] * hits + [wrong] * (n - hits)
+        return Arm(name, 1, None, None, {split: {"t": rows} for split in parts})
+
+    table = make_table(arm("none", 0), [arm("a", 6), arm("b", 8), arm("c", 1)], parts)
+    # McNemar, all one way: 2 x 2^-6, 2 x 2^-8, 1; Benjamini-Hochberg over these three
+    found = [table.cells[name]["raw"] for name in "abc"]
+    assert [one.result.p_value for one in found] == pytest.approx([2**-5, 2**-7, 1.0])
+    assert [one.p_adjusted for one in found] == pytest.approx([1.5 * 2**-5, 3 * 2**-7, 1.0])
+    assert [one.verdict for one in found] == ["improved", "improved", "inconclusive"]
+
+
+# -- equal strength --------------------------------------------------------------------------------
+
+
+def test_divergence_by_hand():
+    untouched = {"a": [[0.0, 0.0]], "b": [[0.0, 0.0], [1.0, 1.0, 1.0]]}
+    calibrated = {"a": [[math.log(3.0), 0.0]], "b": [[0.0, 0.0], [2.0, 2.0, 2.0]]}
+    one = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert divergence(untouched, calibrated) == pytest.approx(one / 2)  # b: equal answers
+    assert divergence(untouched, untouched) == 0.0
+
+
+def test_strengths_are_taken_to_a_power():
+    maps = {
+        0: HeadStrength(mass="reweight", gamma=4.0),
+        1: HeadStrength(mass="reweight", gamma=0.25),
+        2: HeadStrength(mass="damp", beta=0.0),
+        3: HeadStrength(mass="raise", psi=0.25),
+    }
+    artifact = Artifact(
+        name="x", model=ModelFacts(**MODEL), calibration=Calibration(beta=0.36),
+        heads={0: (0, 1, 2, 3), 2: (1,)}, strengths={0: maps},
+    )  # fmt: skip
+    found = scaled(artifact, 0.5).strengths
+    assert [found[0][h].strength for h in range(4)] == pytest.approx([2.0, 0.5, 0.0, 0.0625])
+    assert found[2][1].beta == pytest.approx(0.6)  # a head that had the calibration's own
+    one = scaled(artifact, 1.0)
+    assert [s.strength for s in one.plans()[0].strengths] == pytest.approx([4.0, 0.25, 0.0, 0.25])
+    both = Artifact(
+        name="x", model=ModelFacts(**MODEL),
+        calibration=Calibration(target="both", mass="reweight", gamma=9.0, gamma_initial=4.0),
+        heads={1: (2,)},
+    )  # fmt: skip
+    strength = scaled(both, 0.5).strengths[1][2]
+    assert (strength.gamma, strength.gamma_initial) == pytest.approx((3.0, 2.0))
+
+
+@given(
+    st.floats(0.2, 8.0), st.floats(0.5, 4.0), st.floats(1e-4, 3.0)
+)  # the true power, its exponent, the size of the divergence there
+def test_the_matching_power_is_found(truth, exponent, wanted):
+    calls = []
+
+    def measure(power):
+        calls.append(power)
+        return wanted * (power / truth) ** exponent
+
+    match = matching_power(measure, wanted)
+    assert match.reached
+    assert match.divergence == pytest.approx(wanted, rel=0.0201)
+    assert len(calls) <= 16
+
+
+def test_what_never_gets_there_says_so():
+    match = matching_power(lambda power: min(power, 2.0) * 0.01, 1.0)
+    assert not match.reached
+    assert match.divergence == pytest.approx(0.02)
+
+
+# -- the whole -------------------------------------------------------------------------------------
+
+SOME = ["act-*", "signed", "both", "random-columns*", "last-columns", "gate", "temperature",
+        "random-heads-1", "*-strength*"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    return folder, compare(folder, SOME)
+
+
+def test_every_method_is_scored_as_its_artifact_says(compared):
+    folder, arms = compared
+    model = tiny()
+    scorer = ArmScorer(model, model_facts(model))
+    parts = parts_of(DOCUMENTS)
+    found = {arm.method: arm for arm in arms.arms}
+    assert [*found] == [one.name for one in chosen_methods(SOME)][1:]
+    for name in ("signed", "last-columns", "temperature"):
+        stored = Artifact.model_validate_json((folder / "artifacts" / f"{name}.json").read_text())
+        assert stored.head_count() == found[name].heads > 0
+        again = scorer.scores(stored, {"evaluation": parts["evaluation"]})
+        assert again["evaluation"] == found[name].scores["evaluation"]
+    targets = {
+        name: json.loads((folder / "artifacts" / f"{name}.json").read_text())["calibration"]
+        for name in found
+        if name != "one-strength"  # may find none, and then writes none
+    }
+    assert targets["random-columns"]["draw"] == "fixed"
+    assert targets["random-columns-anew"]["draw"] == "anew"
+    assert targets["both"]["target"] == "both"
+    assert targets["gate"]["mass"] == "gate"
+    assert targets["act-paper"]["mass"] == "damp"
+    assert targets["signed"]["alpha"] == targets["act-paper"]["alpha"] == 2.0
+    assert found["random-heads-1"].heads == found["signed"].heads
+    strengths = {
+        name: json.loads((folder / "artifacts" / f"{name}.json").read_text())["strengths"]
+        for name in ("signed", "shuffled-strengths", "opposite-strengths")
+    }
+    gammas = {
+        name: [one["gamma"] for own in of.values() for one in own.values()]
+        for name, of in strengths.items()
+    }
+    assert sorted(gammas["shuffled-strengths"]) == sorted(gammas["signed"])
+    assert gammas["opposite-strengths"] == pytest.approx([1 / g for g in gammas["signed"]])
+    # the same rows as an independent forward with nothing calibrated
+    bare = scorer.scores(None, {"verify": parts["verify"]})
+    assert bare["verify"] == arms.untouched.scores["verify"]
+
+
+def test_at_equal_strength_all_move_the_answers_alike(compared):
+    _, arms = compared
+    wanted = arms.divergences["signed"]
+    assert arms.reference == "signed"
+    assert {one.arm.method for one in arms.equal} == {n for n, d in arms.divergences.items() if d}
+    reached = 0
+    for one in arms.equal:
+        moved = divergence(arms.untouched.scores["verify"], one.arm.scores["verify"])
+        assert moved == pytest.approx(one.match.divergence, abs=1e-9)
+        if one.match.reached:
+            reached += 1
+            assert moved == pytest.approx(wanted, rel=0.0201)
+    assert reached >= len(arms.equal) // 2
+
+
+def test_the_report_says_what_was_scored(compared):
+    folder, arms = compared
+    report = write_report(recipe(), arms, folder)
+    stored = json.loads((folder / "methods.json").read_text())
+    signed = next(arm for arm in arms.arms if arm.method == "signed")
+    rights = [one.right for one in DOCUMENTS[0].judge]
+    answers = [int(np.argmax(row)) for row in signed.scores["evaluation"]["a"]]
+    raw = np.mean([a == right for a, right in zip(answers, rights, strict=True)])
+    cell = stored["methods"]["signed"]["columns"]["raw"]
+    assert cell["accuracy"] == pytest.approx(raw)
+    text = report.markdown()
+    assert text.count("| signed |") == 2
+    assert "Place of signed among 1 random head sets" in text
+    assert {"methods.md", "methods.json", "forest.png", "forest-equal.png"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+def test_what_was_found_is_not_found_again(compared, monkeypatch):
+    folder, arms = compared
+    monkeypatch.setattr(ArmScorer, "scores", None)
+    monkeypatch.setattr("act_harness.search.methods.context.run_search", None)
+    assert compare(folder, SOME) == arms
+
+
+def test_a_folder_of_another_comparison_is_refused(compared):
+    folder, _ = compared
+    with pytest.raises(RecipeError, match="another recipe; give another --output"):
+        compare(folder, SOME, recipe(seed=77))
+
+
+def test_a_killed_comparison_goes_on_and_ends_the_same(compared, tmp_path):
+    _, arms = compared
+    names = ["signed", "last-columns"]
+    for moment in (2, 7, 20):
+        child = os.fork()
+        if child == 0:
+            die_while_writing(moment)
+            compare(tmp_path, names)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status)
+    found = compare(tmp_path, names)
+    whole = {arm.method: arm for arm in arms.arms}
+    assert [arm.method for arm in found.arms] == ["signed", "last-columns"]
+    assert [arm.scores for arm in found.arms] == [
+        whole[n].scores for n in ("signed", "last-columns")
+    ]
+    equal = {one.arm.method: one for one in arms.equal}
+    assert [one.match for one in found.equal] == [
+        equal[one.arm.method].match for one in found.equal
+    ]
+
+
+def test_a_task_that_cannot_judge_is_refused(tmp_path):
+    bare = [dataclasses.replace(one, judge=()) for one in DOCUMENTS]
+    with pytest.raises(RecipeError, match="no documents that only judge"):
+        parts_of(bare)
+    with pytest.raises(RecipeError, match="lacks its label or the texts"):
+        parts_of([drawn("a", 5)])
+
+
+def test_a_methods_search_is_the_search_commands(tmp_path):
+    """Its ledger too: `search` and `methods` of one recipe tune nothing twice."""
+    given_recipe = recipe(gradient={**RECIPE["gradient"], "target": "sinks"})
+    model = tiny()
+    facts = model_facts(model)
+    searched = run_search(
+        given_recipe, model=model, documents=DOCUMENTS, facts=facts, ledgers=tmp_path / "ledgers",
+        show_progress=False,
+    )  # fmt: skip
+    arms = compare(tmp_path / "out", ["signed"], given_recipe, ledgers=tmp_path / "ledgers",
+                   equal_strength=False)  # fmt: skip
+    stored = json.loads((tmp_path / "out" / "artifacts" / "signed.json").read_text())
+    assert arms.arms[0].artifact_sha256 == searched.artifact.sha256()
+    assert stored["search"]["run"]["units_from_ledger"] > 0
+    assert len(list((tmp_path / "ledgers").iterdir())) == 1
