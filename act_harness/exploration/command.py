@@ -119,7 +119,8 @@ def explore_from_settings(settings: ExploreSettings) -> Exploration:
     artifact = resolve_artifact(settings.artifact, lm.facts)
     if selection is None:
         text = settings.text or ""
-        document = text_document(lm.model, text_tokens(lm.model, lm.tokenizer, text), artifact)
+        tokens = text_tokens(lm.model, lm.tokenizer, text)
+        document = text_document(lm.model, tokens, artifact, tokenizer=lm.tokenizer)
         title = "Next token"
     else:
         document = _only(selection, lm, settings)

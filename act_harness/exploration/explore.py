@@ -112,7 +112,7 @@ def explore(
     return explore_document(
         model,
         tokenizer,
-        text_document(model, tokens, found),
+        text_document(model, tokens, found, tokenizer=tokenizer),
         artifact=found,
         calibration=calibration,
         heads=heads,
@@ -157,12 +157,16 @@ def explore_document(
     prompt = document.requests[document.right][0]
     before = answer_scores(model, document)
     scores = head_scores(
-        model, document, calibration=settings, strengths=maps, before=before, progress=progress
-    )
+        model, document, calibration=settings, strengths=maps, before=before, tokenizer=tokenizer,
+        progress=progress,
+    )  # fmt: skip
     change = margin(scores, document.right) - margin(before, document.right)
     columns = _Columns(shape, len(prompt), _chosen(heads, table, change, len(prompt)))
     grid = {layer: range(shape[1]) for layer in range(shape[0])}
-    observe(model, prompt, grid, show=columns.take, calibration=settings, artifact=artifact)
+    observe(
+        model, prompt, grid, show=columns.take, calibration=settings, artifact=artifact,
+        tokenizer=tokenizer,
+    )  # fmt: skip
     return Exploration(
         model=_name(facts),
         title=title,
@@ -175,7 +179,7 @@ def explore_document(
         next_token=not document.choices,
         right=document.right,
         before=before,
-        after=answer_scores(model, document, artifact) if artifact else None,
+        after=answer_scores(model, document, artifact, tokenizer=tokenizer) if artifact else None,
         scores=scores,
         means=columns.means,
         sinks=columns.sinks,
