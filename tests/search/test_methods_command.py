@@ -59,9 +59,13 @@ def test_prepared_documents_give_a_table_and_a_second_call_adds_a_method(call, a
 
 def test_tasks_of_lm_eval_are_judged_on_held_out_documents(call, tiny_checkpoint, tmp_path):
     pytest.importorskip("vaderSentiment")
+    (tmp_path / "recipe.yaml").write_text(
+        "tasks: [act_demo_sentiment, act_demo_word]\nsamples: 4\nverify_samples: 4\n"
+        "judge_samples: 0\n"
+    )
     with few_tasks():
         done = call(
-            "methods", "--tasks", "act_demo_sentiment,act_demo_word", "--samples", "4",
+            "methods", tmp_path / "recipe.yaml",
             "--pretrained", tiny_checkpoint, "--model-args", "dtype=float32", "--device", "cpu",
             "--output", tmp_path / "out", "--methods", "one-strength", "--held-out", "6",
         )  # fmt: skip
