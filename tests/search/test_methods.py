@@ -20,9 +20,8 @@ from act_harness.attention import model_facts
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 from act_harness.errors import InputError, RecipeError
 from act_harness.search.documents import Document
-from act_harness.search.methods.arms import Arm, ArmScorer, parts_of
+from act_harness.search.methods.arms import Arm, ArmScorer, computing_engine, parts_of
 from act_harness.search.methods.comparison import compare_methods
-from act_harness.search.methods.context import computing_engine
 from act_harness.search.methods.one_strength import OneStrength
 from act_harness.search.methods.registry import METHODS, chosen_methods
 from act_harness.search.methods.report import write_report
