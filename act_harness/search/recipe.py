@@ -145,7 +145,8 @@ class Controls(BaseModel):
 
     random_sets: int = Field(default=19, ge=0)
     """Random head sets of the same size, measured on ``judge``. To come first among R of them is a
-    test at the level 1/(R+1): 19 give 5 %."""
+    test at the level 1/(R+1): 19 give 5 %. Method ``gradient`` has none, unless they are asked for,
+    where they would cost more than tuning."""
     seed: int = 0
     """Of their draw."""
 
