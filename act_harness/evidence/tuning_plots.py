@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats  # type: ignore[import-untyped]
 
 from act_harness.errors import ResultError
 from act_harness.evidence.figures import new_figure, save_figure
+from act_harness.evidence.stats import spearman
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,7 +124,7 @@ def strengths_against_effects(
         axes.axvline(0.0, color="black", linewidth=0.8)
         rank = "none: one of them is constant"
         if np.ptp(one[both]) > 0 and np.ptp(alone[both]) > 0:
-            rank = f"{float(scipy.stats.spearmanr(alone[both], one[both]).statistic):+.2f}"
+            rank = f"{spearman(alone[both], one[both]):+.2f}"
         axes.set_title(f"{int(both.sum())} heads, rank correlation {rank}", fontsize=9.5)
         axes.set_ylabel(name)
         _finish(axes, label)
