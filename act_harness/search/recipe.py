@@ -280,9 +280,15 @@ class Recipe(BaseModel):
         """Refuse settings that the method would not read."""
         if self.method != "gradient":
             if "gradient" in self.model_fields_set:
-                raise ValueError(f"gradient belongs to method 'gradient', not to {self.method!r}")
+                raise ValueError(
+                    f"gradient belongs to method 'gradient', not to {self.method!r}; give that "
+                    "method or leave it out"
+                )
             if self.objective == "entropy":
-                raise ValueError("objective 'entropy' belongs to method 'gradient'")
+                raise ValueError(
+                    "objective 'entropy' belongs to method 'gradient'; give that method, or "
+                    "objective 'margin' or 'corrected'"
+                )
             return
         surplus = [name for name in OF_SINGLE_HEADS if name in self.model_fields_set]
         if surplus:
