@@ -28,7 +28,7 @@ from act_harness.attention.interface import BINDING, interface_name, register, s
 from act_harness.attention.packing import active_packing
 from act_harness.attention.probe import Probe
 from act_harness.attention.routes import lead, passing, release
-from act_harness.attention.spans import SpanFinder
+from act_harness.attention.spans import FindSpan, SpanFinder, every_other
 from act_harness.engines import refuse_unsupported
 from act_harness.engines.operation import CallCounter, Engine, Report
 from act_harness.engines.segments import SegmentEngine
@@ -77,7 +77,7 @@ class Attachment:
         self.engine = engine
         self.plans: dict[int, LayerPlan] = artifact.plans() if artifact else {}
         markers = None if artifact is None else artifact.calibration.markers
-        self.spans: SpanFinder | None = None
+        self.spans: FindSpan | None = None
         """Finds the columns of target ``span``."""
         if markers is not None and tokenizer is not None:
             self.spans = SpanFinder(tokenizer, markers)
@@ -333,8 +333,13 @@ class Attachment:
             with passing(self._decoder):
                 modules = probe.attention_modules(before)
         self._bind(modules)
-        with self.engaged():
-            probe.check(self)
+        finder = self.spans
+        self.spans = None if finder is None else every_other
+        try:
+            with self.engaged():
+                probe.check(self)
+        finally:
+            self.spans = finder
         self.calls = CallCounter()
         self.reports = {}
 

@@ -29,7 +29,7 @@ from act_harness.engines.operation import LayerState
 from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from act_harness.attention.spans import SpanFinder
+    from act_harness.attention.spans import FindSpan
 
 __all__ = ["Forward", "find_cache", "recall", "refuse_changed", "remember", "select_cache"]
 
@@ -122,7 +122,7 @@ class Forward:
             )
         return self._geometries[place]
 
-    def with_span(self, geometry: Geometry, finder: SpanFinder) -> Geometry:
+    def with_span(self, geometry: Geometry, finder: FindSpan) -> Geometry:
         """Return the geometry of a prefill with the columns that ``finder`` finds."""
         if id(geometry) not in self._spans:
             if geometry.ids is None:

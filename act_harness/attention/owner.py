@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from act_harness.attention.cache import Forward
-    from act_harness.attention.spans import SpanFinder
+    from act_harness.attention.spans import FindSpan
     from act_harness.calibration import LayerPlan
     from act_harness.engines.operation import CallCounter, Engine, Report
 
@@ -26,7 +26,7 @@ class Owner(Protocol):
     calls: CallCounter
     token: str
     forward: Forward | None
-    spans: SpanFinder | None
+    spans: FindSpan | None
 
     def note_report(self, layer: int, report: Report, prompts: Tensor | Sequence[int]) -> None:
         """Keep what a layer's prefill did."""

@@ -9,12 +9,18 @@ in the prompt. A forward knows token ids alone, so the text is what the tokenize
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+__all__ = ["FindSpan", "SpanFinder", "every_other"]
 
-__all__ = ["SpanFinder"]
+FindSpan: TypeAlias = Callable[[Sequence[int]], list[bool]]
+"""Says of each token of one sequence, without pads, whether it is in the span."""
+
+
+def every_other(ids: Sequence[int]) -> list[bool]:
+    """Take every other token for the span: of a probe's tokens, which are no text."""
+    return [place % 2 == 1 for place in range(len(ids))]
 
 
 class SpanFinder:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from act_harness.attention.head_set import head_set
 from act_harness.attention.lifecycle import calibrated
+from act_harness.calibration import LayerPlan
 from act_harness.engines import select_engine
 from act_harness.errors import UnsupportedModelError
 from act_harness.exploration.maps import last_logits
@@ -49,7 +50,12 @@ def margin(scores: Array, right: int) -> Array:
 
 
 def text_document(
-    model: PreTrainedModel, tokens: Sequence[int], artifact: Artifact | None, *, count: int = 8
+    model: PreTrainedModel,
+    tokens: Sequence[int],
+    artifact: Artifact | None,
+    *,
+    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    count: int = 8,
 ) -> Document:
     """Return a text as a document: its answers are the most likely next tokens.
 
@@ -57,11 +63,12 @@ def text_document(
         model: the stock model.
         tokens: the text.
         artifact: its most likely tokens are among them too.
+        tokenizer: of the text; target ``span`` needs it.
         count: tokens of the stock model.
     """
     likely = last_logits(model, tokens)[0].topk(count).indices.tolist()
     if artifact is not None:
-        with calibrated(model, artifact):
+        with calibrated(model, artifact, tokenizer=tokenizer):
             likely += last_logits(model, tokens)[0].topk(count // 2).indices.tolist()
     context = tuple(tokens)
     requests = tuple((context, (token,)) for token in dict.fromkeys(likely))
@@ -69,17 +76,22 @@ def text_document(
 
 
 def answer_scores(
-    model: PreTrainedModel, document: Document, artifact: Artifact | None = None
+    model: PreTrainedModel,
+    document: Document,
+    artifact: Artifact | None = None,
+    *,
+    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
 ) -> Array:
     """Return (choices,) log-likelihoods in nats, of the stock model or of an artifact.
 
     Sinks are those of the context. Choices that are read behind the same tokens share a forward.
+    Target ``span`` needs the ``tokenizer``.
     """
     rows: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
     for choice, (context, answer) in enumerate(document.requests):
         rows[len(context), (*context, *answer[:-1])].append(choice)
     scores = np.zeros(len(document.requests))
-    with calibrated(model, artifact) as attachment:
+    with calibrated(model, artifact, tokenizer=tokenizer) as attachment:
         for (length, tokens), choices in rows.items():
             longest = len(tokens) - length + 1
             with attachment.prompts([length]):
@@ -98,6 +110,7 @@ def head_scores(
     calibration: Calibration,
     strengths: Mapping[tuple[int, int], HeadStrength],
     before: Array,
+    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
     progress: bool = False,
 ) -> Array:
     """Return (layers, heads, choices) log-likelihoods with each head calibrated alone.
@@ -112,6 +125,7 @@ def head_scores(
         strengths: mass map of every head, by (layer, head).
         before: what :func:`answer_scores` says of the stock model; changes are added to it, so that
             a head that changes nothing has these very numbers, however forwards round.
+        tokenizer: of the document; target ``span`` needs it, and a forward a head.
         progress: whether to show a bar.
 
     Raises:
@@ -120,13 +134,17 @@ def head_scores(
     layers, heads = (max(place[axis] for place in strengths) + 1 for axis in (0, 1))
     scores = np.tile(before, (layers, heads, 1))
     with tqdm(total=len(strengths), desc="heads", unit="head", disable=not progress) as bar:
+        exact = calibration.target != "span"  # whose places the exact pass does not know
         try:
-            bench = Workbench(model)
-            with bench:
-                bench.plain_head = False  # whole distributions, not differences of logits
-                _by_exact_pass(bench, document, calibration, strengths, scores, bar)
+            if exact:
+                bench = Workbench(model)
+                with bench:
+                    bench.plain_head = False  # whole distributions, not differences of logits
+                    _by_exact_pass(bench, document, calibration, strengths, scores, bar)
         except UnsupportedModelError:
-            _by_forwards(model, document, calibration, strengths, scores, bar)
+            exact = False
+        if not exact:
+            _by_forwards(model, tokenizer, document, calibration, strengths, scores, bar)
     return scores
 
 
@@ -144,7 +162,11 @@ def _by_exact_pass(
     passing = ChunkPass(
         bench,
         layout,
-        engine=select_engine("auto", device=bench.device.type),
+        engine=select_engine(
+            "auto",
+            device=bench.device.type,
+            plans=[LayerPlan(calibration, (), tuple(strengths.values()))],
+        ),
         calibration=calibration,
         strengths=(),
         first_layer=0,
@@ -163,6 +185,7 @@ def _by_exact_pass(
 
 def _by_forwards(
     model: PreTrainedModel,
+    tokenizer: Any,  # noqa: ANN401 - any transformers tokenizer
     document: Document,
     calibration: Calibration,
     strengths: Mapping[tuple[int, int], HeadStrength],
@@ -176,5 +199,5 @@ def _by_forwards(
             calibration=calibration,
             strengths={layer: {head: strength}},
         )
-        scores[layer, head] = answer_scores(model, document, alone)
+        scores[layer, head] = answer_scores(model, document, alone, tokenizer=tokenizer)
         bar.update(1)

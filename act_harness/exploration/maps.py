@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -103,10 +103,10 @@ class _Observer:
         seen, most = geometry.prompt_census
         group = max(1, _MAP_BYTES // (4 * total * total))
         for start in range(0, len(plan.heads), group):
-            some = LayerPlan(
-                plan.calibration,
-                plan.heads[start : start + group],
-                plan.strengths[start : start + group],
+            some = replace(  # of the same layer, which target 'random' draws by
+                plan,
+                heads=plan.heads[start : start + group],
+                strengths=plan.strengths[start : start + group],
             )
             found = selected_maps(
                 call, geometry=geometry, plan=some, state=None, dtype=torch.float32
@@ -166,6 +166,7 @@ def observe(
     show: Callable[[LayerMaps], object],
     calibration: Calibration | Mapping[str, Any] | str = "paper",
     artifact: Artifact | None = None,
+    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
 ) -> None:
     """Run the stock model once over a prompt and show the maps of heads, layer by layer.
 
@@ -176,12 +177,15 @@ def observe(
         show: called with a few heads of a layer at a time; what it is given is not kept.
         calibration: what is done in heads that ``artifact`` does not have.
         artifact: decides the calibration, and the strengths of its heads.
+        tokenizer: of the prompt; target ``span`` needs it.
 
     Raises:
         UnsupportedModelError: the model cannot be calibrated.
         ArtifactError: a head is not the model's.
     """
-    with Observation(model, heads, calibration=calibration, artifact=artifact) as observation:
+    with Observation(
+        model, heads, calibration=calibration, artifact=artifact, tokenizer=tokenizer
+    ) as observation:
         observation.run(tokens, show)
 
 
@@ -195,6 +199,7 @@ class Observation:
         *,
         calibration: Calibration | Mapping[str, Any] | str = "paper",
         artifact: Artifact | None = None,
+        tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
     ) -> None:
         """Check the model and the heads; see :func:`observe`."""
         own: dict[int, dict[int, Any]] = {}
@@ -208,7 +213,9 @@ class Observation:
             model, heads, calibration=calibration, strengths=own or None, name="observed"
         )
         self.artifact = watched
-        self._attachment = prepare(model, watched, engine=self._engine, facts=watched.model)
+        self._attachment = prepare(
+            model, watched, tokenizer=tokenizer, engine=self._engine, facts=watched.model
+        )
         self._engine.layers = {id(plan): layer for layer, plan in self._attachment.plans.items()}
 
     def __enter__(self) -> Observation:
@@ -268,5 +275,8 @@ def maps(
         found.append(AttentionMaps(*(part.cpu() for part in parts)))
 
     tokens = text_tokens(model, tokenizer, text)
-    observe(model, tokens, {layer: (head,)}, show=show, calibration=calibration, artifact=artifact)
+    observe(
+        model, tokens, {layer: (head,)}, show=show, calibration=calibration, artifact=artifact,
+        tokenizer=tokenizer,
+    )  # fmt: skip
     return found[0]

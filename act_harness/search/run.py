@@ -160,7 +160,7 @@ class _Search:
         self.estimates: dict[tuple[int, int, int], float] = {}
         self.progress = progress
         device = input_device(model)
-        engine = select_engine(recipe.engine, device=device.type)
+        engine = select_engine(recipe.engine, device=device.type, plans=[recipe.plan])
         self.measurement = Measurement(
             recipe, {d.task: d.search for d in documents}, ledger, processes, engine
         )

@@ -271,3 +271,34 @@ def test_a_prompt_without_markers_is_said_once():
     with pytest.warns(UserWarning, match="holds nothing between the markers 'Review:'"):
         assert finder((0, 2)) == [False, False]
     assert finder((0, 2)) == [False, False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_probe_reads_is_not_taken_for_a_prompt_without_markers(tiny, make_artifact):
+    """The probe's tokens hold no markers, and the warning is said once: of the user's prompt."""
+    model, tokenizer = tiny(), Letters()
+    artifact = make_artifact(model, calibration=ec.MEMBERS["span"])
+    on = {"tokenizer": tokenizer, "facts": artifact.model, "engine": "torch"}
+    with calibrated(model, artifact, **on) as attachment:
+        forward(model, torch.tensor([5, 6, 8, 7, 8]))  # < x z > ...
+        assert attachment.records()[0].moved != 0
+        with pytest.warns(UserWarning, match="holds nothing between the markers"):
+            forward(model, torch.tensor([6, 8, 8, 6]))
+
+
+def test_a_probe_of_a_span_changes_something(tiny, make_artifact, monkeypatch):
+    from act_harness.attention.attachment import Attachment
+
+    model, moved = tiny(), []
+    artifact = make_artifact(model, calibration=ec.MEMBERS["span"])
+    keep = Attachment.note_report
+
+    def note(self, layer, report, prompts):
+        moved.append(float(report.moved.abs().max()))
+        keep(self, layer, report, prompts)
+
+    monkeypatch.setattr(Attachment, "note_report", note)
+    on = {"tokenizer": Letters(), "facts": artifact.model, "engine": "torch"}
+    attach(model, artifact, **on).detach()
+    assert moved
+    assert min(moved) > 0

@@ -56,6 +56,42 @@ def test_maps_are_the_models_own_and_calibrated_by_the_definition(kind):
     torch.testing.assert_close(after.sum(dim=1), torch.ones(len(tokens)))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target": "random", "alpha": 1.2},
+        {"target": "random", "draw": "anew", "alpha": 1.2, "mass": "raise", "psi": 0.6},
+        {"target": "both", "alpha": 1.5, "mass": "reweight", "gamma": 0.3, "gamma_initial": 2.0},
+        {"target": "last", "count": 2},
+        {"target": "span", "markers": ("other ", " a")},
+        {"target": "head", "mass": "temperature", "factor": 0.5},
+    ],
+    ids=lambda settings: settings["target"],
+)
+def test_every_target_is_shown_as_an_attached_model_has_it(parts, settings):
+    model, tokenizer = parts
+    text = "the other thing is a thing in there"
+    heads = head_set(model, {2: [1, 3]}, calibration=settings, tokenizer=tokenizer)
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    base = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    with act_harness.calibrated(model, heads, tokenizer=tokenizer), torch.no_grad():
+        wanted = model(ids, output_attentions=True).attentions[2][0]
+    model.set_attn_implementation(base)
+    for head in (1, 3):
+        before, after, _ = act_harness.maps(model, tokenizer, text, 2, head, artifact=heads)
+        torch.testing.assert_close(after, wanted[head].float(), atol=2e-6, rtol=1e-4)
+        assert (before - after).abs().max() > 0.001
+    found = act_harness.explore(model, tokenizer, text, artifact=heads)
+    alone = head_set(model, {2: [3]}, calibration=settings, tokenizer=tokenizer)
+    answers = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(one)) for one in found.labels]
+    with act_harness.calibrated(model, alone, tokenizer=tokenizer), torch.no_grad():
+        likely = model(ids).logits[0, -1].double().log_softmax(-1)
+    for scores, answer in zip(found.scores[2, 3], answers, strict=True):
+        if len(answer) == 1:  # a label's text may be cut otherwise
+            assert scores == pytest.approx(float(likely[answer[0]]), abs=1e-4)
+
+
 def test_an_artifacts_strength_is_the_heads_own():
     model = make_tiny()
     heads = head_set(model, {1: [2]}, calibration=SETTINGS, strengths={1: {2: {"beta": 0.1}}})
