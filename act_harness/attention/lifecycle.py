@@ -35,7 +35,8 @@ def prepare(
     """Return an attachment that was checked on its model and is off; see :func:`attach`."""
     found = resolve_artifact(artifact, facts or model_facts(model, tokenizer))
     if isinstance(engine, str):
-        engine = select_engine(engine, device=input_device(model).type)
+        plans = found.plans().values() if found else ()
+        engine = select_engine(engine, device=input_device(model).type, plans=plans)
     attachment = Attachment(model, found, engine, tokenizer=tokenizer)
     if attachment.plans:
         attachment.check()

@@ -1,8 +1,8 @@
 """Engines: the calibration operation behind one signature, chosen by name.
 
 ``reference`` is the oracle (float64, every map in memory), ``torch`` the blockwise engine that runs
-anywhere, ``triton`` the one for CUDA. ``auto`` takes the fastest engine for the device; where that
-one cannot be loaded, a warning says why.
+anywhere, ``triton`` the one for CUDA. ``auto`` takes the fastest engine for the device that
+computes what is asked; where that is a slower one, a warning says why.
 """
 
 from __future__ import annotations
@@ -26,8 +26,16 @@ ENGINES = ("auto", "reference", "torch", "triton")
 _logger = logging.getLogger(__name__)
 
 
-def select_engine(name: str = "auto", *, device: str = "cpu") -> Engine:
-    """Return the engine of that name; ``auto`` chooses by ``device`` (``cpu``, ``cuda``, ...).
+def select_engine(
+    name: str = "auto", *, device: str = "cpu", plans: Iterable[LayerPlan] = ()
+) -> Engine:
+    """Return the engine of that name; ``auto`` chooses one.
+
+    Args:
+        name: one of :data:`ENGINES`.
+        device: kind of the model's device, ``cpu``, ``cuda``, ...
+        plans: what ``auto`` must compute; another engine is returned whatever it computes
+            (:func:`refuse_unsupported`).
 
     Raises:
         InputError: there is no engine of that name.
@@ -42,13 +50,18 @@ def select_engine(name: str = "auto", *, device: str = "cpu") -> Engine:
         if find_spec("triton") is not None:
             from act_harness.engines.triton import TritonEngine
 
-            return TritonEngine()
-        if name == "triton":
+            engine = TritonEngine()
+            lacking = [] if name == "triton" else [one for p in plans for one in engine.supports(p)]
+            if not lacking:
+                return engine
+            _logger.warning("%s; engine torch is used, which is slower on CUDA", lacking[0])
+        elif name == "triton":
             raise InputError(
                 "engine 'triton' needs the package triton, which is not installed; "
                 "pip install triton, or use engine 'torch'"
             )
-        _logger.warning("triton is not installed; engine torch is used, which is slower on CUDA")
+        else:
+            _logger.warning("triton is not installed; engine torch is used, slower on CUDA")
     from act_harness.engines.torch import TorchEngine
 
     return TorchEngine()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from act_harness.attention.head_set import head_set
 from act_harness.attention.lifecycle import calibrated
+from act_harness.calibration import LayerPlan
 from act_harness.engines import select_engine
 from act_harness.errors import UnsupportedModelError
 from act_harness.exploration.maps import last_logits
@@ -157,11 +158,12 @@ def _by_exact_pass(
 ) -> None:
     share = calibration.decode != "running"
     layout = Layout.of([document], device=bench.device, share=share)
+    plans = [LayerPlan(calibration, (), tuple(strengths.values()))]
     rows = _PACK_TOKENS.get(bench.device.type, 8 * _PACK_TOKENS["cpu"])
     passing = ChunkPass(
         bench,
         layout,
-        engine=select_engine("auto", device=bench.device.type),
+        engine=select_engine("auto", device=bench.device.type, plans=plans),
         calibration=calibration,
         strengths=(),
         first_layer=0,
