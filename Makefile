@@ -1,7 +1,7 @@
 # Everything runs in .venv, made from constraints.txt with pip alone. Needs Python 3.10 or newer,
 # make and the package index; nothing here asks a model hub or a dataset hub.
 #
-#   make demo     a real model: search for heads, score both arms, print and store a report
+#   make demo     a real model: search for heads, hold them against random columns, score both arms
 #   make test     what CI runs: make check, then pytest
 #   make nightly  a suite against its baseline: SUITE=smollm2-goldens, DATA_DIR=... for real rows
 #   make check    linters and types; never edits      make format   lets ruff edit
@@ -109,11 +109,15 @@ lowest:
 demo: venv
 	$(BIN)/python -m act_harness.demo_model $(DEMO)/model
 	$(BIN)/act-harness search demo --pretrained $(DEMO)/model --model-args dtype=float32 \
-	    --device cpu --plots --output $(DEMO)/artifact.json
+	    --device cpu --ledgers $(DEMO)/ledgers --plots --output $(DEMO)/artifact.json
+	$(BIN)/act-harness methods demo --pretrained $(DEMO)/model --model-args dtype=float32 \
+	    --device cpu --ledgers $(DEMO)/ledgers --methods signed,random-columns --held-out 100 \
+	    --no-equal-strength --output $(DEMO)/methods
 	$(BIN)/act-harness eval --pretrained $(DEMO)/model --model-args dtype=float32 --device cpu \
-	    --artifact $(DEMO)/artifact.json --tasks act_demo --batch-size 16 --output $(DEMO)/results
-	@echo "make demo: open $$(ls -td $(DEMO)/results/*__comparison__*/ | head -n 1)comparison.md (both arms)" \
-	    "and $(DEMO)/artifact-map.png (the heads)"
+	    --artifact $(DEMO)/artifact.json --tasks act_demo --limit 100 --batch-size 16 \
+	    --output $(DEMO)/results
+	@echo "make demo: open $$(ls -td $(DEMO)/results/*__comparison__*/ | head -n 1)comparison.md (both arms)," \
+	    "$(DEMO)/methods/methods.md (against random columns) and $(DEMO)/artifact-map.png (the heads)"
 
 # --- nightly ----------------------------------------------------------------------------------
 

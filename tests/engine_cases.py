@@ -66,7 +66,11 @@ MEMBERS = {
 }
 """Members beyond those of the first schema, each on what it goes with."""
 
-LACKING: dict[str, tuple[str, ...]] = {}
+LACKING: dict[str, tuple[str, ...]] = {
+    "triton": (
+        "random-fixed", "random-anew", "last-as-sinks", "last-three", "gate", "temperature",
+    ),
+}  # fmt: skip
 """By an engine's name: those of ``MEMBERS`` that it lacks, and so must refuse by name."""
 
 NAMES = tuple(name for name in ENGINES if name not in ("auto", "triton"))

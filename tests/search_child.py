@@ -1,8 +1,9 @@
 """A search in a process of its own, for tests that kill it or start several; not a test itself.
 
-python search_child.py kills FOLDER WHEN...   one killed search for each WHEN, then a whole one:
-                                              a number of writes, or of seconds with an "s"
-torchrun ... search_child.py join FOLDER      one search in all processes
+python search_child.py kills METHOD FOLDER WHEN...
+    one killed search for each WHEN, then a whole one: a number of writes, or of seconds with an "s"
+torchrun ... search_child.py join METHOD FOLDER
+    one search in all processes
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import gradient_runs
 import torch
 from tiny_search import drawn, tiny
 
@@ -21,7 +23,10 @@ from act_harness.search.recipe import make_recipe
 from act_harness.search.run import run_search
 
 
-def search(folder: Path) -> None:
+def search(method: str, folder: Path) -> None:
+    if method == "gradient":
+        by_gradient(folder)
+        return
     torch.set_num_threads(1)
     recipe = make_recipe(
         {
@@ -49,6 +54,15 @@ def search(folder: Path) -> None:
     )
 
 
+def by_gradient(folder: Path) -> None:
+    torch.set_num_threads(1)
+    recipe = gradient_runs.recipe(
+        objective="margin", chunk_tokens=60,
+        gradient={"epochs": 6, "restarts": 2, "sizes": [2, 4], "criterion": "margin"},
+    )  # fmt: skip
+    gradient_runs.search(folder, recipe)
+
+
 def die_while_writing(number: int) -> None:
     """Kill this process at its ``number``-th write to a file, half-way through it."""
     left = [number]
@@ -64,7 +78,7 @@ def die_while_writing(number: int) -> None:
     os.write = dying
 
 
-def kills(folder: Path, moments: list[str]) -> None:
+def kills(method: str, folder: Path, moments: list[str]) -> None:
     """Fork a search for each moment and kill it then; the last one is left alone."""
     died = 0
     for moment in [*moments, ""]:
@@ -72,7 +86,7 @@ def kills(folder: Path, moments: list[str]) -> None:
         if child == 0:
             if moment.isdigit():
                 die_while_writing(int(moment))
-            search(folder)
+            search(method, folder)
             os._exit(0)
         if moment.endswith("s"):
             time.sleep(float(moment[:-1]))
@@ -95,16 +109,16 @@ def dawdle() -> None:
     SearchLedger.reload = late
 
 
-def join(folder: Path) -> None:
+def join(method: str, folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
     if torch.distributed.get_rank() == 0:
         dawdle()
-    search(folder)
+    search(method, folder)
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "kills":
-        kills(Path(sys.argv[2]), sys.argv[3:])
+        kills(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
     else:
-        join(Path(sys.argv[2]))
+        join(sys.argv[2], Path(sys.argv[3]))

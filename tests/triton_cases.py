@@ -1,20 +1,17 @@
 """The CUDA engine's three paths against the float64 reference: prefill, decode steps, packed rows.
 
-Its kernels are interpreted on the CPU where there is no GPU; what imports this is skipped where
-triton is not installed.
+Its kernels are interpreted on the CPU where there is no GPU (``conftest`` switches that on); what
+imports this is skipped where triton is not installed.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 
 ON_DEVICE = torch.cuda.is_available()
-if not ON_DEVICE:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, so before that
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 import engine_cases as ec

@@ -81,7 +81,8 @@ def measure_way(
     screened: bool,
 ) -> Pass:
     """Run one way of searching over the documents' search split, in a ledger of its own."""
-    engine = _TimedEngine(select_engine(recipe.engine, device=torch.device(device).type), device)
+    chosen = select_engine(recipe.engine, device=torch.device(device).type, plans=[recipe.plan])
+    engine = _TimedEngine(chosen, device)
     with (
         tempfile.TemporaryDirectory() as folder,
         SearchLedger.opened(Path(folder), identity={}) as ledger,

@@ -47,6 +47,13 @@ def search(
     plots: Annotated[
         bool, typer.Option("--plots", help="Draw head map and effects beside the output.")
     ] = False,
+    compare_with: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --plots, method gradient: an exhaustive artifact of the same model, whose "
+            "effects strengths are drawn against."
+        ),
+    ] = None,
     ledgers: Annotated[
         Path | None, typer.Option(help="Folder of the ledgers that make a search resumable.")
     ] = None,
@@ -117,6 +124,7 @@ def search(
         data_dir=data_dir,
         show_best=best,
         plots=plots or (tracking is not None and find_spec("matplotlib") is not None),
+        compare_with=compare_with,
         ledgers=ledgers,
         prepare=prepare,
         documents=documents,

@@ -1,12 +1,13 @@
 """Engines: the calibration operation behind one signature, chosen by name.
 
 ``reference`` is the oracle (float64, every map in memory), ``torch`` the blockwise engine that runs
-anywhere, ``triton`` the one for CUDA. ``auto`` takes the fastest engine for the device that
-computes what is asked; where that is a slower one, a warning says why.
+anywhere, ``triton`` the one for CUDA. ``auto`` takes the fastest engine for the device; where that
+one cannot be loaded, or does not compute what it is wanted for, a warning says why.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -29,13 +30,13 @@ _logger = logging.getLogger(__name__)
 def select_engine(
     name: str = "auto", *, device: str = "cpu", plans: Iterable[LayerPlan] = ()
 ) -> Engine:
-    """Return the engine of that name; ``auto`` chooses one.
+    """Return the engine of that name; ``auto`` chooses by ``device`` (``cpu``, ``cuda``, ...).
 
     Args:
-        name: one of :data:`ENGINES`.
-        device: kind of the model's device, ``cpu``, ``cuda``, ...
-        plans: what ``auto`` must compute; another engine is returned whatever it computes
-            (:func:`refuse_unsupported`).
+        name: of the engine.
+        device: where it is to compute.
+        plans: what it is to compute. ``auto`` takes an engine that does; who names one gets that,
+            and :func:`refuse_unsupported` says what it lacks.
 
     Raises:
         InputError: there is no engine of that name.
@@ -50,18 +51,18 @@ def select_engine(
         if find_spec("triton") is not None:
             from act_harness.engines.triton import TritonEngine
 
-            engine = TritonEngine()
-            lacking = [] if name == "triton" else [one for p in plans for one in engine.supports(p)]
+            kernels = TritonEngine()
+            lacking = _lacking(kernels, plans) if name == "auto" else []
             if not lacking:
-                return engine
-            _logger.warning("%s; engine torch is used, which is slower on CUDA", lacking[0])
+                return kernels
+            _warn(f"{'; '.join(lacking)}; engine torch is used, which is slower on CUDA")
         elif name == "triton":
             raise InputError(
                 "engine 'triton' needs the package triton, which is not installed; "
                 "pip install triton, or use engine 'torch'"
             )
         else:
-            _logger.warning("triton is not installed; engine torch is used, slower on CUDA")
+            _warn("triton is not installed; engine torch is used, which is slower on CUDA")
     from act_harness.engines.torch import TorchEngine
 
     return TorchEngine()
@@ -75,7 +76,7 @@ def refuse_unsupported(engine: Engine, plans: Iterable[LayerPlan]) -> None:
             compute all of the plans.
     """
     plans = list(plans)
-    reasons = dict.fromkeys(reason for plan in plans for reason in engine.supports(plan))
+    reasons = _lacking(engine, plans)
     if not reasons:
         return
     able = [name for name in ENGINES if name != "auto" and _computes(name, plans)]
@@ -83,8 +84,17 @@ def refuse_unsupported(engine: Engine, plans: Iterable[LayerPlan]) -> None:
     raise CalibrationError("; ".join(reasons) + others)
 
 
+def _lacking(engine: Engine, plans: Iterable[LayerPlan]) -> list[str]:
+    return list(dict.fromkeys(reason for plan in plans for reason in engine.supports(plan)))
+
+
+@functools.lru_cache(maxsize=64)
+def _warn(line: str) -> None:
+    """Log a warning, once: an engine is chosen for every arm and for every part of a search."""
+    _logger.warning(line)
+
+
 def _computes(name: str, plans: list[LayerPlan]) -> bool:
     if name == "triton" and find_spec("triton") is None:
         return False
-    engine = select_engine(name)
-    return not any(engine.supports(plan) for plan in plans)
+    return not _lacking(select_engine(name), plans)

@@ -110,7 +110,7 @@ def forest_plot(
 
 
 def head_map(
-    effects: npt.ArrayLike,
+    effects: npt.ArrayLike | Mapping[str, npt.ArrayLike],
     path: str | os.PathLike[str],
     *,
     selected: Mapping[int, Iterable[int]] | None = None,
@@ -120,7 +120,8 @@ def head_map(
     """Draw one number a head as a map, layers down and heads across, the selected heads framed.
 
     Args:
-        effects: The numbers, (layers, heads); NaN where a head was not measured (hatched).
+        effects: The numbers, (layers, heads); NaN where a head was not measured (hatched). Or
+            several such by name: maps side by side, on one scale.
         path: The PNG file.
         selected: Layer to heads, as in an artifact.
         title: Heading.
@@ -131,40 +132,30 @@ def head_map(
         InfrastructureError: The file cannot be written.
         InputError: matplotlib is not installed.
     """
-    given = np.asarray(effects, dtype=np.float64)
-    if given.ndim != 2 or 0 in given.shape:
-        raise ResultError(f"effects must be (layers, heads); found shape {given.shape}")
-    chosen = [(layer, head) for layer, heads in (selected or {}).items() for head in heads]
-    layers, heads = given.shape
+    named = effects if isinstance(effects, Mapping) else {"": effects}
+    maps = [np.asarray(one, dtype=np.float64) for one in named.values()]
+    (layers, heads), chosen = _map_shape(maps), _places(selected)
     for layer, head in chosen:
         if not (0 <= layer < layers and 0 <= head < heads):
             raise ResultError(
                 f"selected head {head} of layer {layer} is outside the map of {layers} layers with "
                 f"{heads} heads"
             )
-    cell = min(0.32, 8.0 / max(given.shape))
-    figure, (axes,) = _figure(1, width=max(4.6, 2.4 + cell * heads), height=1.5 + cell * layers)
+    cell = min(0.32, 8.0 / max(layers, heads))
+    width = max(3.0, 0.8 + cell * heads) * len(maps) + 1.6
+    figure, all_axes = _figure(len(maps), width=width, height=1.5 + cell * layers, row=True)
     # The scale is symmetric, so that no effect is white; one odd head must not bleach the others.
-    known = np.abs(given[np.isfinite(given)])
+    every = np.stack(maps)
+    known = np.abs(every[np.isfinite(every)])
     limit = float(np.quantile(known, 0.99)) if known.size else 1.0
     limit = limit or float(known.max(initial=0.0)) or 1.0
-    axes.set_facecolor("#e4e4e4")
-    axes.patch.set_hatch("////")
-    axes.patch.set_edgecolor("#b8b8b8")
-    image = axes.imshow(
-        np.ma.masked_invalid(given), cmap="RdBu", vmin=-limit, vmax=limit, aspect="equal",
-        interpolation="nearest",
-    )  # fmt: skip
-    for layer, head in chosen:
-        axes.add_patch(_frame(head, layer))
-    axes.set_xlabel("head")
-    axes.set_ylabel("layer")
-    for axis, count in ((axes.xaxis, heads), (axes.yaxis, layers)):
-        axis.set_ticks(range(0, count, 1 if count <= 12 else 2 if count <= 24 else 4))
-    bar = figure.colorbar(image, ax=axes, shrink=0.9, extend=_extend(given, limit))
+    for axes, name, given in zip(all_axes, named, maps, strict=True):
+        image = _map(axes, given, limit, chosen)
+        axes.set_title(name, fontsize=10)
+    bar = figure.colorbar(image, ax=all_axes, shrink=0.9, extend=_extend(every, limit))
     bar.set_label(label)
-    note = f"{len(chosen)} of {given.size} heads selected (framed)" if chosen else ""
-    if known.size < given.size:
+    note = f"{len(chosen)} of {maps[0].size} heads selected (framed)" if chosen else ""
+    if known.size < every.size:
         note += f"{'; ' if note else ''}hatched: not measured"
     _heading(figure, title, note)
     return save_figure(figure, path)
@@ -228,6 +219,39 @@ def rank_plot(
 
 
 # -- parts of the figures --------------------------------------------------------------------------
+
+
+def _map_shape(maps: Sequence[npt.NDArray[np.float64]]) -> tuple[int, int]:
+    shapes = {one.shape for one in maps}
+    if len(shapes) != 1 or maps[0].ndim != 2 or 0 in maps[0].shape:
+        found = ", ".join(sorted(map(str, shapes))) or "none"
+        raise ResultError(f"effects must be (layers, heads); found shape {found}")
+    layers, heads = maps[0].shape
+    return layers, heads
+
+
+def _places(selected: Mapping[int, Iterable[int]] | None) -> list[tuple[int, int]]:
+    return [(layer, head) for layer, heads in (selected or {}).items() for head in heads]
+
+
+def _map(
+    axes: Axes, given: npt.NDArray[np.float64], limit: float, chosen: Sequence[tuple[int, int]]
+) -> Any:  # noqa: ANN401 - a matplotlib image
+    axes.set_facecolor("#e4e4e4")
+    axes.patch.set_hatch("////")
+    axes.patch.set_edgecolor("#b8b8b8")
+    image = axes.imshow(
+        np.ma.masked_invalid(given), cmap="RdBu", vmin=-limit, vmax=limit, aspect="equal",
+        interpolation="nearest",
+    )  # fmt: skip
+    for layer, head in chosen:
+        axes.add_patch(_frame(head, layer))
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    layers, heads = given.shape
+    for axis, count in ((axes.xaxis, heads), (axes.yaxis, layers)):
+        axis.set_ticks(range(0, count, 1 if count <= 12 else 2 if count <= 24 else 4))
+    return image
 
 
 def _forest(axes: Axes, rows: Sequence[Row]) -> None:

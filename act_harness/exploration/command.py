@@ -11,7 +11,8 @@ from act_harness.artifact import load_artifact, resolve_artifact
 from act_harness.calibration import preset
 from act_harness.errors import InputError, TaskError
 from act_harness.exploration.effects import text_document
-from act_harness.exploration.explore import Exploration, explore_document
+from act_harness.exploration.exploration import Exploration
+from act_harness.exploration.explore import explore_document
 from act_harness.exploration.maps import text_tokens
 from act_harness.exploration.sinks import SinkStatistics, count_sinks
 from act_harness.search.command import public_facts

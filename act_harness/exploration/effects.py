@@ -158,12 +158,15 @@ def _by_exact_pass(
 ) -> None:
     share = calibration.decode != "running"
     layout = Layout.of([document], device=bench.device, share=share)
-    plans = [LayerPlan(calibration, (), tuple(strengths.values()))]
     rows = _PACK_TOKENS.get(bench.device.type, 8 * _PACK_TOKENS["cpu"])
     passing = ChunkPass(
         bench,
         layout,
-        engine=select_engine("auto", device=bench.device.type, plans=plans),
+        engine=select_engine(
+            "auto",
+            device=bench.device.type,
+            plans=[LayerPlan(calibration, (), tuple(strengths.values()))],
+        ),
         calibration=calibration,
         strengths=(),
         first_layer=0,

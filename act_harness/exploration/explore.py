@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,8 @@ from act_harness.attention import model_facts
 from act_harness.calibration import Calibration, HeadStrength, preset
 from act_harness.errors import InputError
 from act_harness.exploration.effects import answer_scores, head_scores, margin, text_document
+from act_harness.exploration.exploration import Exploration, HeadMap
 from act_harness.exploration.maps import LayerMaps, observe, text_tokens
-from act_harness.exploration.page import figures_page, inline_frame
-from act_harness.support import atomic
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,107 +24,13 @@ if TYPE_CHECKING:
     from act_harness.artifact import Artifact, ModelFacts
     from act_harness.search.documents import Document
 
-__all__ = ["Exploration", "HeadMap", "explore", "explore_document"]
+__all__ = ["explore", "explore_document"]
 
 _ROWS = 512
 """Most rows of a stored map; of a longer prompt they are spread evenly, the last one among them."""
 
 _MAP_BYTES = 4 << 20
 """Bytes of all stored maps together, one for each weight; the heads asked for come first."""
-
-
-@dataclass(frozen=True)
-class HeadMap:
-    """The map of one head: its rows as stored, and what calibration multiplies them by."""
-
-    weights: npt.NDArray[np.float32]  # (rows, N)
-    inside: npt.NDArray[np.float32]  # (rows,): on sinks
-    outside: npt.NDArray[np.float32]  # (rows,): elsewhere
-    calibrated: npt.NDArray[np.float32] | None
-    """(rows, N) where these factors do not say it: targets of two strengths, temperatures."""
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """One document seen through a model; L layers of H query heads, N tokens, C answers.
-
-    Shows itself in a notebook; :meth:`save` writes the page.
-    """
-
-    model: str
-    """Name of the model."""
-    title: str
-    tokens: tuple[str, ...]
-    """(N,) texts of the prompt's tokens."""
-    heads: tuple[int, int, int]
-    """Layers, query heads, key heads."""
-    calibration: Calibration
-    artifact: str | None
-    """Name of the head set; None: none, and every head has the calibration's own strength."""
-    strengths: npt.NDArray[np.float32]
-    """(L, H) strength in the artifact; NaN where a head is not in it."""
-    labels: tuple[str, ...]
-    """(C,) texts of the answers."""
-    next_token: bool
-    """Whether the answers are likely next tokens, not a task's choices."""
-    right: int
-    """The right answer; of a plain text the stock model's own first one."""
-    before: npt.NDArray[np.float64]
-    """(C,) log-likelihoods in nats of the stock model."""
-    after: npt.NDArray[np.float64] | None
-    """(C,) of the model with the whole artifact."""
-    scores: npt.NDArray[np.float64]
-    """(L, H, C) with each head calibrated alone."""
-    means: npt.NDArray[np.float32]
-    """(L, H, N) mean attention of each column over the rows that see it."""
-    sinks: npt.NDArray[np.bool_]
-    """(L, H, N) whether the column is a sink."""
-    seen: npt.NDArray[np.int64]
-    """(L, N) rows that see each column."""
-    thresholds: npt.NDArray[np.float64]
-    """(L,) mean attention above which a column is a sink; NaN where none is detected."""
-    sink_mass: npt.NDArray[np.float32]
-    """(L, H) share of all attention that lies on sinks."""
-    first_mass: npt.NDArray[np.float32]
-    """(L, H) share of all attention that lies on the first token."""
-    rows: npt.NDArray[np.int64]
-    """Positions of the rows that maps are stored for."""
-    maps: dict[tuple[int, int], HeadMap] = field(default_factory=dict)
-    """Maps of chosen heads, by (layer, head)."""
-
-    @property
-    def effects(self) -> npt.NDArray[np.float64]:
-        """(L, H) change of the margin, in nats, when this head alone is calibrated."""
-        return margin(self.scores, self.right) - margin(self.before, self.right)
-
-    def summary(self) -> str:
-        """Return two lines for the terminal: the answer, and the head that changes it most."""
-        effects = self.effects
-        layer, head = (int(n) for n in np.unravel_index(np.abs(effects).argmax(), effects.shape))
-        start = float(margin(self.before, self.right))
-        whole = "" if self.after is None else (
-            f", {float(margin(self.after, self.right)):+.4f} with head set {self.artifact}"
-        )  # fmt: skip
-        return (
-            f"{self.title}: margin of {self.labels[self.right]!r} {start:+.4f} nats{whole}\n"
-            f"head {layer}.{head} alone changes it by {effects[layer, head]:+.4f}; "
-            f"{int(self.sinks.any(axis=2).sum())} of {effects.size} heads have sinks"
-        )
-
-    def html(self) -> str:
-        """Return the page: one file that opens without a network."""
-        return figures_page(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the page.
-
-        Raises:
-            InfrastructureError: it cannot be written.
-        """
-        return atomic.write_text(path, self.html())
-
-    def _repr_html_(self) -> str:
-        return inline_frame(self.html())
 
 
 class _Columns:

@@ -21,14 +21,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from act_harness.artifact import Artifact
-    from act_harness.exploration.explore import Exploration, HeadMap
 
-__all__ = ["artifact_page", "figures_page", "inline_frame"]
-
-
-def figures_page(found: Exploration) -> str:
-    """Return the page of an exploration."""
-    return _render(f"{found.title} - {found.model}", _document(found))
+__all__ = ["artifact_page", "inline_frame", "packed", "render", "settings_line"]
 
 
 def artifact_page(artifact: Artifact) -> str:
@@ -42,18 +36,18 @@ def artifact_page(artifact: Artifact) -> str:
         "title": f"Head set {artifact.name}",
         "model": artifact.model.id,
         "artifact": artifact.name,
-        "settings": _settings_line(artifact.calibration.settings()),
+        "settings": settings_line(artifact.calibration.settings()),
         "worth": artifact.judgement()[0],
         "layers": shape[0],
         "heads": shape[1],
         "groups": shape[1],
-        "strengths": _packed(strengths, np.float32),
+        "strengths": packed(strengths, np.float32),
         "tokens": [],
     }
     effects = _searched(artifact, shape)
     if effects is not None:
-        data |= {"effects": _packed(effects, np.float32), "searched": True}
-    return _render(f"{artifact.name} - {artifact.model.id}", data)
+        data |= {"effects": packed(effects, np.float32), "searched": True}
+    return render(f"{artifact.name} - {artifact.model.id}", data)
 
 
 def inline_frame(page: str, *, height: int = 900) -> str:
@@ -62,51 +56,6 @@ def inline_frame(page: str, *, height: int = 900) -> str:
         f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" '
         f'style="width:100%;height:{height}px;border:0" title="act-harness explore"></iframe>'
     )
-
-
-def _document(found: Exploration) -> dict[str, Any]:
-    layers, heads, groups = found.heads
-    return {
-        "title": found.title,
-        "model": found.model,
-        "artifact": found.artifact,
-        "settings": _settings_line(found.calibration.settings()),
-        "layers": layers,
-        "heads": heads,
-        "groups": groups,
-        "tokens": found.tokens,
-        "labels": found.labels,
-        "next": found.next_token,
-        "right": found.right,
-        "before": found.before.tolist(),
-        "after": None if found.after is None else found.after.tolist(),
-        "scores": _packed(found.scores, np.float32),
-        "effects": _packed(found.effects, np.float32),
-        "strengths": _packed(found.strengths, np.float32),
-        "means": _packed(np.sqrt(found.means) * 65535 + 0.5, np.uint16),
-        "sinks": _packed(np.packbits(found.sinks, axis=None, bitorder="little"), np.uint8),
-        "seen": _packed(found.seen, np.uint16),
-        "thresholds": [None if np.isnan(one) else one for one in found.thresholds.tolist()],
-        "sinkMass": _packed(found.sink_mass, np.float32),
-        "firstMass": _packed(found.first_mass, np.float32),
-        "rows": found.rows.tolist(),
-        "maps": {f"{layer}.{head}": _map(one, found) for (layer, head), one in found.maps.items()},
-    }
-
-
-def _map(one: HeadMap, found: Exploration) -> dict[str, str]:
-    """Pack the part of a map's rows that is visible: columns up to the row's own."""
-    below = np.arange(len(found.tokens))[None] <= found.rows[:, None]
-
-    def rows(values: npt.NDArray[np.float32]) -> str:
-        return _packed(np.sqrt(values[below]) * 255 + 0.5, np.uint8)
-
-    packed = {
-        "weights": rows(one.weights),
-        "inside": _packed(one.inside, np.float32),
-        "outside": _packed(one.outside, np.float32),
-    }
-    return packed if one.calibrated is None else packed | {"after": rows(one.calibrated)}
 
 
 def _searched(artifact: Artifact, shape: tuple[int, int]) -> npt.NDArray[np.float64] | None:
@@ -125,11 +74,13 @@ def _searched(artifact: Artifact, shape: tuple[int, int]) -> npt.NDArray[np.floa
     return table
 
 
-def _settings_line(settings: dict[str, Any]) -> str:
+def settings_line(settings: dict[str, Any]) -> str:
+    """Return a calibration's settings as one line of text."""
     return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
-def _packed(values: npt.NDArray[Any], kind: type[np.generic]) -> str:
+def packed(values: npt.NDArray[Any], kind: type[np.generic]) -> str:
+    """Return an array's bytes, little endian, in base64: how the page takes numbers."""
     little = np.ascontiguousarray(values, dtype=np.dtype(kind).newbyteorder("<"))
     return base64.b64encode(little.tobytes()).decode("ascii")
 
@@ -139,7 +90,7 @@ def _asset(name: str) -> str:
     return (resources.files("act_harness.exploration") / "assets" / name).read_text("utf-8")
 
 
-def _render(title: str, data: dict[str, Any]) -> str:
+def render(title: str, data: dict[str, Any]) -> str:
     """Put title, data and scripts into the template.
 
     Data is JSON in which nothing can end its element: no text of a prompt is ever markup.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from act_harness.artifact import load_artifact
 from act_harness.attention import model_facts
 from act_harness.attention.load import load_plain_model, load_plain_tokenizer
 from act_harness.errors import RecipeError
@@ -29,7 +30,7 @@ from act_harness.support.model_arguments import check_vocabulary, model_argument
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from act_harness.artifact import ModelFacts
+    from act_harness.artifact import Artifact, ModelFacts
     from act_harness.harness.task_lookup import TaskSelection
     from act_harness.model import CalibratedHFLM
     from act_harness.search.choose.effects import HeadEffect
@@ -78,6 +79,9 @@ class SearchSettings:
     """Fields of the recipe's ``gradient`` that override it, for method ``gradient`` alone."""
     plots: bool = False
     """Draw the head map and the effect by rank beside the output."""
+    compare_with: Path | None = None
+    """With ``plots`` and method ``gradient``: an artifact whose search measured single heads of the
+    same model; strengths are drawn against their effects."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used.
@@ -87,7 +91,7 @@ class SearchSettings:
         """
         if isinstance(self.tasks, str):  # a name would be taken letter by letter
             object.__setattr__(self, "tasks", tuple(self.tasks.split(",")))
-        for name in ("output", "documents", "prepare", "ledgers"):
+        for name in ("output", "documents", "prepare", "ledgers", "compare_with"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, Path(getattr(self, name)))
         check_count(self.samples, "--samples", least=2)
@@ -161,6 +165,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | PreparedDoc
 
         require_matplotlib()
     recipe = settings.make_recipe()
+    against = _compared_with(settings, recipe)
     ledgers = settings.ledgers or _ledgers(settings.output)
     if settings.prepare is None:
         places.prepare_file(settings.output)
@@ -174,6 +179,8 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | PreparedDoc
         documents = [replace(one, **made) for one in documents]
         write_documents(settings.prepare, documents)
         return PreparedDocuments(settings.prepare, documents)
+    if against is not None:
+        against.verify(facts)
     result = run_search(
         recipe,
         model=model,
@@ -186,7 +193,7 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | PreparedDoc
     if settings.plots and result.path is not None:
         from act_harness.search.report import draw
 
-        result = replace(result, figures=draw(result, result.path))
+        result = replace(result, figures=draw(result, result.path, against=against))
     return result
 
 
@@ -225,6 +232,19 @@ def load_search(settings: SearchSettings, recipe: Recipe, *, held_out: int = 0) 
         recipe, lm, data_dir=settings.data_dir, held_out=held_out, selection=found
     )
     return LoadedSearch(recipe, lm.model, public_facts(lm.facts), documents)
+
+
+def _compared_with(settings: SearchSettings, recipe: Recipe) -> Artifact | None:
+    """Return the artifact whose effects strengths are drawn against."""
+    if settings.compare_with is None:
+        return None
+    if not settings.plots or recipe.method != "gradient":
+        raise RecipeError("--compare-with belongs to --plots and --method gradient; give all three")
+    from act_harness.search.report import single_effects
+
+    found = load_artifact(settings.compare_with)
+    single_effects(found)  # refuses an artifact without any
+    return found
 
 
 def search_documents(

@@ -16,7 +16,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from act_harness.artifact import ModelFacts
-from act_harness.calibration import Calibration, HeadStrength, preset, validation_line
+from act_harness.calibration import (
+    Calibration,
+    HeadStrength,
+    LayerPlan,
+    preset,
+    validation_line,
+)
 from act_harness.errors import ActHarnessError, RecipeError, suggestion
 from act_harness.support import reading
 from act_harness.support.atomic import canonical_json
@@ -142,7 +148,8 @@ class Controls(BaseModel):
 
     random_sets: int = Field(default=19, ge=0)
     """Random head sets of the same size, measured on ``judge``. To come first among R of them is a
-    test at the level 1/(R+1): 19 give 5 %."""
+    test at the level 1/(R+1): 19 give 5 %. Method ``gradient`` has none, unless they are asked for,
+    where they would cost more than tuning."""
     seed: int = 0
     """Of their draw."""
 
@@ -334,6 +341,11 @@ class Recipe(BaseModel):
     def mass_maps(self) -> tuple[HeadStrength, ...]:
         """Return the mass maps to try on every head."""
         return self.strengths or (self.calibration.strength_of_all,)
+
+    @property
+    def plan(self) -> LayerPlan:
+        """What is done to a layer, without its heads: what an engine must compute."""
+        return LayerPlan(self.calibration, (), self.mass_maps())
 
     def grid(self, facts: ModelFacts) -> dict[int, tuple[int, ...]]:
         """Return the heads to search by layer.

@@ -1,6 +1,7 @@
-"""What a finished search leaves beside its artifact: two plots, and a tracked run.
+"""What a finished search leaves beside its artifact: plots, and a tracked run.
 
-The plots are the map of effects, and effect against rank beside the controls. The run holds
+The plots are the map of effects, and effect against rank beside the controls; by gradient the map
+of strengths, curves of their tuning, and strengths against effects. The run holds
 configuration, figures of merit, tables, plots and heads; a search that was interrupted and
 continued, or repeated, continues its run, which belongs to the recipe and to the ledger (named by
 all that decides what was measured). The search is on the disk before any of this is called.
@@ -16,7 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from act_harness.errors import InputError
 from act_harness.search.choose.select import best_of_each_head
 from act_harness.search.processes import Processes
 from act_harness.tracking import values as tracked
@@ -29,23 +32,26 @@ if TYPE_CHECKING:
     from act_harness.search.run import SearchResult
     from act_harness.tracking.tracker import TrackingSettings
 
-__all__ = ["draw", "search_scalars", "track_search"]
+__all__ = ["draw", "search_scalars", "single_effects", "track_search"]
 
 
-def draw(result: SearchResult, beside: Path) -> dict[str, Path]:
+def draw(result: SearchResult, beside: Path, *, against: Artifact | None = None) -> dict[str, Path]:
     """Draw the plots of a search beside its artifact, under the artifact's file name.
 
     Recipes share names, files in a folder cannot: two searches never draw over each other.
 
     Args:
         result: of the search.
-        beside: the artifact's file; ``heads.json`` gets ``heads-map.png`` and ``heads-ranks.png``.
+        beside: the artifact's file; ``heads.json`` gets ``heads-map.png`` and ``heads-ranks.png``,
+            by gradient ``heads-map.png`` and ``heads-curves.png``.
+        against: of a search that measured single heads of the same model; strengths tuned by
+            gradient are drawn against their effects, ``heads-effects.png``.
 
     Returns:
         Name to path.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: matplotlib is not installed, or ``against`` has no effects of single heads.
         InfrastructureError: a file cannot be written.
     """
     from act_harness.evidence.plots import head_map, rank_plot
@@ -53,7 +59,7 @@ def draw(result: SearchResult, beside: Path) -> dict[str, Path]:
     artifact, name = result.artifact, result.artifact.name
     facts, search = artifact.model, artifact.search or {}
     if search["rule"]["name"] == "gradient":
-        return {"map": _strengths(artifact, beside)}
+        return _tuned(artifact, beside, against)
     ranked = best_of_each_head(result.effects)
     effects = np.full((facts.num_hidden_layers, facts.num_attention_heads), np.nan)
     for effect in ranked:
@@ -83,21 +89,81 @@ def draw(result: SearchResult, beside: Path) -> dict[str, Path]:
     }
 
 
-def _strengths(artifact: Artifact, beside: Path) -> Path:
-    """Draw what a gradient search tuned: the logarithm of each head's strength."""
+def _tuned(artifact: Artifact, beside: Path, against: Artifact | None) -> dict[str, Path]:
+    """Draw what a gradient search tuned, how that went, and single heads' effects beside it."""
     from act_harness.evidence.plots import head_map
+    from act_harness.evidence.tuning_plots import strengths_against_effects, training_curves
 
+    search, name = artifact.search or {}, artifact.name
+    maps = {f"log strength on {key}": one for key, one in _strengths(artifact).items()}
+    only = next(iter(maps))
+    rule, reading = search["rule"], search["rule"]["criterion"]
+    entropy = search["recipe"]["objective"] == "entropy"
+    found = {
+        "map": head_map(
+            maps if len(maps) > 1 else maps[only],
+            beside.with_name(f"{beside.stem}-map.png"),
+            selected=artifact.heads,
+            title=f"{name}: strengths tuned together",
+            label="log strength" if len(maps) > 1 else only,
+        ),
+        "curves": training_curves(
+            search["training"],
+            beside.with_name(f"{beside.stem}-curves.png"),
+            untouched=rule["untouched"],
+            taken=rule,
+            title=f"{name}: tuning all strengths",
+            label="minus the entropy on verify, nats" if entropy else _VERIFIED[reading],
+        ),
+    }
+    if against is not None:
+        found["effects"] = strengths_against_effects(
+            maps,
+            single_effects(against),
+            beside.with_name(f"{beside.stem}-effects.png"),
+            title=f"{name} against {against.name}",
+        )
+    return found
+
+
+_VERIFIED = {
+    "accuracy": "accuracy on verify",
+    "objective": "label-prior corrected accuracy on verify",
+    "margin": "standardised change of the margin on verify",
+}
+
+
+def _strengths(artifact: Artifact) -> dict[str, npt.NDArray[np.float64]]:
+    """Return log strengths by what they act on, (layers, heads); NaN where none was tuned."""
     facts, search = artifact.model, artifact.search or {}
-    theta = np.full((facts.num_hidden_layers, facts.num_attention_heads), np.nan)
-    for layer, head, value, *_ in search["table"]["heads"]["rows"]:
-        theta[layer, head] = value
-    return head_map(
-        theta,
-        beside.with_name(f"{beside.stem}-map.png"),
-        selected=artifact.heads,
-        title=f"{artifact.name}: strengths tuned together",
-        label=f"log strength on {search['recipe']['calibration']['target']}",
-    )
+    own = search["recipe"]["calibration"]
+    target = own["mass"] if own["target"] == "head" else own["target"]
+    names = ["sinks", "initial"] if target == "both" else [target]
+    shape = (len(names), facts.num_hidden_layers, facts.num_attention_heads)
+    theta = np.full(shape, np.nan)
+    for layer, head, *values in search["table"]["heads"]["rows"]:
+        theta[:, layer, head] = values
+    return dict(zip(names, theta, strict=True))
+
+
+def single_effects(artifact: Artifact) -> npt.NDArray[np.float64]:
+    """Return each head's best effect alone, (layers, heads), as a search artifact has them.
+
+    Raises:
+        InputError: it is of no search that measured heads one by one.
+    """
+    table = (artifact.search or {}).get("table", {}).get("heads", {})
+    columns = table.get("columns", [])
+    if "effect" not in columns:
+        raise InputError(
+            f"artifact {artifact.name!r} has no effects of single heads to compare with, expected "
+            "one of method 'exhaustive' or 'screened'"
+        )
+    facts, place = artifact.model, columns.index("effect")
+    found = np.full((facts.num_hidden_layers, facts.num_attention_heads), np.nan)
+    for row in table["rows"]:
+        found[row[0], row[1]] = np.fmax(found[row[0], row[1]], row[place])
+    return found
 
 
 class _Sets(NamedTuple):
@@ -140,7 +206,12 @@ def _sets(search: dict[str, Any]) -> _Sets:
 # -- the tracked run -------------------------------------------------------------------------------
 
 
-_IMAGES = {"map": "head_map", "ranks": "ranks"}
+_IMAGES = {
+    "map": "head_map",
+    "ranks": "ranks",
+    "curves": "training_curves",
+    "effects": "strengths_against_effects",
+}
 
 
 def track_search(result: SearchResult, settings: TrackingSettings, *, folder: Path) -> list[str]:

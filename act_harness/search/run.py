@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach, model_facts
 from act_harness.attention.placement import input_device
-from act_harness.calibration import LayerPlan
 from act_harness.engines import select_engine
 from act_harness.evidence.stats import spearman
 from act_harness.search.by_gradient import run_by_gradient
@@ -161,8 +160,7 @@ class _Search:
         self.estimates: dict[tuple[int, int, int], float] = {}
         self.progress = progress
         device = input_device(model)
-        plan = LayerPlan(recipe.calibration, (), tuple(recipe.mass_maps()))
-        engine = select_engine(recipe.engine, device=device.type, plans=[plan])
+        engine = select_engine(recipe.engine, device=device.type, plans=[recipe.plan])
         self.measurement = Measurement(
             recipe, {d.task: d.search for d in documents}, ledger, processes, engine
         )

@@ -13,6 +13,7 @@ from act_harness.bench.scoring import ScoringSettings
 from act_harness.calibration import Calibration
 from act_harness.cli import app as cli
 from act_harness.evidence.comparison import Settings as ComparisonSettings
+from act_harness.exploration.command import ExploreSettings, ModelSettings, SinksSettings
 from act_harness.harness.evaluate import EvalSettings
 from act_harness.mtbench.chat.settings import ChatSettings
 from act_harness.mtbench.judge import JudgeSettings
@@ -20,6 +21,7 @@ from act_harness.regress import RegressSettings
 from act_harness.regress.suite import ModelSource, Suite, Variation
 from act_harness.search import Recipe, SearchSettings
 from act_harness.search.documents import Prompting
+from act_harness.search.methods.command import MethodsSettings
 from act_harness.search.recipe import Controls, JointRule, SignificantRule, TopRule
 from act_harness.tracking.tracker import TrackingSettings
 
@@ -27,13 +29,17 @@ PACKAGE = Path(cli.__file__).parents[1]
 CLASSES = (
     ScoringSettings, Calibration, ComparisonSettings, ChatSettings, Prompting, EvalSettings,
     JudgeSettings, RegressSettings, ModelSource, Suite, Variation, Recipe, SearchSettings, Controls,
-    JointRule, SignificantRule, TopRule, TrackingSettings,
+    JointRule, SignificantRule, TopRule, TrackingSettings, ExploreSettings, MethodsSettings,
+    ModelSettings, SinksSettings,
 )  # fmt: skip
 
 OF_THE_RECORD = {
     "Suite.description": "for the reader of the file",
 }
 """Fields that are written for people and decide nothing."""
+
+STRENGTHS = {"damp": "beta", "reweight": "gamma", "raise": "psi"}
+"""Fields that are read by the name in a table: ``HeadStrength.strength``."""
 
 
 def fields_of(kind: type) -> list[str]:
@@ -80,7 +86,13 @@ def test_every_field_of_every_settings_class_is_read():
         for name in fields_of(kind)
         if not reads.found[name] and f"{kind.__name__}.{name}" not in OF_THE_RECORD
     ]
-    assert unread == []
+    assert set(unread) <= {f"Calibration.{name}" for name in STRENGTHS.values()}
+
+
+@pytest.mark.parametrize("mass", STRENGTHS)
+def test_a_strength_is_read_by_its_name(mass):
+    calibration = Calibration(mass=mass, **{STRENGTHS[mass]: 0.37})
+    assert calibration.strength_of_all.strength == 0.37
 
 
 def test_the_list_of_classes_is_whole():

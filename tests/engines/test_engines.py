@@ -438,33 +438,6 @@ def test_unknown_engine():
     assert select_engine("reference").name == "reference"
 
 
-@pytest.mark.parametrize("member", [*ec.PLANS, *ec.MEMBERS])
-def test_auto_is_an_engine_that_computes_what_is_asked(member, caplog):
-    """On CUDA too, where the fastest engine lacks members: nobody can name one to ``explore``."""
-    pytest.importorskip("triton", reason="the package triton is not installed")
-    calibration = {**ec.PLANS, **ec.MEMBERS}[member]
-    plan = ec.plan_of(calibration, (0, 1))
-    refused = select_engine("triton").supports(plan)
-    found = select_engine("auto", device="cuda", plans=[plan])
-    assert found.name == ("torch" if refused else "triton")
-    assert not found.supports(plan)
-    assert (f"{''.join(refused[:1])}; engine torch is used" in caplog.text) == bool(refused)
-    assert select_engine("triton", device="cuda", plans=[plan]).name == "triton"  # as named
-
-
-def test_what_auto_must_compute_is_the_artifacts(tiny, make_artifact, monkeypatch):
-    pytest.importorskip("triton", reason="the package triton is not installed")
-    from act_harness.attention import lifecycle
-
-    model = tiny()
-    monkeypatch.setattr(lifecycle, "input_device", lambda model: torch.device("cuda"))
-    gate = make_artifact(model, calibration=ec.MEMBERS["gate"])
-    with lifecycle.calibrated(model, gate) as attachment:
-        assert attachment.engine.name == "torch"
-    with pytest.raises(CalibrationError, match=r"does not compute .*; engines that do: reference"):
-        lifecycle.attach(model, gate, engine="triton")
-
-
 @pytest.mark.parametrize("setting", list(ec.MADE_UP))
 @pytest.mark.parametrize("name", ec.NAMES)
 def test_made_up_members_are_refused_by_name(name, setting):

@@ -438,8 +438,11 @@ def test_a_head_without_its_second_strength_is_refused(engine):
         ec.run(engine, case, ec.plan_of(ec.PLANS["reweight"], (0,), (own,)))
 
 
-def test_triton_refuses_what_it_does_not_compute_by_name(calibration):
-    reasons = unsupported(ec.plan_of(calibration, (0,)), TRITON, engine="triton")
-    new = [("target", calibration.target), ("mass", calibration.mass)]
-    lacking = [f"{name} {value!r}" for name, value in new if value not in TRITON[name]]
-    assert reasons == [f"engine triton does not compute {one}" for one in lacking] != []
+@pytest.mark.parametrize("name", list(ec.MEMBERS))
+def test_triton_refuses_what_it_does_not_compute_by_name(name):
+    plan = ec.plan_of(ec.MEMBERS[name], (0,))
+    reasons = unsupported(plan, TRITON, engine="triton")
+    new = [("target", plan.calibration.target), ("mass", plan.calibration.mass)]
+    lacking = [f"{setting} {value!r}" for setting, value in new if value not in TRITON[setting]]
+    assert reasons == [f"engine triton does not compute {one}" for one in lacking]
+    assert bool(reasons) == (name in ec.LACKING["triton"])

@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import make_tiny
-from triton_cases import DEVICE, ON_DEVICE, attend, check_row
+from triton_cases import DEVICE, ON_DEVICE, SMALL, attend, check_row
 
 from act_harness.attention import calibrated
 from act_harness.attention import packing as packed
@@ -272,6 +272,42 @@ def test_requests_of_a_model(make_artifact, segmented, decode):
     assert tape.captures == 0  # nothing to come that is worth it
     assert scores(found) == pytest.approx(scores(expected), abs=1e-4)
     compare_records(seen, records)
+
+
+class Letters:
+    """A tokenizer of one letter a token, brackets often enough."""
+
+    def decode(self, ids, **_):
+        return "".join("<x>yz"[one % 5] for one in ids)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:a prompt holds nothing between the markers")
+@pytest.mark.parametrize("name", ["both", "span-raise"])
+def test_requests_of_a_model_under_other_members(make_artifact, segmented, name):
+    """Spans, which segments do not know, are calibrated by the kernels of a padded call."""
+    segmented()
+    model, items = make_tiny(dtype=torch.float32).to(DEVICE), some_items((14, 6))
+    given = ec.MEMBERS[name]
+    given = Calibration(**{**given.settings(), **({"alpha": 1.5} if given.alpha else {})})
+    artifact = make_artifact(model, {1: (2,)}, calibration=given)
+    span = given.target == "span"
+    own = {"tokenizer": Letters(), "facts": artifact.model}
+    with calibrated(model, artifact, engine="reference", **own) as attachment:
+        expected = Scorer(model, attachment, batch_size=1, share=False).score(items)
+    kernels = TritonEngine(SMALL)
+    with calibrated(model, artifact, engine=kernels, **own) as attachment:
+        kernels.calls.clear()
+        scorer = Scorer(model, attachment)
+        found = scorer.score(items)
+    with calibrated(model, None) as attachment:
+        stock = Scorer(model, attachment).score(items)
+    assert scorer.work.forwards == 1
+    assert ("segment_sinks" in kernels.calls) == (not span)
+    assert ("apply" in kernels.calls) == span
+    assert "fallback" not in kernels.calls
+    assert scores(found) == pytest.approx(scores(expected), abs=1e-4)
+    assert scores(found) != pytest.approx(scores(stock), abs=1e-3)
 
 
 SIMILAR = (16, 15, 14, 13, 12, 11, 10, 9)

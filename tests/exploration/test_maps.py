@@ -1,6 +1,8 @@
 """Maps, effects and columns by value, against the stock model's own maps and plain forwards."""
 
 import base64
+import json
+import re
 
 import numpy as np
 import pytest
@@ -97,15 +99,14 @@ def test_every_target_is_shown_as_an_attached_model_has_it(parts, settings):
 @pytest.mark.parametrize("settings", [("gate", 3.0), ("gate", 0.0), ("temperature", 2.0)])
 def test_a_page_says_what_a_head_as_a_whole_becomes(parts, settings):
     """Weights above 1, of a gate above 1, must not wrap around in a page's bytes."""
-    from act_harness.exploration.page import _map
-
     model, tokenizer = parts
     mass, factor = settings
     text = "the other thing is a thing"
     calibration = {"target": "head", "mass": mass, "factor": factor}
     heads = head_set(model, {1: [2]}, calibration=calibration, tokenizer=tokenizer)
     found = act_harness.explore(model, tokenizer, text, artifact=heads)
-    packed = _map(found.maps[1, 2], found)
+    data = re.search(r'id="data">(.*?)</script>', found.html()).group(1)
+    packed = json.loads(data)["maps"]["1.2"]
     below = np.tril(np.ones((len(found.tokens), len(found.tokens)), bool))
 
     def squares(name):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import act_harness
 from act_harness import head_set
-from act_harness.exploration.page import artifact_page, figures_page, inline_frame
+from act_harness.exploration.page import artifact_page, inline_frame
 
 HOSTILE = (
     "<script>window.harmed = 1</script>",
@@ -118,7 +118,7 @@ def test_the_page_is_quiet_and_fits(browser, page, width, scheme):
 
 def test_without_data_the_page_is_small(found):
     empty = re.sub(r'(<script type="application/json" id="data">).*?(</script>)', r"\1\2",
-                   figures_page(found), flags=re.DOTALL)  # fmt: skip
+                   found.html(), flags=re.DOTALL)  # fmt: skip
     assert len(empty.encode()) < 1_000_000
 
 

@@ -13,8 +13,10 @@ from tiny_search import documents, tiny
 
 from act_harness.artifact import Artifact
 from act_harness.attention import calibrated, model_facts
+from act_harness.attention.families import FAMILIES
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines import select_engine
+from act_harness.engines.operation import AttentionCall
 from act_harness.errors import UnsupportedModelError
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.compute import packs, workbench
@@ -145,7 +147,10 @@ REFUSED = {"bloom": "ALiBi", "mpt": "ALiBi", "gpt_neo local": "window"}
 
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name not in REFUSED])
 def test_families_of_other_shapes_are_searched_like_the_loop(name):
-    model = make_tiny(name, dtype=torch.float32, **OUTSIDE[name])
+    same_as_the_loop(make_tiny(name, dtype=torch.float32, **OUTSIDE[name]))
+
+
+def same_as_the_loop(model):
     docs, calibration = documents(3), Calibration(alpha=1.5)
     found, _, order = exact_scores(model, docs, calibration, [calibration.strength_of_all])
     place = [order.index(doc.key) for doc in docs]
@@ -159,6 +164,38 @@ def test_families_of_other_shapes_are_searched_like_the_loop(name):
         torch.testing.assert_close(relative(got), relative(expected), atol=1e-4, rtol=0)
         moved += int(((expected - base).abs() > 1e-3).sum())
     assert moved > 3
+
+
+class Japanese:
+    """A family that is not ours, brought by a user; its attention returns three values."""
+
+    attention = "GPTNeoXJapaneseAttention"
+    method = "_attn"
+
+    def layer(self, module):
+        return module.layer_idx
+
+    def search_obstacle(self, module):
+        return None
+
+    def serve(self, module, attend, query, key, value, attention_mask=None):
+        def run(query, key, value, mask):
+            query, key = query.contiguous(), key.contiguous()  # _attn takes views of them
+            output, maps = type(module)._attn(module, query, key, value, mask)
+            return output.transpose(1, 2), maps
+
+        call = AttentionCall(query, key, value, 1 / module.norm_factor)
+        output, maps = attend(call, attention_mask, run)
+        return output.transpose(1, 2), maps
+
+
+def test_an_attention_may_return_more_than_output_and_maps(monkeypatch):
+    """The last layer's bias comes behind its maps, and the layer adds it; the rest give None."""
+    monkeypatch.setitem(FAMILIES, Japanese.attention, Japanese())
+    model = make_tiny("gpt_neox_japanese", dtype=torch.float32, num_hidden_layers=2)
+    bias = model.gpt_neox_japanese.layers[-1].attention.dense_bias
+    torch.nn.init.normal_(bias)
+    same_as_the_loop(model)
 
 
 @pytest.mark.parametrize("name", REFUSED)

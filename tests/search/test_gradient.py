@@ -21,6 +21,7 @@ from act_harness.search.documents import Document
 from act_harness.search.processes import Processes
 from act_harness.search.recipe import make_recipe
 from act_harness.search.run import stable_content
+from act_harness.search.tuning import looked_at
 from act_harness.support.atomic import canonical_json
 
 
@@ -147,7 +148,7 @@ def test_the_artifact_says_what_was_tuned_and_is_worth(tmp_path):
     assert found["rule"]["name"] == "gradient"
     # 4 epochs of a forward and a backward (2), one forward for the baseline
     assert found["forward_equivalents"]["search"] == 13
-    assert found["forward_equivalents"]["verify"] == 5 + len(found["rule"]["tried"])
+    assert found["forward_equivalents"]["verify"] == 4 + len(found["rule"]["tried"])
     assert found["judgement"]["documents"] == {"a": 8, "b": 8}
     assert len(found["judgement"]["columns"]["raw"]["random_sets"]["scores"]) == 2
     assert found["judgement"]["verdict"] in result.summary()
@@ -173,6 +174,26 @@ def test_a_killed_search_goes_on_to_the_same_artifact(tmp_path, monkeypatch, epo
     again = search(tmp_path / "killed", given)
     assert again.artifact.search["run"]["units_from_ledger"] > epochs
     assert canonical_json(stable_content(again.artifact)) == canonical_json(stable_content(whole))
+
+
+def test_random_sets_are_controls_where_they_cost_no_more_than_tuning(tmp_path):
+    free = {key: value for key, value in recipe().content().items() if value is not None}
+    del free["controls"]
+    for epochs, count in ((9, 0), (10, 19)):  # 19 x 16 documents, an epoch is 2 x 16
+        given = make_recipe({**free, "objective": "entropy", "gradient": {
+            **free["gradient"], "epochs": epochs, "batch": 8,
+        }})  # fmt: skip
+        result = search(tmp_path / str(epochs), given)
+        drawn = result.artifact.search["judgement"]["columns"]["raw"]["random_sets"]["scores"]
+        assert len(drawn) == count == result.artifact.search["recipe"]["controls"]["random_sets"]
+        assert ("held against no random head sets" in result.summary()) == (count == 0)
+
+
+def test_verify_is_looked_at_as_often_as_training_pays_for():
+    few = [dataclasses.replace(one, search=one.search[:2]) for one in DRAWN]
+    given = recipe(gradient={"epochs": 10})
+    assert looked_at(given, DRAWN) == list(range(10))
+    assert looked_at(given, few) == [1, 3, 5, 7, 9]  # 16 documents, an epoch costs 8 forwards
 
 
 def test_entropy_needs_no_labels_and_corrected_does(tmp_path):

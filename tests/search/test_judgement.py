@@ -363,5 +363,5 @@ def test_the_lines_for_a_terminal_hold_the_figures():
     ]
     both = judged(before, after)
     assert [line.split(":")[0] for line in describe(both)[1:]] == [
-        "  raw accuracy", "  label-prior corrected accuracy",
+        "  raw accuracy", "  label-prior corrected accuracy", "  held against no random head sets",
     ]  # fmt: skip

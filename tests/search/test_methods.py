@@ -15,7 +15,7 @@ from method_runs import DOCUMENTS, RECIPE
 from search_child import die_while_writing
 from tiny_search import drawn, tiny
 
-from act_harness.artifact import Artifact, ModelFacts
+from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import model_facts
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.errors import InputError, RecipeError
@@ -89,7 +89,7 @@ def hand_made():
     def documents(rights, *, same):
         return tuple(
             Document(
-                "t", f"{n:08x}", (((1,), (2,)), ((1,), (3,))), right,
+                "t", f"{n:08x}", (((1,), (2,)), ((1,), (3,) * (n // 2 + 2))), right,
                 ("no", "yes") if same else ("a", "b" * (n + 2)),
             )
             for n, right in enumerate(rights)
@@ -129,7 +129,9 @@ def test_a_table_by_hand():
     assert accuracy["batch"] == 1.0
     assert accuracy["raw_other_tasks"] == 0.5
     # -1 against -3/2, -3/3, -3/4, -3/5: the first choice of equal ones, so 0, 0, 1, 1
-    assert accuracy["length_normalised_other_tasks"] == 1.0
+    assert accuracy["by_characters_other_tasks"] == 1.0
+    # by tokens 1 and 2, 2, 3, 3: -1.5, -1.5, -1, -1 against -1: always the first of equal ones
+    assert accuracy["by_tokens_other_tasks"] == 0.5
     cells = table.cells["x"]
     assert cells["raw"].by_task == {"same": 0.75}
     assert cells["raw"].result.difference == 0.25
@@ -140,7 +142,8 @@ def test_a_table_by_hand():
     assert table.cells["y"]["raw"].result.difference == 0.0
     assert [column.name for column in table.columns] == [
         "raw", "batch", "supervised",
-        "raw_other_tasks", "length_normalised_other_tasks", "supervised_other_tasks",
+        "raw_other_tasks", "by_characters_other_tasks", "by_tokens_other_tasks",
+        "supervised_other_tasks",
     ]  # fmt: skip
 
 
@@ -224,8 +227,8 @@ def test_what_never_gets_there_says_so():
 
 # -- the whole -------------------------------------------------------------------------------------
 
-SOME = ["act-*", "signed", "both", "random-columns*", "last-columns", "gate", "temperature",
-        "random-heads-1", "*-strength*"]  # fmt: skip
+SOME = ["act-paper", "act-exhaustive", "signed", "both", "random-columns*", "last-columns", "gate",
+        "temperature", "random-heads-1", "*-strength*"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +301,10 @@ def test_the_report_says_what_was_scored(compared):
     raw = np.mean([a == right for a, right in zip(answers, rights, strict=True)])
     cell = stored["methods"]["signed"]["columns"]["raw"]
     assert cell["accuracy"] == pytest.approx(raw)
+    held = load_artifact(folder / "artifacts/signed.json").search["held_out"]
+    assert held["columns"]["raw"]["selected"] == pytest.approx(raw, abs=1e-6)
+    assert held["documents"] == {"a": 8, "b": 8}
+    assert len(held["columns"]["raw"]["random_sets"]["scores"]) == 1
     text = report.markdown()
     assert text.count("| signed |") == 2
     assert "Place of signed among 1 random head sets" in text

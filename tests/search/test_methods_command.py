@@ -69,7 +69,7 @@ def test_tasks_of_lm_eval_are_judged_on_held_out_documents(call, tiny_checkpoint
     stored = json.loads((tmp_path / "out/methods.json").read_text())
     assert stored["documents"]["evaluation"] == {"act_demo_sentiment": 6, "act_demo_word": 6}
     assert stored["columns"]["batch"] == ["act_demo_sentiment"]
-    assert stored["columns"]["length_normalised_other_tasks"] == ["act_demo_word"]
+    assert stored["columns"]["by_characters_other_tasks"] == ["act_demo_word"]
 
 
 def test_held_out_belongs_to_documents_that_are_drawn(call, arguments):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+import gradient_runs
 import pytest
 from search_runs import DRAWN, recipe, search
 
-from act_harness.search import run
+from act_harness.search import by_gradient, run
 from act_harness.search.progress import Phase, Progress, phases_of
 
 
@@ -26,7 +29,8 @@ def bars(monkeypatch):
         def _step(self, name, units, *, known):
             self.steps.append((name, units, known))
 
-    monkeypatch.setattr(run, "Progress", Seen)
+    for module in (run, by_gradient):
+        monkeypatch.setattr(module, "Progress", Seen)
     return made
 
 
@@ -74,6 +78,25 @@ def test_a_search_does_what_was_planned_and_a_continued_one_nothing(tmp_path, ba
     assert second.said[0].startswith("continuing ")
     assert "units are there already" in second.said[0]
     assert "continued:" in again.summary()
+
+
+def test_a_gradient_search_does_what_was_planned_and_says_how_it_goes(tmp_path, bars, monkeypatch):
+    said = []
+    monkeypatch.setattr(by_gradient.Progress, "figures", lambda self, text: said.append(text))
+    given = gradient_runs.recipe(objective="entropy")
+    gradient_runs.search(tmp_path, given)
+    (first,) = bars
+    done = {name: sum(n for one, n, _ in first.steps if one == name) for name in first.phases}
+    # 16 documents a split: 4 epochs of a forward and a backward, and 1 + 4 forwards on verify;
+    # 2 sizes on verify and the baseline; untouched, chosen and 2 random sets on judge
+    assert done == {"train": 4 * 2 * 16 + 5 * 16, "choose": 3 * 16, "judge": 4 * 16}
+    assert done == {name: phase.units for name, phase in first.phases.items()}
+    assert not any(known for *_, known in first.steps)
+    assert re.fullmatch(r"epoch 4, loss \d\.\d{3}, rate 0\.\d{3}, verify -\d\.\d{3}", said[-1])
+    gradient_runs.search(tmp_path, given)
+    assert all(known for *_, known in bars[1].steps)
+    tuned = [step for step in bars[1].steps if step[0] != "judge"]
+    assert tuned == [(name, n, True) for name, n, _ in first.steps if name != "judge"]
 
 
 def test_one_bar_over_all_phases_and_no_time_for_what_was_known(capsys):

@@ -216,6 +216,8 @@ def describe(found: Mapping[str, Any]) -> list[str]:
     lines = [f"{found['verdict']} ({count} documents that chose nothing, level {found['level']:g})"]
     for name, one in found["columns"].items():
         lines += [f"  {_WORDS[name]}: {_figures(one)}", *_random_lines(one["random_sets"])]
+    if not any(one["random_sets"]["scores"] for one in found["columns"].values()):
+        lines.append("  held against no random head sets")
     if len(found["columns"]) > 2:  # neither column is of all tasks
         one = found["chosen_by"]
         if one["reading"] != "margin":

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from act_harness.calibration import LayerPlan
 from act_harness.engines import refuse_unsupported
 from act_harness.errors import CalibrationError, InfrastructureError
 from act_harness.search.choose.effects import TaskScores, not_finite
@@ -66,8 +65,7 @@ class Measurement:
     chunks: list[Chunk] = field(init=False)
 
     def __post_init__(self) -> None:
-        plan = LayerPlan(self.recipe.calibration, (), tuple(self.recipe.mass_maps()))
-        refuse_unsupported(self.engine, [plan])
+        refuse_unsupported(self.engine, [self.recipe.plan])
         if self.recipe.calibration.target == "span":
             raise CalibrationError(
                 "a search does not find the spans of prompts, which target 'span' is about; "

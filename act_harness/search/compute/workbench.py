@@ -366,11 +366,15 @@ class Workbench:
         return forward
 
     def _attention_forward(self, layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        behind: tuple[nn.Parameter | None, ...] = (None,)  # what the layer takes after the output
+
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            nonlocal behind
             run = self.running
             if run is not None and layer in run.projected:
-                return run.projected[layer], None
+                return (run.projected[layer], *behind)
             output = original(*args, **kwargs)
+            behind = tuple(one if isinstance(one, nn.Parameter) else None for one in output[1:])
             if run is not None and layer == run.stops:
                 run.stopped = output[0]
                 raise _AttentionDone

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from act_harness.attention import attach
 from act_harness.attention.placement import input_device
+from act_harness.engines import select_engine
 from act_harness.errors import RecipeError
 from act_harness.scoring.scorer import Item, Scorer
-from act_harness.search.methods.context import computing_engine
 from act_harness.search.record import set_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from act_harness.artifact import Artifact, ModelFacts
+    from act_harness.calibration import LayerPlan
     from act_harness.search.documents import Document, TaskDocuments
 
-__all__ = ["Arm", "ArmScorer", "Parts", "Scores", "parts_of"]
+__all__ = ["Arm", "ArmScorer", "Parts", "Scores", "computing_engine", "parts_of"]
 
 Scores = dict[str, dict[str, list[list[float]]]]
 """Split to task to log-likelihoods, a row a document, as long as its choices."""
@@ -127,3 +128,12 @@ def _rows(scorer: Scorer, documents: Sequence[Document]) -> list[list[float]]:
     return [
         [round(next(found).loglikelihood, 6) for _ in document.requests] for document in documents
     ]
+
+
+def computing_engine(name: str, plans: Sequence[LayerPlan], device: str) -> str:
+    """Return an engine's name, ``torch`` where that one does not compute the plans.
+
+    Triton computes the methods and refuses most controls; a table needs both.
+    """
+    engine = select_engine(name, device=device)
+    return "torch" if any(engine.supports(plan) for plan in plans) else name

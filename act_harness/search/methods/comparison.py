@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from act_harness.errors import RecipeError
 from act_harness.search.documents import digest_of
 from act_harness.search.methods.arms import Arm, ArmScorer, Parts, parts_of
 from act_harness.search.methods.context import Method, MethodContext
+from act_harness.search.methods.recorded import record_judgements
 from act_harness.search.methods.registry import METHODS
 from act_harness.search.methods.strength import Match, divergence, matching_power, scaled
 from act_harness.search.processes import Processes
@@ -68,14 +69,14 @@ class _Comparison:
     context: MethodContext
     scorer: ArmScorer
     parts: Parts
-    known: dict[str, Arm] = field(default_factory=dict)
 
     def artifact(self, method: Method) -> Artifact | None:
         """Return what a method finds, from its file where it is there."""
         path = self.folder / "artifacts" / f"{method.name}.json"
         if path.is_file():
             return load_artifact(path)
-        self.say(f"{method.name}: finding heads ({method.note})")
+        if method.name != "none":
+            self.say(f"{method.name}: finding heads ({method.note})")
         found = method.find(self.context)
         if found is not None:
             found.save(path)
@@ -184,6 +185,7 @@ def compare_methods(
         )  # fmt: skip
         run = _Comparison(folder, context, scorer, parts)
         untouched, *arms = [run.arm(method) for method in methods]
+        record_judgements(folder / "artifacts", untouched, arms, parts["evaluation"])
         moved = {
             arm.method: divergence(untouched.scores["verify"], arm.scores["verify"]) for arm in arms
         }

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from act_harness.calibration import Calibration, LayerPlan
-from act_harness.engines import select_engine
 from act_harness.search.choose.effects import TaskScores
+from act_harness.search.methods.arms import ArmScorer, computing_engine
 from act_harness.search.recipe import OF_SINGLE_HEADS, Recipe, make_recipe
 from act_harness.search.run import run_search
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact, ModelFacts
     from act_harness.search.documents import Document, TaskDocuments
-    from act_harness.search.methods.arms import ArmScorer
 
-__all__ = ["Method", "MethodContext", "computing_engine"]
+__all__ = ["Method", "MethodContext"]
 
 _DETECTION = ("rule", "alpha", "tau", "protect", "min_rows", "decode")
 
@@ -108,15 +107,6 @@ class MethodContext:
             plain = self.recipe.objective == "margin" or arm.corrected is None
             values.append(arm.accuracy if plain else float(arm.corrected or 0.0))
         return math.fsum(values) / len(values)
-
-
-def computing_engine(name: str, plans: Sequence[LayerPlan], device: str) -> str:
-    """Return an engine's name, ``torch`` where that one does not compute the plans.
-
-    Triton computes the methods and refuses most controls; a table needs both.
-    """
-    engine = select_engine(name, device=device)
-    return "torch" if any(engine.supports(plan) for plan in plans) else name
 
 
 def _plan(calibration: Calibration) -> LayerPlan:

@@ -1,9 +1,9 @@
 """From arms' scores to one table: every column's accuracy, and its difference from the untouched.
 
-Columns are raw accuracy and every calibration of scores that asks the model nothing more
-(:mod:`act_harness.evidence.calibrators`), apart for tasks whose choices are the same for every
-document and tasks where they differ. Differences are paired by document, p-values adjusted over
-the methods of a column.
+Columns are raw accuracy, accuracy by length where choices differ by document, and every calibration
+of scores that asks the model nothing more (:mod:`act_harness.evidence.calibrators`), apart for
+tasks whose choices are the same for every document and tasks where they differ. Differences are
+paired by document, p-values adjusted over the methods of a column.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from act_harness.evidence.calibrators import (
 from act_harness.evidence.choices import padded
 from act_harness.evidence.results import ChoiceScores
 from act_harness.evidence.stats import (
+    RESAMPLES,
     PairedDifference,
     Part,
     Verdict,
@@ -40,7 +41,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Cell", "Column", "Table", "make_table"]
 
-Hits = Callable[[ChoiceScores, CalibratorInputs], "Array"]
+
+class Answers(NamedTuple):
+    """An arm's scores of a task, and what its readings need beside them."""
+
+    choices: ChoiceScores
+    inputs: CalibratorInputs
+    tokens: Array
+    """Tokens of each choice, (documents, choices); minus infinity where there is none."""
+
+
+Hits = Callable[[Answers], "Array"]
 
 
 class Column(NamedTuple):
@@ -93,7 +104,7 @@ class Table:
 
 
 def make_table(
-    untouched: Arm, arms: Sequence[Arm], parts: Parts, *, resamples: int = 1999
+    untouched: Arm, arms: Sequence[Arm], parts: Parts, *, resamples: int = RESAMPLES
 ) -> Table:
     """Compare arms with the untouched model.
 
@@ -135,8 +146,9 @@ def _columns(parts: Parts) -> tuple[Column, ...]:
         found.append(Column(f"raw{ending}", f"raw{words}", tasks, _raw))
         if any_choices:
             found.append(
-                Column(f"length_normalised{ending}", f"length-normalised{words}", tasks, _by_length)
+                Column(f"by_characters{ending}", f"by characters{words}", tasks, _by_characters)
             )
+            found.append(Column(f"by_tokens{ending}", f"by tokens{words}", tasks, _by_tokens))
         for one in CALIBRATORS.values():
             if one.needs in (None, "labelled") and (one.any_choices or not any_choices):
                 hits = partial(_calibrated, one.name)
@@ -144,32 +156,43 @@ def _columns(parts: Parts) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def _raw(choices: ChoiceScores, _: CalibratorInputs) -> Array:
-    return np.asarray(choices.scores.argmax(axis=1) == choices.labels, dtype=np.float64)
+def _raw(answers: Answers) -> Array:
+    return _hits(answers, answers.choices.scores)
 
 
-def _by_length(choices: ChoiceScores, _: CalibratorInputs) -> Array:
-    """Scores by the characters of a choice, as lm-eval's ``acc_norm`` has it."""
-    lengths = padded([[float(len(text)) for text in row] for row in choices.choices])
-    there = np.isfinite(choices.scores)
-    scores = np.where(there, choices.scores, 0.0) / np.where(there, np.maximum(lengths, 1.0), 1.0)
-    best = np.where(there, scores, -np.inf).argmax(axis=1)
-    return np.asarray(best == choices.labels, dtype=np.float64)
+def _by_characters(answers: Answers) -> Array:
+    """Score a character of a choice, as lm-eval's ``acc_norm`` has it."""
+    rows = [[float(len(text)) for text in row] for row in answers.choices.choices]
+    return _hits(answers, _normalised(answers, padded(rows)))
 
 
-def _calibrated(name: str, choices: ChoiceScores, inputs: CalibratorInputs) -> Array:
-    found = calibrated_hits(CALIBRATORS[name], choices, inputs)
+def _by_tokens(answers: Answers) -> Array:
+    return _hits(answers, _normalised(answers, answers.tokens))
+
+
+def _normalised(answers: Answers, lengths: Array) -> Array:
+    """Divide scores by lengths of at least 1; a choice that does not exist stays the worst."""
+    there = np.isfinite(lengths)
+    scores = np.where(there, answers.choices.scores, 0.0)
+    return np.where(there, scores / np.maximum(np.where(there, lengths, 1.0), 1.0), -np.inf)
+
+
+def _hits(answers: Answers, scores: Array) -> Array:
+    return np.asarray(scores.argmax(axis=1) == answers.choices.labels, dtype=np.float64)
+
+
+def _calibrated(name: str, answers: Answers) -> Array:
+    found = calibrated_hits(CALIBRATORS[name], answers.choices, answers.inputs)
     if found is None:
         raise InternalError(f"calibration {name!r} has a column of tasks that it does not apply to")
     return found
 
 
 def _all_hits(arm: Arm, column: Column, parts: Parts) -> dict[str, Array]:
-    return {task: column.hits(*_read(arm, task, parts)) for task in column.tasks}
+    return {task: column.hits(_read(arm, task, parts)) for task in column.tasks}
 
 
-def _read(arm: Arm, task: str, parts: Parts) -> tuple[ChoiceScores, CalibratorInputs]:
-    """Return an arm's scores of a task, and those of its labelled documents."""
+def _read(arm: Arm, task: str, parts: Parts) -> Answers:
     documents, same = parts["evaluation"][task], _same_choices(parts, task)
     labelled = [*parts["search"][task], *parts["verify"][task]]
     rows = [*arm.scores["search"][task], *arm.scores["verify"][task]]
@@ -185,7 +208,8 @@ def _read(arm: Arm, task: str, parts: Parts) -> tuple[ChoiceScores, CalibratorIn
         lengths=tuple(lengths_of(one.choices) for one in labelled),
         same_choices=same,
     )
-    return choices, CalibratorInputs(labelled=known)
+    tokens = [[float(len(answer)) for _, answer in one.requests] for one in documents]
+    return Answers(choices, CalibratorInputs(labelled=known), padded(tokens))
 
 
 def _same_choices(parts: Parts, task: str) -> bool:
