@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from act_harness.exploration.effects import margin
-from act_harness.exploration.page import inline_frame, packed, render, settings_line
+from act_harness.exploration.page import (
+    inline_frame,
+    packed,
+    packed_strengths,
+    render,
+    settings_line,
+)
 from act_harness.support import atomic
 
 if TYPE_CHECKING:
@@ -78,6 +84,8 @@ class Exploration:
     """Positions of the rows that maps are stored for."""
     maps: dict[tuple[int, int], HeadMap] = field(default_factory=dict)
     """Maps of chosen heads, by (layer, head)."""
+    initial_strengths: npt.NDArray[np.float32] | None = None
+    """(L, H) strength on the initial token, of an artifact of target ``both``."""
 
     @property
     def effects(self) -> npt.NDArray[np.float64]:
@@ -132,7 +140,7 @@ def _document(found: Exploration) -> dict[str, Any]:
         "after": None if found.after is None else found.after.tolist(),
         "scores": packed(found.scores, np.float32),
         "effects": packed(found.effects, np.float32),
-        "strengths": packed(found.strengths, np.float32),
+        **packed_strengths(found.strengths, found.initial_strengths),
         "means": packed(np.sqrt(found.means) * 65535 + 0.5, np.uint16),
         "sinks": packed(np.packbits(found.sinks, axis=None, bitorder="little"), np.uint8),
         "seen": packed(found.seen, np.uint16),

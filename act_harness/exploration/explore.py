@@ -16,6 +16,7 @@ from act_harness.errors import InputError
 from act_harness.exploration.effects import answer_scores, head_scores, margin, text_document
 from act_harness.exploration.exploration import Exploration, HeadMap
 from act_harness.exploration.maps import LayerMaps, observe, text_tokens
+from act_harness.exploration.page import strengths_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -153,7 +154,9 @@ def explore_document(
     settings = artifact.calibration if artifact else _settings(calibration)
     shape = (facts.num_hidden_layers, facts.num_attention_heads)
     _check_heads(heads, shape)
-    maps, table = _strengths(artifact, settings, shape)
+    maps = _mass_maps(artifact, settings, shape)
+    nothing = np.full(shape, np.nan, np.float32)
+    table, initial = strengths_of(artifact) if artifact else (nothing, None)
     prompt = document.requests[document.right][0]
     before = answer_scores(model, document)
     scores = head_scores(
@@ -175,6 +178,7 @@ def explore_document(
         calibration=settings,
         artifact=artifact.name if artifact else None,
         strengths=table,
+        initial_strengths=initial,
         labels=_labels(tokenizer, document),
         next_token=not document.choices,
         right=document.right,
@@ -213,17 +217,14 @@ def _threshold(calibration: Calibration, most: int) -> float:
     return float(calibration.threshold(most)) if calibration.detects else float("nan")
 
 
-def _strengths(
+def _mass_maps(
     artifact: Artifact | None, calibration: Calibration, shape: tuple[int, int]
-) -> tuple[dict[tuple[int, int], HeadStrength], npt.NDArray[np.float32]]:
-    """Return every head's mass map, and the (L, H) table of those that the artifact has."""
+) -> dict[tuple[int, int], HeadStrength]:
+    """Return every head's mass map: the artifact's where it has the head."""
     maps = dict.fromkeys(np.ndindex(*shape), calibration.strength_of_all)
-    table = np.full(shape, np.nan, np.float32)
     for layer, plan in (artifact.plans() if artifact else {}).items():
-        for head, own in zip(plan.heads, plan.strengths, strict=True):
-            maps[layer, head] = own
-            table[layer, head] = own.strength
-    return maps, table
+        maps |= {(layer, n): own for n, own in zip(plan.heads, plan.strengths, strict=True)}
+    return maps
 
 
 def _chosen(

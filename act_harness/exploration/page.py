@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 
     from act_harness.artifact import Artifact
 
-__all__ = ["artifact_page", "inline_frame", "packed", "render", "settings_line"]
+__all__ = [
+    "artifact_page",
+    "inline_frame",
+    "packed",
+    "packed_strengths",
+    "render",
+    "settings_line",
+    "strengths_of",
+]
 
 
 def artifact_page(artifact: Artifact) -> str:
     """Return the page of an artifact: its map of heads, and the effects that its search found."""
     shape = (artifact.model.num_hidden_layers, artifact.model.num_attention_heads)
-    strengths = np.full(shape, np.nan, np.float32)
-    for layer, plan in artifact.plans().items():
-        for head, own in zip(plan.heads, plan.strengths, strict=True):
-            strengths[layer, head] = own.strength
     data: dict[str, Any] = {
         "title": f"Head set {artifact.name}",
         "model": artifact.model.id,
@@ -41,13 +45,38 @@ def artifact_page(artifact: Artifact) -> str:
         "layers": shape[0],
         "heads": shape[1],
         "groups": shape[1],
-        "strengths": packed(strengths, np.float32),
+        **packed_strengths(*strengths_of(artifact)),
         "tokens": [],
     }
     effects = _searched(artifact, shape)
     if effects is not None:
         data |= {"effects": packed(effects, np.float32), "searched": True}
     return render(f"{artifact.name} - {artifact.model.id}", data)
+
+
+def strengths_of(
+    artifact: Artifact,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """Return (L, H) strengths, NaN where a head is not in the artifact, and of its initial token.
+
+    The latter None where that has none of its own: it is of target ``both``.
+    """
+    shape = (artifact.model.num_hidden_layers, artifact.model.num_attention_heads)
+    strengths, initial = (np.full(shape, np.nan, np.float32) for _ in range(2))
+    for layer, plan in artifact.plans().items():
+        for head, own in zip(plan.heads, plan.strengths, strict=True):
+            strengths[layer, head] = own.strength
+            if own.gamma_initial is not None:
+                initial[layer, head] = own.gamma_initial
+    return strengths, initial if artifact.calibration.target == "both" else None
+
+
+def packed_strengths(
+    strengths: npt.NDArray[np.float32], initial: npt.NDArray[np.float32] | None
+) -> dict[str, str]:
+    """Return what a page is told of :func:`strengths_of`."""
+    told = {"strengths": packed(strengths, np.float32)}
+    return told if initial is None else told | {"initial": packed(initial, np.float32)}
 
 
 def inline_frame(page: str, *, height: int = 900) -> str:

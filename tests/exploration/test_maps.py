@@ -122,6 +122,24 @@ def test_a_page_says_what_a_head_as_a_whole_becomes(parts, settings):
     np.testing.assert_allclose(shown, after[below], atol=0.004 * max(factor, 1.0))
 
 
+def test_both_strengths_of_a_head_are_on_the_page(parts):
+    """A head that leaves its sinks alone and triples the first token does something."""
+    from act_harness.exploration.page import artifact_page
+
+    model, tokenizer = parts
+    settings = {"target": "both", "mass": "reweight", "gamma": 1.0, "gamma_initial": 3.0}
+    heads = head_set(model, {1: [2]}, calibration=settings, tokenizer=tokenizer)
+    found = act_harness.explore(model, tokenizer, "the other thing", artifact=heads)
+    for page in (found.html(), artifact_page(heads)):
+        data = json.loads(re.search(r'id="data">(.*?)</script>', page).group(1))
+        for name, value in (("strengths", 1.0), ("initial", 3.0)):
+            read = np.frombuffer(base64.b64decode(data[name]), "<f4").reshape(3, 4)
+            assert read[1, 2] == value
+            assert np.isnan(read).sum() == 11
+    plain = act_harness.explore(model, tokenizer, "the other thing")
+    assert plain.initial_strengths is None
+
+
 def test_an_artifacts_strength_is_the_heads_own():
     model = make_tiny()
     heads = head_set(model, {1: [2]}, calibration=SETTINGS, strengths={1: {2: {"beta": 0.1}}})

@@ -79,6 +79,8 @@
     firstMass: { label: "mass on the first token", values: firstMass, text: (v) => `${share(v)} on the first token` },
     strength: { label: "strength in the head set", values: data.artifact ? strengths : null,
       text: (v) => (Number.isNaN(v) ? "not in the head set" : `strength ${+v.toFixed(4)}`) },
+    initial: { label: "strength on the first token", values: floats(data.initial),
+      text: (v) => (Number.isNaN(v) ? "no strength on the first token" : `strength ${+v.toFixed(4)} on the first token`) },
   };
   const state = { layer: 0, head: 0, metric: effects ? "effect" : "strength", view: "before", colour: "head", token: 0, row: 0 };
   if (effects) {
