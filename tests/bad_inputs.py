@@ -20,6 +20,7 @@ DEEP = "[" * 100_000
 EVAL = "eval --tasks act_demo_word --artifact none --device cpu --output {out}"
 MODEL = f"{EVAL} --pretrained {{model}}"
 SEARCH = "search --output {out}/a.json"
+GRADIENT = f"{SEARCH} --tasks a --method gradient"
 JUDGE = "judge {answers} --output {out}"
 REGRESS = "regress --output {out}"
 RUN = "run --model hf-act --device cpu --tasks act_demo_word --limit 1"
@@ -393,6 +394,30 @@ INPUTS: tuple[tuple[str, int, str], ...] = (
     (f"{SEARCH} --pretrained {{model}} --tasks act_demo_word --seed -3", 2, "--seed is -3"),
     (f"{SEARCH} --pretrained {{model}} --tasks act_demo_word --held-out 3", 2, "--prepare"),
     (f"{SEARCH} --pretrained {{model}} --tasks act_demo_word --held-out -3", 2, "--held-out is -3"),
+    (
+        f"{SEARCH} --tasks a --method gradients",
+        2,
+        "method: found 'gradients', expected 'exhaustive'",
+    ),
+    (f"{GRADIENT} --target sink", 2, "gradient.target: found 'sink', expected 'sinks', 'initial'"),
+    (
+        f"{GRADIENT} --objective accuracy",
+        2,
+        "objective: found 'accuracy', expected 'margin', 'co",
+    ),
+    (f"{GRADIENT} --signs up", 2, "gradient.signs: found 'up', expected 'both', 'damp' or"),
+    (f"{GRADIENT} --epochs 0", 2, "gradient.epochs"),
+    (f"{GRADIENT} --rate nan", 2, "gradient.rate"),
+    (f"{GRADIENT} --penalty -1", 2, "penalties are .* finite numbers of at least 0"),
+    (f"{GRADIENT} --restarts 0", 2, "gradient.restarts"),
+    (
+        f"{SEARCH} --tasks a --target sinks",
+        2,
+        "gradient belongs to method 'gradient', not to 'ex",
+    ),
+    (f"{SEARCH} --tasks a --objective entropy", 2, "'entropy' belongs to method 'gradient'"),
+    (f"{GRADIENT} --compare-with {{text}}", 2, "--compare-with belongs to --plots"),
+    (f"{GRADIENT} --plots --compare-with {{gone}}", 2, "neither a file nor a shipped"),
     (f"{SEARCH} --documents {{text}} --prepare {{out}} --tasks a", 2, "--prepare draws"),
     (f"{SEARCH} --documents {{text}} --data-dir {{own}} --tasks a", 2, "would do nothing"),
     (f"{SEARCH} --documents {{gone}} --tasks a --pretrained {{model}}", 2, "no such file"),

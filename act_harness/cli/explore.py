@@ -41,9 +41,10 @@ def explore(
     include_path: IncludePath = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show one document through a model: attention, sinks, what each head does.
+    """Show what a model attends to in one document.
 
-    Writes one page that opens without a network.
+    Writes one page that opens without a network: attention, sinks, and what each head does to the
+    answer.
 
     \b
     Example:

@@ -71,7 +71,7 @@ def methods(
     ] = True,
     tracking: TrackingSettings | None = None,
 ) -> None:
-    """Compare methods and controls with the untouched model, in one table.
+    """Compare methods and controls with the untouched model.
 
     Each finds heads with the recipe's search and verify documents and is scored on documents that
     it never saw. A comparison that was interrupted is continued by the same command; one with more

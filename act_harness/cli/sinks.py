@@ -33,9 +33,10 @@ def sinks(
     include_path: IncludePath = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Count attention sinks over tasks: where, on which tokens, in which heads.
+    """Count attention sinks over the documents of tasks.
 
-    Writes one JSON file, and its tables as CSV. Memory does not grow with the documents.
+    Where they stand, on which tokens, in which heads. Writes one JSON file, and its tables as CSV.
+    Memory does not grow with the documents.
 
     \b
     Example:

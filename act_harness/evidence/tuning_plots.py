@@ -53,15 +53,15 @@ def training_curves(
         runs.setdefault((one["penalty"], one["restart"]), []).append(one)
     if not runs:
         raise ResultError("nothing to draw: no epoch was trained")
-    figure = new_figure(width=9.5, height=3.8)
-    losses, scores = figure.subplots(1, 2)
+    figure = new_figure(width=9.5, height=4.0 + 0.12 * len(runs))
+    losses, scores = figure.subplots(1, 2, sharex=True)
     for number, (run, epochs) in enumerate(runs.items()):
         colour = _COLOURS[number % len(_COLOURS)]
-        name = f"penalty {run[0]:g}, run {run[1] + 1}: " if len(runs) > 1 else ""
+        name = f"penalty {run[0]:g}, run {run[1] + 1}" if len(runs) > 1 else "strengths"
         seen = [one for one in epochs if one["verify"] is not None]
-        _line(losses, epochs, "loss", colour, f"{name}search")
-        _line(losses, seen, "verify_loss", colour, f"{name}verify, temperature 1", dashed=True)
-        _line(scores, seen, "verify", colour, name.removesuffix(": ") or "strengths")
+        _line(losses, epochs, "loss", colour)
+        _line(losses, seen, "verify_loss", colour, dashed=True)
+        _line(scores, seen, "verify", colour, name)
         if taken is not None and taken["run"] == {"penalty": run[0], "restart": run[1]}:
             place = next(one for one in epochs if one["epoch"] == taken["epoch"])
             scores.plot(
@@ -70,10 +70,13 @@ def training_curves(
             )  # fmt: skip
     if untouched is not None:
         scores.axhline(untouched, color="black", linewidth=0.8, label="untouched model")
+    losses.plot([], [], color="#444444", label="loss on search, with its temperature")
+    losses.plot([], [], color="#444444", linestyle="--", label="loss on verify, without")
     losses.set_ylabel("loss, nats a document")
     scores.set_ylabel(label)
     for axes in (losses, scores):
-        _finish(axes, "epoch")
+        _finish(axes, "epoch", whole=True)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
     if title:
         figure.suptitle(title, fontsize=10.5)
     return save_figure(figure, path)
@@ -124,7 +127,7 @@ def strengths_against_effects(
             rank = f"{spearman(alone[both], one[both]):+.2f}"
         axes.set_title(f"{int(both.sum())} heads, rank correlation {rank}", fontsize=9.5)
         axes.set_ylabel(name)
-        _finish(axes, label, legend=False)
+        _finish(axes, label)
     if title:
         figure.suptitle(title, fontsize=10.5)
     return save_figure(figure, path)
@@ -135,7 +138,7 @@ def _line(
     epochs: Sequence[Mapping[str, Any]],
     key: str,
     colour: str,
-    label: str,
+    label: str | None = None,
     *,
     dashed: bool = False,
 ) -> None:
@@ -145,11 +148,9 @@ def _line(
     )  # fmt: skip
 
 
-def _finish(axes: Axes, label: str, *, legend: bool = True) -> None:
+def _finish(axes: Axes, label: str, *, whole: bool = False) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(label)
-    if legend:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(fontsize=8.5, frameon=False, loc="best")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True) if whole else MaxNLocator(5))

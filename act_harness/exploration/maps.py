@@ -21,6 +21,7 @@ from act_harness.attention.placement import input_device
 from act_harness.calibration import LayerPlan
 from act_harness.engines.operation import EngineResult, LayerState, unsupported
 from act_harness.engines.reference import COMPUTES, selected_maps
+from act_harness.engines.strengths import Strengths
 from act_harness.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,14 +112,17 @@ class _Observer:
             found = selected_maps(
                 call, geometry=geometry, plan=some, state=None, dtype=torch.float32
             )
+            inside, outside = found.factors.inside, found.factors.outside
+            if plan.calibration.target == "head":  # a gate is a factor on all columns alike
+                inside = outside = Strengths.of(some.strengths, found.weights).factor("gate")
             self.show(
                 LayerMaps(
                     layer,
                     some.heads,
                     found.weights[0],
                     found.after.sinks[0],
-                    found.factors.inside[0, :, :, 0].expand(-1, total),
-                    found.factors.outside[0, :, :, 0].expand(-1, total),
+                    inside[0, :, :, 0].expand(-1, total),
+                    outside[0, :, :, 0].expand(-1, total),
                     found.calibrated[0],
                     seen[0],
                     int(most[0]),
@@ -260,8 +264,8 @@ def maps(
         artifact: Its calibration, and the strength it has for this head, instead.
 
     Returns:
-        ``before`` and ``after``, (N, N) float32 on the CPU with rows that sum to 1, and ``sinks``,
-        (N,) bool. The input of the layer is the stock model's.
+        ``before`` and ``after``, (N, N) float32 on the CPU with rows that sum to 1 (after a
+        ``gate`` to its factor), and ``sinks``, (N,) bool. The layer's input is the stock model's.
 
     Raises:
         ArtifactError: The model has no such head.

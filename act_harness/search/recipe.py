@@ -9,6 +9,7 @@ with one exception: ``chunk_tokens`` and ``pack_tokens`` decide how sums are rou
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,8 @@ __all__ = [
     "TopRule",
     "load_recipe",
 ]
+
+_logger = logging.getLogger(__name__)
 
 _SIZES = {"chunk_tokens": 2048, "screen_tokens": 1024, "pack_tokens": 2048}
 _GPU_SIZES = {"chunk_tokens": 8192, "screen_tokens": 4096, "pack_tokens": 32768}
@@ -280,9 +283,15 @@ class Recipe(BaseModel):
         """Refuse settings that the method would not read."""
         if self.method != "gradient":
             if "gradient" in self.model_fields_set:
-                raise ValueError(f"gradient belongs to method 'gradient', not to {self.method!r}")
+                raise ValueError(
+                    f"gradient belongs to method 'gradient', not to {self.method!r}; give that "
+                    "method or leave it out"
+                )
             if self.objective == "entropy":
-                raise ValueError("objective 'entropy' belongs to method 'gradient'")
+                raise ValueError(
+                    "objective 'entropy' belongs to method 'gradient'; give that method, or "
+                    "objective 'margin' or 'corrected'"
+                )
             return
         surplus = [name for name in OF_SINGLE_HEADS if name in self.model_fields_set]
         if surplus:
@@ -407,6 +416,8 @@ class Recipe(BaseModel):
 def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN401 - recipe fields
     """Read a recipe from a YAML file, or by the name of a shipped one, and apply changes.
 
+    A change of ``method`` leaves out what the file sets for its own method alone, with a warning.
+
     Raises:
         RecipeError: not found, not YAML, or a field is unknown or out of range.
     """
@@ -422,6 +433,15 @@ def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN40
     content = reading.read_yaml(path, error=RecipeError, advice=advice)
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {path} holds no settings; expected 'tasks: [...]' and others")
+    if changes.get("method") not in (None, content.get("method")):
+        unread = OF_SINGLE_HEADS if changes["method"] == "gradient" else ("gradient",)
+        left = [key for key in unread if key in content]
+        if left:
+            _logger.warning(
+                "recipe %s: %s left out, which method %s does not read",
+                path.stem, ", ".join(left), changes["method"],
+            )  # fmt: skip
+        content = {key: value for key, value in content.items() if key not in left}
     return make_recipe({**content, **changes}, source=f"recipe {path}")
 
 

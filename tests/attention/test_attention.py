@@ -59,9 +59,9 @@ def test_decoders_of_many_families_can_be_calibrated(tiny, make_artifact, kind):
     assert torch.equal(logits(model), stock)
 
 
-@pytest.mark.parametrize("kind", ["ctrl", "mamba"])
+@pytest.mark.parametrize("kind", ["openai-gpt", "mamba"])
 def test_a_model_outside_the_interface_is_refused_and_left_as_it_was(tiny, make_artifact, kind):
-    more = {"ctrl": {"n_embd": 32, "dff": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}}
+    more = {"openai-gpt": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}}
     model = tiny(kind, dtype=torch.float32, **more.get(kind, {}))
     stock = logits(model)
     implementation = model.config._attn_implementation

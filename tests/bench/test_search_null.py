@@ -37,6 +37,7 @@ def test_without_any_effect_flags_keep_their_level(nothing, rule):
         assert abs(mean) < 4 * error
 
 
+@pytest.mark.slow
 def test_over_all_rules_flags_keep_their_level(nothing):
     searches = sum(tally.judged for tally in nothing.values())
     assert searches > 150

@@ -313,12 +313,12 @@ def test_requests_of_a_model_under_other_members(make_artifact, segmented, name)
 SIMILAR = (16, 15, 14, 13, 12, 11, 10, 9)
 
 
-@pytest.mark.parametrize("heads", [True, False])
+@pytest.mark.parametrize("heads", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_captured_forwards(make_artifact, segmented, heads):
     """Similar forwards are captured once and run again, with their own tokens."""
     tape = segmented()
     model, items = make_tiny(dtype=torch.float32).to(DEVICE), some_items(SIMILAR)
-    artifact = make_artifact(model, heads={1: (0, 3), 2: (1,)}) if heads else None
+    artifact = make_artifact(model, heads={1: (0, 3)}) if heads else None
     with calibrated(model, artifact) as attachment:
         records = {}
         plain = Scorer(model, attachment, batch_size=1, share=False)
@@ -341,9 +341,9 @@ def test_captured_forwards(make_artifact, segmented, heads):
     assert scorer.work.padded_tokens > scorer.work.tokens
     if heads:
         compare_records(seen, records)
-        # two layers of every forward, of capturing the graph, and of the trial of the first replay
+        # a layer of every forward, of capturing the graph, and of the trial of the first replay
         # (whose graph, being a tape, calls the engine as well)
-        assert calls >= 2 * scorer.work.forwards
+        assert calls >= scorer.work.forwards
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from act_harness.engines.triton.selection import COMPUTES
 from act_harness.errors import CalibrationError
 
 NAMES = ["both", "both-first-flagged", "span", "span-raise", "raise", "initial-raise"]
+PACKED = ["both", "both-first-flagged", "raise", "initial-raise"]
 HEADS = (0, 3)
 MIXED = (
     HeadStrength(mass="raise", psi=0.4),
@@ -219,12 +220,10 @@ def test_running_both_is_the_prefills_and_leaves_what_follows_to_torch():
 
 
 @pytest.mark.parametrize(("fused", "dtype"), [(256, torch.float32), (0, torch.float16)])
-def test_packed_rows(calibration, fused, dtype):
-    plan = ec.plan_of(calibration, HEADS)
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_rows(name, fused, dtype):
+    plan = ec.plan_of(ec.MEMBERS[name], HEADS)
     questions = ((40, 40, (3, 1, 20)), (7, 7, ()), (23, 19, (2,)), (1, 1, (4,)))
-    if calibration.target == "span":
-        assert not TritonEngine().takes_segments(plan, Capacity.of([5], []))
-        return
     kernels = TritonEngine()
     kernels.segments.fused = fused
     _, report = check_row(questions, plan, dtype=dtype, engine=kernels)
@@ -234,10 +233,16 @@ def test_packed_rows(calibration, fused, dtype):
     assert report.moved.abs().max() > 0.1
 
 
+def test_spans_take_the_padded_calls():
+    for name in ("span", "span-raise"):
+        plan = ec.plan_of(ec.MEMBERS[name], HEADS)
+        assert not TritonEngine().takes_segments(plan, Capacity.of([5], []))
+
+
 @pytest.mark.parametrize("strength", [13.0, 60.0])
-def test_packed_rows_with_nearly_all_mass_on_the_target(calibration, strength):
-    if calibration.target == "span":
-        pytest.skip("spans take the padded calls")
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_rows_with_nearly_all_mass_on_the_target(name, strength):
+    calibration = ec.MEMBERS[name]
     if calibration.mass == "raise":
         calibration = Calibration(**{**calibration.settings(), "psi": 0.999})
     plan = ec.plan_of(calibration, HEADS)

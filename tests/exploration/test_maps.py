@@ -1,5 +1,9 @@
 """Maps, effects and columns by value, against the stock model's own maps and plain forwards."""
 
+import base64
+import json
+import re
+
 import numpy as np
 import pytest
 import tiny_search
@@ -90,6 +94,32 @@ def test_every_target_is_shown_as_an_attached_model_has_it(parts, settings):
     for scores, answer in zip(found.scores[2, 3], answers, strict=True):
         if len(answer) == 1:  # a label's text may be cut otherwise
             assert scores == pytest.approx(float(likely[answer[0]]), abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [("gate", 3.0), ("gate", 0.0), ("temperature", 2.0)])
+def test_a_page_says_what_a_head_as_a_whole_becomes(parts, settings):
+    """Weights above 1, of a gate above 1, must not wrap around in a page's bytes."""
+    model, tokenizer = parts
+    mass, factor = settings
+    text = "the other thing is a thing"
+    calibration = {"target": "head", "mass": mass, "factor": factor}
+    heads = head_set(model, {1: [2]}, calibration=calibration, tokenizer=tokenizer)
+    found = act_harness.explore(model, tokenizer, text, artifact=heads)
+    data = re.search(r'id="data">(.*?)</script>', found.html()).group(1)
+    packed = json.loads(data)["maps"]["1.2"]
+    below = np.tril(np.ones((len(found.tokens), len(found.tokens)), bool))
+
+    def squares(name):
+        read = np.frombuffer(base64.b64decode(packed[name]), np.uint8)
+        return (read / 255.0) ** 2
+
+    if "after" in packed:
+        shown = squares("after")
+    else:
+        inside = np.frombuffer(base64.b64decode(packed["inside"]), "<f4")
+        shown = squares("weights") * np.broadcast_to(inside[:, None], below.shape)[below]
+    after = act_harness.maps(model, tokenizer, text, 1, 2, artifact=heads).after.numpy()
+    np.testing.assert_allclose(shown, after[below], atol=0.004 * max(factor, 1.0))
 
 
 def test_an_artifacts_strength_is_the_heads_own():

@@ -294,6 +294,7 @@ def test_the_shared_folder_works_as_it_is(
         assert first[0].args[0].startswith(tasks[name].config.description)
 
 
+@pytest.mark.slow
 def test_the_shared_folder_can_be_copied(
     shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,6 +159,7 @@ def test_golden_prompts(
         assert prompt == stored[name], name
 
 
+@pytest.mark.slow
 def test_golden_prompts_of_real_rows(shared_dir: Path) -> None:
     def digest(task: Any) -> str:
         texts = [[request.args for request in some] for some in documents(task, limit=5)]

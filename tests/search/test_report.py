@@ -120,6 +120,19 @@ def test_slices_of_the_benchmark_add_up(tmp_path, capsys):
         join_parts(tmp_path / "none")
 
 
+@pytest.mark.parametrize("name", ["demo", "general", "classification-signed", "six-tasks-paper"])
+def test_another_method_than_the_recipes_leaves_out_what_it_does_not_read(name, caplog):
+    """The command line cannot take a file's settings away, and ``--method`` overrides the file."""
+    given = {"epochs": 3, "penalties": None}
+    asked = SearchSettings(recipe=Path(name), method="gradient", gradient=given)
+    found = asked.make_recipe()
+    own = SearchSettings(recipe=Path(name)).make_recipe()
+    assert (found.method, found.gradient.epochs, found.tasks) == ("gradient", 3, own.tasks)
+    assert "left out, which method gradient does not read" in caplog.text
+    back = SearchSettings(recipe=Path("joint-both"), method="screened").make_recipe()
+    assert (back.method, back.gradient) == ("screened", own.gradient)
+
+
 def test_settings_make_a_recipe_or_say_what_is_missing(tmp_path):
     made = SearchSettings(tasks=["x", "y"], samples=7, output=Path("o/name.json")).make_recipe()
     assert (made.tasks, made.samples, made.name) == (("x", "y"), 7, "name")

@@ -86,10 +86,10 @@ def attention_with_bias(
     ones = query.new_ones(*query.shape[:3], parts)
     if rows is not None:
         ones = ones * rows[:, None, :, None]
-    pads = -(size + parts) % _MULTIPLE
-    query = torch.nn.functional.pad(torch.cat([query, ones], dim=-1), (0, pads))
-    key = torch.nn.functional.pad(torch.cat([key, extra], dim=-1), (0, pads))
-    value = torch.nn.functional.pad(value, (0, parts + pads))
+    pads = query.new_zeros(*query.shape[:3], -(size + parts) % _MULTIPLE)
+    query = torch.cat([query, ones, pads], dim=-1)
+    key = torch.cat([key, extra, pads], dim=-1)
+    value = torch.nn.functional.pad(value, (0, parts + pads.shape[-1]))
     with sdpa_kernel(_KERNELS):
         output = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
