@@ -326,6 +326,11 @@ def test_the_report_says_what_was_scored(compared):
     text = report.markdown()
     assert text.count("| signed |") == 2
     assert "Place of signed among 1 random head sets" in text
+    bare = tuple(one._replace(heads=0) if one.method == "signed" else one for one in arms.arms)
+    assert (
+        "Place of signed"
+        not in dataclasses.replace(report, arms=dataclasses.replace(arms, arms=bare)).markdown()
+    )
     assert {"methods.md", "methods.json", "forest.png", "forest-equal.png"} <= {
         path.name for path in folder.iterdir()
     }

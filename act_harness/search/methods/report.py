@@ -92,7 +92,8 @@ class MethodsReport:
     def _rank(self) -> str:
         """Say where ``signed`` stands among random head sets, by column."""
         drawn = [name for name in self.table.cells if name.startswith("random-heads-")]
-        if "signed" not in self.table.cells or not drawn:
+        found = any(arm.method == "signed" and arm.heads for arm in self.arms.arms)
+        if not found or not drawn:  # without heads its controls have none: all are untouched
             return ""
         said = []
         for column in self.table.columns:
