@@ -120,7 +120,9 @@ def test_slices_of_the_benchmark_add_up(tmp_path, capsys):
         join_parts(tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", ["demo", "general", "classification-signed", "six-tasks-paper"])
+@pytest.mark.parametrize(
+    "name", ["classification", "general", "classification-signed", "six-tasks-paper"]
+)
 def test_another_method_than_the_recipes_leaves_out_what_it_does_not_read(name, caplog):
     """The command line cannot take a file's settings away, and ``--method`` overrides the file."""
     given = {"epochs": 3, "penalties": None}
