@@ -30,7 +30,7 @@ def test_architectures_with_parts_in_other_places_work(kind):
 
 
 def test_a_model_that_the_search_cannot_follow_is_refused_by_it():
-    """DeepSeek's indexed layers want more than their input; the search's own check crashed first."""
+    """DeepSeek's indexed layers want more than their input; the search's check crashed first."""
     row = try_family("deepseek_v32")
     assert row.result == "works"
     assert row.search.startswith("no: the decoder layers of DeepseekV32ForCausalLM cannot be")
