@@ -57,13 +57,15 @@ def write_own_tasks(folder: Path, *names: str) -> Path:
 @contextmanager
 def few_tasks() -> Iterator[None]:
     """Let lm-eval index the demo tasks alone beside ``--include_path``: seconds, not a minute."""
+    import lm_eval.evaluator  # noqa: F401 - before the patches: it keeps what it imports by name
     from lm_eval.tasks import TaskManager
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
         patch.setattr(paths, "task_route", lambda: paths.TaskRoute(False, ""))
         patch.setattr(paths, "tasks_path", lambda: DEMO)
-        patch.setattr("lm_eval.utils.setup_logging", lambda *given: None)  # keeps pytest's streams
+        # keeps pytest's streams
+        patch.setattr("lm_eval.utils.setup_logging", lambda *given, **more: None)
         patch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)  # asks pip
         yield
 
