@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
@@ -151,6 +152,7 @@ def test_the_commands_are_those_whose_help_is_stored():
 def test_the_help_is_the_stored_one(words, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys, "argv", ["__main__.py"])  # benchmarks name themselves by it
     out = io.StringIO()
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stop:
         app([*words, "--help"], prog_name="act-harness")

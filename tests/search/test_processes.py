@@ -107,4 +107,4 @@ def test_a_gradient_search_in_two_processes_gives_the_artifact_of_one(tmp_path, 
         assert [one[key] for one in found["search"]["rule"]["tried"]] == pytest.approx(
             [one[key] for one in whole["search"]["rule"]["tried"]], abs=1e-4
         )
-    assert len(list((tmp_path / "ledgers").glob("*/part-*.jsonl"))) == 1  # the first one's
+    assert len(list((tmp_path / "ledgers").glob("*/part-*.jsonl"))) == 2  # they judge in turns

@@ -282,7 +282,7 @@ def document(**changes):
         (json.dumps(document(model={**MODEL, "num_hidden_layers": "3"})), "num_hidden_layers"),
         (json.dumps(document(model={**MODEL, "num_hidden_layers": True})), "num_hidden_layers"),
         (json.dumps({k: v for k, v in document().items() if k != "schema"}), "no 'schema'"),
-        (json.dumps(document(schema="act-harness/heads/2")), "schema"),
+        (json.dumps(document(schema="act-harness/heads/3")), "schema"),
         (json.dumps(document(calibration={"alpha": math.inf})), "Infinity"),
         (json.dumps(document(name="\ud800")), "surrogate"),
         ("[" * 3000, "nested"),
