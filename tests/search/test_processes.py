@@ -62,6 +62,11 @@ def tuned(tmp_path_factory):
     return found_in(folder), len(ledger.read_text().splitlines())
 
 
+LONG = pytest.mark.skipif(
+    not os.environ.get("ACT_HARNESS_LONG_TESTS"), reason="long: ACT_HARNESS_LONG_TESTS=1 runs it"
+)
+
+
 @pytest.mark.slow
 @needs_fork
 def test_killed_searches_continue_to_the_same_artifact(tmp_path, undisturbed):
@@ -79,7 +84,7 @@ def test_two_processes_give_the_artifact_of_one(tmp_path, undisturbed):
 
 
 @needs_fork
-@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=[pytest.mark.slow, LONG])])
 def test_a_gradient_search_killed_at_random_gives_the_same_artifact(tmp_path, tuned, count):
     """Each search is killed half-way through a write: of an epoch, of scores, of the artifact."""
     whole, units = tuned
