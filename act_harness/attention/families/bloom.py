@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from act_harness.attention.families.family import ALIBI, Family
 from act_harness.engines.operation import AttentionCall
 
 if TYPE_CHECKING:
@@ -18,19 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["Bloom"]
 
 
-class Bloom:
+class Bloom(Family):
     """See :class:`act_harness.attention.families.family.Family`."""
 
     attention = "BloomAttention"
     method = "forward"
 
-    def layer(self, module: nn.Module) -> int:
-        """Return the layer's number."""
-        return int(module.layer_idx)  # type: ignore[arg-type]
-
     def search_obstacle(self, module: nn.Module) -> str | None:
         """Return why not."""
-        return "its bias by position (ALiBi) counts columns, which texts side by side share"
+        return ALIBI
 
     def serve(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from act_harness.attention.families.family import visible_columns
+from act_harness.attention.families.family import ALIBI, Family, visible_columns
 from act_harness.attention.interface import base_of
 from act_harness.engines.operation import AttentionCall
 from act_harness.errors import UnsupportedCallError
@@ -22,20 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["Falcon"]
 
 
-class Falcon:
+class Falcon(Family):
     """See :class:`act_harness.attention.families.family.Family`."""
 
     attention = "FalconAttention"
     method = "forward"
 
-    def layer(self, module: nn.Module) -> int:
-        """Return the layer's number."""
-        return int(module.layer_idx)  # type: ignore[arg-type]
-
     def search_obstacle(self, module: nn.Module) -> str | None:
         """Return why not, for checkpoints with ALiBi."""
         if module.config.alibi:  # type: ignore[union-attr]
-            return "its bias by position (ALiBi) counts columns, which texts side by side share"
+            return ALIBI
         return None
 
     def serve(

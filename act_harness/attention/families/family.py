@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from act_harness.attention.interface import Run
     from act_harness.engines.operation import AttentionCall
 
-__all__ = ["Attend", "Family", "visible_columns"]
+__all__ = ["ALIBI", "Attend", "Family", "visible_columns"]
+
+ALIBI = "its bias by position (ALiBi) counts columns, which texts side by side share"
+"""Why the search lays out no texts of a model with such a bias."""
 
 
 class Attend(Protocol):
@@ -43,11 +46,11 @@ class Family(Protocol):
 
     def layer(self, module: nn.Module) -> int:
         """Return the number of the module's layer, as caches count them."""
-        ...
+        return int(module.layer_idx)  # type: ignore[arg-type]
 
     def search_obstacle(self, module: nn.Module) -> str | None:
         """Return why the search cannot lay texts out side by side here; None where it can."""
-        ...
+        return None
 
     def serve(self, module: Any, attend: Attend, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Do what the method does, to the bit, with its attention from ``attend``.

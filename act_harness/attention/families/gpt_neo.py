@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from act_harness.attention.families.family import visible_columns
+from act_harness.attention.families.family import Family, visible_columns
 from act_harness.engines.operation import AttentionCall
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["GPTNeo"]
 
 
-class GPTNeo:
+class GPTNeo(Family):
     """See :class:`act_harness.attention.families.family.Family`."""
 
     attention = "GPTNeoSelfAttention"

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from act_harness.attention.families.family import Family
 from act_harness.engines.operation import AttentionCall
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from act_harness.attention.families.family import Attend
 
 __all__ = ["GPTJ"]
 
 
-class GPTJ:
+class GPTJ(Family):
     """See :class:`act_harness.attention.families.family.Family`."""
 
     attention = "GPTJAttention"
     method = "_attn"
-
-    def layer(self, module: nn.Module) -> int:
-        """Return the layer's number."""
-        return int(module.layer_idx)  # type: ignore[arg-type]
-
-    def search_obstacle(self, module: nn.Module) -> str | None:
-        """Return None: positions are in the queries and keys."""
-        return None
 
     def serve(
         self,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from act_harness.attention.families.family import visible_columns
+from act_harness.attention.families.family import ALIBI, Family, visible_columns
 from act_harness.engines.operation import AttentionCall
 
 if TYPE_CHECKING:
@@ -19,19 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["MPT"]
 
 
-class MPT:
+class MPT(Family):
     """See :class:`act_harness.attention.families.family.Family`."""
 
     attention = "MptAttention"
     method = "forward"
 
-    def layer(self, module: nn.Module) -> int:
-        """Return the layer's number."""
-        return int(module.layer_idx)  # type: ignore[arg-type]
-
     def search_obstacle(self, module: nn.Module) -> str | None:
         """Return why not."""
-        return "its bias by position (ALiBi) counts columns, which texts side by side share"
+        return ALIBI
 
     def serve(
         self,

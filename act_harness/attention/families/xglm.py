@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from act_harness.attention.families.family import Family
 from act_harness.engines.operation import AttentionCall
 from act_harness.errors import UnsupportedCallError
 
@@ -19,19 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["XGLM"]
 
 
-class XGLM:
+class XGLM(Family):
     """See :class:`act_harness.attention.families.family.Family`."""
 
     attention = "XGLMAttention"
     method = "forward"
-
-    def layer(self, module: nn.Module) -> int:
-        """Return the layer's number."""
-        return int(module.layer_idx)  # type: ignore[arg-type]
-
-    def search_obstacle(self, module: nn.Module) -> str | None:
-        """Return None: positions are in the hidden states."""
-        return None
 
     def serve(
         self,
