@@ -9,7 +9,6 @@ backward so give the exact derivative of a loss by every strength of every head.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from act_harness.attention.facts import decoder_of
-from act_harness.attention.interface import BASES, BINDING, base_of
-from act_harness.attention.placement import on_one_device
+from act_harness.attention.interface import BINDING
 from act_harness.attention.probe import Probe
-from act_harness.attention.routes import passing
 from act_harness.calibration import LayerPlan
 from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import AttentionCall
@@ -33,15 +29,14 @@ from act_harness.search.compute.gradient_attention import (
     column_bias,
     column_sums,
 )
+from act_harness.search.compute.opened import OpenedModel
 from act_harness.search.compute.structure import (
     decoder_layers,
-    refuse_unsearchable,
     window_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from transformers import PreTrainedModel
 
@@ -105,7 +100,7 @@ class _Tap:
         return self.owner.attend(self.layer, run, call), None
 
 
-class StrengthenedModel:
+class StrengthenedModel(OpenedModel):
     """Opens a model; use as a context manager, the model is stock again after it."""
 
     def __init__(
@@ -120,14 +115,13 @@ class StrengthenedModel:
             checkpointing: keep only the layers' inputs for the backward, and compute the rest of
                 a layer again there.
         """
-        self.model, self.calibration, self.checkpointing = model, calibration, checkpointing
+        super().__init__(model)
+        self.calibration, self.checkpointing = calibration, checkpointing
         self.running: _Forward | None = None
-        self.device: torch.device = next(model.parameters()).device
         self.layers = self.heads = 0
         self.windows: list[int | None] = []
         self.tokens = 0
         """Padded tokens that went through the model in forwards."""
-        self._undo: list[Callable[[], object]] = []
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -141,37 +135,6 @@ class StrengthenedModel:
 
     # -- opening and closing -----------------------------------------------------------------
 
-    def __enter__(self) -> StrengthenedModel:
-        base = base_of(decoder_of(self.model).config._attn_implementation)
-        if base not in BASES:
-            raise UnsupportedModelError(
-                f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
-                "load it with attn_implementation=sdpa"
-            )
-        if not on_one_device(self.model):
-            raise UnsupportedModelError(
-                "the model is spread over several devices, the search needs it on one; start one "
-                "process per device instead of parallelize or device_map"
-            )
-        try:
-            self._open(base)
-        except BaseException:
-            self._close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        while self._undo:
-            self._undo.pop()()
-
     def _open(self, base: str) -> None:
         model, kind = self.model, type(self.model).__name__
         training = model.training
@@ -181,35 +144,22 @@ class StrengthenedModel:
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
                 self._undo.append(partial(parameter.requires_grad_, True))
-        decoder: Any = decoder_of(model)
-        config, probe = decoder.config, Probe(model)
-        stock, led = probe.hidden(), ExitStack()
-        self._undo.append(led.close)
-        led.enter_context(passing(decoder))
-        found = probe.attention_modules(stock)
-        count = config.get_text_config().num_hidden_layers
-        widths = {heads for _, heads in found.values()}
-        if sorted(found) != list(range(count)) or len(widths) != 1:
-            raise UnsupportedModelError(
-                f"{kind} passes on the attention of {len(found)} of its {count} layers, or they "
-                "differ in their number of heads; the search needs all alike"
-            )
-        self.layers, self.heads = count, widths.pop()
-        attentions = [found[layer][0] for layer in range(count)]
-        refuse_unsearchable(attentions, kind)
+        probe = Probe(model)
+        attentions, self.heads, stock = self._find_attentions(probe)
+        self.layers = len(attentions)
         self.windows = [window_of(model, attention) for attention in attentions]
         for layer, attention in enumerate(attentions):
             setattr(attention, BINDING, _Tap(self, layer))
             self._undo.append(partial(delattr, attention, BINDING))
         if self.checkpointing:
-            for block in decoder_layers(decoder, attentions, kind):
+            for block in decoder_layers(self.decoder, attentions, kind):
                 self._checkpoint(block)
         head = model.get_output_embeddings()
         self._undo.append(head.register_forward_pre_hook(self._pick_rows).remove)
         self._check(probe, kind, stock)
 
     def _checkpoint(self, block: nn.Module) -> None:
-        original, own = block.forward, block.__dict__.get("forward")
+        original = block.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - a layer's own
             if not torch.is_grad_enabled():
@@ -223,11 +173,7 @@ class StrengthenedModel:
             finally:
                 self.running = before
 
-        block.forward = forward
-        if own is None:
-            self._undo.append(lambda: block.__dict__.pop("forward"))
-        else:
-            self._undo.append(lambda: setattr(block, "forward", own))
+        self._replace(block, forward)
 
     def _check(self, probe: Probe, kind: str, stock: Tensor) -> None:
         """Without any strength the logits must be the stock model's."""

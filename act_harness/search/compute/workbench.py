@@ -18,26 +18,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from act_harness.attention.facts import decoder_of
-from act_harness.attention.interface import BASES, BINDING, base_of
+from act_harness.attention.interface import BINDING
 from act_harness.attention.packing import packed
-from act_harness.attention.placement import on_one_device
 from act_harness.attention.probe import Probe
-from act_harness.attention.routes import passing
 from act_harness.errors import InternalError, UnsupportedModelError
 from act_harness.search.compute.layout import Layout
 from act_harness.search.compute.linears import MOST_BYTES, laid_out_linear
+from act_harness.search.compute.opened import OpenedModel
 from act_harness.search.compute.structure import (
     Masks,
     decoder_layers,
     output_projection,
-    refuse_unsearchable,
     window_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from transformers import PreTrainedModel
 
@@ -217,7 +213,7 @@ class _Tap:
         return output, None  # nobody asks a search's forward for its maps
 
 
-class Workbench:
+class Workbench(OpenedModel):
     """Opens a model for the search; use as a context manager, the model is stock again after it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -226,14 +222,12 @@ class Workbench:
         Args:
             model: a causal language model on one device, on the ``sdpa`` or ``eager`` kernel.
         """
-        self.model = model
+        super().__init__(model)
         self.running: _Run | None = None
-        self.decoder: Any = decoder_of(model)
         self.layers: list[nn.Module] = []
         self.attentions: list[nn.Module] = []
         self.windows: list[int | None] = []
         self.heads = 0
-        self.device: torch.device = next(model.parameters()).device
         self.rows_computed = 0
         """Rows that went through a decoder layer, summed over layers: the work done."""
         self.forwards = 0
@@ -244,65 +238,19 @@ class Workbench:
         self.plain_head = False
         """Whether logits are what a linear output head gives, and nothing is done to them."""
         self._weights: dict[int, Tensor] = {}
-        self._undo: list[Callable[[], None]] = []
         self._base = ""
         self._narrows = True  # whether the last layer may go on with the read rows alone
 
     # -- opening and closing -----------------------------------------------------------------
 
-    def __enter__(self) -> Workbench:
-        base = base_of(self.decoder.config._attn_implementation)
-        if base not in BASES:
-            raise UnsupportedModelError(
-                f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
-                "load it with attn_implementation=sdpa"
-            )
-        if not on_one_device(self.model):
-            devices = {parameter.device for parameter in self.model.parameters()}
-            raise UnsupportedModelError(
-                f"the model is spread over {sorted(map(str, devices))}, the search needs it on one "
-                "device; start one process per device instead of parallelize or device_map"
-            )
-        self.model.eval()
-        self._base = base
-        try:
-            self._open(base)
-        except BaseException:
-            self._close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-
     def _open(self, base: str) -> None:
+        self._base, kind = base, type(self.model).__name__
+        self.model.eval()
         probe = Probe(self.model)
-        stock = probe.hidden()
-        led = contextlib.ExitStack()
-        self._undo.append(led.close)
-        led.enter_context(passing(self.decoder))
-        found = probe.attention_modules(stock)
-        kind = type(self.model).__name__
-        count = self.decoder.config.get_text_config().num_hidden_layers
-        if sorted(found) != list(range(count)):
-            raise UnsupportedModelError(
-                f"only layers {sorted(found)} of the {count} of {kind} pass their attention on; "
-                "the search needs all of them"
-            )
-        self.attentions = [found[layer][0] for layer in range(count)]
-        refuse_unsearchable(self.attentions, kind)
-        heads = {found[layer][1] for layer in range(count)}
-        if len(heads) != 1:
-            raise UnsupportedModelError(f"the layers of {kind} differ in their number of heads")
-        self.heads = heads.pop()
+        self.attentions, self.heads, _ = self._find_attentions(probe)
         self.layers = decoder_layers(self.decoder, self.attentions, kind)
         self.windows = [window_of(self.model, attention) for attention in self.attentions]
-        for layer in range(count):
+        for layer in range(len(self.layers)):
             self._wrap(layer)
         self._wrap_ends()
         self._lay_out_linears()
@@ -316,24 +264,12 @@ class Workbench:
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise _cannot_follow(kind, error) from error
 
-    def _close(self) -> None:
-        while self._undo:
-            self._undo.pop()()
-
     def _wrap(self, layer: int) -> None:
         attention, block = self.attentions[layer], self.layers[layer]
         setattr(attention, BINDING, _Tap(self, layer))
         self._undo.append(lambda: delattr(attention, BINDING))
         self._replace(block, self._layer_forward(layer, block.forward))
         self._replace(attention, self._attention_forward(layer, attention.forward))
-
-    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        own = module.__dict__.get("forward")
-        module.forward = forward
-        if own is None:
-            self._undo.append(lambda: module.__dict__.pop("forward"))
-        else:
-            self._undo.append(lambda: setattr(module, "forward", own))
 
     def _layer_forward(self, layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
         names = list(inspect.signature(original).parameters)[1:]

@@ -1,0 +1,123 @@
+"""A model that the search has opened: what both of its ways do to get in, and to leave no trace.
+
+Attention of every layer is led through the door that calibration uses too
+(:mod:`act_harness.attention.interface`), and forwards are replaced on single modules; leaving the
+``with`` block undoes all of it, last first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from act_harness.attention.facts import decoder_of
+from act_harness.attention.interface import BASES, base_of
+from act_harness.attention.placement import on_one_device
+from act_harness.attention.routes import passing
+from act_harness.errors import UnsupportedModelError
+from act_harness.search.compute.structure import refuse_unsearchable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from act_harness.attention.probe import Probe
+
+__all__ = ["OpenedModel"]
+
+_Opened = TypeVar("_Opened", bound="OpenedModel")
+
+
+class OpenedModel:
+    """Use as a context manager: the model is stock again after it.
+
+    A subclass says in :meth:`_open` what it puts on the model, and adds to ``_undo`` how each part
+    is taken off again.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Store the model; nothing in it changes before ``with``.
+
+        Args:
+            model: a causal language model on one device, on the ``sdpa`` or ``eager`` kernel.
+        """
+        self.model = model
+        self.decoder: Any = decoder_of(model)
+        self.device: torch.device = next(model.parameters()).device
+        self._undo: list[Callable[[], object]] = []
+
+    def __enter__(self: _Opened) -> _Opened:
+        base = base_of(self.decoder.config._attn_implementation)
+        if base not in BASES:
+            raise UnsupportedModelError(
+                f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
+                "load it with attn_implementation=sdpa"
+            )
+        if not on_one_device(self.model):
+            devices = {parameter.device for parameter in self.model.parameters()}
+            raise UnsupportedModelError(
+                f"the model is spread over {sorted(map(str, devices))}, the search needs it on one "
+                "device; start one process per device instead of parallelize or device_map"
+            )
+        try:
+            self._open(base)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def _open(self, base: str) -> None:
+        """Put on the model, which runs stock kernel ``base``, what the search needs."""
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _find_attentions(self, probe: Probe) -> tuple[list[nn.Module], int, Tensor]:
+        """Lead every layer's attention through the door.
+
+        Returns:
+            The attention modules by layer, their number of query heads, and what the stock decoder
+            gave for the probe's tokens.
+
+        Raises:
+            UnsupportedModelError: layers are missing there, differ, or cannot be searched.
+        """
+        stock, kind = probe.hidden(), type(self.model).__name__
+        led = contextlib.ExitStack()
+        self._undo.append(led.close)
+        led.enter_context(passing(self.decoder))
+        found = probe.attention_modules(stock)
+        count = self.decoder.config.get_text_config().num_hidden_layers
+        if sorted(found) != list(range(count)):
+            raise UnsupportedModelError(
+                f"only layers {sorted(found)} of the {count} of {kind} pass their attention on; "
+                "the search needs all of them"
+            )
+        attentions = [found[layer][0] for layer in range(count)]
+        refuse_unsearchable(attentions, kind)
+        heads = {found[layer][1] for layer in range(count)}
+        if len(heads) != 1:
+            raise UnsupportedModelError(f"the layers of {kind} differ in their number of heads")
+        return attentions, heads.pop(), stock
+
+    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        own = module.__dict__.get("forward")
+        module.forward = forward
+        if own is None:
+            self._undo.append(lambda: module.__dict__.pop("forward"))
+        else:
+            self._undo.append(lambda: setattr(module, "forward", own))
