@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from act_harness.artifact import Artifact, ModelFacts
-from act_harness.attention import attach, model_facts
+from act_harness.artifact import ModelFacts
+from act_harness.attention import model_facts
 from act_harness.attention.placement import input_device
 from act_harness.calibration import HeadStrength
 from act_harness.errors import RecipeError
 from act_harness.search.choose.judgement import judged
 from act_harness.search.choose.select import Selection
-from act_harness.search.choose.sets import ModelSets, SetMeasurement, make_heads
+from act_harness.search.choose.sets import ModelSets, SetMeasurement, try_all_heads
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.measure import Work
 from act_harness.search.compute.objective import check_documents, has_fixed_choices
@@ -33,13 +33,12 @@ from act_harness.search.progress import Phase, Progress
 from act_harness.search.recipe import Controls
 from act_harness.search.record import (
     SearchResult,
-    content_sha256,
+    finished,
     ledger_folder,
     set_tokens,
     split_record,
 )
 from act_harness.search.tuning import Tuning, looked_at, reading_of, short, work_of_an_epoch
-from act_harness.support import provenance
 from act_harness.support.interruption import saved
 
 if TYPE_CHECKING:
@@ -78,8 +77,7 @@ def run_by_gradient(
             )
     known = facts or model_facts(model)
     grid, processes, device = recipe.grid(known), Processes.here(), input_device(model)
-    trial = Artifact(name=recipe.name, model=known, calibration=recipe.calibration, heads=grid)
-    attach(model, trial, facts=known, engine=recipe.engine).detach()  # refuses what cannot be used
+    try_all_heads(model, known, recipe, grid)
     recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     identity = {**identity, "processes": processes.count}
@@ -109,24 +107,10 @@ def run_by_gradient(
             chosen, selection, model, known, documents, search,
             token_budget or set_tokens(device.type),
         )  # fmt: skip
-    heads, strengths = make_heads(selection.places, chosen)
-    seconds = time.monotonic() - started
-    content["run"] = {
-        "seconds": round(seconds, 1),
-        "device": provenance.describe_device(str(device)),
-        "processes": processes.count,
-        "units_from_ledger": ledger.found,
-        "ledger": folder.name,
-    }
-    artifact = Artifact(
-        name=recipe.name, model=known, calibration=recipe.calibration, heads=heads,
-        strengths=strengths, search=content,
-        provenance=provenance.collect(seed=recipe.seed, device=str(device)).to_json(),
+    return finished(
+        chosen, facts=known, selection=selection, content=content, effects=[], work=Work(),
+        started=started, device=device, processes=processes, ledger=ledger, output=output,
     )  # fmt: skip
-    content["content_sha256"] = content_sha256(artifact)
-    artifact = artifact.model_copy(update={"search": content})
-    path = artifact.save(output) if output is not None and processes.rank == 0 else None
-    return SearchResult(artifact, [], selection, Work(), seconds, path)
 
 
 def _controls(recipe: Recipe, documents: Sequence[TaskDocuments]) -> Controls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.search.choose.judgement import describe
-from act_harness.search.ledger import VERSION
+from act_harness.search.choose.sets import make_heads
+from act_harness.search.ledger import VERSION, SearchLedger
 from act_harness.support import provenance
 from act_harness.support.atomic import canonical_json
 
 if TYPE_CHECKING:
+    import torch
+
     from act_harness.search.choose.effects import HeadEffect
     from act_harness.search.choose.select import Selection
     from act_harness.search.compute.measure import Work
     from act_harness.search.documents import TaskDocuments
+    from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
 
 __all__ = [
     "SearchResult",
     "content_sha256",
+    "finished",
     "ledger_folder",
     "measured_facts",
     "set_tokens",
@@ -103,6 +109,59 @@ _NOT_MEASURED = {
     "chat_probe_sha256",
     "adds_bos",
 }
+
+
+def finished(
+    recipe: Recipe,
+    *,
+    facts: ModelFacts,
+    selection: Selection,
+    content: dict[str, Any],
+    effects: list[HeadEffect],
+    work: Work,
+    started: float,
+    device: torch.device,
+    processes: Processes,
+    ledger: SearchLedger,
+    output: str | Path | None,
+) -> SearchResult:
+    """Make a search's artifact, and write it in the first process.
+
+    Args:
+        recipe: with the mass maps of the selected heads.
+        facts: of the model.
+        selection: the heads.
+        content: the artifact's record; what differs between reruns is added here.
+        effects: of single heads, where they were measured.
+        work: done.
+        started: ``time.monotonic()`` at the search's start.
+        device: searched on.
+        processes: of the search.
+        ledger: of the search.
+        output: the artifact's file; None: not written.
+    """
+    heads, strengths = make_heads(selection.places, recipe)
+    seconds = time.monotonic() - started
+    content["run"] = {
+        "seconds": round(seconds, 1),
+        "device": provenance.describe_device(str(device)),
+        "processes": processes.count,
+        "units_from_ledger": ledger.found,
+        "ledger": ledger.folder.name,
+    }
+    artifact = Artifact(
+        name=recipe.name,
+        model=facts,
+        calibration=recipe.calibration,
+        heads=heads,
+        strengths=strengths,
+        search=content,
+        provenance=provenance.collect(seed=recipe.seed, device=str(device)).to_json(),
+    )
+    content["content_sha256"] = content_sha256(artifact)
+    artifact = artifact.model_copy(update={"search": content})
+    path = artifact.save(output) if output is not None and processes.rank == 0 else None
+    return SearchResult(artifact, effects, selection, work, seconds, path)
 
 
 def stable_content(artifact: Artifact) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from act_harness.artifact import Artifact, ModelFacts
-from act_harness.attention import attach, model_facts
+from act_harness.artifact import ModelFacts
+from act_harness.attention import model_facts
 from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.evidence.stats import spearman
@@ -17,7 +17,7 @@ from act_harness.search.by_gradient import run_by_gradient
 from act_harness.search.choose.effects import HeadEffect, as_rows, both_splits, head_effects
 from act_harness.search.choose.judgement import conclude
 from act_harness.search.choose.select import Selection, best_of_each_head, refitted
-from act_harness.search.choose.sets import ModelSets, SetMeasurement, make_heads
+from act_harness.search.choose.sets import ModelSets, SetMeasurement, try_all_heads
 from act_harness.search.compute.measure import Measurement
 from act_harness.search.compute.workbench import Workbench
 from act_harness.search.ledger import SearchLedger
@@ -26,12 +26,12 @@ from act_harness.search.progress import Progress, phases_of
 from act_harness.search.record import (
     SearchResult,
     content_sha256,
+    finished,
     ledger_folder,
     set_tokens,
     split_record,
     stable_content,
 )
-from act_harness.support import provenance
 from act_harness.support.interruption import saved
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def run_search(
     started = time.monotonic()
     known = facts or model_facts(model)
     grid = recipe.grid(known)
-    _try_all_heads(model, known, recipe, grid)
+    try_all_heads(model, known, recipe, grid)
     processes = Processes.here()
     device = input_device(model)
     recipe = recipe.on(device.type)
@@ -105,38 +105,11 @@ def run_search(
         effects = search.effects()
         budget = token_budget or set_tokens(device.type)
         selection, content = search.select(effects, budget)
-    seconds = time.monotonic() - started
-    heads, strengths = make_heads(selection.places, recipe)
-    content["run"] = {
-        "seconds": round(seconds, 1),
-        "device": provenance.describe_device(str(device)),
-        "processes": processes.count,
-        "units_from_ledger": ledger.found,
-        "ledger": folder.name,
-    }
-    artifact = Artifact(
-        name=recipe.name,
-        model=known,
-        calibration=recipe.calibration,
-        heads=heads,
-        strengths=strengths,
-        search=content,
-        provenance=provenance.collect(seed=recipe.seed, device=str(device)).to_json(),
-    )
-    content["content_sha256"] = content_sha256(artifact)
-    artifact = artifact.model_copy(update={"search": content})
-    path = None
-    if output is not None and processes.rank == 0:
-        path = artifact.save(output)
-    return SearchResult(artifact, effects, selection, search.measurement.work, seconds, path)
-
-
-def _try_all_heads(
-    model: PreTrainedModel, facts: ModelFacts, recipe: Recipe, grid: dict[int, tuple[int, ...]]
-) -> None:
-    """Attach the heads at stake once: a model that takes none is found before any is measured."""
-    trial = Artifact(name=recipe.name, model=facts, calibration=recipe.calibration, heads=grid)
-    attach(model, trial, facts=facts, engine=recipe.engine).detach()
+    return finished(
+        recipe, facts=known, selection=selection, content=content, effects=effects,
+        work=search.measurement.work, started=started, device=device, processes=processes,
+        ledger=ledger, output=output,
+    )  # fmt: skip
 
 
 class _Search:

@@ -21,7 +21,7 @@ from act_harness.errors import (
     UnsupportedModelError,
 )
 from act_harness.scoring.scorer import Item, Scorer
-from act_harness.search import run
+from act_harness.search.choose import sets as choose_sets
 from act_harness.search.compute import measure
 from act_harness.search.compute.exact import ChunkPass
 from act_harness.search.recipe import load_recipe
@@ -112,7 +112,7 @@ def test_a_model_that_cannot_be_calibrated_is_found_before_a_head_is_measured(
     def refuse(*arguments, **more):
         raise UnsupportedModelError("no interface")
 
-    monkeypatch.setattr(run, "attach", refuse)
+    monkeypatch.setattr(choose_sets, "attach", refuse)
     with pytest.raises(UnsupportedModelError, match="no interface"):
         search(tmp_path)
     assert list(tmp_path.iterdir()) == []

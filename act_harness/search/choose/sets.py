@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
 
-__all__ = ["ModelSets", "Outcome", "Reading", "SetMeasurement", "chosen_by", "make_heads"]
+__all__ = [
+    "ModelSets",
+    "Outcome",
+    "Reading",
+    "SetMeasurement",
+    "chosen_by",
+    "make_heads",
+    "try_all_heads",
+]
 
 Place = tuple[int, int, int]
 """(layer, head, index of the mass map)."""
@@ -157,6 +165,14 @@ def make_heads(
         if maps[strength] != own:
             strengths.setdefault(layer, {})[head] = maps[strength]
     return {layer: tuple(found) for layer, found in heads.items()}, strengths or None
+
+
+def try_all_heads(
+    model: PreTrainedModel, facts: ModelFacts, recipe: Recipe, grid: dict[int, tuple[int, ...]]
+) -> None:
+    """Attach the heads at stake once: a model that takes none is found before any is measured."""
+    trial = Artifact(name=recipe.name, model=facts, calibration=recipe.calibration, heads=grid)
+    attach(model, trial, facts=facts, engine=recipe.engine).detach()
 
 
 @dataclass
