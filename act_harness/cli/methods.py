@@ -13,6 +13,10 @@ from act_harness.cli.options import (
     IncludePath,
     ModelArgs,
     Pretrained,
+    RecipeName,
+    RecipeSamples,
+    RecipeSeed,
+    RecipeTasks,
     with_tracking,
 )
 from act_harness.cli.parsing import names
@@ -23,13 +27,10 @@ __all__ = ["methods"]
 
 @with_tracking
 def methods(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(help="A recipe file or the name of a shipped one; options override it."),
-    ] = None,
+    recipe: RecipeName = None,
     pretrained: Pretrained = None,
     model_args: ModelArgs = "",
-    tasks: Annotated[str, typer.Option(help="Task names, separated by commas.")] = "",
+    tasks: RecipeTasks = "",
     methods: Annotated[
         str,
         typer.Option(
@@ -37,14 +38,12 @@ def methods(
         ),
     ] = "",
     include_path: IncludePath = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Documents per task. [default: the recipe's number]")
-    ] = None,
+    samples: RecipeSamples = None,
     device: Device = None,
     output: Annotated[
         Path, typer.Option(help="Folder of head sets, scores and the report.")
     ] = Path("methods"),
-    seed: Annotated[int | None, typer.Option(help="Seed. [default: the recipe's]")] = None,
+    seed: RecipeSeed = None,
     data_dir: DataDir = None,
     ledgers: Annotated[
         Path | None, typer.Option(help="Folder of the searches' ledgers. [default: in the output]")

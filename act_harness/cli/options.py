@@ -18,8 +18,9 @@ from act_harness.errors import InputError
 from act_harness.tracking.tracker import TrackingSettings, check_installed
 
 __all__ = [
-    "DataDir", "Device", "IncludePath", "ModelArgs", "Pretrained", "Reference", "Seed", "Tasks",
-    "WandbEntity", "WandbGroup", "WandbMode", "with_tracking",
+    "DataDir", "Device", "IncludePath", "ModelArgs", "Pretrained", "RecipeName", "RecipeSamples",
+    "RecipeSeed", "RecipeTasks", "Reference", "Seed", "Tasks", "WandbEntity", "WandbGroup",
+    "WandbMode", "with_tracking",
 ]  # fmt: skip
 
 ModelArgs = Annotated[
@@ -50,6 +51,15 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder filled by `act-harness fetch`; datasets are read from there."),
 ]
+RecipeName = Annotated[
+    str | None,
+    typer.Argument(help="A recipe file or the name of a shipped one; options override it."),
+]
+RecipeTasks = Annotated[str, typer.Option("--tasks", help="Task names, separated by commas.")]
+RecipeSamples = Annotated[
+    int | None, typer.Option(help="Documents per task. [default: the recipe's number]")
+]
+RecipeSeed = Annotated[int | None, typer.Option(help="Seed. [default: the recipe's]")]
 Reference = Annotated[
     str, typer.Argument(help="Path, shipped name, or hub:OWNER/REPO/FILE@REVISION.")
 ]

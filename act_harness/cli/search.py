@@ -16,6 +16,10 @@ from act_harness.cli.options import (
     IncludePath,
     ModelArgs,
     Pretrained,
+    RecipeName,
+    RecipeSamples,
+    RecipeSeed,
+    RecipeTasks,
     with_tracking,
 )
 from act_harness.cli.parsing import names
@@ -26,20 +30,15 @@ __all__ = ["search"]
 
 @with_tracking
 def search(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(help="A recipe file or the name of a shipped one; options override it."),
-    ] = None,
+    recipe: RecipeName = None,
     pretrained: Pretrained = None,
     model_args: ModelArgs = "",
-    tasks: Annotated[str, typer.Option(help="Task names, separated by commas.")] = "",
+    tasks: RecipeTasks = "",
     include_path: IncludePath = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Documents per task. [default: the recipe's number]")
-    ] = None,
+    samples: RecipeSamples = None,
     device: Device = None,
     output: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("artifact.json"),
-    seed: Annotated[int | None, typer.Option(help="Seed. [default: the recipe's]")] = None,
+    seed: RecipeSeed = None,
     data_dir: DataDir = None,
     best: Annotated[
         bool, typer.Option("--best", help="Print the best heads so far now and then.")
