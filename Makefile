@@ -2,7 +2,7 @@
 # make and the package index; nothing here asks a model hub or a dataset hub.
 #
 #   make demo     a real model: search for heads, hold them against random columns, score both arms
-#   make test     what CI runs: make check, then pytest
+#   make test     what CI runs: make check, then pytest in two processes (PROCESSES=2)
 #   make nightly  a suite against its baseline: SUITE=smollm2-goldens, DATA_DIR=... for real rows
 #   make check    linters and types; never edits      make format   lets ruff edit
 #   make venv     the environment alone                make clean    removes what make made
@@ -15,6 +15,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= .demo
 PYTEST_ARGS ?=
+PROCESSES ?= 2
 NIGHTLY ?= .nightly
 LOWEST ?= .venv-lowest
 SUITE ?= smollm2-goldens
@@ -86,8 +87,12 @@ check: venv
 
 lint: check
 
+# Processes with a thread each: more threads would only wait for one another, and those that spin
+# while they wait cost a shared machine many times the work itself.
+pytest: export OMP_NUM_THREADS ?= 1
+pytest: export OMP_WAIT_POLICY ?= PASSIVE
 pytest: venv
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(PROCESSES) --dist=loadfile $(PYTEST_ARGS)
 
 format: venv
 	$(BIN)/ruff check --fix .
