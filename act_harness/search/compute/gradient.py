@@ -47,7 +47,7 @@ __all__ = ["StrengthenedModel"]
 
 
 @dataclass
-class _Forward:
+class Forward:
     """The batch under way."""
 
     batch: Batch
@@ -117,7 +117,7 @@ class StrengthenedModel(OpenedModel):
         """
         super().__init__(model)
         self.calibration, self.checkpointing = calibration, checkpointing
-        self.running: _Forward | None = None
+        self.running: Forward | None = None
         self.layers = self.heads = 0
         self.windows: list[int | None] = []
         self.tokens = 0
@@ -166,7 +166,7 @@ class StrengthenedModel(OpenedModel):
                 return original(*args, **kwargs)
             return checkpoint(partial(within, self.running), *args, use_reentrant=False, **kwargs)
 
-        def within(run: _Forward | None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def within(run: Forward | None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             before, self.running = self.running, run  # in the backward, other batches have followed
             try:
                 return original(*args, **kwargs)
@@ -213,7 +213,7 @@ class StrengthenedModel(OpenedModel):
             batch: of documents.
             theta: (S, L, H) logarithms of the strengths; None: the untouched model.
         """
-        self.running = run = _Forward(batch, theta)
+        self.running = run = Forward(batch, theta)
         self.tokens += batch.tokens
         try:
             output = self.model(input_ids=batch.ids, use_cache=False)
@@ -228,7 +228,7 @@ class StrengthenedModel(OpenedModel):
         """Return (documents, choices) log-likelihoods of a batch; see :meth:`logits`."""
         return batch.scores(self.logits(batch, theta))
 
-    def attend(self, layer: int, run: _Forward, call: AttentionCall) -> Tensor:
+    def attend(self, layer: int, run: Forward, call: AttentionCall) -> Tensor:
         """Return (B, T, H, D) attention of a layer with its strengths."""
         if run.theta is None:
             raise InternalError("a layer without strengths attends with them")
@@ -252,7 +252,7 @@ class StrengthenedModel(OpenedModel):
         return attend(bias=none) * gates.to(call.query.dtype)
 
     @torch.no_grad()
-    def _columns(self, layer: int, run: _Forward, call: AttentionCall) -> tuple[Tensor, ...]:
+    def _columns(self, layer: int, run: Forward, call: AttentionCall) -> tuple[Tensor, ...]:
         """Return the sets of columns that the strengths act on, (B, H, T) bool each."""
         geometry = run.geometry(self.windows[layer])
         own, every = self.calibration, tuple(range(self.heads))

@@ -13,7 +13,7 @@ import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -193,9 +193,10 @@ class Training:
     def _tasks(self, state: State, batches: Mapping[str, list[int]], tasks: Sequence[str]) -> float:
         """Add some tasks' gradients to the state's; return their share of the loss."""
         documents = [self.tasks[task][n] for task in tasks for n in batches[task]]
-        pieces, values = scored(
-            self.model, documents, state.theta, tokens=self.tokens, processes=self.processes
-        )
+        with self._products():
+            pieces, values = scored(
+                self.model, documents, state.theta, tokens=self.tokens, processes=self.processes
+            )
         by_score = torch.zeros_like(values)
         total, row = 0.0, 0
         for task in tasks:
@@ -205,9 +206,12 @@ class Training:
             total += loss
         for numbers, piece in pieces:
             slope = by_score[list(numbers), : piece.shape[1]]
-            with _deterministic(self.model.device):
+            with _deterministic(self.model.device), self._products():
                 piece.backward(torch.where(torch.isfinite(piece.detach()), slope, 0.0))
         return total
+
+    def _products(self) -> AbstractContextManager[None]:
+        return _tf32() if self.settings.tf32 and self.model.device.type == "cuda" else nullcontext()
 
     def _loss(
         self, state: State, task: str, documents: Sequence[Document], scores: Tensor
@@ -261,6 +265,17 @@ def scored(
     processes.sum_together(values)
     missing = torch.arange(values.shape[1], device=model.device) >= counts[:, None]
     return pieces, values.masked_fill(missing, -torch.inf)
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Let CUDA's products of float32 matrices round their factors to ten bits."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
