@@ -45,6 +45,9 @@ _logger = logging.getLogger(__name__)
 
 _SIZES = {"chunk_tokens": 2048, "screen_tokens": 1024, "pack_tokens": 2048}
 _GPU_SIZES = {"chunk_tokens": 8192, "screen_tokens": 4096, "pack_tokens": 32768}
+_GPU_STEP = {"chunk_tokens": 32768}
+"""Of method ``gradient``: where what was kept for the backward is too much, layers are computed
+again."""
 
 OF_SINGLE_HEADS = ("strengths", "keep", "rule", "top", "significant", "joint", "screen_tokens",
                     "pack_tokens")  # fmt: skip
@@ -310,6 +313,8 @@ class Recipe(BaseModel):
         weights; lower ``chunk_tokens`` and ``screen_tokens`` where that is too much.
         """
         sizes = _GPU_SIZES if device.split(":")[0] == "cuda" else _SIZES
+        if sizes is _GPU_SIZES and self.method == "gradient":
+            sizes = {**sizes, **_GPU_STEP}
         own = {key: value for key, value in sizes.items() if getattr(self, key) is None}
         return self.model_copy(update=own)
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from act_harness.attention.interface import BINDING
 from act_harness.attention.probe import Probe
+from act_harness.attention.rounding import alike, rounding
 from act_harness.calibration import LayerPlan
 from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import AttentionCall
@@ -188,8 +189,10 @@ class StrengthenedModel(OpenedModel):
         )
         with torch.no_grad():
             logits = self.logits(batch, torch.zeros(self.shape, device=self.device)).float().cpu()
-        tolerance = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.1
-        if not torch.allclose(logits, stock[0], atol=tolerance, rtol=tolerance):
+        dtype, expected = self.model.dtype, stock[0].float().cpu()
+        if not alike(logits, expected, dtype) and not alike(
+            logits, expected, dtype, noise=rounding(self.model, [range(ids.shape[1])])
+        ):
             raise UnsupportedModelError(
                 f"{kind} gives other logits when its attention is computed for the search; the "
                 "gradient search does not support this model"

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "batches_of", "rows_of", "tokens_of"]
 
+_LEAST_LENGTH = {"cpu": 0.7}
+"""Of a batch's shortest document against its longest, by device: a pad costs a processor what a
+token costs, another forward next to nothing."""
+
+_LEAST_ELSEWHERE = 0.5
+"""A GPU that waits for launches takes padded tokens rather than one more forward."""
+
 
 class _Read(NamedTuple):
     """One summand of a choice's log-likelihood: the token that follows a row."""
@@ -99,15 +106,18 @@ def batches_of(documents: Sequence[Document], *, tokens: int, device: torch.devi
     Args:
         documents: to score.
         tokens: most padded tokens of a batch; a longer document has one of its own.
-        device: where the tensors go.
+        device: where the tensors go. It decides how much shorter documents of a batch may be.
     """
+    least = _LEAST_LENGTH.get(device.type, _LEAST_ELSEWHERE)
     rows = [rows_of(document) for document in documents]
     longest = [max(len(row.tokens) for row in own) for own in rows]
     batches: list[list[int]] = []
     held = 0
     for number in sorted(range(len(documents)), key=lambda n: (-longest[n], n)):
         count = held + len(rows[number])
-        if batches and count * longest[batches[-1][0]] <= tokens:
+        most = longest[batches[-1][0]] if batches else 0
+        short = longest[number] < least * most and held * most >= tokens / 16
+        if batches and count * most <= tokens and not short:
             batches[-1].append(number)
             held = count
         else:
