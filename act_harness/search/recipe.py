@@ -129,8 +129,8 @@ class GradientMethod(BaseModel):
     """Compute layers again in the backward pass instead of keeping what they computed; null: where
     the kept would take more than half of the device's memory."""
     tf32: bool = True
-    """Tune a float32 model with TF32 products on CUDA, several times as fast. What ``verify`` and
-    ``judge`` say is computed in full either way."""
+    """Tune and choose with TF32 products where a float32 model is on CUDA. What ``judge`` and any
+    evaluation say is computed in full either way."""
 
     @field_validator("penalties")
     @classmethod

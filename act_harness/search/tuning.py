@@ -163,9 +163,10 @@ class Tuning:
             documents = one.of(split)  # type: ignore[arg-type]
             key, passed = ("strengths", split, name, one.task), self.progress.known
             if key not in self.ledger:
-                _, values = scored(
-                    self.opened, documents, theta, tokens=self.tokens, processes=self.processes,
-                )  # fmt: skip
+                with self.training.products():
+                    _, values = scored(
+                        self.opened, documents, theta, tokens=self.tokens, processes=self.processes,
+                    )  # fmt: skip
                 rows = [
                     [round(score, 6) for score in row[: len(document.requests)]]
                     for row, document in zip(values.tolist(), documents, strict=True)

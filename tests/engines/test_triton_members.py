@@ -39,7 +39,7 @@ def calibration(request):
 
 
 def tiny(seed, **settings):
-    return ec.make_case(seed, **{"batch": 1, "tokens": 36, **settings})
+    return ec.make_case(seed, **{"batch": 1, "tokens": 36, **settings}).to(DEVICE)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_decode_steps_after_left_pads(calibration):
 
 def test_extending_by_several_rows_a_state_of_either_engine(calibration):
     """The list of an own state says which sink is the initial token; of another it is made."""
-    case = tiny(41, batch=2, lengths=(36, 25), prompts=(30, 19), side="left").to(DEVICE)
+    case = tiny(41, batch=2, lengths=(36, 25), prompts=(30, 19), side="left")
     plan = ec.plan_of(calibration, HEADS)
     whole = ec.run(ReferenceEngine(), case, plan).output
     for first in (TorchEngine(), TritonEngine(SMALL)):
@@ -211,7 +211,7 @@ def test_extending_by_several_rows_a_state_of_either_engine(calibration):
 def test_running_both_is_the_prefills_and_leaves_what_follows_to_torch():
     settings = {**ec.MEMBERS["both"].settings(), "decode": "running", "alpha": 2.0}
     plan = ec.plan_of(Calibration(**settings), HEADS)
-    case = tiny(42, prompts=(30,)).to(DEVICE)
+    case = tiny(42, prompts=(30,))
     kernels = TritonEngine(SMALL)
     pieces, _ = ec.run_pieces(kernels, case, plan, [30, 32])
     ec.compare_outputs(pieces, ec.run(ReferenceEngine(), case, plan).output, case)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from conftest import make_tiny
-from tiny_search import documents
+from tiny_search import documents, tiny
 
 from act_harness.artifact import Artifact
 from act_harness.attention import attach, model_facts
@@ -13,11 +15,14 @@ from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import AttentionCall
 from act_harness.engines.reference import calibrate_weights, prompt_target
+from act_harness.errors import UnsupportedModelError
 from act_harness.scoring.scorer import Item, Scorer
-from act_harness.search.compute import gradient_attention
+from act_harness.search.compute import gradient, gradient_attention
+from act_harness.search.compute import opened as opened_model
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.gradient_attention import attention_with_bias, column_sums
 from act_harness.search.compute.read_rows import batches_of
+from act_harness.search.documents import Document
 
 CPU = torch.device("cpu")
 
@@ -199,3 +204,32 @@ def test_gradients_are_those_of_the_dense_operation():
     found = attention_with_bias(query, key, value, bias=bias, scale=0.8).transpose(1, 2)
     told = calibrate_weights(maps, calibration=one) @ value.repeat_interleave(2, 1)
     torch.testing.assert_close(found, told)
+
+
+@pytest.mark.parametrize(("noise", "accepted"), [(0.1, True), (1e-6, False)])
+def test_an_opened_model_is_held_to_what_rounding_does_to_stock(monkeypatch, noise, accepted):
+    """A wide model in bfloat16 moves by more than a fixed bound; 0.2 is noise only where 0.1 is."""
+    whole, calls = gradient.attention_with_bias, []
+
+    def coarse(*args, **kwargs):
+        calls.append(1)
+        return whole(*args, **kwargs) * 1.02
+
+    monkeypatch.setattr(gradient, "attention_with_bias", coarse)
+    monkeypatch.setattr(opened_model, "rounding", lambda model, sequences: noise)
+    with contextlib.ExitStack() as stack:
+        if not accepted:
+            stack.enter_context(pytest.raises(UnsupportedModelError, match="other logits"))
+        stack.enter_context(StrengthenedModel(tiny(), Calibration(**NEUTRAL)))
+    assert calls
+
+
+def test_batches_end_where_documents_become_much_shorter():
+    docs = [
+        Document("t", str(n), ((tuple(range(length)), (1,)), (tuple(range(length)), (2,))), 0)
+        for n, length in enumerate([20, 100, 18, 90, 60])
+    ]
+    cut = [one.documents for one in batches_of(docs, tokens=900, device=CPU)]
+    assert cut == [(1, 3), (4,), (0, 2)]  # 60 is less than 0.7 x 100, and 20 than 0.7 x 60
+    small = [one.documents for one in batches_of(docs, tokens=10_000, device=CPU)]
+    assert small == [(1, 3, 4, 0, 2)]  # not worth a forward of its own

@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from act_harness.attention.interface import BINDING
 from act_harness.attention.probe import Probe
-from act_harness.attention.rounding import alike, rounding
 from act_harness.calibration import LayerPlan
 from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import AttentionCall
@@ -188,11 +187,8 @@ class StrengthenedModel(OpenedModel):
             (0,), ids, every, every, torch.stack([column * 0, column], 1), none, none, none, 1
         )
         with torch.no_grad():
-            logits = self.logits(batch, torch.zeros(self.shape, device=self.device)).float().cpu()
-        dtype, expected = self.model.dtype, stock[0].float().cpu()
-        if not alike(logits, expected, dtype) and not alike(
-            logits, expected, dtype, noise=rounding(self.model, [range(ids.shape[1])])
-        ):
+            logits = self.logits(batch, torch.zeros(self.shape, device=self.device))
+        if not self._as_stock(logits, stock[0]):
             raise UnsupportedModelError(
                 f"{kind} gives other logits when its attention is computed for the search; the "
                 "gradient search does not support this model"

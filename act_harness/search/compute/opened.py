@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import BASES, base_of
 from act_harness.attention.placement import on_one_device
+from act_harness.attention.rounding import alike, rounding
 from act_harness.attention.routes import passing
 from act_harness.errors import UnsupportedModelError
 from act_harness.search.compute.structure import refuse_unsearchable
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -113,6 +115,18 @@ class OpenedModel:
         if len(heads) != 1:
             raise UnsupportedModelError(f"the layers of {kind} differ in their number of heads")
         return attentions, heads.pop(), stock
+
+    def _as_stock(self, found: Tensor, stock: Tensor) -> bool:
+        """Say whether logits (T, vocabulary) are the stock model's, but for rounding.
+
+        How much that is, is asked of the stock model where a dtype's own precision does not
+        explain a difference: the sums of a wide model in bfloat16 move its logits further.
+        """
+        found, stock, dtype = found.float().cpu(), stock.float().cpu(), self.model.dtype
+        dtype = torch.float32 if dtype == torch.float64 else dtype  # which some norms are made in
+        return alike(found, stock, dtype) or alike(
+            found, stock, dtype, noise=rounding(self.model, [range(8)])
+        )
 
     def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         own = module.__dict__.get("forward")

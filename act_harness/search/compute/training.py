@@ -193,7 +193,7 @@ class Training:
     def _tasks(self, state: State, batches: Mapping[str, list[int]], tasks: Sequence[str]) -> float:
         """Add some tasks' gradients to the state's; return their share of the loss."""
         documents = [self.tasks[task][n] for task in tasks for n in batches[task]]
-        with self._products():
+        with self.products():
             pieces, values = scored(
                 self.model, documents, state.theta, tokens=self.tokens, processes=self.processes
             )
@@ -206,11 +206,12 @@ class Training:
             total += loss
         for numbers, piece in pieces:
             slope = by_score[list(numbers), : piece.shape[1]]
-            with _deterministic(self.model.device), self._products():
+            with _deterministic(self.model.device), self.products():
                 piece.backward(torch.where(torch.isfinite(piece.detach()), slope, 0.0))
         return total
 
-    def _products(self) -> AbstractContextManager[None]:
+    def products(self) -> AbstractContextManager[None]:
+        """Return what tuning and choosing compute in: TF32 where the recipe and device have it."""
         return _tf32() if self.settings.tf32 and self.model.device.type == "cuda" else nullcontext()
 
     def _loss(

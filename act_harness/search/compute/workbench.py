@@ -416,9 +416,8 @@ class Workbench(OpenedModel):
             self.plain_head = type(head) is nn.Linear and torch.equal(
                 head(self.head_input[None])[0].to(logits), logits
             )
-        tolerance = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.1
         for found, expected in ((logits, stock), (again, stock[3::2])):
-            if not torch.allclose(found.float(), expected.float(), atol=tolerance, rtol=tolerance):
+            if not self._as_stock(found, expected):
                 raise UnsupportedModelError(
                     f"{kind} gives other logits when it is entered at a layer; the search does "
                     "not support this model"
