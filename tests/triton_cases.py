@@ -58,6 +58,7 @@ def one_step(kernels, case, plan, state, row, *, change=lambda x: x, bare=False,
 
 def check_steps(kernels, case, plan, **how):
     """Prefill, then each further row; compare with the reference on the whole."""
+    case = case.to(DEVICE)
     whole = ec.run(ReferenceEngine(), case, plan).output
     first = int(case.prompt.any(dim=0).nonzero().max()) + 1
     state = ec.run(kernels, case.until(first), plan).state
