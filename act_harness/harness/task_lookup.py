@@ -65,7 +65,7 @@ def find_tasks(
     """
     if not tasks:
         raise TaskError("no task was named; give --tasks, `act-harness run ls tasks` lists them")
-    manager = _manager(include_path, metadata)
+    manager = _manager(include_path, metadata, tasks)
     names: list[str] = []
     for task in tasks:
         names += _names_of(task, manager, include_path)
@@ -73,9 +73,16 @@ def find_tasks(
 
 
 def _manager(
-    include_path: Sequence[str | os.PathLike[str]], metadata: Mapping[str, Any] | None
+    include_path: Sequence[str | os.PathLike[str]],
+    metadata: Mapping[str, Any] | None,
+    tasks: Sequence[str],
 ) -> TaskManager:
+    """Return a manager that knows the tasks.
+
+    Ours alone where that is enough: lm-eval takes seconds to read its own fourteen thousand.
+    """
     from lm_eval.tasks import TaskManager  # seconds to import
+    from lm_eval.tasks._index import Kind
 
     for folder in include_path:
         if not reading.is_folder(folder):
@@ -85,8 +92,16 @@ def _manager(
             )
     # Naming our folder where lm-eval finds it by itself makes it warn about every file.
     ours = [] if paths.task_route().found else [paths.tasks_path()]
-    every = [*ours, *(Path(folder) for folder in include_path)]
-    return TaskManager(include_path=every or None, metadata=dict(metadata) if metadata else None)
+    folders = [Path(folder) for folder in include_path]
+    own = dict(metadata) if metadata else None
+    if not any(glob.has_magic(task) or task.endswith(_SUFFIXES) for task in tasks):
+        few = TaskManager(
+            include_path=[paths.tasks_path(), *folders], include_defaults=False, metadata=own
+        )
+        kinds = {name: entry.kind for name, entry in few.task_index.items()}
+        if all(kinds.get(task) in (Kind.TASK, Kind.PY_TASK) for task in tasks):
+            return few
+    return TaskManager(include_path=[*ours, *folders] or None, metadata=own)
 
 
 def _names_of(

@@ -49,6 +49,9 @@ _GPU_STEP = {"chunk_tokens": 32768}
 """Of method ``gradient``: where what was kept for the backward is too much, layers are computed
 again."""
 
+_SAMPLES = 100
+"""Documents of a task and split, where a recipe does not say."""
+
 OF_SINGLE_HEADS = ("strengths", "keep", "rule", "top", "significant", "joint", "screen_tokens",
                     "pack_tokens")  # fmt: skip
 """Settings of the methods that measure one head at a time."""
@@ -188,15 +191,17 @@ class Recipe(BaseModel):
     expect: ExpectedModel = ExpectedModel()
     """Facts about the model that must hold."""
 
-    samples: int = Field(default=100, ge=2)
+    samples: int = Field(default=_SAMPLES, ge=2)
     """Documents per task to measure heads on (split ``search``)."""
-    verify_samples: int = Field(default=100, ge=0)
+    verify_samples: int = Field(default=_SAMPLES, ge=0)
     """Documents per task to choose among head sets on (split ``verify``); fewer if a task has no
-    more. 0 only with rules that need none."""
+    more. 0 only with rules that need none. Method ``gradient`` takes four times ``samples`` where
+    that is less and nothing was said: they would cost more than tuning."""
     judge_samples: int | None = Field(default=None, ge=0)
     """Documents per task that say what the chosen set is worth (split ``judge``), beside the
-    untouched model and the random sets; null: as many as ``verify_samples``. A task with too few
-    for both has half of the rest each. 0: the set is not judged."""
+    untouched model and the random sets; null: as many as ``verify_samples``, 100 where those are
+    fewer by default. A task with too few for both has half of the rest each. 0: the set is not
+    judged."""
     seed: int = 1234
     """Of the draw of documents."""
     num_fewshot: int | None = Field(default=None, ge=0)
@@ -464,6 +469,11 @@ def make_recipe(content: dict[str, Any], *, source: str = "recipe") -> Recipe:
         hint = suggestion(str(unknown[0]), Recipe.model_fields)
         raise RecipeError(f"{source} has the unknown key {unknown[0]!r}{hint}")
     try:
-        return reading.validated(Recipe, content)
+        found = reading.validated(Recipe, content)
+        few = 4 * found.samples
+        if found.method == "gradient" and "verify_samples" not in content and few < _SAMPLES:
+            own = {"judge_samples": _SAMPLES, **content, "verify_samples": few}
+            found = reading.validated(Recipe, own)
     except ValidationError as error:
         raise RecipeError(f"{source}: {validation_line(error)}") from None
+    return found

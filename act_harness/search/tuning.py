@@ -268,12 +268,12 @@ class Tuning:
 
 
 def looked_at(recipe: Recipe, documents: Sequence[TaskDocuments]) -> list[int]:
-    """Return the epochs that verify is measured after: that is to cost no more than training.
+    """Return the epochs that verify is measured after: the last one, and some before it.
 
-    The last one always is, and those before it at equal distances.
+    They are at equal distances, so that looking costs no more than half of what training does.
     """
     searched, verify = (sum(len(one.of(split)) for one in documents) for split in _SPLITS)
-    every = math.ceil(verify / ((1 + _BACKWARD) * searched))
+    every = math.ceil(2 * verify / ((1 + _BACKWARD) * searched))
     last = recipe.gradient.epochs - 1
     return list(range(last, -1, -every))[::-1]
 

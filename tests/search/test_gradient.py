@@ -190,10 +190,20 @@ def test_random_sets_are_controls_where_they_cost_no_more_than_tuning(tmp_path):
 
 
 def test_verify_is_looked_at_as_often_as_training_pays_for():
-    few = [dataclasses.replace(one, search=one.search[:2]) for one in DRAWN]
+    few = [dataclasses.replace(one, search=one.search[:4]) for one in DRAWN]
     given = recipe(gradient={"epochs": 10})
     assert looked_at(given, DRAWN) == list(range(10))
-    assert looked_at(given, few) == [1, 3, 5, 7, 9]  # 16 documents, an epoch costs 8 forwards
+    assert looked_at(given, few) == [1, 3, 5, 7, 9]  # 16 documents, an epoch costs 16 forwards
+
+
+def test_few_documents_are_verified_by_few_unless_a_recipe_says_otherwise():
+    own = {"name": "x", "tasks": ["a"], "method": "gradient", "samples": 12}
+    found = make_recipe(own)
+    assert (found.verify_samples, found.judge_documents()) == (48, 100)
+    assert make_recipe({**own, "judge_samples": 0}).judge_documents() == 0
+    assert make_recipe({**own, "verify_samples": 70}).judge_documents() == 70
+    assert make_recipe({**own, "samples": 25}).verify_samples == 100
+    assert make_recipe({**own, "method": "exhaustive"}).verify_samples == 100
 
 
 def test_entropy_needs_no_labels_and_corrected_does(tmp_path):
