@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from act_harness.evidence.calibrators import CALIBRATORS
 from act_harness.evidence.stats import PairedDifference, Verdict
-from act_harness.evidence.tables import markdown_cell, markdown_table
+from act_harness.evidence.tables import Markup, markdown_cell, markdown_table
 from act_harness.support.atomic import plain
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Comparison:
         rows = [_cells(row) for row in self._shown(headline_only)]
         for row, cells in zip(self._shown(headline_only), rows, strict=True):
             if row.verdict != "inconclusive" and row.headline:
-                cells[-1] = f"**{cells[-1]}**"
+                cells[-1] = Markup(f"**{cells[-1]}**")
         table = markdown_table(_header(self.settings), rows, right=_NUMBERS, compact=True)
         lines = [f"A: {markdown_cell(self.a)}  ", f"B: {markdown_cell(self.b)}", ""]
         lines += [table, self.summary(), "", _legend(self)]
