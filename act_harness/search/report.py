@@ -10,8 +10,9 @@ all that decides what was measured). The search is on the disk before any of thi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
     from act_harness.search.run import SearchResult
     from act_harness.tracking.tracker import TrackingSettings
 
+Plot = Callable[[Path], Path]
+"""Draws into a file, PNG or SVG by its suffix."""
+
 __all__ = [
     "Sets",
     "draw",
-    "draw_artifact",
     "log_strengths",
     "measured_sets",
+    "plots_of",
     "ranked_heads",
     "search_scalars",
     "single_effects",
@@ -45,24 +49,15 @@ __all__ = [
 
 
 def draw(result: SearchResult, beside: Path, *, against: Artifact | None = None) -> dict[str, Path]:
-    """Draw the plots of a search beside its artifact (:func:`draw_artifact`)."""
-    return draw_artifact(result.artifact, beside, against=against)
-
-
-def draw_artifact(
-    artifact: Artifact, beside: Path, *, against: Artifact | None = None, kind: str = "png"
-) -> dict[str, Path]:
-    """Draw the plots of the search that an artifact records, under the artifact's file name.
+    """Draw the plots of a search beside its artifact, under the artifact's file name.
 
     Recipes share names, files in a folder cannot: two searches never draw over each other.
 
     Args:
-        artifact: of a search, not a published list.
+        result: of the search.
         beside: the artifact's file; ``heads.json`` gets ``heads-map.png`` and ``heads-ranks.png``,
             by gradient ``heads-map.png`` and ``heads-curves.png``.
-        against: of a search that measured single heads of the same model; strengths tuned by
-            gradient are drawn against their effects, ``heads-effects.png``.
-        kind: ``png`` or ``svg``.
+        against: as for :func:`plots_of`; ``heads-effects.png``.
 
     Returns:
         Name to path.
@@ -71,25 +66,41 @@ def draw_artifact(
         InputError: matplotlib is not installed, or ``against`` has no effects of single heads.
         InfrastructureError: a file cannot be written.
     """
+    plots = plots_of(result.artifact, against=against)
+    return {
+        name: plot(beside.with_name(f"{beside.stem}-{name}.png")) for name, plot in plots.items()
+    }
+
+
+def plots_of(artifact: Artifact, *, against: Artifact | None = None) -> dict[str, Plot]:
+    """Return what draws the plots of the search that an artifact records, by name.
+
+    Args:
+        artifact: of a search, not a published list.
+        against: of a search that measured single heads of the same model; strengths tuned by
+            gradient are drawn against their effects.
+
+    Raises:
+        InputError: ``against`` has no effects of single heads.
+    """
     from act_harness.evidence.plots import head_map, rank_plot
 
     name, search = artifact.name, artifact.search or {}
     if search["rule"]["name"] == "gradient":
-        return _tuned(artifact, beside, against, kind)
-    ranked = ranked_heads(artifact)
+        return _tuned(artifact, against)
+    ranked, sets = ranked_heads(artifact), measured_sets(search)
     label = f"standardised change of the {search['recipe']['objective']} objective"
-    sets = measured_sets(search)
     return {
-        "map": head_map(
+        "map": partial(
+            head_map,
             single_effects(artifact),
-            beside.with_name(f"{beside.stem}-map.{kind}"),
             selected=artifact.heads,
             title=f"{name}: effect of calibrating each head alone",
             label=label,
         ),
-        "ranks": rank_plot(
+        "ranks": partial(
+            rank_plot,
             [effect for *_, effect, _ in ranked],
-            beside.with_name(f"{beside.stem}-ranks.{kind}"),
             stderr=[stderr for *_, stderr in ranked],
             selected=artifact.head_count() or None,
             curve=sets.curve,
@@ -102,10 +113,8 @@ def draw_artifact(
     }
 
 
-def _tuned(
-    artifact: Artifact, beside: Path, against: Artifact | None, kind: str
-) -> dict[str, Path]:
-    """Draw what a gradient search tuned, how that went, and single heads' effects beside it."""
+def _tuned(artifact: Artifact, against: Artifact | None) -> dict[str, Plot]:
+    """Return what draws the strengths tuned, how that went, and single heads' effects beside."""
     from act_harness.evidence.plots import head_map
     from act_harness.evidence.tuning_plots import strengths_against_effects, training_curves
 
@@ -114,17 +123,17 @@ def _tuned(
     only = next(iter(maps))
     rule, reading = search["rule"], search["rule"]["criterion"]
     entropy = search["recipe"]["objective"] == "entropy"
-    found = {
-        "map": head_map(
+    found: dict[str, Plot] = {
+        "map": partial(
+            head_map,
             maps if len(maps) > 1 else maps[only],
-            beside.with_name(f"{beside.stem}-map.{kind}"),
             selected=artifact.heads,
             title=f"{name}: strengths tuned together",
             label="log strength" if len(maps) > 1 else only,
         ),
-        "curves": training_curves(
+        "curves": partial(
+            training_curves,
             search["training"],
-            beside.with_name(f"{beside.stem}-curves.{kind}"),
             untouched=rule["untouched"],
             taken=rule,
             title=f"{name}: tuning all strengths",
@@ -132,10 +141,10 @@ def _tuned(
         ),
     }
     if against is not None:
-        found["effects"] = strengths_against_effects(
+        found["effects"] = partial(
+            strengths_against_effects,
             maps,
             single_effects(against),
-            beside.with_name(f"{beside.stem}-effects.{kind}"),
             title=f"{name} against {against.name}",
         )
     return found
