@@ -15,10 +15,12 @@
   }
   const floats = (text) => text && new Float32Array(bytes(text).buffer);
   const effects = floats(data.effects), strengths = floats(data.strengths), scores = floats(data.scores);
+  const firstOrder = floats(data.firstOrder), C = (data.labels || []).length;
   const sinkMass = floats(data.sinkMass), firstMass = floats(data.firstMass);
   const roots = data.means && new Uint16Array(bytes(data.means).buffer);
   const flags = data.sinks && bytes(data.sinks), seen = data.seen && new Uint16Array(bytes(data.seen).buffer);
   const place = (layer, head) => layer * H + head;
+  const isExact = (at) => !Number.isNaN(scores[at * C]); // else its effect is the first order's
   const mean = (layer, head, t) => (roots[place(layer, head) * N + t] / 65535) ** 2;
   function isSink(layer, head, t) {
     const bit = place(layer, head) * N + t;
@@ -73,7 +75,9 @@
     effect: data.searched
       ? { label: "effect that the search found, in spreads of the margin", values: effects, both: true,
         text: (v) => (Number.isNaN(v) ? "not measured" : `effect ${signed(v)} spreads`) }
-      : { label: "effect of this head alone on the margin", values: effects, both: true, text: (v) => `effect ${signed(v)} nats` },
+      : { label: "effect of this head alone on the margin", values: effects, both: true,
+        text: (v, at) => (isExact(at) ? `effect ${signed(v)} nats (first order ${signed(firstOrder[at])})` : `effect about ${signed(v)} nats (first order)`) },
+    firstOrder: { label: "the same to first order, from one backward pass", values: firstOrder, both: true, text: () => null },
     sinks: { label: "number of sinks", values: counts, text: (v) => `${v} sink${v === 1 ? "" : "s"}` },
     sinkMass: { label: "share of mass on sinks", values: sinkMass, text: (v) => `${share(v)} of mass on sinks` },
     firstMass: { label: "mass on the first token", values: firstMass, text: (v) => `${share(v)} on the first token` },
@@ -160,8 +164,8 @@
     find("heads-legend").replaceChildren(`${metric.label}: ${+colour.at(0).toPrecision(3)}`, ramp, `${+colour.at(1).toPrecision(3)}${metric.both ? ", by square root" : ""}${dots}${shared}`);
   }
   function tellHead(layer, head) {
-    const parts = Object.values(METRICS).filter((m) => m.values).map((m) => m.text(m.values[place(layer, head)]));
-    find("head-line").textContent = `layer ${layer}, head ${head}: ${parts.join(", ")}`;
+    const parts = Object.values(METRICS).filter((m) => m.values).map((m) => m.text(m.values[place(layer, head)], place(layer, head)));
+    find("head-line").textContent = `layer ${layer}, head ${head}: ${parts.filter(Boolean).join(", ")}`;
   }
 
   // --- answers -----------------------------------------------------------------------------
@@ -173,8 +177,9 @@
     return scaled.map((v) => v / sum);
   }
   function drawAnswers() {
-    const C = data.labels.length, from = place(state.layer, state.head) * C;
-    const arms = [["stock", data.before], [`${state.layer}.${state.head} alone`, Array.from(scores.subarray(from, from + C))]];
+    const at = place(state.layer, state.head), alone = `${state.layer}.${state.head} alone`;
+    const arms = [["stock", data.before]];
+    if (isExact(at)) arms.push([alone, Array.from(scores.subarray(at * C, (at + 1) * C))]);
     if (data.after) arms.push(["head set", data.after]);
     const bars = arms.flatMap(([arm, values]) => shares(values).map((p, i) => ({ arm, p, i, score: values[i] })));
     const name = (i) => `${i === data.right ? "\u2713 " : ""}${cut(visible(data.labels[i]), 18)}`;
@@ -182,7 +187,7 @@
       width: width("answers-drawing"), height: C * (arms.length * 11 + 10) + 44, marginLeft: 8, marginRight: 46, marginTop: 6,
       fy: { domain: d3.range(C), tickFormat: name, label: null, axis: "left", padding: 0.15 },
       y: { domain: arms.map(([arm]) => arm), axis: null }, x: { label: data.next ? "probability" : "share among the choices", nice: true },
-      color: { domain: arms.map(([arm]) => arm), range: [style("--quiet"), style("--mark"), dark.matches ? "#5cb3ff" : "#0b6bcb"] },
+      color: { domain: ["stock", alone, "head set"], range: [style("--quiet"), style("--mark"), dark.matches ? "#5cb3ff" : "#0b6bcb"] },
       marks: [
         Plot.barX(bars, { x: "p", y: "arm", fy: "i", fill: "arm" }),
         Plot.text(bars, { x: "p", y: "arm", fy: "i", text: (d) => d.p.toFixed(4), textAnchor: "start", dx: 3, fontSize: 9 }),
@@ -195,7 +200,8 @@
       return `${arm} ${signed(values[data.right] - others)}`;
     });
     find("answers-line").textContent = `margin of ${cut(visible(data.labels[data.right]), 40)} over the best other, in nats: ${marks.join(", ")}`
-      + "; bars from above: " + arms.map(([arm]) => arm).join(", ");
+      + "; bars from above: " + arms.map(([arm]) => arm).join(", ")
+      + (isExact(at) ? "" : `; ${alone} was not computed: its effect is about ${signed(effects[at])}, to first order; make the page with --heads ${state.layer}.${state.head} for it`);
   }
 
   // --- tokens ------------------------------------------------------------------------------
