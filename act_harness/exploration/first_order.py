@@ -1,11 +1,11 @@
 """All heads' effects on one document's margin from one backward pass, to first order.
 
 A head's output at a row moves by a vector that is known when its map is: the output of the
-calibrated map less that of the stock model's. The margin's gradient by the output, times the vector,
-summed over rows, is what calibrating this head alone adds to the margin where the layers above
-answer in proportion. For ``damp`` that is the derivative by beta, times how far beta is from 1: a
-head's output is linear in it. Elsewhere nothing is left out within the head, as a derivative by a
-strength would.
+calibrated map less that of the stock model's. The margin's gradient by the output, times the
+vector, summed over rows, is what calibrating this head alone adds to the margin where the layers
+above answer in proportion. For ``damp`` that is the derivative by beta, times how far beta is from
+1: a head's output is linear in it. Elsewhere nothing is left out within the head, as a derivative
+by a strength would.
 """
 
 from __future__ import annotations
