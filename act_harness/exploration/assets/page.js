@@ -64,10 +64,22 @@
 
   // --- colours, by the reader's setting ----------------------------------------------------
 
+  const once = (make) => { // colours are made once for each of the reader's two settings
+    const made = new Map();
+    return (key = "") => {
+      const known = `${dark.matches}${key}`;
+      if (!made.has(known)) made.set(known, make(key));
+      return made.get(known);
+    };
+  };
   const rising = (x) => d3.interpolateYlGnBu(dark.matches ? 1 - x : x);
-  const bothWays = () => d3.piecewise(d3.interpolateRgb, dark.matches
+  const bothWays = once(() => d3.piecewise(d3.interpolateRgb, dark.matches
     ? ["#ffb199", "#c0392b", "#1d232a", "#2d7dd2", "#a8d5ff"]
-    : ["#a50f15", "#f4a582", "#f4f4f4", "#92c5de", "#0b559f"]);
+    : ["#a50f15", "#f4a582", "#f4f4f4", "#92c5de", "#0b559f"]));
+  const pixelsOf = once((view) => Uint32Array.from({ length: 513 }, (_, n) => {
+    const c = d3.rgb(view === "difference" ? bothWays()(n / 512) : rising(n / 512)); // as bytes: red, green, blue, opaque
+    return new Uint32Array(new Uint8Array([c.r, c.g, c.b, 255]).buffer)[0];
+  }));
   const inkOn = (colour) => (d3.lab(colour).l > 58 ? "#111" : "#fff");
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -224,13 +236,13 @@
     return sum / (L * H);
   });
   const threshold = () => data.thresholds[state.layer];
+  const tokenColours = once(() => d3.range(65).map((n) => rising((n / 64) * 0.9)).map((colour) => `background:${colour};color:${inkOn(colour)}`));
   function colourTokens() {
-    const full = 4 * (threshold() ?? 5 / N), all = state.colour === "all";
-    const steps = d3.range(65).map((n) => rising((n / 64) * 0.9)), inks = steps.map(inkOn);
+    const full = 4 * (threshold() ?? 5 / N), all = state.colour === "all", steps = tokenColours();
     spans.forEach((span, t) => {
       const value = all ? averages[t] : mean(state.layer, state.head, t);
       const step = Math.round(64 * Math.min(1, Math.sqrt(value / full)));
-      span.style.cssText = `background:${steps[step]};color:${inks[step]}`;
+      span.style.cssText = steps[step];
       span.classList.toggle("sink", !all && Boolean(isSink(state.layer, state.head, t)));
     });
     tellToken(state.token);
@@ -267,13 +279,16 @@
       width: width("columns-drawing"), height: 190, marginLeft: 48,
       x: { domain: [-0.5, N - 0.5], label: "position" }, y: { type: "sqrt", label: "mean attention", domain: [0, Math.max(d3.max(columns, (d) => d.v), limit ?? 0) || 1] },
       marks: [
-        Plot.ruleX(columns, { x: "t", y1: 0, y2: "v", stroke: (d) => (d.sink ? marked : quiet), strokeWidth: Math.max(1, Math.min(8, 560 / N)) }),
         limit === null ? null : Plot.ruleY([limit], { stroke: "currentColor", strokeDasharray: "5 3" }),
         limit === null ? null : Plot.text([limit], { y: (d) => d, x: N - 0.5, text: () => `threshold ${limit.toFixed(4)}`, textAnchor: "end", dy: -7, stroke: style("--ground"), strokeWidth: 5, fill: "currentColor" }),
         Plot.ruleY([0]),
       ],
     });
-    const x = svg.scale("x");
+    const x = svg.scale("x"), y = svg.scale("y"), foot = y.apply(0);
+    const bars = d3.select(svg).append("g").attr("class", "bars").attr("stroke-width", Math.max(1, Math.min(8, 560 / N)));
+    [quiet, marked].forEach((colour, kind) => bars.append("path").attr("stroke", colour) // two marks, not one for each column
+      .attr("d", columns.filter((d) => Boolean(d.sink) === Boolean(kind)).map((d) => `M${x.apply(d.t).toFixed(1)},${foot}V${y.apply(d.v).toFixed(1)}`).join("")));
+    bars.lower();
     const line = d3.select(svg).append("path").attr("stroke", "currentColor").attr("stroke-opacity", 0.5).attr("fill", "none");
     svg.addEventListener("click", (event) => chooseToken(Math.round(x.invert(d3.pointer(event, svg)[0]))));
     find("columns-drawing").replaceChildren(svg);
@@ -295,7 +310,7 @@
       find("weight-line").textContent = "";
       return;
     }
-    const R = data.rows.length, canvas = document.createElement("canvas"), ramp = bothWays();
+    const R = data.rows.length, canvas = document.createElement("canvas");
     canvas.width = N; canvas.height = R;
     const context = canvas.getContext("2d"), image = context.createImageData(N, R);
     const values = new Float32Array(R * N), sunk = Uint8Array.from({ length: N }, (_, t) => isSink(layer, head, t));
@@ -313,10 +328,7 @@
       }
     }
     most = most || 1;
-    const pixels = new Uint32Array(image.data.buffer), table = Uint32Array.from({ length: 513 }, (_, n) => {
-      const c = d3.rgb(view === "difference" ? ramp(n / 512) : rising(n / 512)); // as bytes: red, green, blue, opaque
-      return new Uint32Array(new Uint8Array([c.r, c.g, c.b, 255]).buffer)[0];
-    });
+    const pixels = new Uint32Array(image.data.buffer), table = pixelsOf(view);
     for (let r = 0; r < R; r++) for (let t = 0; t <= data.rows[r]; t++) {
       const part = values[r * N + t] / most, root = Math.sqrt(Math.abs(part));
       pixels[r * N + t] = table[Math.round(512 * (view === "difference" ? ((part < 0 ? -root : root) + 1) / 2 : root))];
