@@ -377,7 +377,9 @@ class Attachment:
         if self._thread is None:
             self._caller = None
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         refuse_tracing()
         thread = threading.get_ident()
         if self._thread not in (None, thread):
@@ -412,6 +414,10 @@ class Attachment:
         if self._hands_on:
             self.forward.cache = self._given
         self._listen(self.forward.cache is None and packing is None)
+        if "logits_to_keep" not in kwargs:
+            return None
+        # Gemma 4 leaves rows out of its last layers for it, whose sinks would be those of one row
+        return args, {**kwargs, "logits_to_keep": 0}
 
     def _listen(self, wanted: bool) -> None:
         """Have the attention modules tell their caches, or not: a hook costs a decode step time."""
