@@ -87,12 +87,7 @@ def as_the_caller_gave(given: dict[str, Any], caller: dict[str, Any] | None) -> 
 
 
 def _refuse_media(caller: dict[str, Any]) -> None:
-    # generate() gives an empty mapping of encoder outputs where there is no image
-    named = [
-        name
-        for name, value in caller.items()
-        if name.startswith(_MEDIA) and value is not None and not (isinstance(value, dict) and not any(one is not None for one in value.values()))
-    ]
+    named = [name for name, one in caller.items() if name.startswith(_MEDIA) and _holds(one)]
     kinds = [caller.get(name) for name in ("token_type_ids", "mm_token_type_ids")]
     if named or any(isinstance(one, Tensor) and bool(one.any()) for one in kinds):
         raise UnsupportedCallError(
@@ -100,6 +95,12 @@ def _refuse_media(caller: dict[str, Any]) -> None:
             "this model, and calibration is defined over earlier tokens; give text alone, or "
             "detach first"
         )
+
+
+def _holds(value: object) -> bool:
+    """Whether an argument is there; ``generate`` gives a mapping of nothing for no image."""
+    values = value.values() if isinstance(value, dict) else [value]
+    return any(one is not None for one in values)
 
 
 def read_shape(given: dict[str, Any]) -> tuple[int, int]:
