@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 
+from act_harness.attention.dimensions import of_layers
 from act_harness.attention.interface import base_of
 from act_harness.attention.placement import input_device
 from act_harness.calibration import Calibration
@@ -144,9 +145,9 @@ def _window(config: PretrainedConfig) -> Answer[bool]:
     for name in _WINDOWS:
         if name == "sliding_window" and getattr(config, "use_sliding_window", True) is False:
             continue
-        size = getattr(config, name, None)
-        if size is not None:
-            return Answer(True, f"its configuration says {name}={size}")
+        sizes = [size for size in of_layers(config, name) if size is not None]
+        if sizes:
+            return Answer(True, f"its configuration says {name}={sizes[0]}")
     return Answer(False, "its configuration names none")
 
 

@@ -11,6 +11,7 @@ import torch
 
 from act_harness.artifact import load_artifact
 from act_harness.attention import model_facts
+from act_harness.attention.dimensions import of_layers
 from act_harness.calibration import Calibration, HeadStrength, preset
 from act_harness.errors import InputError
 from act_harness.exploration.effects import answer_scores, head_scores, text_document
@@ -273,7 +274,8 @@ def _name(facts: ModelFacts) -> str:
 
 
 def _key_heads(model: PreTrainedModel, heads: int) -> int:
-    return int(getattr(model.config.get_text_config(), "num_key_value_heads", None) or heads)
+    config = model.config.get_text_config()
+    return max(filter(None, of_layers(config, "num_key_value_heads")), default=heads)
 
 
 def _labels(tokenizer: Any, document: Document) -> tuple[str, ...]:  # noqa: ANN401
