@@ -79,10 +79,12 @@ def find_sinks(
     ``initial`` it is that token that is returned, and beside the sinks of target ``both``.
     """
     column = torch.arange(sums.shape[-1], device=sums.device).expand_as(seen)
-    initial = ((column == first) & (seen > 0)).expand_as(sums)
     target = member("target", calibration.target, COMPUTES)
-    if target == "initial":
-        return initial, torch.zeros_like(sums)
+    initial = None
+    if target in ("initial", "both"):
+        initial = ((column == first) & (seen > 0)).expand_as(sums)
+        if target == "initial":
+            return initial, torch.zeros_like(sums)
     most = most.clamp(min=1).to(sums.dtype)
     member("rule", calibration.rule, COMPUTES)  # one that exists may be none of these
     eligible = (seen >= calibration.required_rows(most, at_least=at_least)) & (seen > 0)
@@ -94,7 +96,7 @@ def find_sinks(
     if member("protect", calibration.protect, COMPUTES) == "first-flagged":
         lowest = sinks & (sinks.cumsum(dim=-1) == 1)
         sinks = sinks & ~lowest
-    return sinks | initial if target == "both" else sinks, ratio
+    return sinks if initial is None else sinks | initial, ratio
 
 
 def prompt_target(sums: Tensor, geometry: Geometry, plan: LayerPlan) -> tuple[Tensor, Tensor]:
@@ -107,13 +109,15 @@ def prompt_target(sums: Tensor, geometry: Geometry, plan: LayerPlan) -> tuple[Te
     """
     calibration = plan.calibration
     target = member("target", calibration.target, COMPUTES)
-    nothing = torch.zeros_like(sums)
+    given = None
     if target == "head":
-        return prompt_columns(geometry, plan), nothing
-    if target == "span":
-        return span_columns(geometry, plan), nothing
-    if target == "last" and isinstance(calibration.count, int):
-        return last_columns(geometry, calibration.count).expand(sums.shape), nothing
+        given = prompt_columns(geometry, plan)
+    elif target == "span":
+        given = span_columns(geometry, plan)
+    elif target == "last" and isinstance(calibration.count, int):
+        given = last_columns(geometry, calibration.count).expand(sums.shape)
+    if given is not None:
+        return given, torch.zeros_like(sums)
     seen, most = geometry.prompt_census
     first = geometry.first[:, None, None]
     sinks, ratio = find_sinks(
