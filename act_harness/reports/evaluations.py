@@ -105,10 +105,10 @@ def _change(row: Row) -> float:
 def _worst(found: Comparison) -> str:
     row = next((row for row in found.rows if row.headline and row.result is not None), None)
     if row is None or row.result is None:
-        return f"{found.b.label} against {found.a.label}: nothing could be tested"
+        return "nothing could be tested"
     low, high = row.result.interval
     return (
-        f"{found.b.label} against {found.a.label}: {row.name} {row.metric} "
+        f"{row.name} {row.metric} "
         f"{row.result.difference:+.4f} ({low:+.4f} to {high:+.4f}), {row.verdict}"
     )
 

@@ -57,7 +57,7 @@ def search_section(source: Source) -> Section:
         figures=figures,
         tables=tables,
         notes=list(search.get("notes", [])) if search is not None else [],
-        worst=f"Head set {artifact.name}: {said}",
+        worst=said,
         order=_gain(search),
     )
 
@@ -151,7 +151,7 @@ def methods_section(source: Source) -> Section:
         tables=tables,
         notes=[f"{name}: {one['note']}" + (f" ({one['said']})" if one["said"] else "")
                for name, one in own.items()],
-        worst=f"Methods of {recipe}: {name}, {column} {cell['difference']:+.4f} "
+        worst=f"{name}, {column} {cell['difference']:+.4f} "
         f"({low:+.4f} to {high:+.4f}), {cell['verdict']}",
         order=cell["difference"],
     )  # fmt: skip

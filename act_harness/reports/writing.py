@@ -118,7 +118,17 @@ def _asset(name: str) -> str:
     return (resources.files("act_harness.reports") / "assets" / name).read_text("utf-8")
 
 
-_INK = "<style>svg{color:#1b1f24}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
+_INK = (
+    "<style>svg{color:#1b1f24;fill:currentColor}"
+    "@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
+)
+_COLOURS = {
+    "#000000": "currentColor",
+    "#444444": "currentColor",
+    "#ffffff": "none",
+    "#dddddd": "#80808066",
+}
+"""Of drawings on white, and what they are on the page: its ink, its ground, a grid on either."""
 
 
 def _picture(file: Path) -> dict[str, Any]:
@@ -128,7 +138,8 @@ def _picture(file: Path) -> dict[str, Any]:
     """
     text = file.read_text(encoding="utf-8")
     width = re.search(r'<svg [^>]*?width="([\d.]+)pt"', text)
-    text = text.replace("#000000", "currentColor").replace("#ffffff", "none")
+    for drawn, shown in _COLOURS.items():
+        text = text.replace(drawn, shown)
     text = re.sub(r"<defs>", f"{_INK}<defs>", text, count=1)
     data = base64.b64encode(text.encode()).decode("ascii")
     points = float(width[1]) if width else 600.0
@@ -147,7 +158,9 @@ def _markdown(
 ) -> str:
     lines = [f"# {markdown_cell(title)}", "", f"act-harness {__version__}, {created}. Weak figures "
              "come first.", ""]  # fmt: skip
-    lines += [f"- {markdown_cell(one.worst)}" for one in sections if one.worst]
+    lines += [
+        f"- {markdown_cell(one.title)}: {markdown_cell(one.worst)}" for one in sections if one.worst
+    ]
     for section, found in zip(sections, drawn, strict=True):
         lines += ["", f"## {markdown_cell(section.title)}", ""]
         lines += [f"{markdown_cell(line)}  " for line in section.lines]
