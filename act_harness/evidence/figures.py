@@ -84,6 +84,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         InfrastructureError: The file cannot be written.
     """
     from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names of tasks and head sets may hold $ signs
 
     buffer = io.BytesIO()
     # No version, date or drawn name inside: equal input gives an equal file.

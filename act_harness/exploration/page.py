@@ -29,6 +29,7 @@ __all__ = [
     "packed",
     "packed_strengths",
     "render",
+    "searched_effects",
     "settings_line",
     "strengths_of",
 ]
@@ -49,7 +50,7 @@ def artifact_page(artifact: Artifact) -> str:
         **packed_strengths(*strengths_of(artifact)),
         "tokens": [],
     }
-    effects = _searched(artifact, shape)
+    effects = searched_effects(artifact, shape)
     if effects is not None:
         data |= {"effects": packed(effects, np.float32), "searched": True}
     return render(f"{artifact.name} - {artifact.model.id}", data)
@@ -88,7 +89,7 @@ def inline_frame(page: str, *, height: int = 900) -> str:
     )
 
 
-def _searched(artifact: Artifact, shape: tuple[int, int]) -> npt.NDArray[np.float64] | None:
+def searched_effects(artifact: Artifact, shape: tuple[int, int]) -> npt.NDArray[np.float64] | None:
     """Return (L, H) effects of the search's table; None where it cannot be read."""
     table = np.full(shape, np.nan)
     try:
