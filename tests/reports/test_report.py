@@ -43,7 +43,7 @@ def row(name, *, gained=0, lost=0, metric="acc", better=True, **more):
     found = stats.paired_difference(a, b)
     given = {
         "kind": "task", "filter": "none", "headline": True, "derived": False, "clustered_by": None,
-        "verdict": stats.verdict(found), "p_adjusted": found.p_value,
+        "verdict": stats.verdict(found, higher_is_better=better), "p_adjusted": found.p_value,
     }  # fmt: skip
     return Row(
         name=name, metric=metric, higher_is_better=better, score_a=found.score_a,
@@ -64,8 +64,8 @@ def stored(folder, content, name):
 
 
 def run_file(folder, scores, **more):
-    content = {"results": {t: {"acc,none": v, "acc_stderr,none": e} for t, (v, e) in scores.items()},
-               "configs": dict.fromkeys(scores, {}), **more}  # fmt: skip
+    found = {t: {"acc,none": value, "acc_stderr,none": e} for t, (value, e) in scores.items()}
+    content = {"results": found, "configs": {task: {} for task in scores}, **more}
     return stored(folder, content, f"results_{DATE}.json")
 
 
@@ -128,7 +128,8 @@ def everything(tmp_path_factory):
     place = tmp_path_factory.mktemp("results")
     rows = [row("up", gained=30), row("loss", gained=40, metric="perplexity", better=False),
             row("down", lost=30), row("flat", gained=2, lost=1),
-            row("flat", gained=4, metric="acc_corrected", derived=True, headline=False)]  # fmt: skip
+            row("flat", gained=4, metric="acc_corrected", derived=True, headline=False),
+            ]  # fmt: skip
     stored(place / "c", comparison(*rows).to_json(), "comparison.json")
     run_file(place / "x" / "m__baseline", {"down": (0.15, 0.02)})
     stored(place / "methods", methods(), "methods.json")
@@ -276,8 +277,8 @@ def test_what_is_not_there_is_refused(tmp_path):
         report_on([tmp_path / "absent"], tmp_path / "out")
     with pytest.raises(ResultError, match="nothing to report in"):
         report_on([tmp_path], tmp_path / "out")
+    path = stored(tmp_path, {"schema": "act-harness/heads/1"}, "h.json")
     with pytest.raises(ArtifactError):
-        path = stored(tmp_path, {"schema": "act-harness/heads/1"}, "h.json")
         report_on([path], tmp_path / "out")
 
 
