@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from act_harness._version import __version__
+from act_harness.errors import ResultError, one_line
 from act_harness.evidence.tables import markdown_cell, markdown_table, visible
 from act_harness.exploration.page import asset as page_asset
 from act_harness.reports.parts import Figure, Section
@@ -38,6 +39,7 @@ def write_report(sections: Sequence[Section], folder: Path, *, title: str) -> li
     Raises:
         InfrastructureError: The folder cannot be written to.
         InputError: matplotlib is not installed.
+        ResultError: A figure cannot be drawn of what a file holds.
     """
     drawn = [
         [_drawn(one, folder, f"{number}-{one.name}") for one in section.figures]
@@ -58,8 +60,15 @@ def _drawn(figure: Figure, folder: Path, name: str) -> tuple[str, ...]:
     stem = places.file_name(name)
     files = tuple(f"{FIGURES}/{stem}.{kind}" for kind in ("png", "svg", "csv"))
     places.prepare_folder(folder / FIGURES)
-    for file in files[:2]:
-        figure.draw(folder / file)
+    try:
+        for file in files[:2]:
+            figure.draw(folder / file)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The file's form was right, its numbers are not: edited, or a later version's.
+        raise ResultError(
+            f"{figure.title!r} cannot be drawn ({one_line(error, limit=200)}); repeat the command "
+            "that wrote its result"
+        ) from error
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(figure.columns)

@@ -13,6 +13,7 @@ from installed import REPOSITORY
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
+from act_harness.artifact import shipped_artifacts
 from act_harness.cli.app import app
 from act_harness.errors import ArtifactError, ResultError
 from act_harness.evidence import stats
@@ -20,6 +21,8 @@ from act_harness.evidence.comparison import Comparison, Row, RunInfo, Settings
 from act_harness.evidence.figures import figure_text
 from act_harness.evidence.tables import visible
 from act_harness.reports.command import report_on
+from act_harness.reports.searches import search_section
+from act_harness.reports.sources import Source
 
 pytest.importorskip("matplotlib")
 
@@ -265,6 +268,8 @@ def test_a_comparison_is_read_as_it_was_written():
     ({**bench(), "tables": [{}]}, "cannot be shown"),
     ({**methods(), "methods": {}}, "cannot be shown"),
     ([], "is no result"),
+    ({**sinks(), "heads": [{**sinks()["heads"][0], "sinks": "x"}]}, "cannot be drawn"),
+    ({**methods(), "columns": {"other": ["t"]}}, "cannot be shown"),
 ])  # fmt: skip
 def test_what_is_no_result_is_refused_in_a_line(tmp_path, content, said):
     path = stored(tmp_path, content, "f.json")
@@ -280,6 +285,26 @@ def test_what_is_not_there_is_refused(tmp_path):
     path = stored(tmp_path, {"schema": "act-harness/heads/1"}, "h.json")
     with pytest.raises(ArtifactError):
         report_on([path], tmp_path / "out")
+
+
+def test_a_method_on_one_document_has_no_interval(tmp_path):
+    content = methods()
+    content["methods"]["worse"]["columns"]["raw"]["interval"] = [None, None]
+    report_on([stored(tmp_path, content, "methods.json")], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "worse, raw -0.1000, inconclusive" in text
+    names = [one["name"] for one in table(tmp_path / "out", "1-methods.csv")]
+    assert names == ["signed", "signed", "worse"]
+
+
+@pytest.mark.parametrize("path", sorted(shipped_artifacts().values()), ids=lambda p: p.stem)
+def test_every_shipped_head_set_can_be_shown(path):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    found = search_section(Source("search", path, content))
+    assert content["name"] in found.title
+    kinds = {"map", "curves"} if "training" in (content["search"] or {}) else {"map", "ranks"}
+    assert {one.name for one in found.figures} == (kinds if content["search"] else set())
+    assert all(len(one.columns) == len(line) for one in found.figures for line in one.rows)
 
 
 def test_the_command_says_what_it_wrote(tmp_path):
