@@ -144,6 +144,7 @@ def everything(tmp_path_factory):
     stored(place, bench(), "bench.json")
     stored(place, {"other": 1}, "config.json")
     (place / "broken.json").write_text("{", encoding="utf-8")
+    stored(place / ".venv" / "x", sinks(text="other"), "sinks.json")
     out = tmp_path_factory.mktemp("out") / "new"
     return out, report_on([place, place / "sinks.json"], out, title="All of it")
 
