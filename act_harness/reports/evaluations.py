@@ -143,6 +143,8 @@ def _scores(
 def _score_figure(panels: Mapping[str, Sequence[Score]], title: str) -> list[Figure]:
     if not panels:
         return []
+    if any(len(own) > 2 * _MOST_LINES for own in panels.values()):
+        title += f", the {_MOST_LINES} weakest"
     panels = {metric: own[: 2 * _MOST_LINES] for metric, own in panels.items()}
     rows = [(metric, *one) for metric, own in panels.items() for one in own]
     draw = partial(score_plot, panels, title=title)
@@ -205,6 +207,8 @@ def _forest(name: str, title: str, rows: Sequence[Row]) -> Figure:
                     row.kind == "group", row.result.documents,
                 )
             )  # fmt: skip
+    if any(len(own) > _MOST_LINES for own in panels.values()):
+        title += f", the {_MOST_LINES} weakest"
     panels = {axis: own[:_MOST_LINES] for axis, own in panels.items()}
     data = [(axis.split(":")[0], *one) for axis, own in panels.items() for one in own]
     draw = partial(span_plot, panels, title=title)

@@ -141,7 +141,9 @@ def _figure(
 ) -> list[Figure]:
     if not bars:
         return []
-    kept = list(dict.fromkeys(bar[0] for bar in bars))[:_SHOWN]
+    names = list(dict.fromkeys(bar[0] for bar in bars))
+    kept = set(names[:_SHOWN])
+    title += f", the {_SHOWN} weakest (all in its data)" if len(names) > _SHOWN else ""
     shown = [bar for bar in bars if bar[0] in kept]
     draw = partial(bar_plot, shown, label=title, reference=reference)
     return [Figure(name, title, draw, ["of", "what", "value"], bars)]

@@ -21,6 +21,7 @@ from act_harness.evidence.comparison import Comparison, Row, RunInfo, Settings
 from act_harness.evidence.figures import figure_text
 from act_harness.evidence.tables import visible
 from act_harness.reports.command import report_on
+from act_harness.reports.evaluations import _forest
 from act_harness.reports.searches import search_section
 from act_harness.reports.sources import Source
 
@@ -246,6 +247,12 @@ def test_runs_that_cannot_be_compared_are_shown_each(tmp_path):
         "0.25",
         "0.5",
     ]
+
+
+def test_a_figure_of_hundreds_of_tasks_shows_the_weakest():
+    rows = [row(f"t{i}", gained=i % 40) for i in range(130)]
+    figure = _forest("differences", "Differences", rows)
+    assert (len(figure.rows), figure.title) == (100, "Differences, the 100 weakest")
 
 
 def test_a_comparison_is_read_as_it_was_written():
