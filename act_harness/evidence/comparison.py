@@ -157,7 +157,7 @@ class Comparison:
         try:
             own["rows"] = [_finite_or_not(row) for row in own["rows"]]
             return TypeAdapter(cls).validate_python(own)
-        except (AttributeError, TypeError, ValidationError) as error:
+        except (AttributeError, KeyError, TypeError, ValidationError) as error:
             raise ResultError(
                 f"{source} is no comparison ({one_line(error, limit=200)}); repeat act-harness "
                 "compare"
@@ -284,11 +284,12 @@ def _finite_or_not(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of JSON in which null stands for a number that was not finite, as numbers."""
     if row.get("result") is None:
         return dict(row)
-    found = {key: math.inf if key in _INFINITE and one is None else one
-             for key, one in row["result"].items()}  # fmt: skip
-    ends = found["interval"].values()
-    found["interval"] = [math.nan if end is None else end for end in ends]
-    return {**row, "result": found}
+    result: dict[str, Any] = {
+        key: math.inf if key in _INFINITE and one is None else one
+        for key, one in row["result"].items()
+    }
+    ends = result["interval"].values()
+    return {**row, "result": {**result, "interval": [math.nan if e is None else e for e in ends]}}
 
 
 _VERDICTS: tuple[Verdict, ...] = ("improved", "regressed", "inconclusive")

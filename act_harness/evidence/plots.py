@@ -410,7 +410,7 @@ def _frame(head: int, layer: int) -> Any:  # noqa: ANN401 - a matplotlib patch
     from matplotlib.patches import Rectangle
 
     return Rectangle(
-        (head - 0.44, layer - 0.44), 0.88, 0.88, fill=False, edgecolor="black", linewidth=1.4
+        (head - 0.44, layer - 0.44), 0.88, 0.88, fill=False, edgecolor="#111111", linewidth=1.4
     )
 
 

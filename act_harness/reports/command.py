@@ -63,5 +63,6 @@ def _section(make: Callable[[Source], Section], source: Source) -> Section:
         # Its schema is known, its content another's: a file that was edited, or a later version's.
         raise ResultError(
             f"{source.path} cannot be shown ({type(error).__name__}: "
-            f"{one_line(error, limit=200)}); expected it as act-harness wrote it: repeat the command that did"
+            f"{one_line(error, limit=200)}); expected it as act-harness wrote it: "
+            "repeat the command that did"
         ) from error

@@ -31,6 +31,8 @@ from act_harness.support import reading
 __all__ = ["evaluation_sections"]
 
 _CONFIDENCE = 0.95
+_MOST_LINES = 100
+"""Of a panel, the weakest; more are no picture, and all are in the tables."""
 
 
 def evaluation_sections(sources: Sequence[Source]) -> list[Section]:
@@ -105,10 +107,10 @@ def _change(row: Row) -> float:
 def _worst(found: Comparison) -> str:
     row = next((row for row in found.rows if row.headline and row.result is not None), None)
     if row is None or row.result is None:
-        return f"{found.b.label} against {found.a.label}: nothing could be tested"
+        return "nothing could be tested"
     low, high = row.result.interval
     return (
-        f"{found.b.label} against {found.a.label}: {row.name} {row.metric} "
+        f"{row.name} {row.metric} "
         f"{row.result.difference:+.4f} ({low:+.4f} to {high:+.4f}), {row.verdict}"
     )
 
@@ -120,7 +122,7 @@ def _counted(path: Path | None) -> list[str]:
         return []
     try:
         return [f"Calibration: {counters_line(reading.read_json(beside, lenient=True))}"]
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, ResultError, TypeError):
         return []  # somebody else's file of that name
 
 
@@ -141,6 +143,9 @@ def _scores(
 def _score_figure(panels: Mapping[str, Sequence[Score]], title: str) -> list[Figure]:
     if not panels:
         return []
+    if any(len(own) > 2 * _MOST_LINES for own in panels.values()):
+        title += f", the {_MOST_LINES} weakest"
+    panels = {metric: own[: 2 * _MOST_LINES] for metric, own in panels.items()}
     rows = [(metric, *one) for metric, own in panels.items() for one in own]
     draw = partial(score_plot, panels, title=title)
     return [Figure("scores", title, draw, ["metric", *Score._fields], rows)]
@@ -179,7 +184,7 @@ def _by_stderr(
 
 def _differences(rows: Sequence[Row]) -> list[Figure]:
     """Return the forest plot, and that of the metrics that calibrate scores."""
-    tested = [row for row in rows if row.tested]
+    tested = [row for row in rows if row.result and math.isfinite(math.fsum(row.result.interval))]
     corrected = {one.metric for one in CALIBRATORS.values()}
     kinds = {
         "differences": ("Paired differences, B - A", [r for r in tested if r.headline]),
@@ -202,6 +207,9 @@ def _forest(name: str, title: str, rows: Sequence[Row]) -> Figure:
                     row.kind == "group", row.result.documents,
                 )
             )  # fmt: skip
+    if any(len(own) > _MOST_LINES for own in panels.values()):
+        title += f", the {_MOST_LINES} weakest"
+    panels = {axis: own[:_MOST_LINES] for axis, own in panels.items()}
     data = [(axis.split(":")[0], *one) for axis, own in panels.items() for one in own]
     draw = partial(span_plot, panels, title=title)
     return Figure(name, title, draw, ["metric", *Span._fields], data)

@@ -57,7 +57,7 @@ def search_section(source: Source) -> Section:
         figures=figures,
         tables=tables,
         notes=list(search.get("notes", [])) if search is not None else [],
-        worst=f"Head set {artifact.name}: {said}",
+        worst=said,
         order=_gain(search),
     )
 
@@ -130,18 +130,18 @@ def methods_section(source: Source) -> Section:
     documents = content["documents"]["evaluation"]
     counts = ", ".join(f"{task} {count}" for task, count in documents.items())
     lines = [f"Documents that neither found nor chose anything: {counts}"]
-    figures = [_methods_figure("methods", "Methods against the untouched model", content, own)]
+    title = "Methods against the untouched model"
+    figures = _methods_figure("methods", title, content, own)
     tables = [_methods_table("At their own strength", content, own)]
     equal = content.get("equal_strength")
     if equal:
-        title = f"Methods against the untouched model, at the strength of {equal['reference']}"
-        figures.append(_methods_figure("methods-equal", title, content, equal["methods"]))
+        title = f"{title}, at the strength of {equal['reference']}"
+        figures += _methods_figure("methods-equal", title, content, equal["methods"])
         tables.append(_methods_table(title, content, equal["methods"]))
     cells = [
         (name, column, cell) for name, one in own.items() for column, cell in one["columns"].items()
     ]
     name, column, cell = min(cells, key=lambda found: found[2]["difference"])
-    low, high = cell["interval"]
     recipe = content["recipe"]["name"]
     return Section(
         title=f"Methods: {recipe}",
@@ -151,27 +151,38 @@ def methods_section(source: Source) -> Section:
         tables=tables,
         notes=[f"{name}: {one['note']}" + (f" ({one['said']})" if one["said"] else "")
                for name, one in own.items()],
-        worst=f"Methods of {recipe}: {name}, {column} {cell['difference']:+.4f} "
-        f"({low:+.4f} to {high:+.4f}), {cell['verdict']}",
+        worst=f"{name}, {column} {cell['difference']:+.4f}"
+        f"{_interval(cell, ' ({:+.4f} to {:+.4f})')}, {cell['verdict']}",
         order=cell["difference"],
     )  # fmt: skip
 
 
 def _methods_figure(
     name: str, title: str, content: Mapping[str, Any], methods: Mapping[str, Any]
-) -> Figure:
+) -> list[Figure]:
     panels: dict[str, list[Span]] = {}
     for column, tasks in content["columns"].items():
         count = sum(content["documents"]["evaluation"][task] for task in tasks)
         spans = [
-            Span(method, cell["difference"], *cell["interval"], cell["verdict"], False, count)
+            Span(method, cell["difference"], low, high, cell["verdict"], documents=count)
             for method, one in methods.items()
             for cell in (one["columns"][column],)
+            for low, high in (cell["interval"],)
+            if low is not None and high is not None  # of a single document
         ]
-        panels[f"{column}: method - untouched"] = sorted(spans, key=lambda span: span.value)
+        if spans:
+            axis = f"{column}: method - untouched"
+            panels[axis] = sorted(spans, key=lambda span: span.value)
+    if not panels:
+        return []
     data = [(axis.split(":")[0], *span) for axis, own in panels.items() for span in own]
     draw = partial(span_plot, panels, title=title)
-    return Figure(name, title, draw, ["column", *Span._fields], data)
+    return [Figure(name, title, draw, ["column", *Span._fields], data)]
+
+
+def _interval(cell: Mapping[str, Any], form: str, unit: float = 1.0) -> str:
+    low, high = cell["interval"]
+    return "" if low is None or high is None else form.format(unit * low, unit * high)
 
 
 def _methods_table(caption: str, content: Mapping[str, Any], methods: Mapping[str, Any]) -> Table:
@@ -196,8 +207,8 @@ def _least(columns: Mapping[str, Mapping[str, Any]]) -> float:
 
 
 def _method_cell(cell: Mapping[str, Any]) -> str:
-    low, high = (100 * end for end in cell["interval"])
     return (
-        f"{100 * cell['accuracy']:.1f} ({100 * cell['difference']:+.1f}; {low:+.1f} to "
-        f"{high:+.1f}; p {cell['p_adjusted']:.3f}; {cell['verdict']})"
+        f"{100 * cell['accuracy']:.1f} ({100 * cell['difference']:+.1f}; "
+        f"{_interval(cell, '{:+.1f} to {:+.1f}; ', 100.0)}p {cell['p_adjusted']:.3f}; "
+        f"{cell['verdict']})"
     )

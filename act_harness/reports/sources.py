@@ -26,7 +26,8 @@ _EXPECTED = (
     "expected files or folders of eval, compare, methods, search, sinks or bench (JSON), or "
     "results_*.json of lm-eval"
 )
-_MOST_BYTES = 1 << 26  # a larger one is a model's file or a ledger, and no result
+_MOST_BYTES = 1 << 24  # a larger one is a model's file or a ledger, and no result
+_PASSED_OVER = {".git", ".venv", "node_modules", "site-packages"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,11 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
 
 
 def _in_folder(folder: Path) -> Iterator[Source]:
-    files = sorted(folder.rglob("*.json"))
+    files = [
+        file
+        for file in sorted(folder.rglob("*.json"))
+        if _PASSED_OVER.isdisjoint(file.relative_to(folder).parts)
+    ]
     arms = {file.parent / "artifacts" for file in files if file.name == "methods.json"}
     for file in files:
         if file.parent in arms or not reading.is_file(file) or file.stat().st_size > _MOST_BYTES:

@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from act_harness._version import __version__
+from act_harness.errors import ResultError, one_line
 from act_harness.evidence.tables import markdown_cell, markdown_table, visible
 from act_harness.exploration.page import asset as page_asset
 from act_harness.reports.parts import Figure, Section
@@ -38,6 +39,7 @@ def write_report(sections: Sequence[Section], folder: Path, *, title: str) -> li
     Raises:
         InfrastructureError: The folder cannot be written to.
         InputError: matplotlib is not installed.
+        ResultError: A figure cannot be drawn of what a file holds.
     """
     drawn = [
         [_drawn(one, folder, f"{number}-{one.name}") for one in section.figures]
@@ -58,8 +60,15 @@ def _drawn(figure: Figure, folder: Path, name: str) -> tuple[str, ...]:
     stem = places.file_name(name)
     files = tuple(f"{FIGURES}/{stem}.{kind}" for kind in ("png", "svg", "csv"))
     places.prepare_folder(folder / FIGURES)
-    for file in files[:2]:
-        figure.draw(folder / file)
+    try:
+        for file in files[:2]:
+            figure.draw(folder / file)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The file's form was right, its numbers are not: edited, or a later version's.
+        raise ResultError(
+            f"{figure.title!r} cannot be drawn ({one_line(error, limit=200)}); repeat the command "
+            "that wrote its result"
+        ) from error
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(figure.columns)
@@ -118,7 +127,17 @@ def _asset(name: str) -> str:
     return (resources.files("act_harness.reports") / "assets" / name).read_text("utf-8")
 
 
-_INK = "<style>svg{color:#1b1f24}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
+_INK = (
+    "<style>svg{color:#1b1f24;fill:currentColor}"
+    "@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
+)
+_COLOURS = {
+    "#000000": "currentColor",
+    "#444444": "currentColor",
+    "#ffffff": "none",
+    "#dddddd": "#80808066",
+}
+"""Of drawings on white, and what they are on the page: its ink, its ground, a grid on either."""
 
 
 def _picture(file: Path) -> dict[str, Any]:
@@ -128,7 +147,8 @@ def _picture(file: Path) -> dict[str, Any]:
     """
     text = file.read_text(encoding="utf-8")
     width = re.search(r'<svg [^>]*?width="([\d.]+)pt"', text)
-    text = text.replace("#000000", "currentColor").replace("#ffffff", "none")
+    for drawn, shown in _COLOURS.items():
+        text = text.replace(drawn, shown)
     text = re.sub(r"<defs>", f"{_INK}<defs>", text, count=1)
     data = base64.b64encode(text.encode()).decode("ascii")
     points = float(width[1]) if width else 600.0
@@ -147,7 +167,9 @@ def _markdown(
 ) -> str:
     lines = [f"# {markdown_cell(title)}", "", f"act-harness {__version__}, {created}. Weak figures "
              "come first.", ""]  # fmt: skip
-    lines += [f"- {markdown_cell(one.worst)}" for one in sections if one.worst]
+    lines += [
+        f"- {markdown_cell(one.title)}: {markdown_cell(one.worst)}" for one in sections if one.worst
+    ]
     for section, found in zip(sections, drawn, strict=True):
         lines += ["", f"## {markdown_cell(section.title)}", ""]
         lines += [f"{markdown_cell(line)}  " for line in section.lines]

@@ -109,10 +109,11 @@ def test_the_wheel_carries_every_data_file(site):
             assert carried.is_file(), f"{carried} is missing"
             assert carried.read_bytes() == file.read_bytes()
     assert list((site / CARRIED["tasks"]).rglob("*.yaml"))
-    pages = "act_harness/exploration/assets"
-    for file in data_files(REPOSITORY / pages):
-        assert (site / pages / file.name).read_bytes() == file.read_bytes()
-    assert len(list((site / pages).glob("LICENSE-*.txt"))) == 2
+    for room in ("exploration", "reports"):
+        pages = f"act_harness/{room}/assets"
+        for file in data_files(REPOSITORY / pages):
+            assert (site / pages / file.name).read_bytes() == file.read_bytes()
+    assert len(list((site / "act_harness/exploration/assets").glob("LICENSE-*.txt"))) == 2
 
 
 def test_the_wheel_carries_nothing_else(wheel):
