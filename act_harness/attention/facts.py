@@ -178,6 +178,7 @@ def model_facts(
         architecture=kind,
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=_key_heads(config),
         weights_sha256=weights_fingerprint(base),
         adapter=adapter_fingerprint(model),
         revision=revision,
@@ -188,6 +189,12 @@ def model_facts(
         chat_template_sha256=(sha256_text(template) if isinstance(template, str) else None),
         adds_bos=None if tokenizer is None else _adds_bos(tokenizer),
     )
+
+
+def _key_heads(config: Any) -> int | None:  # noqa: ANN401 - any model's
+    """Return a model's key heads; None where it does not say, or has other ones by layer."""
+    found = getattr(config, "num_key_value_heads", None)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

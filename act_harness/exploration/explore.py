@@ -186,7 +186,7 @@ def explore_document(
         model=_name(facts),
         title=title,
         tokens=token_texts(tokenizer, prompt),
-        heads=(*shape, _key_heads(model, shape[1])),
+        heads=(*shape, facts.num_key_value_heads or shape[1]),
         calibration=settings,
         artifact=artifact.name if artifact else None,
         strengths=table,
@@ -270,10 +270,6 @@ def _name(facts: ModelFacts) -> str:
     """Return a model's name without its folder, and what it is where that says more."""
     name = facts.id.rstrip("/").rpartition("/")[2]
     return name if name == facts.architecture else f"{name} ({facts.architecture})"
-
-
-def _key_heads(model: PreTrainedModel, heads: int) -> int:
-    return int(getattr(model.config.get_text_config(), "num_key_value_heads", None) or heads)
 
 
 def _labels(tokenizer: Any, document: Document) -> tuple[str, ...]:  # noqa: ANN401

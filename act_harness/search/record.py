@@ -103,6 +103,7 @@ def measured_facts(facts: ModelFacts) -> dict[str, Any]:
 _NOT_MEASURED = {
     "id",
     "revision",
+    "num_key_value_heads",
     "tokenizer_sha256",
     "tokenizer_probe_sha256",
     "chat_template_sha256",

@@ -335,4 +335,6 @@ def test_the_page_of_a_head_set(browser, heads, tmp_path):
     assert text_of(browser, "head-line") == "layer 1, head 2: strength 0.1"
     click_head(browser, 1, 3)
     assert text_of(browser, "head-line") == "layer 1, head 3: not in the head set"
+    assert len(browser.find_elements("css selector", "#heads-drawing .groups path")) == 3
+    assert "share a key head (2 groups)" in text_of(browser, "heads-legend")
     assert not browser.find_element("id", "document-section").is_displayed()
