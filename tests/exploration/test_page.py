@@ -205,6 +205,22 @@ def test_the_picture_of_a_map_is_that_of_its_numbers(browser, page, parts, heads
                 assert light[row].argmin() == int(values[row].argmax())
 
 
+def test_columns_are_two_marks_however_many_there_are(browser, page, found):
+    """One stands for all sinks, one for all others; each column at the height of its mean."""
+    pages.show(browser, page)
+    click_head(browser, 1, 2)
+    marks = browser.find_elements("css selector", "#columns-drawing .bars path")
+    strokes = [
+        re.findall(r"M([\d.]+),([\d.]+)V([\d.]+)", mark.get_attribute("d")) for mark in marks
+    ]
+    sinks = found.sinks[1, 2]
+    assert [len(one) for one in strokes] == [int((~sinks).sum()), int(sinks.sum())]
+    heights = {float(x): float(foot) - float(top) for one in strokes for x, foot, top in one}
+    drawn = np.array([heights[x] for x in sorted(heights)])
+    wanted = np.sqrt(found.means[1, 2])
+    np.testing.assert_allclose(drawn / drawn.max(), wanted / wanted.max(), atol=0.01)
+
+
 def test_the_keyboard_alone_is_enough(browser, page):
     from selenium.webdriver.common.keys import Keys
 
