@@ -174,7 +174,12 @@ def explore_document(
     table, initial = strengths_of(artifact) if artifact else (nothing, None)
     prompt = document.requests[document.right][0]
     before = answer_scores(model, document)
-    given = {"calibration": settings, "strengths": maps, "before": before, "tokenizer": tokenizer}
+    given: dict[str, Any] = {
+        "calibration": settings,
+        "strengths": maps,
+        "before": before,
+        "tokenizer": tokenizer,
+    }
     stored = _stored(heads, len(prompt))
     try:
         estimates = first_order_effects(model, document, **given)
