@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from act_harness.cli.listing import ListPresets
 from act_harness.cli.options import DataDir, Device, IncludePath, ModelArgs, Pretrained
 from act_harness.cli.parsing import head_places
 
@@ -47,6 +48,7 @@ def explore(
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("explore.html"),
     include_path: IncludePath = None,
     data_dir: DataDir = None,
+    listed: ListPresets = False,
 ) -> None:
     """Show what a model attends to in one document.
 
