@@ -49,6 +49,8 @@ class ModelFacts(BaseModel):
     """Class of the model, for example ``LlamaForCausalLM``."""
     num_hidden_layers: int = Field(gt=0)
     num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int | None = Field(default=None, gt=0)
+    """Query heads side by side share one of these; heads are drawn by it, nothing is checked."""
     weights_sha256: str | None = None
     """Fingerprint of the weights, see :func:`act_harness.attention.weights_fingerprint`."""
     adapter: str | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from act_harness.artifact import ModelFacts
-from act_harness.attention.dimensions import head_count
+from act_harness.attention.dimensions import head_count, of_layers
 from act_harness.attention.tokenizer_probe import chat_probe, tokenizer_probe
 from act_harness.errors import InputError, UnsupportedModelError
 from act_harness.support.provenance import sha256_text
@@ -180,6 +180,7 @@ def model_facts(
         architecture=kind,
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=heads,
+        num_key_value_heads=_key_heads(config),
         weights_sha256=weights_fingerprint(base),
         adapter=adapter_fingerprint(model),
         revision=revision,
@@ -190,6 +191,13 @@ def model_facts(
         chat_template_sha256=(sha256_text(template) if isinstance(template, str) else None),
         adds_bos=None if tokenizer is None else _adds_bos(tokenizer),
     )
+
+
+def _key_heads(config: Any) -> int | None:  # noqa: ANN401 - any model's
+    """Return a model's key heads; None where it does not say, or has other ones by layer."""
+    first, *others = of_layers(config, "num_key_value_heads")
+    known = isinstance(first, int) and first > 0 and all(one == first for one in others)
+    return first if known else None
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -69,7 +69,8 @@ class Exploration:
     scores: npt.NDArray[np.float64]
     """(L, H, C) with each head calibrated alone; NaN where that was not computed."""
     first_order: npt.NDArray[np.float64]
-    """(L, H) change of the margin, in nats, to first order: from one backward pass."""
+    """(L, H) change of the margin, in nats, to first order: from one backward pass; NaN where the
+    model has none, and all effects are exact."""
     means: npt.NDArray[np.float32]
     """(L, H, N) mean attention of each column over the rows that see it."""
     sinks: npt.NDArray[np.bool_]

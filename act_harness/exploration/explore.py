@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,9 @@ import torch
 
 from act_harness.artifact import load_artifact
 from act_harness.attention import model_facts
-from act_harness.attention.dimensions import of_layers
 from act_harness.calibration import Calibration, HeadStrength, preset
-from act_harness.errors import InputError
-from act_harness.exploration.effects import answer_scores, head_scores, text_document
+from act_harness.errors import InputError, UnsupportedModelError, one_line
+from act_harness.exploration.effects import answer_scores, head_scores, margin, text_document
 from act_harness.exploration.exploration import Exploration, HeadMap
 from act_harness.exploration.first_order import first_order_effects
 from act_harness.exploration.maps import LayerMaps, observe, text_tokens
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from act_harness.search.documents import Document
 
 __all__ = ["explore", "explore_document"]
+
+_logger = logging.getLogger(__name__)
 
 _ROWS = 512
 """Most rows of a stored map; of a longer prompt they are spread evenly, the last one among them."""
@@ -172,11 +174,24 @@ def explore_document(
     table, initial = strengths_of(artifact) if artifact else (nothing, None)
     prompt = document.requests[document.right][0]
     before = answer_scores(model, document)
-    given = {"calibration": settings, "strengths": maps, "before": before, "tokenizer": tokenizer}
-    estimates = first_order_effects(model, document, **given)
-    ranked, stored = _ranked(heads, table, estimates), _stored(heads, len(prompt))
-    chosen = ranked[: stored if exact is None else exact]
-    scores = head_scores(model, document, **given, heads=frozenset(chosen), progress=progress)
+    given: dict[str, Any] = {
+        "calibration": settings,
+        "strengths": maps,
+        "before": before,
+        "tokenizer": tokenizer,
+    }
+    stored = _stored(heads, len(prompt))
+    try:
+        estimates = first_order_effects(model, document, **given)
+        ranked = _ranked(heads, table, estimates)
+        some = frozenset(ranked[: stored if exact is None else exact])
+        scores = head_scores(model, document, **given, heads=some, progress=progress)
+    except (UnsupportedModelError, torch.OutOfMemoryError) as error:
+        _logger.warning("%s; all heads' effects are computed exactly", one_line(error))
+        estimates = np.full(shape, np.nan)
+        scores = head_scores(model, document, **given, progress=progress)
+        change = margin(scores, document.right) - margin(before, document.right)
+        ranked = _ranked(heads, table, change)
     columns = _Columns(shape, len(prompt), ranked[:stored])
     grid = {layer: range(shape[1]) for layer in range(shape[0])}
     observe(
@@ -187,7 +202,7 @@ def explore_document(
         model=_name(facts),
         title=title,
         tokens=token_texts(tokenizer, prompt),
-        heads=(*shape, _key_heads(model, shape[1])),
+        heads=(*shape, facts.num_key_value_heads or shape[1]),
         calibration=settings,
         artifact=artifact.name if artifact else None,
         strengths=table,
@@ -271,11 +286,6 @@ def _name(facts: ModelFacts) -> str:
     """Return a model's name without its folder, and what it is where that says more."""
     name = facts.id.rstrip("/").rpartition("/")[2]
     return name if name == facts.architecture else f"{name} ({facts.architecture})"
-
-
-def _key_heads(model: PreTrainedModel, heads: int) -> int:
-    config = model.config.get_text_config()
-    return max(filter(None, of_layers(config, "num_key_value_heads")), default=heads)
 
 
 def _labels(tokenizer: Any, document: Document) -> tuple[str, ...]:  # noqa: ANN401

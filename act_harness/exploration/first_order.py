@@ -20,6 +20,7 @@ from act_harness.attention.head_set import head_set
 from act_harness.attention.lifecycle import prepare
 from act_harness.engines.operation import EngineResult, LayerState, unsupported
 from act_harness.engines.reference import COMPUTES, selected_maps
+from act_harness.errors import UnsupportedModelError
 from act_harness.exploration.maps import groups_of, last_logits
 from act_harness.search.compute.read_rows import rows_of
 
@@ -102,7 +103,7 @@ def first_order_effects(
         tokenizer: of the document; target ``span`` needs it.
 
     Raises:
-        UnsupportedModelError: the model cannot be calibrated.
+        UnsupportedModelError: the model cannot be calibrated, or passes no gradient on.
     """
     shape = tuple(max(place[axis] for place in strengths) + 1 for axis in (0, 1))
     places = {layer: tuple(range(shape[1])) for layer in range(shape[0])}
@@ -135,6 +136,10 @@ def first_order_effects(
                     signs[read.choice] * known[read.row - row.prompt + 1, read.token]
                     for read in reads
                 )
+                if not isinstance(margin, torch.Tensor) or not margin.requires_grad:
+                    raise UnsupportedModelError(
+                        f"{type(model).__name__} passes no gradient on to its attention"
+                    )
                 found += torch.autograd.grad(margin, parts)[0].numpy()
     return found
 

@@ -46,7 +46,7 @@ def artifact_page(artifact: Artifact) -> str:
         "worth": artifact.judgement()[0],
         "layers": shape[0],
         "heads": shape[1],
-        "groups": shape[1],
+        "groups": artifact.model.num_key_value_heads or shape[1],
         **packed_strengths(*strengths_of(artifact)),
         "tokens": [],
     }

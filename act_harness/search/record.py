@@ -103,6 +103,7 @@ def measured_facts(facts: ModelFacts) -> dict[str, Any]:
 _NOT_MEASURED = {
     "id",
     "revision",
+    "num_key_value_heads",
     "tokenizer_sha256",
     "tokenizer_probe_sha256",
     "chat_template_sha256",
@@ -164,6 +165,10 @@ def finished(
     return SearchResult(artifact, effects, selection, work, seconds, path)
 
 
+_DRAWN = {"num_key_value_heads"}
+"""Facts that only pictures show; artifacts made before they were recorded keep their hash."""
+
+
 def stable_content(artifact: Artifact) -> dict[str, Any]:
     """Return the part of an artifact that a rerun reproduces byte for byte in canonical JSON."""
     content = artifact.document()
@@ -171,7 +176,8 @@ def stable_content(artifact: Artifact) -> dict[str, Any]:
     search = dict(content["search"] or {})
     for key in ("run", "content_sha256", "held_out"):
         search.pop(key, None)
-    return {**content, "search": search}
+    model = {key: value for key, value in content["model"].items() if key not in _DRAWN}
+    return {**content, "model": model, "search": search}
 
 
 def content_sha256(artifact: Artifact) -> str:

@@ -129,6 +129,21 @@ def test_a_page_has_exact_effects_of_the_heads_asked_for_and_of_the_strongest(
     )
 
 
+def test_a_model_without_gradients_has_exact_effects_alone(tiny_checkpoint, monkeypatch, caplog):
+    model, document = tiny_search.tiny(), document_of(ONE_ROW)
+    given = {"title": "x", "calibration": Calibration(alpha=1.5), "exact": 2}
+    names = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    wanted = explore_document(model, names, document, **given | {"exact": 12})
+    norm = model.model.norm.forward
+    monkeypatch.setattr(model.model.norm, "forward", lambda hidden: norm(hidden).detach())
+    found = explore_document(model, names, document, **given)
+    assert "passes no gradient on to its attention; all heads' effects" in caplog.text
+    assert found.exact.all()
+    assert np.isnan(found.first_order).all()
+    np.testing.assert_allclose(found.effects, wanted.effects, atol=1e-6)
+    assert "about" not in found.summary()
+
+
 @pytest.mark.parametrize("exact", [-1, 1.5, True])
 def test_a_number_of_exact_heads_that_is_none_is_refused(exact):
     with pytest.raises(InputError, match="exact is"):

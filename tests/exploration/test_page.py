@@ -205,6 +205,22 @@ def test_the_picture_of_a_map_is_that_of_its_numbers(browser, page, parts, heads
                 assert light[row].argmin() == int(values[row].argmax())
 
 
+def test_columns_are_two_marks_however_many_there_are(browser, page, found):
+    """One stands for all sinks, one for all others; each column at the height of its mean."""
+    pages.show(browser, page)
+    click_head(browser, 1, 2)
+    marks = browser.find_elements("css selector", "#columns-drawing .bars path")
+    strokes = [
+        re.findall(r"M([\d.]+),([\d.]+)V([\d.]+)", mark.get_attribute("d")) for mark in marks
+    ]
+    sinks = found.sinks[1, 2]
+    assert [len(one) for one in strokes] == [int((~sinks).sum()), int(sinks.sum())]
+    heights = {float(x): float(foot) - float(top) for one in strokes for x, foot, top in one}
+    drawn = np.array([heights[x] for x in sorted(heights)])
+    wanted = np.sqrt(found.means[1, 2])
+    np.testing.assert_allclose(drawn / drawn.max(), wanted / wanted.max(), atol=0.01)
+
+
 def test_the_keyboard_alone_is_enough(browser, page):
     from selenium.webdriver.common.keys import Keys
 
@@ -335,4 +351,6 @@ def test_the_page_of_a_head_set(browser, heads, tmp_path):
     assert text_of(browser, "head-line") == "layer 1, head 2: strength 0.1"
     click_head(browser, 1, 3)
     assert text_of(browser, "head-line") == "layer 1, head 3: not in the head set"
+    assert len(browser.find_elements("css selector", "#heads-drawing .groups path")) == 3
+    assert "share a key head (2 groups)" in text_of(browser, "heads-legend")
     assert not browser.find_element("id", "document-section").is_displayed()

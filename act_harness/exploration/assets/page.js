@@ -85,11 +85,11 @@
 
   const METRICS = {
     effect: data.searched
-      ? { label: "effect that the search found, in spreads of the margin", values: effects, both: true,
+      ? { label: "effect found by the search, in spreads of the margin", short: "effect found by the search", values: effects, both: true,
         text: (v) => (Number.isNaN(v) ? "not measured" : `effect ${signed(v)} spreads`) }
-      : { label: "effect of this head alone on the margin", values: effects, both: true,
-        text: (v, at) => (isExact(at) ? `effect ${signed(v)} nats (first order ${signed(firstOrder[at])})` : `effect about ${signed(v)} nats (first order)`) },
-    firstOrder: { label: "the same to first order, from one backward pass", values: firstOrder, both: true, text: () => null },
+      : { label: "effect of this head alone on the margin, in nats", short: "effect on the margin", values: effects, both: true,
+        text: (v, at) => (isExact(at) ? `effect ${signed(v)} nats${Number.isNaN(firstOrder[at]) ? "" : ` (first order ${signed(firstOrder[at])})`}` : `effect about ${signed(v)} nats (first order)`) },
+    firstOrder: { label: "effect of this head alone to first order, from one backward pass", short: "effect, first order only", values: firstOrder && !Number.isNaN(firstOrder[0]) ? firstOrder : null, both: true, text: () => null },
     sinks: { label: "number of sinks", values: counts, text: (v) => `${v} sink${v === 1 ? "" : "s"}` },
     sinkMass: { label: "share of mass on sinks", values: sinkMass, text: (v) => `${share(v)} of mass on sinks` },
     firstMass: { label: "mass on the first token", values: firstMass, text: (v) => `${share(v)} on the first token` },
@@ -285,7 +285,7 @@
       ],
     });
     const x = svg.scale("x"), y = svg.scale("y"), foot = y.apply(0);
-    const bars = d3.select(svg).append("g").attr("class", "bars").attr("stroke-width", Math.max(1, Math.min(8, 560 / N)));
+    const bars = d3.select(svg).append("g").attr("class", "bars").attr("stroke-width", Math.max(1, Math.min(8, 0.7 * (x.apply(1) - x.apply(0)))));
     [quiet, marked].forEach((colour, kind) => bars.append("path").attr("stroke", colour) // two marks, not one for each column
       .attr("d", columns.filter((d) => Boolean(d.sink) === Boolean(kind)).map((d) => `M${x.apply(d.t).toFixed(1)},${foot}V${y.apply(d.v).toFixed(1)}`).join("")));
     bars.lower();
@@ -473,7 +473,7 @@
   find("about").textContent = [data.model, data.artifact ? `head set ${data.artifact}` : "no head set: every head has the calibration's own strength",
     data.settings, data.worth, N ? `${N} tokens` : null].filter(Boolean).join(" \u00b7 ");
   Object.entries(METRICS).filter(([, metric]) => metric.values).forEach(([name, metric]) => {
-    find("metric").append(new Option(metric.label, name, false, name === state.metric));
+    find("metric").append(new Option(metric.short || metric.label, name, false, name === state.metric));
   });
   find("metric").addEventListener("change", (event) => { state.metric = event.target.value; drawHeads(); });
   find("answers-part").hidden = !scores;
