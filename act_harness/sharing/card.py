@@ -72,10 +72,11 @@ def model_card(artifact: Artifact, facts: CardFacts, *, existing: str | None = N
             ) from error
     begin, end = (f"<!-- {word} act-harness {facts.place.file} -->" for word in ("begin", "end"))
     section = f"{begin}\n{_section(artifact, facts)}{end}\n"
-    ahead, found, rest = body.partition(begin)
-    _, closed, behind = rest.partition(end)
-    if found and closed:
-        text = f"{ahead}{section}{behind.lstrip(chr(10))}"
+    # Marks are whole lines, which no text of an artifact can be: it stands in one line with others.
+    pattern = rf"^{re.escape(begin)}$.*?^{re.escape(end)}$\n?"
+    found = re.search(pattern, body, flags=re.MULTILINE | re.DOTALL)
+    if found:
+        text = f"{body[: found.start()]}{section}{body[found.end() :]}"
     else:
         text = f"{body or _title(facts)}\n\n{section}"
     known = cast("dict[str, Any]", data.to_dict())  # type: ignore[no-untyped-call]
@@ -99,15 +100,16 @@ def _metadata(old: dict[str, Any], facts: CardFacts) -> dict[str, Any]:
             "no licence was named; choose one with --license (license=), for example apache-2.0 or "
             "cc-by-4.0: whose heads these are decides, and some models bind what is made from them"
         )
+    library = old.get("library_name") or LIBRARY
     bases = _listed(old.get("base_model"))
     if facts.base_model and facts.base_model not in (*bases, facts.place.repo):
         bases.append(facts.base_model)
     new: dict[str, Any] = {
-        "library_name": old.get("library_name") or LIBRARY,
+        "library_name": library,
         "license": license_,
         "tags": list(dict.fromkeys([*_listed(old.get("tags")), *TAGS])),
     }
-    if bases:
+    if bases and library == LIBRARY:  # else it is a model's own card
         new["base_model"] = bases[0] if len(bases) == 1 else bases
         new["base_model_relation"] = old.get("base_model_relation") or "adapter"
     return new
@@ -244,9 +246,10 @@ _MADE = (
 def _documents(splits: Mapping[str, Any]) -> Iterator[list[str]]:
     for task, one in splits.items():
         if isinstance(one, Mapping):
-            sizes = [one.get(name) for name in ("search", "verify", "judge")]
-            numbers = [str(n.get("n")) if isinstance(n, Mapping) else "none" for n in sizes]
-            yield [_code(task), _code(one.get("source")), *map(_text, numbers)]
+            drawn = [one.get(name) for name in ("search", "verify", "judge")]
+            sizes = [part.get("n") if isinstance(part, Mapping) else None for part in drawn]
+            numbers = [str(n) if isinstance(n, int) else "none" for n in sizes]
+            yield [_code(task), _code(one.get("source")), *numbers]
 
 
 def _limits(artifact: Artifact) -> str:
@@ -269,11 +272,12 @@ def _limits(artifact: Artifact) -> str:
 
 def _sentence(value: str) -> str:
     """Return a text of an artifact as a sentence without any markup."""
-    return f"{value[:1].upper()}{_text(value[1:])}."
+    text = _text(value).rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _text(value: object) -> str:
-    """Return a text of an artifact as one line without any markup."""
+    """Return a text of an artifact as one line without any markup; no cell, which escapes too."""
     return _MARKUP.sub(r"\\\1", one_line(str(value)))
 
 
