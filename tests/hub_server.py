@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-TOKEN = "hf_writes"
+TOKEN = "hf_writes"  # noqa: S105 - of the server below
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0")
 
 
@@ -174,7 +174,7 @@ class HubServer:
                 if self.command != "HEAD":
                     self.wfile.write(data)
 
-            do_GET = do_HEAD = do_POST = _do
+            do_GET = do_HEAD = do_POST = _do  # noqa: N815 - as the base class calls them
 
             def _body(self) -> bytes:
                 if self.headers.get("Transfer-Encoding") != "chunked":

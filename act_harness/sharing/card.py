@@ -210,7 +210,8 @@ def _usage(facts: CardFacts) -> str:
         f'with act_harness.calibrated(model, "{facts.place}", tokenizer=tokenizer):\n'
         "    output = model.generate(**prompt)\n```\n\n"
         f"where `model` is `AutoModelForCausalLM.from_pretrained(\"{model}\")`; a commit behind "
-        "the repository's name (`@COMMIT`) pins it. Scored by lm-eval, and against the stock model:\n\n"
+        "the repository's name (`@COMMIT`) pins it. Scored by lm-eval, and against the "
+        "stock model:\n\n"
         f"```bash\nlm_eval --model hf-act --model_args pretrained={model},artifact={facts.place} "
         "--tasks TASKS\n"
         f"act-harness eval --pretrained {model} --artifact {facts.place} --tasks TASKS\n```\n"

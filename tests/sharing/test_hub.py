@@ -1,4 +1,4 @@
-"""Artifacts on the hub, through huggingface_hub's own client and a server that speaks its language."""
+"""Artifacts on the hub: huggingface_hub's own client, and a server that speaks its language."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def test_a_branch_is_made_and_read(hub, mine):
     oid = other.push_to_hub("me/heads", revision="try/one").oid
     assert load_artifact("hub:me/heads").heads == mine.heads
     branch = load_artifact("hub:me/heads@try%2Fone/heads.json")
-    assert branch.heads == {1: (3,)} and oid in branch.provenance["hub"]
+    assert branch.heads == {1: (3,)}
+    assert oid in branch.provenance["hub"]
     assert load_artifact("hub:me/heads/heads.json@try/one") == branch
 
 
@@ -117,7 +118,8 @@ def test_a_card_of_somebody_keeps_all_but_our_section(hub, mine):
     )
     assert "`mine`" not in card.text
     assert [card.text.count(name) for name in ("`renamed`", "`second`")] == [1, 1]
-    assert card.data.license == "mit" and card.data.language == "en"
+    assert card.data.license == "mit"
+    assert card.data.language == "en"
     assert card.data.base_model == ["someone/tiny", "some/other"]
     assert card.data.library_name == "act-harness"
     assert card.data.tags[:2] == ["mine", "act-harness"]
@@ -179,7 +181,8 @@ def test_what_cannot_be_pushed_writes_nothing(hub, mine, monkeypatch, given, kin
     with pytest.raises(kind, match=words) as caught:
         mine.push_to_hub(**given)
     assert "\n" not in str(caught.value)
-    assert hub.files("me/public") == {} and len(hub.files("me/broken")) == 1
+    assert hub.files("me/public") == {}
+    assert len(hub.files("me/broken")) == 1
     assert "me/new" not in hub.repositories or list(hub.files("me/new")) == [".gitattributes"]
 
 
@@ -196,7 +199,7 @@ def test_a_server_out_of_order_leaves_nothing_and_a_repeat_goes_on(hub, mine):
 def test_a_branch_that_moved_meanwhile_is_not_written(hub, mine):
     hub.add("me/heads", {"README.md": b"# one\n"})
     hub.before_commit = lambda: hub.add("me/heads", {"README.md": b"# two\n"})
-    with pytest.raises(InfrastructureError, match="changed meanwhile .*repeat the command"):
+    with pytest.raises(InfrastructureError, match=r"changed meanwhile .*repeat the command"):
         mine.push_to_hub("me/heads", license="mit")
     assert hub.files("me/heads") == {"README.md": b"# two\n"}
 
@@ -221,9 +224,10 @@ def test_a_file_of_the_hub_is_named_by_repository_revision_and_path(text, found)
 
 @pytest.mark.parametrize(
     "text",
-    ["hub:", "hub:me", "hub:me/", "hub:/heads", "hub:me//a.json", "hub:me/heads@", "hub:me/heads@/a",
-     "hub:me/heads@v1/a.json@v2", "hub:me/heads/../a.json", "hub:me/heads/a\n.json", "hub:m e/heads",
-     "hub:me/heads/..\\a.json", "hub:../heads", "hub:me/heads/a.json@", "hub:me@v1/heads"],
+    ["hub:", "hub:me", "hub:me/", "hub:/heads", "hub:me//a.json", "hub:me/heads@",
+     "hub:me/heads@/a", "hub:me/heads@v1/a.json@v2", "hub:me/heads/../a.json",
+     "hub:me/heads/a\n.json", "hub:m e/heads", "hub:me/heads/..\\a.json", "hub:../heads",
+     "hub:me/heads/a.json@", "hub:me@v1/heads"],
 )  # fmt: skip
 def test_what_names_no_file_of_the_hub(text):
     with pytest.raises(ArtifactError, match=r"expected|no path") as caught:
@@ -261,11 +265,12 @@ def test_the_card_says_the_weak_reading_first_with_its_controls(mine):
         "| `raw other tasks` | 50.0 | 52.0 | +2.0 | -30.0 to -20.0 | worse | none of this size |",
         "| `corrected` | 50.0 | 52.0 | +2.0 | -1.0 to +5.0 | not shown | +0.0 to +2.0, 2 sets; the "
         "heads are not above all |",
-        "| `raw` | 50.0 | 52.0 | +2.0 | +1.0 to +3.0 | better | +0.0 to +2.0, 2 sets; the heads are "
-        "above all |",
+        "| `raw` | 50.0 | 52.0 | +2.0 | +1.0 to +3.0 | better | +0.0 to +2.0, 2 sets; the heads "
+        "are above all |",
     ]
     assert "on 42 documents of a split of the search" in card
-    assert "`hub:me/heads/heads.json`" not in card and '"hub:me/heads/heads.json"' in card
+    assert "`hub:me/heads/heads.json`" not in card
+    assert '"hub:me/heads/heads.json"' in card
 
 
 @pytest.mark.parametrize("record", [{}, {"columns": 3}, {"columns": {"raw": {}}}, {"columns": []}])
@@ -288,7 +293,8 @@ def test_a_text_of_an_artifact_is_never_markup(mine):
     facts = CardFacts(HubFile("me/heads"), "mit")
     card = model_card(bad, facts)
     outside = "".join(re.sub(r"\\.", "", card).split("`")[::2])  # not escaped, and in no code
-    assert "<script" not in outside and "[a](" not in outside
+    assert "<script" not in outside
+    assert "[a](" not in outside
     assert card.count("\n---\n") == 1
     assert model_card(bad, facts, existing=card) == card  # the section is found again, whole
 
@@ -323,10 +329,12 @@ def test_push_and_pull_as_commands(hub, mine, tmp_path, capsys, monkeypatch, com
     own.save("mine.json")
     call = ["push", "mine.json", "me/heads", "--license", "mit", "--private"]
     assert command(*call, "--dry-run") == 0
-    assert "license: mit" in capsys.readouterr().out and not hub.asked
+    assert "license: mit" in capsys.readouterr().out
+    assert not hub.asked
     assert command(*call) == 0
     said = capsys.readouterr()
-    assert "base_model" in said.err and hub.repositories["me/heads"].private
+    assert "base_model" in said.err
+    assert hub.repositories["me/heads"].private
     pinned = said.out.splitlines()[1].removeprefix("pinned: ")
     assert command("pull", pinned) == 0
     assert load_artifact("heads.json").provenance["hub"] == pinned
