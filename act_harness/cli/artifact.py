@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from act_harness.cli.listing import columns
 from act_harness.cli.options import Reference
 from act_harness.cli.parsing import Command
 from act_harness.errors import InputError
@@ -44,9 +45,7 @@ def list_shipped() -> None:
         source = "published" if one.search is None else "searched"
         worth = one.judgement()[0] if one.search is not None else "not judged here"
         rows.append((name, str(one.head_count()), one.model.id, _method(one), source, worth))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    print(columns(rows))
 
 
 @artifact_app.command(cls=Command)

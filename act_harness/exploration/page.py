@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "artifact_page",
+    "asset",
     "inline_frame",
     "packed",
     "packed_strengths",
@@ -116,7 +117,8 @@ def packed(values: npt.NDArray[Any], kind: type[np.generic]) -> str:
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return a file of ``assets``: the look that pages share."""
     return (resources.files("act_harness.exploration") / "assets" / name).read_text("utf-8")
 
 
@@ -130,14 +132,14 @@ def render(title: str, data: dict[str, Any]) -> str:
         text = text.replace(character, f"\\u{ord(character):04x}")
     parts = {
         "title": html.escape(title),
-        "style": _asset("page.css"),
-        "d3": _asset("d3.min.js"),
-        "plot": _asset("plot.umd.min.js"),
-        "script": _asset("page.js"),
+        "style": asset("page.css"),
+        "d3": asset("d3.min.js"),
+        "plot": asset("plot.umd.min.js"),
+        "script": asset("page.js"),
         "licences": html.escape(
-            f"d3: {_asset('LICENSE-d3.txt')}\n\nObservable Plot: {_asset('LICENSE-plot.txt')}"
+            f"d3: {asset('LICENSE-d3.txt')}\n\nObservable Plot: {asset('LICENSE-plot.txt')}"
         ),
         "data": text,
     }
-    pieces = _asset("page.html").split("@@")
+    pieces = asset("page.html").split("@@")
     return "".join(parts[one] if number % 2 else one for number, one in enumerate(pieces))
