@@ -17,7 +17,7 @@ from huggingface_hub import CardData, ModelCard, ModelCardData
 from yaml import YAMLError
 
 from act_harness.errors import InputError, one_line
-from act_harness.evidence.tables import markdown_table
+from act_harness.evidence.tables import markdown_cell, markdown_table, visible
 from act_harness.exploration.page import settings_line
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ __all__ = ["CardFacts", "model_card"]
 
 LIBRARY = "act-harness"
 TAGS = (LIBRARY, "attention-calibration", "attention-sinks", "lm-evaluation-harness")
-_MARKUP = re.compile(r"([\\`*_\[\]<>#!~|])")
 
 
 class CardFacts(NamedTuple):
@@ -147,7 +146,7 @@ def _section(artifact: Artifact, facts: CardFacts) -> str:
 
 
 def _worth(artifact: Artifact) -> Iterator[str]:
-    yield f"{_sentence(artifact.judgement()[0])}\n"
+    yield f"Verdict: {_text(artifact.judgement()[0])}.\n"
     search = artifact.search or {}
     found = search.get("held_out") or search.get("judgement")
     try:
@@ -188,7 +187,7 @@ def _measured(found: Any) -> list[list[str]]:  # noqa: ANN401 - an artifact's re
             span = f"{lowest:+.1f} to {highest:+.1f}"
             shown = "worse" if highest < 0 else "better" if lowest > 0 else "not shown"
         row = [
-            _code(str(name).replace("_", " ")), f"{before:.1f}", f"{after:.1f}",
+            str(name).replace("_", " "), f"{before:.1f}", f"{after:.1f}",
             f"{100 * float(one['difference']):+.1f}", span, shown, _controls(one, before),
         ]  # fmt: skip
         rows.append((lowest, row))
@@ -250,7 +249,7 @@ def _documents(splits: Mapping[str, Any]) -> Iterator[list[str]]:
             drawn = [one.get(name) for name in ("search", "verify", "judge")]
             sizes = [part.get("n") if isinstance(part, Mapping) else None for part in drawn]
             numbers = [str(n) if isinstance(n, int) else "none" for n in sizes]
-            yield [_code(task), _code(one.get("source")), *numbers]
+            yield [one_line(str(task)), one_line(str(one.get("source"))), *numbers]
 
 
 def _limits(artifact: Artifact) -> str:
@@ -266,22 +265,16 @@ def _limits(artifact: Artifact) -> str:
         "nothing, or harm. Measure it on yours: `act-harness eval`.",
         "An interval that holds 0 shows no effect, and much of a raw gain on classification is a "
         "shift of label bias: compare the corrected reading.",
-        *(_sentence(note) for note in notes),
+        *(f"Of the search: {_text(note)}." for note in notes),
     ]
     return "".join(f"- {line}\n" for line in lines)
 
 
-def _sentence(value: str) -> str:
-    """Return a text of an artifact as a sentence without any markup."""
-    text = _text(value).rstrip(".")
-    return f"{text[:1].upper()}{text[1:]}."
-
-
 def _text(value: object) -> str:
-    """Return a text of an artifact as one line without any markup; no cell, which escapes too."""
-    return _MARKUP.sub(r"\\\1", one_line(str(value)))
+    """Return a text of an artifact as one line without any markup."""
+    return markdown_cell(one_line(str(value)))
 
 
 def _code(value: object) -> str:
-    """Return a value as code, which holds no markup; a cell's ``|`` is for the table to escape."""
-    return f"`{one_line(str(value)).replace('`', chr(39))}`"
+    """Return a value as code, in which there is no markup."""
+    return f"`{visible(one_line(str(value))).replace('`', chr(39))}`"
