@@ -62,7 +62,7 @@ def model_card(artifact: Artifact, facts: CardFacts, *, existing: str | None = N
     body, data = "", cast("CardData", ModelCardData())
     if existing is not None:
         try:
-            old = ModelCard(existing)
+            old = ModelCard(existing.replace("\r\n", "\n"))
             body, data = old.text.strip("\n"), old.data
         except (ValueError, AttributeError, TypeError, YAMLError) as error:  # or no mapping
             raise InputError(

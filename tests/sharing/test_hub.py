@@ -160,7 +160,7 @@ PUSHES = [
     ({"token": False}, InputError, "run `hf auth login`"),
     ({"license": None}, InputError, "no licence was named"),
     ({"license": "free beer"}, InputError, '"license" must be one of'),
-    ({"token": "hf_reads"}, InputError, r"refuses this \(401.*token that may write to me/new"),
+    ({"token": "hf_reads"}, InputError, r"refuses this \(401.*token that may do it on me/new"),
     ({"path_in_repo": "../a.json"}, InputError, "expected FOLDER/NAME.json"),
     ({"path_in_repo": "README.md"}, InputError, "expected FOLDER/NAME.json"),
     ({"base_model": "tiny"}, InputError, "'tiny' is no repository's name"),
