@@ -204,6 +204,29 @@ def test_a_branch_that_moved_meanwhile_is_not_written(hub, mine):
     assert hub.files("me/heads") == {"README.md": b"# two\n"}
 
 
+def test_a_hub_that_is_not_there_is_said_once(hub, mine, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    said = r"the hub cannot be reached \(.+\); check the network and HF_ENDPOINT"
+    for ask in (
+        lambda: load_artifact("hub:me/heads"),
+        lambda: mine.push_to_hub("me/heads", license="mit"),
+    ):
+        with pytest.raises(InfrastructureError, match=said) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_stands_for_a_repository(mine, tmp_path):
+    mine.save(tmp_path / "sub" / "heads.json")
+    assert Artifact.from_pretrained(tmp_path, subfolder="sub") == mine
+    with pytest.raises(ArtifactError, match="neither a file nor"):
+        Artifact.from_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match="no path in a repository"):
+        Artifact.from_pretrained("me/heads", filename="../heads.json")
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -298,6 +321,7 @@ def test_a_text_of_an_artifact_is_never_markup(mine):
     assert "[a](" not in outside
     assert card.count("\n---\n") == 1
     assert model_card(bad, facts, existing=card) == card  # the section is found again, whole
+    assert model_card(bad, facts, existing=card.replace("\n", "\r\n")) == card
 
 
 @pytest.mark.parametrize("searched", [True, False])
