@@ -13,13 +13,13 @@ if not Path("/dev/nvidiactl").exists():
     # which torch or transformers may do, hence before them.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers imports huggingface_hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 import pytest
 import torch
 from tiny_models import make_tiny
 from transformers import PreTrainedModel
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from huggingface_hub import CardData, ModelCard, ModelCardData
 from yaml import YAMLError
 
 from act_harness.errors import InputError, one_line
-from act_harness.evidence.tables import markdown_table
+from act_harness.evidence.tables import markdown_cell, markdown_table, visible
 from act_harness.exploration.page import settings_line
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ __all__ = ["CardFacts", "model_card"]
 
 LIBRARY = "act-harness"
 TAGS = (LIBRARY, "attention-calibration", "attention-sinks", "lm-evaluation-harness")
-_MARKUP = re.compile(r"([\\`*_\[\]<>#!~|])")
 
 
 class CardFacts(NamedTuple):
@@ -63,7 +62,7 @@ def model_card(artifact: Artifact, facts: CardFacts, *, existing: str | None = N
     body, data = "", cast("CardData", ModelCardData())
     if existing is not None:
         try:
-            old = ModelCard(existing)
+            old = ModelCard(existing.replace("\r\n", "\n"))
             body, data = old.text.strip("\n"), old.data
         except (ValueError, AttributeError, TypeError, YAMLError) as error:  # or no mapping
             raise InputError(
@@ -72,10 +71,11 @@ def model_card(artifact: Artifact, facts: CardFacts, *, existing: str | None = N
             ) from error
     begin, end = (f"<!-- {word} act-harness {facts.place.file} -->" for word in ("begin", "end"))
     section = f"{begin}\n{_section(artifact, facts)}{end}\n"
-    ahead, found, rest = body.partition(begin)
-    _, closed, behind = rest.partition(end)
-    if found and closed:
-        text = f"{ahead}{section}{behind.lstrip(chr(10))}"
+    # Marks are whole lines, which no text of an artifact can be: it stands in one line with others.
+    pattern = rf"^{re.escape(begin)}$.*?^{re.escape(end)}$\n?"
+    found = re.search(pattern, body, flags=re.MULTILINE | re.DOTALL)
+    if found:
+        text = f"{body[: found.start()]}{section}{body[found.end() :]}"
     else:
         text = f"{body or _title(facts)}\n\n{section}"
     known = cast("dict[str, Any]", data.to_dict())  # type: ignore[no-untyped-call]
@@ -99,15 +99,16 @@ def _metadata(old: dict[str, Any], facts: CardFacts) -> dict[str, Any]:
             "no licence was named; choose one with --license (license=), for example apache-2.0 or "
             "cc-by-4.0: whose heads these are decides, and some models bind what is made from them"
         )
+    library = old.get("library_name") or LIBRARY
     bases = _listed(old.get("base_model"))
     if facts.base_model and facts.base_model not in (*bases, facts.place.repo):
         bases.append(facts.base_model)
     new: dict[str, Any] = {
-        "library_name": old.get("library_name") or LIBRARY,
+        "library_name": library,
         "license": license_,
         "tags": list(dict.fromkeys([*_listed(old.get("tags")), *TAGS])),
     }
-    if bases:
+    if bases and library == LIBRARY:  # else it is a model's own card
         new["base_model"] = bases[0] if len(bases) == 1 else bases
         new["base_model_relation"] = old.get("base_model_relation") or "adapter"
     return new
@@ -145,7 +146,7 @@ def _section(artifact: Artifact, facts: CardFacts) -> str:
 
 
 def _worth(artifact: Artifact) -> Iterator[str]:
-    yield f"{_sentence(artifact.judgement()[0])}\n"
+    yield f"Verdict: {_text(artifact.judgement()[0])}.\n"
     search = artifact.search or {}
     found = search.get("held_out") or search.get("judgement")
     try:
@@ -186,7 +187,7 @@ def _measured(found: Any) -> list[list[str]]:  # noqa: ANN401 - an artifact's re
             span = f"{lowest:+.1f} to {highest:+.1f}"
             shown = "worse" if highest < 0 else "better" if lowest > 0 else "not shown"
         row = [
-            _code(str(name).replace("_", " ")), f"{before:.1f}", f"{after:.1f}",
+            str(name).replace("_", " "), f"{before:.1f}", f"{after:.1f}",
             f"{100 * float(one['difference']):+.1f}", span, shown, _controls(one, before),
         ]  # fmt: skip
         rows.append((lowest, row))
@@ -208,7 +209,8 @@ def _usage(facts: CardFacts) -> str:
         f'with act_harness.calibrated(model, "{facts.place}", tokenizer=tokenizer):\n'
         "    output = model.generate(**prompt)\n```\n\n"
         f"where `model` is `AutoModelForCausalLM.from_pretrained(\"{model}\")`; a commit behind "
-        "the repository's name (`@COMMIT`) pins it. Scored by lm-eval, and against the stock model:\n\n"
+        "the repository's name (`@COMMIT`) pins it. Scored by lm-eval, and against the "
+        "stock model:\n\n"
         f"```bash\nlm_eval --model hf-act --model_args pretrained={model},artifact={facts.place} "
         "--tasks TASKS\n"
         f"act-harness eval --pretrained {model} --artifact {facts.place} --tasks TASKS\n```\n"
@@ -244,9 +246,10 @@ _MADE = (
 def _documents(splits: Mapping[str, Any]) -> Iterator[list[str]]:
     for task, one in splits.items():
         if isinstance(one, Mapping):
-            sizes = [one.get(name) for name in ("search", "verify", "judge")]
-            numbers = [str(n.get("n")) if isinstance(n, Mapping) else "none" for n in sizes]
-            yield [_code(task), _code(one.get("source")), *map(_text, numbers)]
+            drawn = [one.get(name) for name in ("search", "verify", "judge")]
+            sizes = [part.get("n") if isinstance(part, Mapping) else None for part in drawn]
+            numbers = [str(n) if isinstance(n, int) else "none" for n in sizes]
+            yield [one_line(str(task)), one_line(str(one.get("source"))), *numbers]
 
 
 def _limits(artifact: Artifact) -> str:
@@ -262,21 +265,16 @@ def _limits(artifact: Artifact) -> str:
         "nothing, or harm. Measure it on yours: `act-harness eval`.",
         "An interval that holds 0 shows no effect, and much of a raw gain on classification is a "
         "shift of label bias: compare the corrected reading.",
-        *(_sentence(note) for note in notes),
+        *(f"Of the search: {_text(note)}." for note in notes),
     ]
     return "".join(f"- {line}\n" for line in lines)
 
 
-def _sentence(value: str) -> str:
-    """Return a text of an artifact as a sentence without any markup."""
-    return f"{value[:1].upper()}{_text(value[1:])}."
-
-
 def _text(value: object) -> str:
     """Return a text of an artifact as one line without any markup."""
-    return _MARKUP.sub(r"\\\1", one_line(str(value)))
+    return markdown_cell(one_line(str(value)))
 
 
 def _code(value: object) -> str:
-    """Return a value as code, which holds no markup; a cell's ``|`` is for the table to escape."""
-    return f"`{one_line(str(value)).replace('`', chr(39))}`"
+    """Return a value as code, in which there is no markup."""
+    return f"`{visible(one_line(str(value))).replace('`', chr(39))}`"

@@ -247,7 +247,7 @@ def _answered(
     if status in (401, 403):
         return error(
             f"{source}: the hub refuses this ({status}: {said}); run `hf auth login` with a token "
-            f"that may write to {source.repo}"
+            f"that may do it on {source.repo}"
         )
     if status in (409, 412):
         return InfrastructureError(

@@ -203,28 +203,3 @@ def test_the_python_api_refuses_other_kinds_in_one_line(llama, tmp_path):
         with pytest.raises(InputError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("reference", "asked"),
-    [
-        ("hub:me/heads/a.json", ("me/heads", "a.json", None)),
-        ("hub:me/heads/sub/folder/a.json@v1.2", ("me/heads", "sub/folder/a.json", "v1.2")),
-        ("hub:me/heads/a.json@refs/pr/3", ("me/heads", "a.json", "refs/pr/3")),
-    ],
-)
-def test_a_file_of_the_hub_is_named_by_folder_and_revision(
-    llama, tmp_path, monkeypatch, reference, asked
-):
-    import act_harness
-
-    file = act_harness.head_set(llama, {0: [1]}, name="there").save(tmp_path / "a.json")
-    seen = []
-
-    def download(repository, name, revision=None):
-        seen.append((repository, name, revision))
-        return str(file)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert act_harness.load_artifact(reference).name == "there"
-    assert seen == [asked]
