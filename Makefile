@@ -6,6 +6,7 @@
 #   make nightly  a suite against its baseline: SUITE=smollm2-goldens, DATA_DIR=... for real rows
 #   make check    linters and types; never edits      make format   lets ruff edit
 #   make venv     the environment alone                make clean    removes what make made
+#   make published  records of `act-harness publish` before the validator of their format (Python 3.12)
 #   make lowest   the tests of what users call, with the lowest versions allowed (CPython 3.10)
 #   make lock     renews requirements.lock after a change of constraints.txt
 #
@@ -18,6 +19,7 @@ PYTEST_ARGS ?=
 PROCESSES ?= 2
 NIGHTLY ?= .nightly
 LOWEST ?= .venv-lowest
+VALIDATOR ?= .venv-validator
 SUITE ?= smollm2-goldens
 DATA_DIR ?=
 LOCK ?=
@@ -34,7 +36,7 @@ export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 export WANDB_MODE ?= disabled
 
-.PHONY: all venv lock lowest demo nightly nightly-issue test check lint format pytest clean FORCE
+.PHONY: all venv lock lowest published demo nightly nightly-issue test check lint format pytest clean FORCE
 .DELETE_ON_ERROR:
 
 all: test
@@ -109,6 +111,13 @@ lowest:
 	    --editable '.[wandb,mtbench,report,triton]' pytest hypothesis
 	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS:%=tests/%.py) $(PYTEST_ARGS)
 
+# The package asks for Python 3.12 and an older huggingface-hub than ours: an environment of its own.
+published: venv
+	test -x $(VALIDATOR)/bin/python || $(PYTHON) -m venv $(VALIDATOR)
+	$(VALIDATOR)/bin/python -m pip --disable-pip-version-check install --quiet every-eval-ever==0.3.0
+	EVERY_EVAL_EVER=$(CURDIR)/$(VALIDATOR)/bin/every_eval_ever \
+	    $(BIN)/python -m pytest tests/publication/test_validator.py $(PYTEST_ARGS)
+
 # --- demo -------------------------------------------------------------------------------------
 
 demo: venv
@@ -138,4 +147,4 @@ nightly-issue:
 	.ci/nightly-issue $(NIGHTLY)/$(SUITE) $(SUITE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(DEMO) $(NIGHTLY) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) $(VALIDATOR) $(DEMO) $(NIGHTLY) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -283,7 +283,6 @@ def _commit(repository: str, files: Mapping[str, bytes], *, pull_request: bool) 
 
 def _is_of_the_hub(error: Exception) -> bool:
     # Its client passes on what its HTTP library raises, which has no common base with its own.
-    module = type(error).__module__.partition(".")[0]
-    return module in ("httpx", "httpcore", "huggingface_hub") or isinstance(
-        error, (OSError, ValueError)
-    )
+    module = type(error).__module__
+    own = module.startswith(("http", "huggingface_hub"))  # httpx, httpx2, httpcore
+    return own or isinstance(error, (OSError, ValueError))
