@@ -34,7 +34,7 @@ from act_harness.support import atomic, reading
 __all__ = ["Published", "publish"]
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_REPORTS = ("report.html", "report.md")
+_REPORT = "report.html"
 _ON_THE_HUB = "act-harness-results"
 """Folder of a repository; the rest of it, its README too, is left alone."""
 
@@ -132,8 +132,7 @@ def _contents(
     if not evaluation.comparisons:
         notes.append("one arm alone: no paired difference")
     report = _report(evaluation)
-    if report is not None:
-        files[report.name] = report.read_bytes()
+    files |= report
     files["README.md"] = _page(evaluation, entries, report).encode()
     return files, entries, tuple(notes)
 
@@ -149,15 +148,25 @@ def _own_entries(
     return {}, (f"no {FOLDER}: {repository} is not the repository of {base}, which was evaluated",)
 
 
-def _report(evaluation: Evaluation) -> Path | None:
-    """Return the report page of an evaluation, the HTML one first."""
+def _report(evaluation: Evaluation) -> Files:
+    """Return the page of ``act-harness report`` with its figures, where it lies with the results.
+
+    It is taken as it is: whoever made it has seen it.
+    """
     own = [p for p in evaluation.folder.glob("*__*") if p.name.endswith(f"__{evaluation.stamp}")]
-    folders = [*sorted(own), evaluation.folder]
-    found = [f / name for name in _REPORTS for f in folders if reading.is_file(f / name)]
-    return found[0] if found else None
+    folders = [p / below for p in (*sorted(own), evaluation.folder) for below in ("", "report")]
+    place = next((p for p in folders if reading.is_file(p / _REPORT)), None)
+    if place is None:
+        return {}
+    figures = sorted(p for p in (place / "figures").glob("*") if reading.is_file(p))
+    found = {_REPORT: place / _REPORT} | {f"figures/{p.name}": p for p in figures}
+    try:
+        return {f"report/{name}": path.read_bytes() for name, path in found.items()}
+    except OSError as error:
+        raise InfrastructureError(f"cannot read {place}: {error.strerror}; check it") from error
 
 
-def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Path | None) -> str:
+def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Files) -> str:
     """Return the page that says what was evaluated and what the files are for."""
     arms = {arm.name: arm for arm in reversed(evaluation.arms)}
     rows = [(name, arms[name].model_id, _described(arms[name])) for name in sorted(arms)[::-1]]
@@ -181,8 +190,8 @@ def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Path | N
         )
     if evaluation.comparisons:
         items.append("`comparison.json`, `comparison.md`: every metric, paired by document.")
-    if report is not None:
-        items.append(f"`{report.name}`: the report.")
+    if report:
+        items.append(f"`report/{_REPORT}`: the report.")
     tracked = [arm.tracked_at for arm in evaluation.arms if arm.tracked_at]
     items += [f"W&B run: {url}" for url in dict.fromkeys(tracked)]
     parts += ["## Files", "\n".join(f"- {item}" for item in items)]

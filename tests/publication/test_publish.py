@@ -150,9 +150,15 @@ def test_the_address_of_a_tracked_run_is_published(tmp_path):
 
 def test_a_report_page_is_taken_along(tmp_path):
     folders = write_evaluation(tmp_path / "out")
-    (folders["comparison"] / "report.html").write_text("<p>report")
+    place = folders["comparison"].parent / "report"
+    (place / "figures").mkdir(parents=True)
+    (place / "report.html").write_text("<p>report")
+    (place / "figures" / "1-forest.csv").write_text("task")
     publish(tmp_path / "out", str(tmp_path / "to"))
-    assert (tmp_path / "to" / "report.html").read_text() == "<p>report"
+    copied = snapshot(tmp_path / "to" / "report")
+    assert {str(k): v for k, v in copied.items()} == {
+        "report.html": b"<p>report", "figures/1-forest.csv": b"task",
+    }  # fmt: skip
 
 
 # -- lm-eval's own results -------------------------------------------------------------------------

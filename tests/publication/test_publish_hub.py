@@ -6,7 +6,7 @@ import socket
 
 import pytest
 import yaml
-from hub_server import serve_hub
+from hub_commits import serve_hub
 from huggingface_hub import constants
 from published_runs import BASE, STAMP, write_evaluation
 
