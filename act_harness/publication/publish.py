@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 import time
@@ -24,16 +23,16 @@ from typing import Any
 
 import yaml
 
-from act_harness.errors import InfrastructureError, InputError, ResultError, one_line
+from act_harness._version import __version__
+from act_harness.errors import InfrastructureError, InputError, ResultError
 from act_harness.evidence.tables import markdown_cell, markdown_table
 from act_harness.publication.eval_results import FOLDER, eval_result_entries
 from act_harness.publication.evaluation import Arm, Evaluation, find_evaluation
 from act_harness.publication.every_eval_ever import every_eval_ever_records
-from act_harness.support import atomic, reading
+from act_harness.support import atomic, hub, reading
 
 __all__ = ["Published", "publish"]
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REPORT = "report.html"
 _ON_THE_HUB = "act-harness-results"
 """Folder of a repository; the rest of it, its README too, is left alone."""
@@ -62,7 +61,7 @@ def publish(
     *,
     model_id: str | None = None,
     organization: str | None = None,
-    pull_request: bool = False,
+    create_pr: bool = False,
 ) -> Published:
     """Publish a finished evaluation of ``act-harness eval``, or a result of lm-eval's own.
 
@@ -71,7 +70,7 @@ def publish(
         to: A folder that is not there yet, or ``hub:OWNER/REPO``, a model repository.
         model_id: OWNER/NAME of the base model, where the results name a folder.
         organization: Who evaluated; on the hub the repository's owner by default.
-        pull_request: Open a pull request instead of a commit to the main branch.
+        create_pr: Open a pull request instead of a commit to the main branch.
 
     Raises:
         InputError: A name is malformed, or the folder is there already.
@@ -79,16 +78,18 @@ def publish(
         InfrastructureError: The folder cannot be written, or the hub refuses or is not reached.
     """
     repository = _repository(to)
-    if pull_request and repository is None:
-        raise InputError("--pull-request is for the hub; give --to hub:OWNER/REPO")
-    if model_id is not None and not _REPOSITORY.fullmatch(model_id):
-        raise InputError(f"--model-id is {one_line(model_id)!r}, expected OWNER/NAME")
+    if create_pr and repository is None:
+        raise InputError("--create-pr is for the hub; give --to hub:OWNER/REPO")
+    if model_id is not None:
+        hub.check_repository(model_id)
+    address = None
     if repository is None:
         _check_free(Path(to))
+    else:
+        address = f"{_reach_hub()}/{repository}"
     evaluation = find_evaluation(results, model_id=model_id)
     if organization is None and repository is not None:
         organization = repository.partition("/")[0]
-    address = _address(repository) if repository else None
     files, entries, notes = _contents(evaluation, organization, address)
     if repository is None:
         every = files | {
@@ -99,7 +100,7 @@ def publish(
     every = {f"{_ON_THE_HUB}/{evaluation.stamp}/{name}": data for name, data in files.items()}
     own, said = _own_entries(evaluation, repository, entries)
     every |= own
-    where = _commit(repository, every, pull_request=pull_request)
+    where = _commit(repository, every, create_pr=create_pr)
     return Published(where, tuple(sorted(every)), (*notes, *said))
 
 
@@ -248,50 +249,38 @@ def _repository(to: str) -> str | None:
     """Return OWNER/REPO of a target on the hub, None for a folder."""
     if not to.strip():
         raise InputError("--to is empty; name a new folder, or hub:OWNER/REPO")
-    if not to.startswith("hub:"):
+    if not to.startswith(hub.PREFIX):
         return None
-    name = to.removeprefix("hub:")
-    if not _REPOSITORY.fullmatch(name):
-        raise InputError(f"--to is {one_line(to)!r}, expected a folder or hub:OWNER/REPO")
+    name = to.removeprefix(hub.PREFIX)
+    hub.check_repository(name)
     return name
 
 
-def _address(repository: str) -> str:
-    from huggingface_hub import HfApi
+def _reach_hub() -> str:
+    """See that there is a hub and a token for it, before any work; return the hub's address.
 
-    return f"{HfApi().endpoint}/{repository}"
+    Raises:
+        InputError: There is none.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise InfrastructureError("HF_HUB_OFFLINE is set; unset it, or publish into a folder")
+    if get_token() is None:
+        raise InputError("no token of the hub is stored; run `hf auth login`, or set HF_TOKEN")
+    return str(HfApi().endpoint)
 
 
-def _commit(repository: str, files: Mapping[str, bytes], *, pull_request: bool) -> str:
+def _commit(repository: str, files: Mapping[str, bytes], *, create_pr: bool) -> str:
     """Put files into a model repository in one commit; return its address."""
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
 
     operations = [CommitOperationAdd(name, data) for name, data in sorted(files.items())]
-    try:
-        done = HfApi().create_commit(
+    with hub.asking(hub.HubFile(repository, FOLDER)):
+        done = HfApi(library_name="act-harness", library_version=__version__).create_commit(
             repository,
             operations,
             commit_message="Evaluation results of act-harness",
-            create_pr=pull_request,
+            create_pr=create_pr,
         )
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"{repository}: no such model repository, or none that this token may see; make it "
-            f"first (hf repo create {repository}) and log in (hf auth login)"
-        ) from error
-    except Exception as error:
-        if not _is_of_the_hub(error):
-            raise
-        raise InfrastructureError(
-            f"{repository}: nothing was published ({one_line(error, limit=300)}); check the token "
-            "(hf auth login) and the network, or publish into a folder"
-        ) from error
     return str(done.pr_url or done.commit_url)
-
-
-def _is_of_the_hub(error: Exception) -> bool:
-    # Its client passes on what its HTTP library raises, which has no common base with its own.
-    module = type(error).__module__
-    own = module.startswith(("http", "huggingface_hub"))  # httpx, httpx2, httpcore
-    return own or isinstance(error, (OSError, ValueError))

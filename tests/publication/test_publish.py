@@ -251,10 +251,12 @@ def test_a_target_that_exists_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "full" / "mine").write_text("kept")
     refused("not empty", tmp_path / "gone", str(tmp_path / "full"), error=InputError)
     refused("a file is there", "gone", str(tmp_path / "full" / "mine"), error=InputError)
-    for to in ("", "hub:", "hub:a", "hub:a/b/c", "hub:../b"):
-        refused("--to is", "gone", to, error=InputError)
-    refused("--pull-request", "gone", "x", error=InputError, pull_request=True)
-    refused("--model-id is", "gone", str(tmp_path / "x"), error=InputError, model_id="../../x")
+    refused("--to is empty", "gone", " ", error=InputError)
+    for to in ("hub:", "hub:a", "hub:a/b/c", "hub:../b"):
+        refused("expected OWNER/REPO", "gone", to, error=InputError)
+    refused("--create-pr", "gone", "x", error=InputError, create_pr=True)
+    for name in ("../../x", "a", "a/b/c", "", "a/b\n"):
+        refused("expected OWNER/REPO", "gone", str(tmp_path / "x"), error=InputError, model_id=name)
 
 
 def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):

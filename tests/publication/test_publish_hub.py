@@ -51,7 +51,7 @@ def test_one_commit_holds_all_and_entries_of_the_repositorys_own_arm(
 def test_a_pull_request_is_opened_where_it_is_asked_for(output, hub_at):
     with serve_hub(BASE) as hub:
         hub_at(hub.url)
-        done = publish(output, f"hub:{BASE}", pull_request=True)
+        done = publish(output, f"hub:{BASE}", create_pr=True)
     assert done.where == f"{hub.url}/{BASE}/discussions/1"
 
 
@@ -71,15 +71,15 @@ def test_another_models_repository_gets_no_entries_of_a_baseline(tmp_path, hub_a
 def test_a_repository_that_is_not_there_is_bad_input(output, hub_at):
     with serve_hub() as hub:
         hub_at(hub.url)
-        with pytest.raises(InputError, match=r"no such model repository.*hf repo create me/x"):
+        with pytest.raises(InputError, match="there is no repository 'me/x'"):
             publish(output, "hub:me/x")
 
 
-@pytest.mark.parametrize("status", [403, 500])
-def test_a_refusal_is_one_line_and_nothing_is_published(output, hub_at, status):
+@pytest.mark.parametrize(("status", "error"), [(403, InputError), (500, InfrastructureError)])
+def test_a_refusal_is_one_line_and_nothing_is_published(output, hub_at, status, error):
     with serve_hub("me/x", refuse=status) as hub:
         hub_at(hub.url)
-        with pytest.raises(InfrastructureError, match="me/x: nothing was published") as caught:
+        with pytest.raises(error, match=f"hub:me/x.*{status}") as caught:
             publish(output, "hub:me/x")
     assert hub.files == {}
     assert "\n" not in str(caught.value)
@@ -92,11 +92,16 @@ def test_a_hub_that_does_not_answer_is_one_line(output, hub_at, monkeypatch):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     hub_at(f"http://127.0.0.1:{port}")
-    with pytest.raises(InfrastructureError, match="nothing was published"):
+    with pytest.raises(InfrastructureError, match="the hub cannot be reached"):
         publish(output, "hub:me/x")
 
 
-def test_offline_is_said(output, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InfrastructureError, match=r"nothing was published.*[Oo]ffline"):
-        publish(output, "hub:me/x")
+def test_what_no_push_can_do_without_is_said_before_the_work(hub_at, monkeypatch, tmp_path):
+    with pytest.raises(InfrastructureError, match="HF_HUB_OFFLINE is set"):
+        publish(tmp_path / "gone", "hub:me/x")
+    hub_at("http://127.0.0.1:9")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    with pytest.raises(InputError, match="hf auth login"):
+        publish(tmp_path / "gone", "hub:me/x")
