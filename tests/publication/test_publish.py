@@ -175,6 +175,30 @@ def test_a_result_of_lm_evals_own_is_published_alone(tmp_path):
     assert "one arm alone: no paired difference" in done.notes
 
 
+def test_a_calibrated_result_of_lm_evals_own_needs_no_baseline(tmp_path):
+    write_arm(tmp_path / "model__act", "act", stamp="2026-05-01T12-00-00.5")
+    publish(tmp_path / "model__act", str(tmp_path / "to"))
+    assert set(records(tmp_path / "to")) == {ACT}
+
+
+@pytest.mark.parametrize("odd", [None, 3, "text", [1], {"sst2": 3}])
+@pytest.mark.parametrize(
+    "part", ["n-samples", "n-shot", "versions", "task_hashes", "date", "act_harness"]
+)
+def test_what_a_result_says_oddly_is_left_out(tmp_path, part, odd):
+    path = write_arm(tmp_path / "m", "baseline")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: odd}))
+    publish(tmp_path / "m", str(tmp_path / "to"))
+    (record,) = records(tmp_path / "to").values()
+    assert record["evaluation_results"][0]["score_details"]["score"] == 0.25
+
+
+def test_an_empty_folder_is_not_filled_from_one_beside_it(tmp_path):
+    write_arm(tmp_path / "other__baseline", "baseline")
+    (tmp_path / "mine__baseline").mkdir()
+    refused("no results_", tmp_path / "mine__baseline", str(tmp_path / "to"))
+
+
 # -- what cannot be published ----------------------------------------------------------------------
 
 
