@@ -58,8 +58,9 @@ class Arm:
     def date(self) -> float | None:
         """When the evaluation began, in seconds since 1970."""
         found = self.run.data.get("date")
-        plain = isinstance(found, (int, float)) and not isinstance(found, bool)
-        return float(found) if plain and 0 <= found < _LATEST else None
+        if not isinstance(found, (int, float)) or not 0 <= found < _LATEST:
+            return None
+        return float(found)
 
     def noted(self, part: str, name: str) -> Any:  # noqa: ANN401 - as the result has it
         """Return what a part of the result says of a task or group; None where it says nothing."""
