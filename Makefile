@@ -7,6 +7,7 @@
 #   make check    linters and types; never edits      make format   lets ruff edit
 #   make docs     builds the site of docs/ into .site
 #   make venv     the environment alone                make clean    removes what make made
+#   make published  records of `act-harness publish` before the validator of their format (Python 3.12)
 #   make lowest   the tests of what users call, with the lowest versions allowed (CPython 3.10)
 #   make lock     renews requirements.lock after a change of constraints.txt
 #
@@ -20,6 +21,7 @@ PROCESSES ?= 2
 NIGHTLY ?= .nightly
 SITE ?= .site
 LOWEST ?= .venv-lowest
+VALIDATOR ?= .venv-validator
 SUITE ?= smollm2-goldens
 DATA_DIR ?=
 LOCK ?=
@@ -36,7 +38,7 @@ export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 export WANDB_MODE ?= disabled
 
-.PHONY: all venv lock lowest docs demo nightly nightly-issue test check lint format pytest clean FORCE
+.PHONY: all venv lock lowest published docs demo nightly nightly-issue test check lint format pytest clean FORCE
 .DELETE_ON_ERROR:
 
 all: test
@@ -111,6 +113,13 @@ lowest:
 	    --editable '.[wandb,mtbench,report,triton]' pytest hypothesis
 	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS:%=tests/%.py) $(PYTEST_ARGS)
 
+# The package asks for Python 3.12 and an older huggingface-hub than ours: an environment of its own.
+published: venv
+	test -x $(VALIDATOR)/bin/python || $(PYTHON) -m venv $(VALIDATOR)
+	$(VALIDATOR)/bin/python -m pip --disable-pip-version-check install --quiet every-eval-ever==0.3.0
+	EVERY_EVAL_EVER=$(CURDIR)/$(VALIDATOR)/bin/every_eval_ever \
+	    $(BIN)/python -m pytest tests/publication/test_validator.py $(PYTEST_ARGS)
+
 # --- docs -------------------------------------------------------------------------------------
 
 # mkdocs-material says at every start that its support ends in May 2027; CONTRIBUTING has the rest.
@@ -148,4 +157,4 @@ nightly-issue:
 	.ci/nightly-issue $(NIGHTLY)/$(SUITE) $(SUITE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(DEMO) $(NIGHTLY) $(SITE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) $(VALIDATOR) $(DEMO) $(NIGHTLY) $(SITE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -445,6 +445,17 @@ INPUTS: tuple[tuple[str, int, str], ...] = (
     (f"{SEARCH} --documents {{long}} --tasks a --pretrained {{model}}", 2, "search --prepare"),
     (f"{SEARCH} --tasks act_demo_word,act_demo_word --pretrained {{model}}", 2, "names one twice"),
     (f"{SEARCH} --tasks act_demo_word --pretrained {{long}}", 3, "no model at"),
+    # publish
+    ("publish {gone} --to {out}", 2, "gone: no such file or folder"),
+    ("publish {empty}", 2, "Missing option '--to'"),
+    ("publish {empty} --to {out}", 2, "no results_"),
+    ("publish {text} --to {out}", 2, "not a results_"),
+    ("publish {empty} --to {results}", 2, "not empty|no results_"),
+    ("publish {empty} --to {file}", 2, "a file is there"),
+    ("publish {empty} --to hub:a", 2, "expected OWNER/REPO"),
+    ("publish {empty} --to hub:a/b", 3, "HF_HUB_OFFLINE is set"),
+    ("publish {empty} --to {out} --create-pr", 2, "--create-pr is for the hub"),
+    ("publish {empty} --to {out} --model-id ../x", 2, "expected OWNER/REPO"),
     # compare
     ("compare {gone} {empty}", 2, "gone"),
     ("compare {empty} {empty}", 2, "empty"),

@@ -23,8 +23,8 @@ def publish(
     organization: Annotated[
         str | None, typer.Option(help="Who evaluated. [default: OWNER of the hub repository]")
     ] = None,
-    pull_request: Annotated[
-        bool, typer.Option("--pull-request", help="Open a pull request on the hub instead.")
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request on the hub instead.")
     ] = False,
 ) -> None:
     """Publish a finished evaluation, both arms as what they are.
@@ -44,6 +44,6 @@ def publish(
     from act_harness.publication.publish import publish as publish_results
 
     done = publish_results(
-        results, to, model_id=model_id, organization=organization, pull_request=pull_request
+        results, to, model_id=model_id, organization=organization, create_pr=create_pr
     )
     print(done.summary())

@@ -54,7 +54,7 @@ def eval_result_entries(
 
 def _whole(arm: Arm, task: str) -> bool:
     """Whether all documents were scored; lm-eval's own count knows --limit, not --samples."""
-    counts = arm.run.data.get("n-samples", {}).get(task, {})
+    counts = arm.documents(task)
     scored = arm.run.data["results"][task].get("sample_len", counts.get("effective"))
     whole = counts.get("original")
     return whole is not None and scored == whole == counts.get("effective")
@@ -69,9 +69,8 @@ def _entry(arms: Sequence[Arm], task: str, source: str | None) -> dict[str, Any]
     if len(scores) < len(arms):  # a seed without a number
         return None
     entry: dict[str, Any] = {"value": statistics.fmean(scores) if len(scores) > 1 else scores[0]}
-    date = run.data.get("date")
-    if isinstance(date, (int, float)):
-        entry["date"] = f"{datetime.fromtimestamp(date, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+    if arms[0].date is not None:
+        entry["date"] = f"{datetime.fromtimestamp(arms[0].date, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
     address = source or arms[0].tracked_at
     if address:
         name = "act-harness results" if source else "W&B run"
@@ -82,7 +81,7 @@ def _entry(arms: Sequence[Arm], task: str, source: str | None) -> dict[str, Any]
 def _notes(arms: Sequence[Arm], task: str, key: tuple[str, str]) -> str:
     arm = arms[0]
     metric, kind = key
-    shots = arm.run.data.get("n-shot", {}).get(task)
+    shots = arm.noted("n-shot", task)
     parts = [
         f"lm-evaluation-harness {arm.run.data.get('lm_eval_version', '')}".strip(),
         f"task {task}",

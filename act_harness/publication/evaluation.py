@@ -27,7 +27,9 @@ from act_harness.tracking.tracker import RUN_FILE
 __all__ = ["Arm", "Evaluation", "find_evaluation", "is_hub_id"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_STAMP = re.compile(r"\d{4}-\d\d-\d\dT")
 _SEED = re.compile(r"seed-(\d+)")
+_LATEST = 1e11
 _EXPECTED = "give the output folder of act-harness eval, or of lm_eval --output_path"
 
 
@@ -50,6 +52,24 @@ class Arm:
     def record(self) -> Mapping[str, Any]:
         """What hf-act notes of itself in a result; empty for lm-eval's own models."""
         found = self.run.data.get("config", {}).get("act_harness")
+        return found if isinstance(found, Mapping) else {}
+
+    @cached_property
+    def date(self) -> float | None:
+        """When the evaluation began, in seconds since 1970."""
+        found = self.run.data.get("date")
+        if not isinstance(found, (int, float)) or not 0 <= found < _LATEST:
+            return None
+        return float(found)
+
+    def noted(self, part: str, name: str) -> Any:  # noqa: ANN401 - as the result has it
+        """Return what a part of the result says of a task or group; None where it says nothing."""
+        found = self.run.data.get(part)
+        return found.get(name) if isinstance(found, Mapping) else None
+
+    def documents(self, name: str) -> Mapping[str, Any]:
+        """Return how many documents a task has (``original``) and were scored (``effective``)."""
+        found = self.noted("n-samples", name)
         return found if isinstance(found, Mapping) else {}
 
     @property
@@ -194,7 +214,8 @@ def _result_files(given: Path) -> list[Path]:
     # Not rglob: somebody's home folder would be read through.
     files = [f for depth in ("", "*/", "*/*/") for f in given.glob(f"{depth}results_*.json")]
     whole = given.resolve()
-    if "__" in whole.name and (not files or _layout_of_eval(files[0]) is not None):
+    _, mark, stamp = whole.name.rpartition("__")
+    if mark and _STAMP.match(stamp) and (not files or _layout_of_eval(files[0]) is not None):
         beside = _of_stamp(whole.parent, whole.name.rpartition("__")[2])
         return beside if beside or not files else files
     return files
@@ -232,7 +253,7 @@ def _newest(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
     """Take of lm-eval's results in one folder the newest; eval has one for each arm and seed."""
     kept: dict[tuple[int | None, bool], Arm] = {}
     notes = []
-    for arm in sorted(arms, key=lambda one: float(one.run.data.get("date") or 0)):
+    for arm in sorted(arms, key=lambda one: one.date or 0.0):
         older = kept.get((arm.seed, arm.calibrated))
         if older is not None:
             notes.append(f"{arm.run.label}: the newest of several results taken")

@@ -104,14 +104,13 @@ class _Writer:
 
     @cached_property
     def _evaluated(self) -> str | None:
-        date = self.arm.run.data.get("date")
-        return str(int(date)) if isinstance(date, (int, float)) else None
+        return None if self.arm.date is None else str(int(self.arm.date))
 
     @cached_property
     def _own_version(self) -> str:
         noted = self.arm.run.data.get("act_harness")
         found = noted.get("provenance") if isinstance(noted, Mapping) else None
-        return str((found or {}).get("act_harness") or __version__)
+        return str(found.get("act_harness")) if isinstance(found, Mapping) else __version__
 
     def _source(self) -> dict[str, Any]:
         developer = self.arm.base_model.partition("/")[0]
@@ -194,24 +193,25 @@ class _Writer:
         details = {
             "config": task.get("dataset_name"),
             "tasks": ", ".join(self.arm.run.leaves(name)) if name in self.arm.run.groups else None,
-            "task_version": self.arm.run.data.get("versions", {}).get(name),
-            "task_hash": self.arm.run.data.get("task_hashes", {}).get(name),
+            "task_version": self.arm.noted("versions", name),
+            "task_hash": self.arm.noted("task_hashes", name),
         }
         found: dict[str, Any] = {"dataset_name": name, **_texts("additional_details", details)}
         if not is_hub_id(where):
             return {**found, "source_type": "other"}
         found |= {"source_type": "hf_dataset", "hf_repo": where}
         split = task.get("test_split") or task.get("validation_split")
-        whole = self.arm.run.data.get("n-samples", {}).get(name, {}).get("original")
-        more = {"hf_split": split, "samples_number": whole}
-        return found | {key: value for key, value in more.items() if value}
+        whole = self.arm.documents(name).get("original")
+        if isinstance(split, str):
+            found["hf_split"] = split
+        return {**found, "samples_number": whole} if isinstance(whole, int) else found
 
     def _score(self, name: str, metric: str, kind: str, score: float) -> dict[str, Any]:
         run = self.arm.run
         values = run.data["results"][name]
         aggregation = {
             one.get("metric"): one.get("aggregation")
-            for one in self._task(name).get("metric_list") or ()
+            for one in _list(self._task(name).get("metric_list"))
             if isinstance(one, Mapping)
         }.get(metric)
         uncertainty: dict[str, Any] = {}
@@ -219,7 +219,7 @@ class _Writer:
         if error is not None:
             method = {"method": "analytic"} if aggregation == "mean" else {}
             uncertainty["standard_error"] = {"value": error, **method}
-        counted = run.data.get("n-samples", {}).get(name, {}).get("effective")
+        counted = self.arm.documents(name).get("effective")
         counted = counted or values.get("sample_len")
         if isinstance(counted, int):
             uncertainty["num_samples"] = counted
@@ -242,7 +242,7 @@ class _Writer:
         if isinstance(most, int) and most > 0:
             arguments["max_tokens"] = most
         details = {
-            "num_fewshot": data.get("n-shot", {}).get(name),
+            "num_fewshot": self.arm.noted("n-shot", name),
             "fewshot_seed": self.arm.seed,
             "chat_template_sha": data.get("chat_template_sha"),
             "limit": data.get("config", {}).get("limit"),
@@ -294,6 +294,10 @@ def _collections(arm: Arm) -> dict[str, list[str]]:
             seen.add(top)
         found.setdefault(top, []).append(name)
     return found
+
+
+def _list(value: Any) -> list[Any]:  # noqa: ANN401 - of a result
+    return value if isinstance(value, list) else []
 
 
 def _texts(key: str, values: Mapping[str, Any]) -> dict[str, dict[str, str]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 import time
@@ -24,17 +23,17 @@ from typing import Any
 
 import yaml
 
-from act_harness.errors import InfrastructureError, InputError, ResultError, one_line
+from act_harness._version import __version__
+from act_harness.errors import InfrastructureError, InputError, ResultError
 from act_harness.evidence.tables import markdown_cell, markdown_table
 from act_harness.publication.eval_results import FOLDER, eval_result_entries
 from act_harness.publication.evaluation import Arm, Evaluation, find_evaluation
 from act_harness.publication.every_eval_ever import every_eval_ever_records
-from act_harness.support import atomic, reading
+from act_harness.support import atomic, hub, reading
 
 __all__ = ["Published", "publish"]
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_REPORTS = ("report.html", "report.md")
+_REPORT = "report.html"
 _ON_THE_HUB = "act-harness-results"
 """Folder of a repository; the rest of it, its README too, is left alone."""
 
@@ -62,7 +61,7 @@ def publish(
     *,
     model_id: str | None = None,
     organization: str | None = None,
-    pull_request: bool = False,
+    create_pr: bool = False,
 ) -> Published:
     """Publish a finished evaluation of ``act-harness eval``, or a result of lm-eval's own.
 
@@ -71,7 +70,7 @@ def publish(
         to: A folder that is not there yet, or ``hub:OWNER/REPO``, a model repository.
         model_id: OWNER/NAME of the base model, where the results name a folder.
         organization: Who evaluated; on the hub the repository's owner by default.
-        pull_request: Open a pull request instead of a commit to the main branch.
+        create_pr: Open a pull request instead of a commit to the main branch.
 
     Raises:
         InputError: A name is malformed, or the folder is there already.
@@ -79,16 +78,18 @@ def publish(
         InfrastructureError: The folder cannot be written, or the hub refuses or is not reached.
     """
     repository = _repository(to)
-    if pull_request and repository is None:
-        raise InputError("--pull-request is for the hub; give --to hub:OWNER/REPO")
-    if model_id is not None and not _REPOSITORY.fullmatch(model_id):
-        raise InputError(f"--model-id is {one_line(model_id)!r}, expected OWNER/NAME")
+    if create_pr and repository is None:
+        raise InputError("--create-pr is for the hub; give --to hub:OWNER/REPO")
+    if model_id is not None:
+        hub.check_repository(model_id)
+    address = None
     if repository is None:
         _check_free(Path(to))
+    else:
+        address = f"{_reach_hub()}/{repository}"
     evaluation = find_evaluation(results, model_id=model_id)
     if organization is None and repository is not None:
         organization = repository.partition("/")[0]
-    address = _address(repository) if repository else None
     files, entries, notes = _contents(evaluation, organization, address)
     if repository is None:
         every = files | {
@@ -99,7 +100,7 @@ def publish(
     every = {f"{_ON_THE_HUB}/{evaluation.stamp}/{name}": data for name, data in files.items()}
     own, said = _own_entries(evaluation, repository, entries)
     every |= own
-    where = _commit(repository, every, pull_request=pull_request)
+    where = _commit(repository, every, create_pr=create_pr)
     return Published(where, tuple(sorted(every)), (*notes, *said))
 
 
@@ -132,8 +133,7 @@ def _contents(
     if not evaluation.comparisons:
         notes.append("one arm alone: no paired difference")
     report = _report(evaluation)
-    if report is not None:
-        files[report.name] = report.read_bytes()
+    files |= report
     files["README.md"] = _page(evaluation, entries, report).encode()
     return files, entries, tuple(notes)
 
@@ -149,15 +149,25 @@ def _own_entries(
     return {}, (f"no {FOLDER}: {repository} is not the repository of {base}, which was evaluated",)
 
 
-def _report(evaluation: Evaluation) -> Path | None:
-    """Return the report page of an evaluation, the HTML one first."""
+def _report(evaluation: Evaluation) -> Files:
+    """Return the page of ``act-harness report`` with its figures, where it lies with the results.
+
+    It is taken as it is: whoever made it has seen it.
+    """
     own = [p for p in evaluation.folder.glob("*__*") if p.name.endswith(f"__{evaluation.stamp}")]
-    folders = [*sorted(own), evaluation.folder]
-    found = [f / name for name in _REPORTS for f in folders if reading.is_file(f / name)]
-    return found[0] if found else None
+    folders = [p / below for p in (*sorted(own), evaluation.folder) for below in ("", "report")]
+    place = next((p for p in folders if reading.is_file(p / _REPORT)), None)
+    if place is None:
+        return {}
+    figures = sorted(p for p in (place / "figures").glob("*") if reading.is_file(p))
+    found = {_REPORT: place / _REPORT} | {f"figures/{p.name}": p for p in figures}
+    try:
+        return {f"report/{name}": path.read_bytes() for name, path in found.items()}
+    except OSError as error:
+        raise InfrastructureError(f"cannot read {place}: {error.strerror}; check it") from error
 
 
-def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Path | None) -> str:
+def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Files) -> str:
     """Return the page that says what was evaluated and what the files are for."""
     arms = {arm.name: arm for arm in reversed(evaluation.arms)}
     rows = [(name, arms[name].model_id, _described(arms[name])) for name in sorted(arms)[::-1]]
@@ -181,8 +191,8 @@ def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Path | N
         )
     if evaluation.comparisons:
         items.append("`comparison.json`, `comparison.md`: every metric, paired by document.")
-    if report is not None:
-        items.append(f"`{report.name}`: the report.")
+    if report:
+        items.append(f"`report/{_REPORT}`: the report.")
     tracked = [arm.tracked_at for arm in evaluation.arms if arm.tracked_at]
     items += [f"W&B run: {url}" for url in dict.fromkeys(tracked)]
     parts += ["## Files", "\n".join(f"- {item}" for item in items)]
@@ -239,51 +249,38 @@ def _repository(to: str) -> str | None:
     """Return OWNER/REPO of a target on the hub, None for a folder."""
     if not to.strip():
         raise InputError("--to is empty; name a new folder, or hub:OWNER/REPO")
-    if not to.startswith("hub:"):
+    if not to.startswith(hub.PREFIX):
         return None
-    name = to.removeprefix("hub:")
-    if not _REPOSITORY.fullmatch(name):
-        raise InputError(f"--to is {one_line(to)!r}, expected a folder or hub:OWNER/REPO")
+    name = to.removeprefix(hub.PREFIX)
+    hub.check_repository(name)
     return name
 
 
-def _address(repository: str) -> str:
-    from huggingface_hub import HfApi
+def _reach_hub() -> str:
+    """See that there is a hub and a token for it, before any work; return the hub's address.
 
-    return f"{HfApi().endpoint}/{repository}"
+    Raises:
+        InputError: There is none.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise InfrastructureError("HF_HUB_OFFLINE is set; unset it, or publish into a folder")
+    if get_token() is None:
+        raise InputError("no token of the hub is stored; run `hf auth login`, or set HF_TOKEN")
+    return str(HfApi().endpoint)
 
 
-def _commit(repository: str, files: Mapping[str, bytes], *, pull_request: bool) -> str:
+def _commit(repository: str, files: Mapping[str, bytes], *, create_pr: bool) -> str:
     """Put files into a model repository in one commit; return its address."""
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
 
     operations = [CommitOperationAdd(name, data) for name, data in sorted(files.items())]
-    try:
-        done = HfApi().create_commit(
+    with hub.asking(hub.HubFile(repository, FOLDER)):
+        done = HfApi(library_name="act-harness", library_version=__version__).create_commit(
             repository,
             operations,
             commit_message="Evaluation results of act-harness",
-            create_pr=pull_request,
+            create_pr=create_pr,
         )
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"{repository}: no such model repository, or none that this token may see; make it "
-            f"first (hf repo create {repository}) and log in (hf auth login)"
-        ) from error
-    except Exception as error:
-        if not _is_of_the_hub(error):
-            raise
-        raise InfrastructureError(
-            f"{repository}: nothing was published ({one_line(error, limit=300)}); check the token "
-            "(hf auth login) and the network, or publish into a folder"
-        ) from error
     return str(done.pr_url or done.commit_url)
-
-
-def _is_of_the_hub(error: Exception) -> bool:
-    # Its client passes on what its HTTP library raises, which has no common base with its own.
-    module = type(error).__module__.partition(".")[0]
-    return module in ("httpx", "httpcore", "huggingface_hub") or isinstance(
-        error, (OSError, ValueError)
-    )

@@ -150,9 +150,15 @@ def test_the_address_of_a_tracked_run_is_published(tmp_path):
 
 def test_a_report_page_is_taken_along(tmp_path):
     folders = write_evaluation(tmp_path / "out")
-    (folders["comparison"] / "report.html").write_text("<p>report")
+    place = folders["comparison"].parent / "report"
+    (place / "figures").mkdir(parents=True)
+    (place / "report.html").write_text("<p>report")
+    (place / "figures" / "1-forest.csv").write_text("task")
     publish(tmp_path / "out", str(tmp_path / "to"))
-    assert (tmp_path / "to" / "report.html").read_text() == "<p>report"
+    copied = snapshot(tmp_path / "to" / "report")
+    assert {str(k): v for k, v in copied.items()} == {
+        "report.html": b"<p>report", "figures/1-forest.csv": b"task",
+    }  # fmt: skip
 
 
 # -- lm-eval's own results -------------------------------------------------------------------------
@@ -167,6 +173,30 @@ def test_a_result_of_lm_evals_own_is_published_alone(tmp_path):
     done = publish(tmp_path, str(tmp_path / "to"))
     assert set(records(tmp_path / "to")) == {BASE}
     assert "one arm alone: no paired difference" in done.notes
+
+
+def test_a_calibrated_result_of_lm_evals_own_needs_no_baseline(tmp_path):
+    write_arm(tmp_path / "model__act", "act", stamp="2026-05-01T12-00-00.5")
+    publish(tmp_path / "model__act", str(tmp_path / "to"))
+    assert set(records(tmp_path / "to")) == {ACT}
+
+
+@pytest.mark.parametrize("odd", [None, 3, "text", [1], {"sst2": 3}])
+@pytest.mark.parametrize(
+    "part", ["n-samples", "n-shot", "versions", "task_hashes", "date", "act_harness"]
+)
+def test_what_a_result_says_oddly_is_left_out(tmp_path, part, odd):
+    path = write_arm(tmp_path / "m", "baseline")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: odd}))
+    publish(tmp_path / "m", str(tmp_path / "to"))
+    (record,) = records(tmp_path / "to").values()
+    assert record["evaluation_results"][0]["score_details"]["score"] == 0.25
+
+
+def test_an_empty_folder_is_not_filled_from_one_beside_it(tmp_path):
+    write_arm(tmp_path / "other__baseline", "baseline")
+    (tmp_path / "mine__baseline").mkdir()
+    refused("no results_", tmp_path / "mine__baseline", str(tmp_path / "to"))
 
 
 # -- what cannot be published ----------------------------------------------------------------------
@@ -245,10 +275,12 @@ def test_a_target_that_exists_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "full" / "mine").write_text("kept")
     refused("not empty", tmp_path / "gone", str(tmp_path / "full"), error=InputError)
     refused("a file is there", "gone", str(tmp_path / "full" / "mine"), error=InputError)
-    for to in ("", "hub:", "hub:a", "hub:a/b/c", "hub:../b"):
-        refused("--to is", "gone", to, error=InputError)
-    refused("--pull-request", "gone", "x", error=InputError, pull_request=True)
-    refused("--model-id is", "gone", str(tmp_path / "x"), error=InputError, model_id="../../x")
+    refused("--to is empty", "gone", " ", error=InputError)
+    for to in ("hub:", "hub:a", "hub:a/b/c", "hub:../b"):
+        refused("expected OWNER/REPO", "gone", to, error=InputError)
+    refused("--create-pr", "gone", "x", error=InputError, create_pr=True)
+    for name in ("../../x", "a", "a/b/c", "", "a/b\n"):
+        refused("expected OWNER/REPO", "gone", str(tmp_path / "x"), error=InputError, model_id=name)
 
 
 def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):

@@ -480,3 +480,24 @@ def test_an_arm_against_a_stored_baseline(artifact_file, tmp_path, job):
     found = only_run(tmp_path)
     assert (found.run.job_type, found.run.run_group) == (job, "nightly")
     assert (found.scalars()["t/acc"], found.scalars()["counters/prompts"]) == (0.5, 3)
+
+
+def test_an_arms_folder_keeps_the_address_of_its_run(tmp_path, monkeypatch):
+    """`publish` names it; offline there is none to keep."""
+    from act_harness.tracking import arms as tracking
+    from act_harness.tracking.tracker import Tracker, TrackingSettings
+
+    class Online(Tracker):
+        url = "https://wandb.ai/me/p/runs/1"
+
+    place = tmp_path / "run"
+    place.mkdir()
+    content = {"results": {"t": {"acc,none": 0.5}}, "configs": {"t": {}}}
+    (place / "results_2026-01-02T03-04-05.json").write_text(json.dumps(content))
+    arms = tracking.TrackedArms(model="m", folders={"baseline": place}, seeds=(1,), output=tmp_path)
+    monkeypatch.setattr(tracking, "open_tracker", lambda *_, **__: Tracker())
+    tracking.track_arms(arms, TrackingSettings())
+    assert not (place / "wandb_run.json").exists()
+    monkeypatch.setattr(tracking, "open_tracker", lambda *_, **__: Online())
+    tracking.track_arms(arms, TrackingSettings())
+    assert json.loads((place / "wandb_run.json").read_text()) == {"url": Online.url}
