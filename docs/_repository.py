@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE, CHECKOUT = "repository/", "docs/"  # where what is outside docs/ is, and docs/ itself
 
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)(?=[)\s#])")
+_ROLE = re.compile(r":(?:mod|class|func|meth|data|attr|exc):(?=<code>)")
 _CODE = re.compile(r"(?ms)(^```.*?^```|`[^`\n]+`)")
 
 
@@ -89,3 +90,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     parts = _CODE.split(markdown)
     parts[::2] = [_LINK.sub(rewritten, part) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Take Sphinx's roles and literal marks, which docstrings have, out of the text."""
+    return _ROLE.sub("", html).replace("<p>::</p>", "")
