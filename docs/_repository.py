@@ -56,7 +56,7 @@ def _links(path: str) -> Iterator[str]:
     """Yield what the page at ``path`` links to, as paths of the checkout, code blocks left out."""
     for link in _LINK.findall(_CODE.sub("", _text(path))):
         target = _target(path, link)
-        if (ROOT / target).exists() or (ROOT / target).parent.is_dir():
+        if not target.startswith("..") and (ROOT / target).parent.is_dir():
             yield target
 
 
