@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE, CHECKOUT = "repository/", "docs/"  # where what is outside docs/ is, and docs/ itself
 
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)(?=[)\s#])")
+_ROLE = re.compile(r":(?:mod|class|func|meth|data|attr|exc):(?=<code>)")
 _CODE = re.compile(r"(?ms)(^```.*?^```|`[^`\n]+`)")
 
 
@@ -55,7 +56,7 @@ def _links(path: str) -> Iterator[str]:
     """Yield what the page at ``path`` links to, as paths of the checkout, code blocks left out."""
     for link in _LINK.findall(_CODE.sub("", _text(path))):
         target = _target(path, link)
-        if (ROOT / target).exists() or (ROOT / target).parent.is_dir():
+        if not target.startswith("..") and (ROOT / target).parent.is_dir():
             yield target
 
 
@@ -89,3 +90,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     parts = _CODE.split(markdown)
     parts[::2] = [_LINK.sub(rewritten, part) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Take Sphinx's roles and literal marks, which docstrings have, out of the text."""
+    return _ROLE.sub("", html).replace("<p>::</p>", "")

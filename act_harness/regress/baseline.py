@@ -10,6 +10,7 @@ Not here: filling it from an evaluation (:mod:`.measure`) or comparing two of th
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,7 +173,8 @@ def load_baseline(folder: Path, *, suite: str) -> Baseline:
     if not path.exists():
         raise InfrastructureError(
             f"suite {suite!r} has no baseline at {path}, so there is nothing to hold a run "
-            f"against; make one with: act-harness regress --suite {suite} --update --reason TEXT"
+            f"against; make one with: act-harness regress --suite {shlex.quote(str(folder))} "
+            "--update --reason TEXT"
         )
     content = reading.read_json(path, advice="restore it from version control")
     try:

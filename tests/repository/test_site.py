@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from shell_lines import check_line, command_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import act_harness
+from act_harness.support import paths
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -66,8 +68,15 @@ def test_every_block_is_run_or_says_why_not():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
-    with few_tasks():
+def quick(tmp_path_factory):
+    """Know the demo's tasks and their group alone; lm-eval's own index takes seconds."""
+    tasks = tmp_path_factory.mktemp("tasks")
+    for name in ("_hub_yaml", "hub_task.py", "groups/demo.yaml"):
+        (tasks / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / "tasks" / name, tasks / name)
+    shutil.copytree(REPOSITORY / "tasks/demo", tasks / "demo")
+    with few_tasks(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "tasks_path", lambda: tasks)
         yield
 
 
@@ -87,7 +96,7 @@ def folder(tiny_checkpoint, tmp_path, monkeypatch):
 def shell_words(line):
     """Cut a command into words and expand patterns of files, as a shell would."""
     for word in shlex.split(line):
-        yield from sorted(glob.glob(word)) or [word]
+        yield from sorted(glob.glob(word)) or [word]  # noqa: PTH207 - as it is typed
 
 
 def says(expected, output):
@@ -171,3 +180,19 @@ def test_the_site_builds_and_asks_no_other_host(tmp_path):
     assert [found for page in pages for found in re.findall(asked, page.read_text("utf-8"))] == []
     styles = "".join(file.read_text("utf-8") for file in tmp_path.rglob("*.css"))
     assert re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//[^)\"']+", styles) == []
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_ends_with_the_explorer(smollm, tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat", reason="the extra docs is not installed")
+    nbclient = pytest.importorskip("nbclient", reason="the extra docs is not installed")
+    pytest.importorskip("ipykernel", reason="the extra docs is not installed")
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    book = nbformat.read(DOCS / "first_steps.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in book.cells)  # stored without any
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(book, timeout=300, startup_timeout=300, resources=where).execute()
+    assert smollm.name in "".join(cell.source for cell in book.cells)
+    compared, shown = (cell.outputs[-1] for cell in book.cells[-3::2])
+    assert "acc_corrected" in compared["text"]
+    assert "<iframe" in shown["data"]["text/html"]
