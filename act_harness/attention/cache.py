@@ -245,7 +245,18 @@ def seen_tokens(cache: Cache | None, layer: int, rows: int) -> int:
         raise UnsupportedCallError(
             "calibration cannot follow a static sliding-window cache; use the default dynamic cache"
         )
-    return int(cache.get_seq_length(layer)) - rows
+    return int(cache.get_seq_length(_counting(cache, layer))) - rows
+
+
+def _counting(cache: Cache, layer: int) -> int:
+    """Return the layer whose cache counts a layer's tokens: the one before that shares its keys.
+
+    Gemma 3n and 4 attend over an earlier layer's keys in their last layers, whose own part of the
+    cache is empty. Earlier layers have added the rows of the call under way.
+    """
+    while 0 < layer < len(cache.layers) and not hasattr(cache.layers[layer], "get_seq_length"):
+        layer -= 1
+    return layer
 
 
 def _keys_of(cache: Cache | None, layer: int) -> Tensor | None:
@@ -327,7 +338,7 @@ def select_cache(cache: Cache, index: Tensor) -> Cache:
     picked = copy.copy(cache)
     picked.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in picked.layers:
-        if layer.is_initialized:
+        if layer.is_initialized and layer.keys is not None:  # None: it shares another's keys
             layer.batch_select_indices(index.to(layer.keys.device))
     if _STATES in cache.__dict__:
         picked.__dict__[_STATES] = {
