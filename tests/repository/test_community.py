@@ -10,6 +10,7 @@ import types
 import pytest
 import yaml
 from installed import REPOSITORY, pyproject, tomllib
+from shell_lines import INSTALL
 
 import act_harness
 
@@ -111,14 +112,18 @@ def test_issue_forms_ask_for_what_helps_and_are_forms():
 def test_every_way_to_install_is_tried_and_on_the_page():
     ways = load(".github/workflows/ci.yml")["jobs"]["install"]["strategy"]["matrix"]["include"]
     assert [way["way"] for way in ways] == ["pip", "uv", "uvx", "pipx"]
-    for way in ways:
-        assert "constraints.txt" in way["install"]
+    page = read("docs/index.md")
+    for way, line in zip(ways, INSTALL, strict=True):
+        # `python -m pip` is that of the job, `--python user` an environment not entered.
+        tried = way["install"].replace("python -m ", "").replace("--python user ", "")
+        assert line.removesuffix("doctor") in f"{tried} "
+        assert f"\n{line}\n" in page
 
 
 def test_the_page_about_plugins_does_what_it_says(tmp_path, monkeypatch):
     page = read("docs/writing_a_plugin.md")
-    model, register = re.findall(r"(?ms)^```python\n(.*?)^```$", page)
-    (toml,) = re.findall(r"(?ms)^```toml\n(.*?)^```$", page)
+    model, register = re.findall(r"(?ms)^```python[^\n]*\n(.*?)^```$", page)
+    (toml,) = re.findall(r"(?ms)^```toml[^\n]*\n(.*?)^```$", page)
     (entry,) = tomllib.loads(toml)["project"]["entry-points"]["lm_eval.models"].items()
     package, module = types.ModuleType("longest_answer"), types.ModuleType("longest_answer.model")
     exec(model, vars(module))  # noqa: S102 - the page's own lines

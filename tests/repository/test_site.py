@@ -26,7 +26,7 @@ import act_harness
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r'(?ms)(?:^<!-- ([^\n]+) -->\n)?^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$')
-LANGUAGES = {"bash", "python", "yaml", "json", "text"}
+LANGUAGES = {"bash", "python", "yaml", "json", "text", "toml"}
 
 
 @dataclass(frozen=True)
