@@ -37,7 +37,8 @@ def tasks(
 ) -> None:
     """List this project's tasks: documents, and where they come from.
 
-    Groups and tasks; a data folder's rows are counted. lm-eval's own tasks are listed by `act-harness run ls tasks`.
+    Groups and tasks; a data folder's rows are counted. lm-eval's own tasks are listed by
+    `act-harness run ls tasks`.
 
     \b
     Example:
