@@ -10,7 +10,15 @@ from installed import REPOSITORY
 
 from act_harness.cli import app as cli
 
-__all__ = ["check_line", "check_lm_eval", "command_lines", "parse"]
+INSTALL = (
+    "pip install -c constraints.txt .",
+    "uv pip install -c constraints.txt .",
+    "uvx -c constraints.txt --from . act-harness doctor",
+    "pipx install --pip-args='-c constraints.txt' .",
+)
+"""The ways in; the job `install` of CI runs each."""
+
+__all__ = ["INSTALL", "check_line", "check_lm_eval", "command_lines", "parse"]
 
 
 def command_lines(block: str) -> list[str]:
@@ -53,5 +61,5 @@ def check_line(line: str) -> str:
     elif program == "lm_eval":
         check_lm_eval(words)
     else:
-        assert line == "pip install -c constraints.txt ."
+        assert line in INSTALL
     return program

@@ -102,7 +102,6 @@ app = typer.Typer(
     cls=_Commands,
     context_settings=SPELLING,
     help=f"Calibrated attention (ACT) inside lm-evaluation-harness.\n\n{_EXIT_CODES}",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -16,6 +16,7 @@ _COUNTS = frozenset({"tasks", "documents", "heads"})
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as aligned columns, the first row their titles; counts stand to the right."""
+    rows = [tuple(map(_printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     align = [str.rjust if title in _COUNTS else str.ljust for title in rows[0]]
     lines = [
@@ -23,6 +24,13 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _printable(text: str) -> str:
+    """Return a text with escapes for what would move the cursor: names are of others' files."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def _recipes() -> str:

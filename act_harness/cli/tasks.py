@@ -35,9 +35,10 @@ def tasks(
     include_path: IncludePath = None,
     data_dir: DataDir = None,
 ) -> None:
-    """List this project's tasks and groups, with their documents and where the rows come from.
+    """List this project's tasks: documents, and where they come from.
 
-    lm-eval's own tasks are listed by `act-harness run ls tasks`.
+    Groups and tasks; a data folder's rows are counted. lm-eval's own tasks are listed by
+    `act-harness run ls tasks`.
 
     \b
     Example:

@@ -174,7 +174,7 @@ class _Counter:
             name=name,
             documents=count,
             split=split,
-            scored=_SCORED.get(str(settings.get("output_type")), str(settings.get("output_type"))),
+            scored=_SCORED.get(str(settings.get("output_type")), "-"),
             source=f"built by {path}" if built else label(path, configuration),
             dataset=path,
         )

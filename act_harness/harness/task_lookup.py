@@ -249,11 +249,19 @@ def members_of(entry: Entry) -> list[str]:
         return sorted(entry.tags)
     if entry.kind.name != "GROUP":
         return []
-    given = (entry.cfg or {}).get("task") or []
-    return [
-        member if isinstance(member, str) else str(member.get("task") or member.get("group"))
-        for member in given
-    ]
+    return _named_in((entry.cfg or {}).get("task"))
+
+
+def _named_in(members: Any) -> list[str]:  # noqa: ANN401 - a YAML value
+    """Return the tasks and groups that a group's ``task`` names, those of groups within it too."""
+    names: list[str] = []
+    for member in members if isinstance(members, list) else [members] if members else []:
+        inner = member.get("task") if isinstance(member, dict) else None
+        if isinstance(inner, list):  # a group that is defined in this place
+            names += _named_in(inner)
+        else:
+            names.append(str(inner or member.get("group")) if isinstance(member, dict) else member)
+    return list(dict.fromkeys(map(str, names)))
 
 
 def load_tasks(selection: TaskSelection) -> list[Any]:

@@ -79,6 +79,27 @@ def test_tasks_of_a_folder_are_listed_too(tmp_path):
     ]
 
 
+def test_what_a_file_of_others_can_say_is_shown_and_breaks_no_line(tmp_path, call):
+    texts = {
+        "escape": 'task: "we\\eird\\n\\e[31mname"\ndataset_path: json\ntest_split: test\n',
+        "ring": "group: ring\ntask: [ring_too]\n",
+        "too": "group: ring_too\ntask: [ring]\n",
+        "bad": "task: bad\ndataset_path: [1]\n",
+        "inline": "group: inline\ntask:\n  - task: act_demo_word\n    num_fewshot: 3\n"
+        "  - group: within\n    task: [act_demo_sentiment, act_demo_word]\n",
+        "broken": "task: [",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    done = call("tasks", "--include-path", tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert "we\\x1bird\\n\\x1b[31mname" in done.out
+    assert "\x1b" not in done.out
+    assert re.search(r"^inline +2 +400  act_demo_word, act_demo_sentiment$", done.out, re.MULTILINE)
+    assert re.search(r"^ring +0 ", done.out, re.MULTILINE)
+    assert re.search(r"^bad +-  -", done.out, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("names", "folders", "words"),
     [

@@ -28,7 +28,7 @@ from act_harness.support import paths
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r'(?ms)(?:^<!-- ([^\n]+) -->\n)?^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$')
-LANGUAGES = {"bash", "python", "yaml", "json", "text"}
+LANGUAGES = {"bash", "python", "yaml", "json", "text", "toml"}
 
 
 @dataclass(frozen=True)
