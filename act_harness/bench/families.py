@@ -80,8 +80,10 @@ _TINY: dict[str, int] = {
 _MADE = {"head_dim", "pad_token_id", "bos_token_id", "eos_token_id"}
 """Settings that are set also where a configuration leaves them open."""
 
-_DERIVED = {"layer_types", "layers_block_type", "mlp_layer_types", "attention_layers"}
-"""Lists with an entry for each layer, which a configuration makes from its number of layers."""
+_DERIVED = {
+    "layer_types", "layers_block_type", "mlp_layer_types", "attention_layers", "per_layer_config",
+}  # fmt: skip
+"""Settings with an entry for each layer, which a configuration makes from its number of layers."""
 
 _MOST_PARAMETERS = 20_000_000
 _TOLERANCE = 1e-4
