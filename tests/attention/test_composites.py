@@ -34,6 +34,7 @@ KINDS = (
 @pytest.mark.parametrize("kind", KINDS)
 def test_calibrated_logits_are_the_oracles(kind, make_artifact, monkeypatch):
     """The oracle replaces the stock softmax; strength 1 and detaching leave stock's logits."""
+    monkeypatch.setitem(families._TINY, "sliding_window", 6)  # shorter than prompt and answer
     model = build_tiny(kind)
     model.set_attn_implementation("eager")
     heads = model.config.get_text_config().num_attention_heads
@@ -54,8 +55,9 @@ def test_calibrated_logits_are_the_oracles(kind, make_artifact, monkeypatch):
     assert torch.equal(logits(model), stock)
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "gemma4", "gemma3n_text", "qwen2_5_vl"])
-def test_batches_caches_and_generation_agree(kind):
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4", "gemma3n_text"])
+def test_batches_caches_and_generation_agree(kind, monkeypatch):
+    monkeypatch.setitem(families._TINY, "sliding_window", 6)
     row = try_family(kind)
     assert row.result == "works"
     assert row.generation == "yes"
