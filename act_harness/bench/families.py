@@ -165,7 +165,7 @@ def _tiny_settings(given: dict[str, Any]) -> dict[str, Any]:
             made[name] = [[["global", "local"], _LAYERS // 2]]
     if "num_kv_shared_layers" in made:  # Gemma's: the first layers' keys serve the last ones
         made["layer_types"] = ["sliding_attention", "full_attention"] * (_LAYERS // 2)
-    if given.get("per_layer_config"):
+    if given.get("per_layer_config") and given.get("layer_types"):
         made |= _tiny_layers(given, made)
     return made
 
