@@ -138,7 +138,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self,
         config: Any,  # noqa: ANN401 - as HFLM
         backend: Literal["default", "causal", "seq2seq"] = "default",
-        **kwargs: Any,  # noqa: ANN401
+        trust_remote_code: bool | None = False,
     ) -> None:
         """Choose backend and class as HFLM does, and for models of text and images another class.
 
@@ -150,7 +150,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             if self.__dict__.get("_model") is None:  # else it was given loaded
                 self.AUTO_MODEL_CLASS = auto_class(config)
             backend = "causal"
-        super()._get_backend(config, backend=backend, **kwargs)
+        super()._get_backend(config, backend=backend, trust_remote_code=trust_remote_code)
 
     def _facts_name(self) -> str | None:
         return self.pretrained if isinstance(self.pretrained, str) else None

@@ -260,7 +260,8 @@ def _name(facts: ModelFacts) -> str:
 
 def _key_heads(model: PreTrainedModel, heads: int) -> int:
     config = model.config.get_text_config()
-    return max(filter(None, of_layers(config, "num_key_value_heads")), default=heads)
+    most: int = max(filter(None, of_layers(config, "num_key_value_heads")), default=heads)
+    return most
 
 
 def _labels(tokenizer: Any, document: Document) -> tuple[str, ...]:  # noqa: ANN401
