@@ -82,7 +82,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
 
         Args:
             pretrained: as for ``hf``.
-            artifact: path, name of a shipped artifact, ``hub:<repo>/<file>``, or ``none`` for the
+            artifact: path, name of a shipped artifact, ``hub:OWNER/REPO``, or ``none`` for the
                 baseline. Not given: the one shipped artifact that fits the model.
             engine: ``auto``, ``triton`` (CUDA), ``torch`` or ``reference``.
             overlength: what becomes of requests longer than the model's context: ``truncate``
@@ -561,6 +561,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             "arm": "baseline" if artifact is None else artifact.name,
             "artifact": None if artifact is None else artifact.name,
             "artifact_sha256": None if artifact is None else artifact.sha256(),
+            "artifact_hub": None if artifact is None else artifact.provenance.get("hub"),
             "calibration": None if artifact is None else artifact.calibration.settings(),
             "heads": 0 if artifact is None else artifact.head_count(),
             "engine": attachment.engine.name if attachment and attachment.active else None,

@@ -62,8 +62,11 @@ class ModelCapabilities:
     before then is not known to hold.
     """
 
-    window: Answer[bool]
-    """Whether some layer attends to a window or a chunk of the tokens only."""
+    window: Answer[int | None]
+    """Tokens that its narrowest window or chunk holds; None: every layer sees all of them.
+
+    A forward that has no more tokens than that is the same with the window and without.
+    """
     rope_limit: Answer[int | None]
     """Tokens that a forward may have before its rotary frequencies change; None: any number.
 
@@ -103,7 +106,7 @@ class _State(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     autocast: torch.dtype | None
-    window: Answer[bool]
+    window: Answer[int | None]
     rope_limit: Answer[int | None]
 
 
@@ -138,17 +141,21 @@ def _state(model: PreTrainedModel) -> _State:
     )
 
 
-def _window(config: PretrainedConfig) -> Answer[bool]:
+def _window(config: PretrainedConfig) -> Answer[int | None]:
     kinds = getattr(config, "attention_layers", None)  # GPT-Neo's
     if kinds is not None and set(kinds) == {"global"}:
-        return Answer(False, "its attention layers are all global")
+        return Answer(None, "its attention layers are all global")
+    sizes: dict[int, str] = {}
     for name in _WINDOWS:
         if name == "sliding_window" and getattr(config, "use_sliding_window", True) is False:
             continue
-        sizes = [size for size in of_layers(config, name) if size is not None]
-        if sizes:
-            return Answer(True, f"its configuration says {name}={sizes[0]}")
-    return Answer(False, "its configuration names none")
+        for size in of_layers(config, name):
+            if size is not None:
+                sizes.setdefault(int(size), f"{name}={size}")
+    if not sizes:
+        return Answer(None, "its configuration names none")
+    least = min(sizes)
+    return Answer(least, f"its configuration says {sizes[least]}")
 
 
 def _rope_limit(config: PretrainedConfig) -> Answer[int | None]:

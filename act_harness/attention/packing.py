@@ -164,6 +164,7 @@ class Packing:
     """How many of them are prompt."""
     answers: tuple[Rows, ...] = ()
     base: str = "sdpa"
+    """The model's kernel, ``sdpa`` or ``eager``."""
     ids: Tensor | None = None
     """(N,) of the tokens, for targets that are found by them."""
     laid_out: Segments | None = None
@@ -255,7 +256,7 @@ class Packing:
         Args:
             call: queries (1, H, N, D), keys and values (1, G, N, D).
             binding: what calibrates this layer; None where nothing does.
-            run: stock attention on (query, key, value, mask), mask None where causal.
+            run: stock attention on (query, key, value, mask), the mask in the kernel's form.
         """
         if self.base == "sdpa" and flash_takes(call):
             segments = self._segments_on(call.query.device)
@@ -270,9 +271,8 @@ class Packing:
 
         def compute(geometry: Geometry, part: AttentionCall) -> Tensor:
             nonlocal state
-            stock = Stock(
-                lambda: run(part.query, part.key, part.value, geometry.mask), kernel=self.base
-            )
+            mask = geometry.mask if self.base == "sdpa" else _added(geometry, part.query.dtype)
+            stock = Stock(lambda: run(part.query, part.key, part.value, mask), kernel=self.base)
             if binding is None:
                 return stock()
             output, state = binding.compute(part, geometry=geometry, state=state, stock=stock)
@@ -312,6 +312,22 @@ class Packing:
         if binding is not None:
             binding.calibrate_segments(row, stock, segments=segments, prompts=self.prompts)
         return stock.output[None]
+
+
+def _added(geometry: Geometry, dtype: torch.dtype) -> Tensor:
+    """Return (B or 1, 1, C, K): what the eager kernel adds to logits, where sdpa takes a mask."""
+
+    def make() -> Tensor:
+        seen = geometry.mask
+        if seen is None:
+            square = (geometry.rows, geometry.columns)
+            seen = torch.ones(square, dtype=torch.bool, device=geometry.real.device).tril()[
+                None, None
+            ]
+        added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return added.masked_fill_(~seen, torch.finfo(dtype).min)
+
+    return geometry.scratch(f"added mask in {dtype}", make)
 
 
 def positions_of(

@@ -1,12 +1,12 @@
 """Packed forwards on a model: the switch, and whether the model's layers allow it.
 
 A model can be packed when everything but its attention works token by token and its attention goes
-through the interface with the kernel ``sdpa``. Its structure is looked at first
+through the interface with a kernel that calibration builds on. Its structure is looked at first
 (:mod:`act_harness.attention.structure`). Then :func:`packs` runs a few tokens: other tokens in
 one sequence must not change a bit of another one's logits, and packed logits must be those of
 separate forwards, within what the shape of a batch alone does to stock logits in this dtype.
-Models with a sliding window are left alone: a window counts positions, and would need a mask where
-the packed path has none.
+A sliding window counts positions, and would need a mask where the packed path has none: sequences
+that fit into the narrowest window of a model do without, and whoever packs keeps longer ones out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from act_harness.attention.capabilities import Answer, capabilities_of
 from act_harness.attention.facts import decoder_of
-from act_harness.attention.interface import base_of, recording, register
+from act_harness.attention.families import family_of
+from act_harness.attention.interface import BASES, base_of, recording, register
 from act_harness.attention.packing import Packing, Rows, packed
 from act_harness.attention.placement import on_one_device
 from act_harness.attention.rounding import alike, batch_logits, largest_change, logits_of, rounding
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["packed_forward", "packs", "packs_segments"]
 
-_BASE = "sdpa"
-
 _logger = logging.getLogger(__name__)
 
 
@@ -44,9 +44,10 @@ def packed_forward(model: PreTrainedModel, packing: Packing) -> Iterator[None]:
     """Let the model's forward inside the block take its one row of tokens for ``packing``."""
     config = decoder_of(model).config
     before = config._attn_implementation_internal
-    config._attn_implementation_internal = register(_BASE)
+    base = base_of(before)
+    config._attn_implementation_internal = register(base)
     try:
-        with packed(packing):
+        with packed(replace(packing, base=base)):
             yield
     finally:
         config._attn_implementation_internal = before
@@ -100,18 +101,24 @@ def _segments_answer(model: PreTrainedModel) -> Answer[bool]:
 def _obstacle(model: PreTrainedModel) -> str | None:
     """Return why the model cannot be packed, None where it can."""
     kernel = base_of(model.config.get_text_config()._attn_implementation)
-    if kernel != _BASE:
-        return f"packing builds on attention {_BASE!r}, the model runs {kernel!r}"
-    if capabilities_of(model).window.value:
-        return "it has a sliding window"
-    mixing = mixing_part(model)
+    if kernel not in BASES:
+        return f"packing builds on attention {' or '.join(BASES)}, the model runs {kernel!r}"
+    if any(map(family_of, model.modules())):
+        return "its attention is its own, outside transformers' AttentionInterface"
+    window = capabilities_of(model).window.value
+    longest = len(_FIRST) + max(map(len, _ANSWERS))
+    if window is not None and window < longest:
+        return (
+            f"its window of {window} tokens is less than the {longest} that packing is tried with"
+        )
+    mixing = mixing_part(model, windowed=window is not None)
     if mixing is not None:
         return mixing
     try:
         return _trial(model)
     except torch.OutOfMemoryError:  # says nothing about the model
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         return f"a packed forward fails ({' '.join(str(error).split())[:200]})"
 
 

@@ -24,6 +24,9 @@ __all__ = ["mixing_part"]
 _TOKENWISE = {"full_attention", "attention", "dense", "sparse", "moe", "mlp"}
 """Kinds of layers in a configuration whose tokens meet in full attention only, or nowhere."""
 
+_WINDOWED = {"sliding_attention", "chunked_attention"}
+"""Kinds that are full attention over no more tokens than a window holds."""
+
 _LISTS = ("layer_types", "layers_block_type", "block_types")
 
 _NEIGHBOURS = (
@@ -38,22 +41,23 @@ _NEIGHBOURS = (
 )
 
 
-def mixing_part(model: PreTrainedModel) -> str | None:
+def mixing_part(model: PreTrainedModel, *, windowed: bool = False) -> str | None:
     """Return what mixes tokens outside full attention, in words; None where nothing shows.
 
     Args:
         model: a causal language model; of a multimodal one only the decoder is looked at.
+        windowed: whether forwards are kept within its windows, so that those may pass.
     """
-    return next(_mixing_parts(model), None)
+    return next(_mixing_parts(model, _TOKENWISE | _WINDOWED if windowed else _TOKENWISE), None)
 
 
-def _mixing_parts(model: PreTrainedModel) -> Iterator[str]:
+def _mixing_parts(model: PreTrainedModel, tokenwise: set[str]) -> Iterator[str]:
     decoder = decoder_of(model)
     config = model.config.get_text_config()
     for name in _LISTS:
         kinds = getattr(config, name, None) or ()
         for kind in dict.fromkeys(kinds):
-            if kind not in _TOKENWISE:
+            if kind not in tokenwise:
                 yield f"it has layers of type {kind!r}"
     if getattr(model, "_is_stateful", False) or getattr(decoder, "_is_stateful", False):
         yield "it keeps a state beside keys and values"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["report_on", "table"]
 
 _WORDS = {
-    "window": "has a sliding window",
+    "window": "has a window of",
     "rope_limit": "has a rotary limit",
     "calibrates": "can be calibrated",
     "noise": "rounds logits by",

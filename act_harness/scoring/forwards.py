@@ -59,6 +59,8 @@ class Work:
     tokens: int = 0
     padded_tokens: int = 0
     scored_rows: int = 0
+    packed: int = 0
+    """Contexts that were computed in packed rows."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Forwards:
         self.forward_context = forward_context
         self.work = Work()
         self.device = input_device(model)
-        self.pads_left = capabilities_of(model).window.value
+        self.pads_left = capabilities_of(model).window.value is not None
         """On which side :meth:`prefill` pads; what extends a cache may need other pads."""
 
     def arm(self) -> AbstractContextManager[None]:
@@ -208,6 +210,7 @@ class Forwards:
             Logits of the contexts' rows and then of the answers', and what calibration did.
         """
         _check_rows(contexts, rows)
+        self.work.packed += len(contexts)
         lengths = tuple(map(len, contexts))
         sizes = [(owner, len(answer)) for owner, answer in answers]
         tokens = [*chain.from_iterable(contexts), *chain.from_iterable(a for _, a in answers)]

@@ -118,6 +118,11 @@ class Group:
         return len(self.tokens) + sum(len(answer) - 1 for answer in self.longer)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the context and its longest answer: what its last row may see."""
+        return len(self.context) + max(0, max(map(len, self.answers), default=0) - 1)
+
+    @property
     def rows(self) -> range:
         """Positions of the prefill whose logits are read."""
         last = len(self.context) - 1

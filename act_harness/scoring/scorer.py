@@ -191,7 +191,7 @@ class Scorer:
         """
         routed = []
         for group in groups:
-            if self._packable and (not group.extends or Load.of(group).fits(self._limit)):
+            if self._packs(group) and (not group.extends or Load.of(group).fits(self._limit)):
                 group.route = Route.PACKED
             elif not group.extends:
                 group.route = Route.ALONE
@@ -203,9 +203,17 @@ class Scorer:
             routed.append(group)
         return routed
 
+    def _packs(self, group: Group) -> bool:
+        """Whether a group may be packed: nothing says there what a window would hide."""
+        return self._packable and (self._window is None or group.longest <= self._window)
+
     @cached_property
     def _packable(self) -> bool:
         return self.share and packs(self.forwards).value
+
+    @cached_property
+    def _window(self) -> int | None:
+        return capabilities_of(self.forwards.model).window.value
 
     @cached_property
     def _extendable(self) -> bool:

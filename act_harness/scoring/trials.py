@@ -71,7 +71,7 @@ def extends(forwards: Forwards) -> Answer[Side | None]:
     with forwards.stock():
         known = capabilities_of(forwards.model)
         if known.extends is None:
-            known.extends = _extension(forwards.model, windowed=known.window.value)
+            known.extends = _extension(forwards.model, windowed=known.window.value is not None)
         return known.extends
 
 

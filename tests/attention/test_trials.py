@@ -53,7 +53,7 @@ def test_a_short_convolution_is_seen_in_the_structure(caplog, listed):
 
 
 def test_the_trial_alone_sees_the_convolution(monkeypatch):
-    monkeypatch.setattr(packing_trial, "mixing_part", lambda model: None)
+    monkeypatch.setattr(packing_trial, "mixing_part", lambda *args, **kwargs: None)
     assert packing_trial._obstacle(lfm2_moe()) is not None
 
 
