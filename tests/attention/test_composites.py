@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 
 import pytest
 import torch
+from installed import REPOSITORY
 from oracle import IDS, PROMPT, Oracle, logits, settings
 from transformers import AutoConfig, BertConfig, CLIPConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -209,3 +211,27 @@ def test_a_decoder_that_is_called_alone_and_a_copy(make_artifact):
     twin = copy.deepcopy(model)
     attachment.detach()
     torch.testing.assert_close(logits(twin, attention_mask=mask), whole)
+
+
+def test_sizes_that_may_differ_by_layer_are_read_in_one_place():
+    """Asked for one value, a configuration of several raises: scoring died of it, stock as well."""
+    names = {
+        "attention_chunk_size", "head_dim", "intermediate_size", "num_attention_heads",
+        "num_key_value_heads", "sliding_window",
+    }  # fmt: skip
+    package = REPOSITORY / "act_harness"
+    found = []
+    for file in package.rglob("*.py"):
+        name = str(file.relative_to(package))
+        if name == "attention/dimensions.py" or name.startswith("bench/"):  # Llamas of our own
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                of, asked = node.value, node.attr
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+                of, asked = node.args[0], getattr(node.args[1], "value", None)
+            else:
+                continue
+            if asked in names and ast.unparse(of).split(".")[-1].endswith("config"):
+                found.append(f"{name}:{node.lineno} {asked}")
+    assert found == []
