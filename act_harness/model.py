@@ -146,7 +146,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             UnsupportedModelError: there is no class that would load it.
         """
         kind = getattr(config, "model_type", None)
-        if backend == "default" and kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        encodes = kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+        if backend == "causal" or (backend == "default" and not encodes):
             if self.__dict__.get("_model") is None:  # else it was given loaded
                 self.AUTO_MODEL_CLASS = auto_class(config)
             backend = "causal"
