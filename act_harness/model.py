@@ -148,7 +148,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         kind = getattr(config, "model_type", None)
         encodes = kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
         if backend == "causal" or (backend == "default" and not encodes):
-            if self.__dict__.get("_model") is None:  # else it was given loaded
+            if self.AUTO_MODEL_CLASS is None and "_model" not in self.__dict__:  # not given loaded
                 self.AUTO_MODEL_CLASS = auto_class(config)
             backend = "causal"
         super()._get_backend(config, backend=backend, trust_remote_code=trust_remote_code)
