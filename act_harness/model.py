@@ -138,7 +138,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self,
         config: Any,  # noqa: ANN401 - as HFLM
         backend: Literal["default", "causal", "seq2seq"] = "default",
-        **kwargs: Any,  # noqa: ANN401
+        trust_remote_code: bool | None = False,
     ) -> None:
         """Choose backend and class as HFLM does, and for models of text and images another class.
 
@@ -146,11 +146,12 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             UnsupportedModelError: there is no class that would load it.
         """
         kind = getattr(config, "model_type", None)
-        if backend == "default" and kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-            if self.__dict__.get("_model") is None:  # else it was given loaded
+        encodes = kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+        if backend == "causal" or (backend == "default" and not encodes):
+            if self.AUTO_MODEL_CLASS is None and "_model" not in self.__dict__:  # not given loaded
                 self.AUTO_MODEL_CLASS = auto_class(config)
             backend = "causal"
-        super()._get_backend(config, backend=backend, **kwargs)
+        super()._get_backend(config, backend=backend, trust_remote_code=trust_remote_code)
 
     def _facts_name(self) -> str | None:
         return self.pretrained if isinstance(self.pretrained, str) else None

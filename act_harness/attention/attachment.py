@@ -97,7 +97,8 @@ class Attachment:
         self._tokens: Tensor | None = None
         self._watcher: list[list[PromptRecord]] | None = None
         self._decoder: Any = decoder_of(self.model)
-        self._caller: dict[str, Any] | None = None  # what a composite model around it was given
+        # by thread, what a model around the decoder was given
+        self._callers: dict[int, dict[str, Any]] = {}
         self._base = ""  # the stock kernel, while this is in force
         self._bindings: list[tuple[nn.Module, Binding]] = []
         self._hooks: list[Any] = []
@@ -323,7 +324,8 @@ class Attachment:
         ):
             config._attn_implementation_internal = self._base
         self._hooks, self._guards, self._base = [], [], ""
-        self._thread = self._caller = None
+        self._thread = None
+        self._callers = {}
 
     def check(self) -> None:
         """Find the layers and try them, on the stock model and then calibrated."""
@@ -370,12 +372,11 @@ class Attachment:
     # -- one forward -------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._thread is None:  # else another thread's forward is under way, see _begin
-            self._caller = forward_arguments(module, args, kwargs)
+        refuse_tracing()
+        self._callers[threading.get_ident()] = forward_arguments(module, args, kwargs)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
-        if self._thread is None:
-            self._caller = None
+        self._callers.pop(threading.get_ident(), None)
 
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -390,7 +391,8 @@ class Attachment:
             )
         self._thread = thread
         packing = active_packing()
-        given = as_the_caller_gave(forward_arguments(module, args, kwargs), self._caller)
+        given = forward_arguments(module, args, kwargs)
+        given = as_the_caller_gave(given, self._callers.get(thread))
         refuse_unsupported_forward(module, given, packed=packing is not None)
         batch, rows = read_shape(given)
         if self._prompts is not None and self._prompts.shape != (batch,):

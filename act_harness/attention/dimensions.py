@@ -37,7 +37,8 @@ def of_layers(config: PretrainedConfig, name: str) -> list[Any]:
 
 def head_count(config: PretrainedConfig) -> int | None:
     """Return the query heads of the layer that has most; None where there are no heads."""
-    return max(filter(None, of_layers(config, "num_attention_heads")), default=None)
+    most: int | None = max(filter(None, of_layers(config, "num_attention_heads")), default=None)
+    return most
 
 
 def widths(config: PretrainedConfig) -> list[int]:

@@ -72,7 +72,7 @@ _TINY: dict[str, int] = {
     "v_head_dim": 8, "vocab_size_per_layer_input": 97, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2, "sliding_window": 16, "window_size": 16, "attn_layer_period": 2,
     "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
-    "num_kv_shared_layers": _LAYERS // 2, "global_head_dim": 16,
+    "num_kv_shared_layers": _LAYERS // 2,
     "mamba_d_head": 8, "mamba_n_heads": 8, "mamba_expand": 2,
 }  # fmt: skip
 """Sizes by the names that configurations give them."""
@@ -80,8 +80,10 @@ _TINY: dict[str, int] = {
 _MADE = {"head_dim", "pad_token_id", "bos_token_id", "eos_token_id"}
 """Settings that are set also where a configuration leaves them open."""
 
-_DERIVED = {"layer_types", "layers_block_type", "mlp_layer_types", "attention_layers"}
-"""Lists with an entry for each layer, which a configuration makes from its number of layers."""
+_DERIVED = {
+    "layer_types", "layers_block_type", "mlp_layer_types", "attention_layers", "per_layer_config",
+}  # fmt: skip
+"""Settings with an entry for each layer, which a configuration makes from its number of layers."""
 
 _MOST_PARAMETERS = 20_000_000
 _TOLERANCE = 1e-4
@@ -163,8 +165,22 @@ def _tiny_settings(given: dict[str, Any]) -> dict[str, Any]:
             made[name] = [[["global", "local"], _LAYERS // 2]]
     if "num_kv_shared_layers" in made:  # Gemma's: the first layers' keys serve the last ones
         made["layer_types"] = ["sliding_attention", "full_attention"] * (_LAYERS // 2)
-        made["global_head_dim"] = _TINY["global_head_dim"]
+    if given.get("per_layer_config") and given.get("layer_types"):
+        made |= _tiny_layers(given, made)
     return made
+
+
+def _tiny_layers(given: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """Return what a configuration says of layers of some types, whose heads are wider."""
+    kinds = given["layer_types"]
+    own = {kinds[int(layer)]: one for layer, one in given["per_layer_config"].items()}
+    types = made.get("layer_types") or kinds[:_LAYERS]
+    layers = {
+        layer: {**_tiny_settings(own[kind]), "head_dim": 2 * _TINY["head_dim"]}
+        for layer, kind in enumerate(types)
+        if kind in own
+    }
+    return {"layer_types": types, "per_layer_config": layers}
 
 
 def try_family(kind: str) -> FamilyRow:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from act_harness.attention.capabilities import Answer, GraphKind, capabilities_of
+from act_harness.attention.facts import decoder_of
 from act_harness.attention.packing import Packing
 from act_harness.attention.packing_trial import packed_forward
 from act_harness.attention.placement import input_device
@@ -132,7 +133,8 @@ def layer_seconds(model: PreTrainedModel, tokens: int) -> float:
         for module in (model.get_input_embeddings(), model.get_output_embeddings())
         for weight in module.parameters()
     }
-    own = sum(weight.numel() for weight in model.parameters() if id(weight) not in words)
+    decoder = decoder_of(model)  # of a composite model, without what looks at images
+    own = sum(weight.numel() for weight in decoder.parameters() if id(weight) not in words)
     products = 2 * own / config.num_hidden_layers / 5e14
     passes = 87 * 2 * config.hidden_size / 2.5e12
     return float(tokens * (products + passes))

@@ -14,6 +14,7 @@ from tiny_search import documents, tiny
 from act_harness.artifact import Artifact
 from act_harness.attention import calibrated, model_facts
 from act_harness.attention.families import FAMILIES
+from act_harness.bench.families import build_tiny
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines import select_engine
 from act_harness.engines.operation import AttentionCall
@@ -150,13 +151,20 @@ def test_families_of_other_shapes_are_searched_like_the_loop(name):
     same_as_the_loop(make_tiny(name, dtype=torch.float32, **OUTSIDE[name]))
 
 
-def same_as_the_loop(model):
+@pytest.mark.parametrize("kind", ["gemma4_text", "gemma3"])
+def test_layers_that_share_keys_and_composite_models_are_searched_like_the_loop(kind):
+    """Gemma 4's last layers attend over keys of layers that a variant does not enter."""
+    model = build_tiny(kind)
+    same_as_the_loop(model, [(0, 1), (0, 2), (1, 0), (1, 3), (2, 1), (3, 0)])
+
+
+def same_as_the_loop(model, places=((0, 1), (0, 2), (1, 0), (1, 3))):
     docs, calibration = documents(3), Calibration(alpha=1.5)
     found, _, order = exact_scores(model, docs, calibration, [calibration.strength_of_all])
     place = [order.index(doc.key) for doc in docs]
     base = torch.tensor(loop_scores(model, docs, None), dtype=torch.float64)
     moved = 0
-    for layer, head in ((0, 1), (0, 2), (1, 0), (1, 3)):
+    for layer, head in places:
         expected = torch.tensor(
             loop_scores(model, docs, one_head(model, layer, head, calibration)), dtype=torch.float64
         )

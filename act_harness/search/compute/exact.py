@@ -237,8 +237,13 @@ class _Layer:
             key, value = (one[:1, :, known] for one in self.records[later].columns())
             return key.expand(count, -1, -1, -1), value.expand(count, -1, -1, -1)
 
+        def own_columns(earlier: int) -> tuple[Tensor, Tensor]:
+            key, value = (one[:1, :, rows] for one in self.records[earlier].columns())
+            return key.expand(count, -1, -1, -1), value.expand(count, -1, -1, -1)
+
         self.bench.resume(
             self.layer,
+            ids=layout.ids[0, rows].repeat(count),
             hidden=self.hidden[:1, rows].expand(count, -1, -1).flatten(0, 1),
             projected=projected.flatten(0, 1),
             positions=row.repeat(count),
@@ -248,6 +253,7 @@ class _Layer:
                     len(row),
                     lambda later: self.masks.causal(later, row, before).expand(count, -1, -1, -1),
                     prefix,
+                    own_columns,
                 )
             ],
             places=row[:0],
@@ -272,9 +278,10 @@ class _Layer:
         projected = projected.add_(own)
         positions = layout.position.flatten()[place]
         groups = [self._group(group) for group in pack]
-        places = rows
+        ids, places = layout.ids.flatten()[place], rows
         if self.last:  # no attention follows: only the read rows matter
             hidden, projected, positions = hidden[rows], projected[rows], positions[rows]
+            ids = ids[rows]
             places = torch.arange(len(rows), device=rows.device)
         known = read >= 0  # (V, N)
         level = layout.level[layout.read_place] & self.bench.plain_head  # (N,)
@@ -282,6 +289,7 @@ class _Layer:
         headless[read[known & level]] = True
         logits = self.bench.resume(
             self.layer,
+            ids=ids,
             hidden=hidden,
             projected=projected,
             positions=positions,
@@ -335,7 +343,12 @@ class _Layer:
             prefix = stock
         else:
             prefix = self._mixed(group, group.shared, pads, stock)
-        return Group(len(group), self.layout.length - start, mask, prefix)
+
+        def own(earlier: int) -> tuple[Tensor, Tensor]:
+            key, value = self.records[earlier].columns()
+            return key[:, :, start:][sequence], value[:, :, start:][sequence]
+
+        return Group(len(group), self.layout.length - start, mask, prefix, own)
 
     def _mixed(
         self,

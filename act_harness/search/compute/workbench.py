@@ -79,6 +79,8 @@ class Group(NamedTuple):
     """(V, 1, n, T) by layer, T columns being those before the rows and the rows."""
     prefix: Callable[[int], tuple[Tensor, Tensor] | None]
     """Keys and values of the columns before the rows by layer, (V, G, T - n, D)."""
+    own: Callable[[int], tuple[Tensor, Tensor]]
+    """Those of the rows by layer, (V, G, n, D), of layers that the run does not enter."""
 
 
 @dataclass
@@ -238,6 +240,8 @@ class Workbench(OpenedModel):
         self.plain_head = False
         """Whether logits are what a linear output head gives, and nothing is done to them."""
         self._weights: dict[int, Tensor] = {}
+        self._stores: dict[int, tuple[str, ...]] = {}
+        """Layers whose keys later layers attend over (Gemma 4), and the names of the stores."""
         self._base = ""
         self._narrows = True  # whether the last layer may go on with the read rows alone
 
@@ -261,7 +265,7 @@ class Workbench(OpenedModel):
         except RuntimeError:  # GPT-2's decoder gives its output the shape of its input
             self._narrows = False
             self._check_or_refuse(kind)
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise _cannot_follow(kind, error) from error
 
     def _wrap(self, layer: int) -> None:
@@ -283,6 +287,9 @@ class Workbench(OpenedModel):
                 output = original(hidden, *args, **kwargs)
                 in_tuple = isinstance(output, tuple)
                 return output
+            shared = kwargs.get("shared_kv_states")
+            if shared is not None and run.groups and layer <= run.start:
+                self._hand_on(layer, run.groups, shared)
             if layer < run.start:
                 return (hidden,) if in_tuple else hidden
             kwargs.update(zip(names, args, strict=False))  # GPT-2 passes its mask by place
@@ -297,9 +304,27 @@ class Workbench(OpenedModel):
                 with contextlib.suppress(_AttentionDone):
                     original(hidden, **kwargs)
                 hidden, run.projected[layer] = run.picked(hidden), run.picked(run.stopped)
-            return original(hidden, **kwargs)
+            before = set(shared or ())
+            output = original(hidden, **kwargs)
+            if shared is not None and set(shared) != before:
+                self._stores[layer] = tuple(set(shared) - before)
+            return output
 
         return forward
+
+    def _hand_on(self, layer: int, groups: Sequence[Group], shared: Any) -> None:  # noqa: ANN401
+        """Store a layer's keys and values, (1, G, R, D), which it is not run to make."""
+        if layer not in self._stores:
+            return
+        known = [group.own(layer) for group in groups]
+        pair = tuple(
+            torch.cat([one[part].transpose(1, 2).flatten(0, 1) for one in known])
+            .transpose(0, 1)
+            .unsqueeze(0)
+            for part in (0, 1)
+        )
+        for name in self._stores[layer]:
+            shared[name] = pair
 
     def _attention_forward(self, layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
         behind: tuple[nn.Parameter | None, ...] = (None,)  # what the layer takes after the output
@@ -360,7 +385,7 @@ class Workbench(OpenedModel):
             self._check(kind)
         except torch.OutOfMemoryError:
             raise
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise _cannot_follow(kind, error) from error
 
     def _check(self, kind: str) -> None:
@@ -402,9 +427,14 @@ class Workbench(OpenedModel):
                 key, value = records[layer].columns()
                 return key[:, :, :3], value[:, :, :3]
 
-            group = Group(1, 5, lambda layer: masks.of(layer)[:, :, 3:], prefix)
+            def own(layer: int) -> tuple[Tensor, Tensor]:
+                key, value = records[layer].columns()
+                return key[:, :, 3:], value[:, :, 3:]
+
+            group = Group(1, 5, lambda layer: masks.of(layer)[:, :, 3:], prefix, own)
             again = self.resume(
                 middle,
+                ids=layout.ids[0, 3:],
                 hidden=known.hidden[0, 3:],
                 projected=known.projected[0, 3:],
                 positions=layout.position[0, 3:],
@@ -459,7 +489,7 @@ class Workbench(OpenedModel):
         )
         logits = self._call(run, layout.ids, layout.position)
         for layer in list(records):
-            if layer < keep_from:
+            if layer < keep_from and layer not in self._stores:
                 del records[layer]
         return logits, records
 
@@ -467,6 +497,7 @@ class Workbench(OpenedModel):
         self,
         layer: int,
         *,
+        ids: Tensor,
         hidden: Tensor,
         projected: Tensor,
         positions: Tensor,
@@ -482,6 +513,7 @@ class Workbench(OpenedModel):
 
         Args:
             layer: where to go in.
+            ids: (R,) tokens of the rows; Gemma's layers take an embedding of them each.
             hidden: (R, hidden) input of that layer, rows of all groups one after another.
             projected: (R, hidden) output of its attention module.
             positions: (R,) positions of the rows.
@@ -502,9 +534,8 @@ class Workbench(OpenedModel):
             keep_from=len(self.layers),
             headless=headless,
         )
-        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=self.device)
         with packed(_Grouped(self)):
-            return self._call(run, ids, positions[None])
+            return self._call(run, ids[None], positions[None])
 
     def _call(self, run: _Run, ids: Tensor, positions: Tensor) -> Tensor:
         self.running = run
