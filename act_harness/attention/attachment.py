@@ -26,6 +26,7 @@ from act_harness.attention.facts import base_model, decoder_of
 from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packing import active_packing
+from act_harness.attention.placement import refuse_parts
 from act_harness.attention.probe import Probe
 from act_harness.attention.routes import lead, passing, release
 from act_harness.attention.spans import FindSpan, SpanFinder, every_other
@@ -320,6 +321,7 @@ class Attachment:
     def check(self) -> None:
         """Find the layers and try them, on the stock model and then calibrated."""
         refuse_unsupported(self.engine, self.plans.values())
+        refuse_parts(self.model)
         if self.spans is None and any(p.calibration.target == "span" for p in self.plans.values()):
             raise CalibrationError(
                 "target 'span' looks for its markers in the text of a prompt; give the tokenizer: "

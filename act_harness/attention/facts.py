@@ -30,10 +30,15 @@ _SAMPLES = 256
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """Return the model that a peft wrapper adapts; any other model is its own."""
-    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
-        return cast("PreTrainedModel", cast("Any", model).get_base_model())
-    return cast("PreTrainedModel", model)
+    """Return the model inside wrappers of peft and ``torch.compile``; any other is its own."""
+    while True:
+        compiled = getattr(model, "_modules", {}).get("_orig_mod")  # importing dynamo is slow
+        if compiled is not None:
+            model = compiled
+        elif hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+            model = cast("Any", model).get_base_model()
+        else:
+            return cast("PreTrainedModel", model)
 
 
 def decoder_of(model: PreTrainedModel) -> Any:  # noqa: ANN401 - a decoder is no class of its own
@@ -159,7 +164,7 @@ def model_facts(
         InputError: this is no loaded model.
         UnsupportedModelError: the model has no attention heads.
     """
-    if not hasattr(model, "config"):
+    if not hasattr(base_model(model), "config"):
         raise InputError(
             f"a model was given as {type(model).__name__}; expected a loaded one, as "
             "transformers' AutoModelForCausalLM.from_pretrained returns it"
