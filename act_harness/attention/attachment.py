@@ -26,7 +26,6 @@ from act_harness.attention.facts import base_model, decoder_of
 from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packing import active_packing
-from act_harness.attention.placement import refuse_parts
 from act_harness.attention.probe import Probe
 from act_harness.attention.routes import lead, passing, release
 from act_harness.attention.spans import FindSpan, SpanFinder, every_other
@@ -36,7 +35,6 @@ from act_harness.engines.segments import SegmentEngine
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import (
     CalibrationError,
-    InternalError,
     UnsupportedCallError,
     UnsupportedModelError,
 )
@@ -321,7 +319,6 @@ class Attachment:
     def check(self) -> None:
         """Find the layers and try them, on the stock model and then calibrated."""
         refuse_unsupported(self.engine, self.plans.values())
-        refuse_parts(self.model)
         if self.spans is None and any(p.calibration.target == "span" for p in self.plans.values()):
             raise CalibrationError(
                 "target 'span' looks for its markers in the text of a prompt; give the tokenizer: "
@@ -427,9 +424,10 @@ class Attachment:
             return
         if len(forward.reached) < len(self.plans):
             missing = sorted(set(self.plans) - forward.reached)
-            raise InternalError(
+            raise UnsupportedCallError(
                 f"layers {missing} ran without calibration: something switched the attention "
-                "implementation after attaching; detach and attach again"
+                "implementation after attaching, or torch.compile runs the layers from a graph; "
+                "detach, undo that, and attach again"
             )
         if self._watcher is not None and self.reports:
             self._watcher.append(self.records())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from act_harness.artifact import ModelFacts
+from act_harness.attention.placement import refuse_parts
 from act_harness.attention.tokenizer_probe import chat_probe, tokenizer_probe
 from act_harness.errors import InputError, UnsupportedModelError
 from act_harness.support.provenance import sha256_text
@@ -131,7 +132,10 @@ def _fingerprint(weights: dict[str, nn.Parameter]) -> str | None:
     for name, parameter in sorted(weights.items()):
         if parameter.device.type == "meta":
             return None
-        flat = parameter.detach().reshape(-1)
+        held = parameter.detach()
+        if type(held) is not torch.Tensor and held.is_floating_point():
+            held = held.dequantize()  # torchao's and quanto's are of a type of their own
+        flat = held.reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
         values = flat[::step][:_SAMPLES].to(torch.bfloat16).contiguous().view(torch.int16).cpu()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
@@ -162,7 +166,7 @@ def model_facts(
 
     Raises:
         InputError: this is no loaded model.
-        UnsupportedModelError: the model has no attention heads.
+        UnsupportedModelError: the model has no attention heads, or a part of them.
     """
     if not hasattr(base_model(model), "config"):
         raise InputError(
@@ -170,6 +174,7 @@ def model_facts(
             "transformers' AutoModelForCausalLM.from_pretrained returns it"
         )
     base = base_model(model)
+    refuse_parts(base)
     kind = type(base).__name__
     config = base.config.get_text_config()
     if getattr(config, "num_attention_heads", None) is None:
