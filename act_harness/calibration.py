@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from act_harness.errors import CalibrationError, suggestion
+from act_harness.errors import CalibrationError, suggestion, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = [
     "MIN_OTHER_MASS",
@@ -77,19 +77,44 @@ _STRENGTHS = {
 }
 
 
-def validation_line(error: ValidationError) -> str:
-    """Return the first problem of a pydantic error as one line, with its place."""
+def validation_line(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """Return the first problem of a pydantic error as one line, with its place.
+
+    Args:
+        error: What pydantic found.
+        model: What was validated, to name the nearest of its keys where one is unknown.
+    """
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     message = re.sub(r"^\w+ should (be|have)", "expected", message)
     if first["type"] == "extra_forbidden":
-        message = "unknown key"
+        known = _keys_at(model, first["loc"][:-1]) if model is not None else []
+        message = f"unknown key{suggestion(str(first['loc'][-1]), known)}"
     elif first["type"] == "missing":
         message = "is missing; expected it beside the others"
     elif message.startswith("expected") and first["type"] != "value_error":  # those are ours
         message = f"found {_found(first['input'])}, {message}"
+    if first["type"] == "literal_error":
+        known = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
+        message += suggestion(str(first["input"]), known)
     return f"{place}: {message}" if place else message
+
+
+def _keys_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
+    """Return the keys that a place in a model takes; of a union, those of all its members."""
+    models = [model]
+    for part in location:
+        fields = [one.model_fields[part] for one in models if part in one.model_fields]
+        if fields:  # else a place in a list, or the tag of a union's member
+            models = [found for field in fields for found in _models_in(field.annotation)]
+    return [key for one in models for key in one.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - a type, or a form of one
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
 
 
 def _found(value: object) -> str:
@@ -407,10 +432,7 @@ def preset(name: str) -> Calibration:
         CalibrationError: there is no preset of that name.
     """
     if name not in PRESETS:
-        raise CalibrationError(
-            f"preset {name!r} is unknown, expected one of {sorted(PRESETS)}"
-            f"{suggestion(name, PRESETS)}"
-        )
+        raise CalibrationError(unknown_name(f"preset {name!r}", name, PRESETS))
     return PRESETS[name]
 
 

@@ -16,18 +16,20 @@ import os
 import sys
 import warnings
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lm_eval import utils
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, model_facts, stock_model
 from act_harness.attention import prepare as prepare_attachment
 from act_harness.attention.counters import CalibrationCounters, prompt_key
 from act_harness.attention.generation import refuse_unsupported_generation
+from act_harness.attention.load import auto_class
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, unknown_name
 from act_harness.mtbench.chat import ConversationMixin
@@ -80,7 +82,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
 
         Args:
             pretrained: as for ``hf``.
-            artifact: path, name of a shipped artifact, ``hub:<repo>/<file>``, or ``none`` for the
+            artifact: path, name of a shipped artifact, ``hub:OWNER/REPO``, or ``none`` for the
                 baseline. Not given: the one shipped artifact that fits the model.
             engine: ``auto``, ``triton`` (CUDA), ``torch`` or ``reference``.
             overlength: what becomes of requests longer than the model's context: ``truncate``
@@ -131,6 +133,24 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self._marks: list[dict[str, Any] | None] = []
         self._join_processes()
         self.use_artifact(artifact)
+
+    def _get_backend(
+        self,
+        config: Any,  # noqa: ANN401 - as HFLM
+        backend: Literal["default", "causal", "seq2seq"] = "default",
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Choose backend and class as HFLM does, and for models of text and images another class.
+
+        Raises:
+            UnsupportedModelError: there is no class that would load it.
+        """
+        kind = getattr(config, "model_type", None)
+        if backend == "default" and kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+            if self.__dict__.get("_model") is None:  # else it was given loaded
+                self.AUTO_MODEL_CLASS = auto_class(config)
+            backend = "causal"
+        super()._get_backend(config, backend=backend, **kwargs)
 
     def _facts_name(self) -> str | None:
         return self.pretrained if isinstance(self.pretrained, str) else None
@@ -541,6 +561,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             "arm": "baseline" if artifact is None else artifact.name,
             "artifact": None if artifact is None else artifact.name,
             "artifact_sha256": None if artifact is None else artifact.sha256(),
+            "artifact_hub": None if artifact is None else artifact.provenance.get("hub"),
             "calibration": None if artifact is None else artifact.calibration.settings(),
             "heads": 0 if artifact is None else artifact.head_count(),
             "engine": attachment.engine.name if attachment and attachment.active else None,

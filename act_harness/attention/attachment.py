@@ -15,6 +15,7 @@ from act_harness.artifact import Artifact
 from act_harness.attention.binding import Binding
 from act_harness.attention.cache import Forward, find_cache, refuse_changed
 from act_harness.attention.calls import (
+    as_the_caller_gave,
     forward_arguments,
     read_shape,
     refuse_tracing,
@@ -95,6 +96,7 @@ class Attachment:
         self._tokens: Tensor | None = None
         self._watcher: list[list[PromptRecord]] | None = None
         self._decoder: Any = decoder_of(self.model)
+        self._caller: dict[str, Any] | None = None  # what a composite model around it was given
         self._base = ""  # the stock kernel, while this is in force
         self._bindings: list[tuple[nn.Module, Binding]] = []
         self._hooks: list[Any] = []
@@ -287,6 +289,12 @@ class Attachment:
             decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
             decoder.register_forward_hook(self._end, always_call=True),
         ]
+        around = self.model.base_model
+        if around is not decoder:
+            self._hooks += [
+                around.register_forward_pre_hook(self._enter, with_kwargs=True),
+                around.register_forward_hook(self._leave, always_call=True),
+            ]
         led = 0
         for module, binding in self._bindings:
             setattr(module, BINDING, binding)
@@ -314,7 +322,7 @@ class Attachment:
         ):
             config._attn_implementation_internal = self._base
         self._hooks, self._guards, self._base = [], [], ""
-        self._thread = None
+        self._thread = self._caller = None
 
     def check(self) -> None:
         """Find the layers and try them, on the stock model and then calibrated."""
@@ -360,7 +368,17 @@ class Attachment:
 
     # -- one forward -------------------------------------------------------------------------
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._thread is None:  # else another thread's forward is under way, see _begin
+            self._caller = forward_arguments(module, args, kwargs)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        if self._thread is None:
+            self._caller = None
+
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         refuse_tracing()
         thread = threading.get_ident()
         if self._thread not in (None, thread):
@@ -371,7 +389,7 @@ class Attachment:
             )
         self._thread = thread
         packing = active_packing()
-        given = forward_arguments(module, args, kwargs)
+        given = as_the_caller_gave(forward_arguments(module, args, kwargs), self._caller)
         refuse_unsupported_forward(module, given, packed=packing is not None)
         batch, rows = read_shape(given)
         if self._prompts is not None and self._prompts.shape != (batch,):
@@ -395,6 +413,10 @@ class Attachment:
         if self._hands_on:
             self.forward.cache = self._given
         self._listen(self.forward.cache is None and packing is None)
+        if "logits_to_keep" not in kwargs:
+            return None
+        # Gemma 4 leaves rows out of its last layers for it, whose sinks would be those of one row
+        return args, {**kwargs, "logits_to_keep": 0}
 
     def _listen(self, wanted: bool) -> None:
         """Have the attention modules tell their caches, or not: a hook costs a decode step time."""

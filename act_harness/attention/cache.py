@@ -245,7 +245,18 @@ def seen_tokens(cache: Cache | None, layer: int, rows: int) -> int:
         raise UnsupportedCallError(
             "calibration cannot follow a static sliding-window cache; use the default dynamic cache"
         )
-    return int(cache.get_seq_length(layer)) - rows
+    return int(cache.get_seq_length(_counting(cache, layer))) - rows
+
+
+def _counting(cache: Cache, layer: int) -> int:
+    """Return the layer whose cache counts a layer's tokens: the one before that shares its keys.
+
+    Gemma 3n and 4 attend over an earlier layer's keys in their last layers, whose own part of the
+    cache is empty. Earlier layers have added the rows of the call under way.
+    """
+    while 0 < layer < len(cache.layers) and not hasattr(cache.layers[layer], "get_seq_length"):
+        layer -= 1
+    return layer
 
 
 def _keys_of(cache: Cache | None, layer: int) -> Tensor | None:
@@ -318,7 +329,7 @@ def remember(
 def _select_layer(layer: Any, index: Tensor) -> None:  # noqa: ANN401 - a layer of any kind of cache
     """Keep the sequences ``index`` of a layer that is a shallow copy."""
     if not hasattr(layer, "recurrent_states"):
-        if layer.is_initialized:
+        if layer.is_initialized and layer.keys is not None:  # None: it shares another's keys
             layer.batch_select_indices(index.to(layer.keys.device))
         return
     # recurrent layers keep states in dictionaries, which a shallow copy shares, and write into them

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "as_the_caller_gave",
     "forward_arguments",
     "named_arguments",
     "read_shape",
@@ -27,6 +28,9 @@ __all__ = [
 
 _FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k")
 """Arguments that say where the sequences of a flattened batch begin (padding-free training)."""
+
+_MEDIA = ("pixel", "image", "video", "audio", "input_features", "mm_encoder")
+"""How arguments begin that are no text."""
 
 _APART = "give every prompt its own row of the batch, with an attention_mask for the pads"
 
@@ -52,6 +56,51 @@ def forward_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of a decoder's forward by name, however they were given."""
     return named_arguments(module.forward, args, kwargs) if args else kwargs
+
+
+def as_the_caller_gave(given: dict[str, Any], caller: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a decoder's arguments with those that a composite model made anew as it got them.
+
+    Gemma 3 hands its decoder embeddings and a mask for each kind of layer, Qwen-VL positions of
+    three axes; which tokens are pads, and what they are, only the caller's arguments say.
+
+    Args:
+        given: the decoder's arguments by name.
+        caller: those of the model around it; None where the decoder was called by itself.
+
+    Raises:
+        UnsupportedCallError: that model's masks let images see later tokens.
+    """
+    if caller is None:
+        return given
+    found = dict(given)
+    if isinstance(given.get("attention_mask"), dict):
+        _refuse_media(caller)
+        found["attention_mask"] = caller.get("attention_mask")
+    ids, embedded = caller.get("input_ids"), given.get("inputs_embeds")
+    if given.get("input_ids") is None and embedded is not None and ids is not None:
+        found["input_ids"] = ids if ids.shape == embedded.shape[:2] else None
+    positions = given.get("position_ids")
+    if isinstance(positions, Tensor) and positions.ndim != 2:
+        found["position_ids"] = caller.get("position_ids")
+    return found
+
+
+def _refuse_media(caller: dict[str, Any]) -> None:
+    named = [name for name, one in caller.items() if name.startswith(_MEDIA) and _holds(one)]
+    kinds = [caller.get(name) for name in ("token_type_ids", "mm_token_type_ids")]
+    if named or any(isinstance(one, Tensor) and bool(one.any()) for one in kinds):
+        raise UnsupportedCallError(
+            f"the tokens of an image ({', '.join(named) or 'token_type_ids'}) see later ones in "
+            "this model, and calibration is defined over earlier tokens; give text alone, or "
+            "detach first"
+        )
+
+
+def _holds(value: object) -> bool:
+    """Whether an argument is there; ``generate`` gives a mapping of nothing for no image."""
+    values = value.values() if isinstance(value, dict) else [value]
+    return any(one is not None for one in values)
 
 
 def read_shape(given: dict[str, Any]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 
+from act_harness.attention.dimensions import of_layers
 from act_harness.attention.interface import base_of
 from act_harness.attention.placement import input_device
 from act_harness.calibration import Calibration
@@ -148,11 +149,9 @@ def _window(config: PretrainedConfig) -> Answer[int | None]:
     for name in _WINDOWS:
         if name == "sliding_window" and getattr(config, "use_sliding_window", True) is False:
             continue
-        size = getattr(config, name, None)
-        each = (
-            size if isinstance(size, (list, tuple)) else [size]
-        )  # one for every layer, or for all
-        sizes |= {int(one): f"{name}={size}" for one in each if one is not None}
+        for size in of_layers(config, name):
+            if size is not None:
+                sizes.setdefault(int(size), f"{name}={size}")
     if not sizes:
         return Answer(None, "its configuration names none")
     least = min(sizes)

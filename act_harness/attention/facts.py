@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from act_harness.artifact import ModelFacts
+from act_harness.attention.dimensions import head_count
 from act_harness.attention.placement import refuse_parts
 from act_harness.attention.tokenizer_probe import chat_probe, tokenizer_probe
 from act_harness.errors import InputError, UnsupportedModelError
@@ -177,7 +178,8 @@ def model_facts(
     refuse_parts(base)
     kind = type(base).__name__
     config = base.config.get_text_config()
-    if getattr(config, "num_attention_heads", None) is None:
+    heads = head_count(config)
+    if heads is None:
         raise UnsupportedModelError(
             f"{kind} has no attention heads, so there is nothing to calibrate; "
             "score it with lm-eval's --model hf"
@@ -187,7 +189,7 @@ def model_facts(
         id=str(name or base.config.name_or_path or kind),
         architecture=kind,
         num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
+        num_attention_heads=heads,
         weights_sha256=weights_fingerprint(base),
         adapter=adapter_fingerprint(model),
         revision=revision,

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from act_harness.evidence.figures import new_figure, save_figure
-from act_harness.evidence.tables import markdown_table
+from act_harness.evidence.tables import markdown_cell, markdown_table
 from act_harness.support.atomic import write_json, write_text
 from act_harness.support.provenance import collect, describe_device
 
@@ -247,9 +247,9 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table in Markdown, with its title as a heading."""
-        lines = [f"## {self.title}", ""]
+        lines = [f"## {markdown_cell(self.title)}", ""]
         if self.note:
-            lines += [self.note, ""]
+            lines += [markdown_cell(self.note), ""]
         rows = [[_shown(value) for value in row] for row in self.rows]
         lines.append(markdown_table(self.columns, rows, compact=True))
         return "\n".join(lines)
@@ -286,11 +286,18 @@ class BenchmarkReport:
 
     def markdown(self) -> str:
         """Return the report in Markdown."""
-        parts = [f"# {self.title}", "", self.machine.line(), "", f"    {self.command}", ""]
-        parts += [f"- {remark}" for remark in self.remarks]
+        parts = [
+            f"# {markdown_cell(self.title)}",
+            "",
+            markdown_cell(self.machine.line()),
+            "",
+            f"    {self.command}",
+            "",
+        ]
+        parts += [f"- {markdown_cell(remark)}" for remark in self.remarks]
         parts += ["", *(table.markdown() for table in self.tables)]
         if self.figure:
-            parts.append(f"![{self.title}]({self.figure})\n")
+            parts.append(f"![{markdown_cell(self.title)}]({self.figure})\n")
         return "\n".join(parts)
 
 

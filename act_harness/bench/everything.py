@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from act_harness.bench.common import command_line, describe_machine
-from act_harness.errors import InputError, suggestion
+from act_harness.errors import InputError, unknown_name
 from act_harness.support import reading
 from act_harness.support.atomic import write_json
 
@@ -56,7 +56,7 @@ def parts_of(given: argparse.Namespace) -> list[Part]:
     wanted = given.parts.split(",") if given.parts else list(PART_NAMES)
     for name in wanted:
         if name not in PART_NAMES:
-            raise InputError(f"there is no part {name!r}{suggestion(name, PART_NAMES)}")
+            raise InputError(unknown_name(f"part {name!r}", name, PART_NAMES))
     needs = {
         "scoring": ("model", "requests"), "scoring-7b": ("model", "requests"),
         "search": ("model", "documents"), "equality": ("model", "requests"),

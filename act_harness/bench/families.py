@@ -17,13 +17,17 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from act_harness.artifact import Artifact
 from act_harness.attention import Attachment, calibrated, model_facts
 from act_harness.attention.facts import decoder_of
+from act_harness.attention.load import auto_class
 from act_harness.attention.probe import Probe
 from act_harness.attention.routes import passing
 from act_harness.calibration import Calibration
@@ -55,7 +59,7 @@ _TINY: dict[str, int] = {
          "decoder_attention_heads", "encoder_attention_heads"), 4,
     ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_groups", "mamba_n_groups"), 2),
-    "head_dim": 8, "global_head_dim": 8, "rotary_dim": 4,
+    "head_dim": 8, "rotary_dim": 4,
     **dict.fromkeys(
         ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 128
     ),
@@ -68,7 +72,8 @@ _TINY: dict[str, int] = {
     "v_head_dim": 8, "vocab_size_per_layer_input": 97, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2, "sliding_window": 16, "window_size": 16, "attn_layer_period": 2,
     "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
-    "num_kv_shared_layers": 0, "mamba_d_head": 8, "mamba_n_heads": 8, "mamba_expand": 2,
+    "num_kv_shared_layers": _LAYERS // 2, "global_head_dim": 16,
+    "mamba_d_head": 8, "mamba_n_heads": 8, "mamba_expand": 2,
 }  # fmt: skip
 """Sizes by the names that configurations give them."""
 
@@ -106,8 +111,9 @@ class _StockError(Exception):
 
 
 def architectures() -> list[str]:
-    """Return the model types of transformers' causal language models, sorted."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """Return the model types that transformers loads for text, alone or with images, sorted."""
+    both = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return sorted(both)
 
 
 def build_tiny(kind: str) -> PreTrainedModel:
@@ -118,8 +124,11 @@ def build_tiny(kind: str) -> PreTrainedModel:
     """
     config_class = CONFIG_MAPPING[kind]
     config = config_class(**_tiny_settings(config_class().to_dict()))
+    text = config.get_text_config()
+    if "mrope_section" in getattr(text, "ignore_keys_at_rope_validation", ()):
+        text.rope_parameters["mrope_section"] = [2, 1, 1]  # Qwen-VL's axes, of a head's halves
     with torch.device("meta"):
-        hollow = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        hollow = auto_class(config).from_config(config, dtype=torch.float32)
     size = sum(one.numel() for one in hollow.parameters())
     if size > _MOST_PARAMETERS:
         raise InputError(
@@ -127,7 +136,7 @@ def build_tiny(kind: str) -> PreTrainedModel:
             "its configuration names its sizes in ways that are not known here"
         )
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and any(part in name for part in ("q_", "k_", "qkv", "query")):
@@ -146,11 +155,15 @@ def _tiny_settings(given: dict[str, Any]) -> dict[str, Any]:
         elif name == "num_key_value_heads" and value == given.get("num_attention_heads"):
             made[name] = _TINY["num_attention_heads"]  # latent attention needs all of them
         elif name in _TINY and (value is not None or name in _MADE):
-            made[name] = _TINY[name]
+            size = _TINY[name]
+            made[name] = [size, 2 * size] * (_LAYERS // 2) if isinstance(value, list) else size
         elif name == "is_decoder":
             made[name] = True
         elif name == "attention_types":  # GPT-Neo's
             made[name] = [[["global", "local"], _LAYERS // 2]]
+    if "num_kv_shared_layers" in made:  # Gemma's: the first layers' keys serve the last ones
+        made["layer_types"] = ["sliding_attention", "full_attention"] * (_LAYERS // 2)
+        made["global_head_dim"] = _TINY["global_head_dim"]
     return made
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from act_harness.artifact import load_artifact
 from act_harness.bench.stock import LM_EVAL
 from act_harness.errors import InputError
-from act_harness.evidence.tables import markdown_table
+from act_harness.evidence.tables import Markup, markdown_table
 from act_harness.support import reading
 from act_harness.support.atomic import write_text
 
@@ -61,7 +61,7 @@ def speed_table(root: Path) -> str:
     rows: list[list[str]] = []
     for make in (_scoring, _whole_models, _attention, _search, _equality, _rounding):
         rows += [
-            [line.what, line.where, line.figures, line.source]
+            [Markup(line.what), line.where, line.figures, Markup(line.source)]
             for line in sorted(make(root), key=lambda line: line.weakest)
         ]
     return markdown_table(["what", "where", "figures", "file, commit"], rows, compact=True).rstrip()
@@ -236,7 +236,7 @@ def _accuracy_rows(
 ) -> Iterator[tuple[float, list[str]]]:
     documents = sum(report["documents"].values())
     tasks = len(report["documents"])
-    end = [f"{documents} of {tasks} tasks", _source(path, report, root)]
+    end = [f"{documents} of {tasks} tasks", Markup(_source(path, report, root))]
     draws = [arm for arm in report["arms"] if arm["name"].startswith("random")]
     equal = {f"{arm['heads']} best of" for arm in draws}
     for arm in report["arms"]:

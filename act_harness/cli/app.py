@@ -30,9 +30,12 @@ from act_harness.cli.judge import judge
 from act_harness.cli.methods import methods
 from act_harness.cli.options import Device, IncludePath, Tasks
 from act_harness.cli.parsing import SPELLING, Command, names
+from act_harness.cli.publish import publish
 from act_harness.cli.regress import regress
+from act_harness.cli.report import report
 from act_harness.cli.search import search
 from act_harness.cli.sinks import sinks
+from act_harness.cli.tasks import tasks
 from act_harness.errors import ActHarnessError, InputError, InternalError, one_line
 from act_harness.support.interruption import unwind_on_signals
 from act_harness.support.places import remove_unused
@@ -47,8 +50,8 @@ the program, with its traceback (ACT_HARNESS_TRACEBACK=1 prints it for the other
 
 
 _ORDER = (
-    "eval", "search", "methods", "compare", "explore", "sinks", "regress", "judge", "dashboard",
-    "fetch", "artifact", "bench", "run", "doctor", "tasks-path",
+    "eval", "search", "methods", "compare", "explore", "sinks", "report", "regress", "judge",
+    "dashboard", "publish", "tasks", "fetch", "artifact", "bench", "run", "doctor", "tasks-path",
 )  # fmt: skip
 """Commands as README introduces them; typer's order is that of the definitions, groups last."""
 
@@ -259,9 +262,12 @@ app.command(cls=Command)(methods)
 app.command()(compare)
 app.command(cls=Command)(explore)
 app.command(cls=Command)(sinks)
+app.command()(report)
 app.command(cls=Command)(judge)
 app.command(cls=Command)(dashboard)
 app.command(cls=Command)(regress)
+app.command()(publish)
+app.command(cls=Command)(tasks)
 
 
 @app.command()

@@ -56,7 +56,7 @@ def evaluate(
     artifact: Annotated[
         str,
         typer.Option(
-            help="Path, shipped name, hub:OWNER/REPO/FILE@REVISION, or 'none' for the baseline "
+            help="Path, shipped name, hub:OWNER/REPO[@REVISION][/FILE], or 'none' for the baseline "
             "alone. [default: the one shipped artifact that fits]"
         ),
     ] = "",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from act_harness.cli.listing import ListPresets
 from act_harness.cli.options import DataDir, Device, IncludePath, ModelArgs, Pretrained
 from act_harness.cli.parsing import head_places
 
@@ -37,9 +38,17 @@ def explore(
     heads: Annotated[
         str, typer.Option(help="Heads whose maps come first: LAYER.HEAD,LAYER.HEAD,...")
     ] = "",
+    exact: Annotated[
+        int | None,
+        typer.Option(
+            help="Heads whose effect is exact, the strongest first; the others' is first order. "
+            "[default: those whose maps are on the page]"
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("explore.html"),
     include_path: IncludePath = None,
     data_dir: DataDir = None,
+    listed: ListPresets = False,
 ) -> None:
     """Show what a model attends to in one document.
 
@@ -67,6 +76,7 @@ def explore(
         artifact=artifact,
         calibration=calibration,
         heads=head_places(heads, "--heads"),
+        exact=exact,
         output=output,
         include_path=tuple(include_path or ()),
         data_dir=data_dir,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from act_harness.cli.listing import ListMethods
 from act_harness.cli.options import (
     DataDir,
     Device,
@@ -68,6 +69,7 @@ def methods(
             help="Whether to compare at equal strength too: about ten scorings of verify a method.",
         ),
     ] = True,
+    listed: ListMethods = False,
     tracking: TrackingSettings | None = None,
 ) -> None:
     """Compare methods and controls with the untouched model.
@@ -78,6 +80,7 @@ def methods(
 
     \b
     Example:
+      act-harness methods --list
       act-harness methods demo --pretrained .demo/model --output methods \\
           --methods signed,random-columns,random-heads-*
     """

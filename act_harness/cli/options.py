@@ -61,7 +61,7 @@ RecipeSamples = Annotated[
 ]
 RecipeSeed = Annotated[int | None, typer.Option(help="Seed. [default: the recipe's]")]
 Reference = Annotated[
-    str, typer.Argument(help="Path, shipped name, or hub:OWNER/REPO/FILE@REVISION.")
+    str, typer.Argument(help="Path, shipped name, or hub:OWNER/REPO[@REVISION][/FILE].")
 ]
 
 _WANDB = "Weights & Biases"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from act_harness.cli.listing import ListSuites, suite_list
 from act_harness.cli.options import DataDir, IncludePath, Pretrained, with_tracking
 from act_harness.cli.parsing import names
 from act_harness.errors import InputError
@@ -18,7 +19,9 @@ __all__ = ["regress"]
 
 @with_tracking
 def regress(
-    suite: Annotated[str, typer.Option(help="Name of a suite, or path of its folder or YAML.")],
+    suite: Annotated[
+        str, typer.Option(help="Name of a suite, or path of its folder or YAML. [required]")
+    ] = "",
     pretrained: Pretrained = None,
     tasks: Annotated[
         str, typer.Option(help="Only these tasks of the suite, separated by commas.")
@@ -45,6 +48,7 @@ def regress(
         bool, typer.Option("--update", help="Make a new baseline instead; needs a clean clone.")
     ] = False,
     reason: Annotated[str, typer.Option(help="Why there is a new baseline.")] = "",
+    listed: ListSuites = False,
     tracking: TrackingSettings | None = None,
 ) -> None:
     """Hold a suite against its stored baseline.
@@ -62,9 +66,15 @@ def regress(
 
     \b
     Example:
+      act-harness regress --list
       act-harness regress --suite smollm2-goldens --pretrained .demo/model
       act-harness regress --suite smollm2-goldens --update --reason "torch 2.14"
     """
+    if listed:
+        print(suite_list(baselines))
+        return
+    if not suite:
+        raise InputError("no suite was named; give --suite NAME, --list shows those there are")
     from act_harness.regress import RegressSettings, run_regress, update_baseline
 
     settings = RegressSettings(

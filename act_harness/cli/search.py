@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 import typer.core
 
+from act_harness.cli.listing import ListRecipes
 from act_harness.cli.options import (
     DataDir,
     Device,
@@ -96,6 +97,7 @@ def search(
     restarts: Annotated[
         int | None, typer.Option(help="Method gradient: runs, all but the first from random ones.")
     ] = None,
+    listed: ListRecipes = False,
     tracking: TrackingSettings | None = None,
 ) -> None:
     """Find heads whose calibration helps; writes an artifact.
@@ -104,6 +106,7 @@ def search(
 
     \b
     Example:
+      act-harness search --list
       act-harness search demo --pretrained .demo/model --output .demo/artifact.json
       act-harness search --pretrained .demo/model --tasks act_demo_sentiment --samples 32 \\
           --output .demo/artifact.json

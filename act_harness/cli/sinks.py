@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from act_harness.cli.listing import ListPresets
 from act_harness.cli.options import DataDir, Device, IncludePath, ModelArgs, Pretrained, Tasks
 from act_harness.cli.parsing import names
 
@@ -32,6 +33,7 @@ def sinks(
     ] = False,
     include_path: IncludePath = None,
     data_dir: DataDir = None,
+    listed: ListPresets = False,
 ) -> None:
     """Count attention sinks over the documents of tasks.
 

@@ -301,12 +301,15 @@ def calibrated_hits(
     """Return 1.0 where the best calibrated score is the right choice's, (documents,).
 
     Of equal scores the first wins. None where the calibration does not apply: choices differ by
-    document, or what it needs was not measured.
+    document, what it needs was not measured, or a prior over documents is asked of one: nothing
+    would be left of its scores.
 
     Raises:
         ResultError: What was measured does not fit the documents.
     """
     if not (choices.same_choices or calibrator.any_choices):
+        return None
+    if calibrator.name == "batch" and len(choices.labels) < 2:
         return None
     if calibrator.needs is not None and getattr(inputs, calibrator.needs) is None:
         return None

@@ -15,12 +15,15 @@ import io
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
+from act_harness.errors import ResultError, one_line
 from act_harness.evidence.calibrators import CALIBRATORS
 from act_harness.evidence.stats import PairedDifference, Verdict
-from act_harness.evidence.tables import markdown_cell, markdown_table
+from act_harness.evidence.tables import Markup, markdown_cell, markdown_table
 from act_harness.support.atomic import plain
 
 if TYPE_CHECKING:
@@ -143,16 +146,46 @@ class Comparison:
         said = {"exit_code": self.exit_code, "not_tested": list(self.not_tested)}
         return {"schema": SCHEMA, **said, **plain(self)}
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], source: str) -> Comparison:
+        """Return what :meth:`to_json` wrote, numbers that were not finite as such again.
+
+        Raises:
+            ResultError: It is no comparison.
+        """
+        own = {one.name: content.get(one.name, ()) for one in fields(cls)}
+        try:
+            own["rows"] = [_finite_or_not(row) for row in own["rows"]]
+            return TypeAdapter(cls).validate_python(own)
+        except (AttributeError, TypeError, ValidationError) as error:
+            raise ResultError(
+                f"{source} is no comparison ({one_line(error, limit=200)}); repeat act-harness "
+                "compare"
+            ) from None
+
+    def table(self, *, headline_only: bool = False) -> tuple[list[str], list[list[str]]]:
+        """Return the table's header and cells; columns 2 to 9 are numbers."""
+        return _header(self.settings), [_cells(row) for row in self._shown(headline_only)]
+
+    def legend(self) -> str:
+        """Return what the columns are."""
+        return _legend(self)
+
+    def all_notes(self) -> list[str]:
+        """Return the notes on the runs and those of single rows."""
+        own = [f"{row.name} {_metric(row)}: {row.note}" for row in self.rows if row.note]
+        return [*self.notes, *own]
+
     def to_markdown(self, *, headline_only: bool = False) -> str:
         """Return a table in GitHub's Markdown, with the legend and the notes below it."""
-        rows = [_cells(row) for row in self._shown(headline_only)]
+        header, rows = self.table(headline_only=headline_only)
         for row, cells in zip(self._shown(headline_only), rows, strict=True):
             if row.verdict != "inconclusive" and row.headline:
-                cells[-1] = f"**{cells[-1]}**"
-        table = markdown_table(_header(self.settings), rows, right=_NUMBERS, compact=True)
+                cells[-1] = Markup(f"**{cells[-1]}**")
+        table = markdown_table(header, rows, right=_NUMBERS, compact=True)
         lines = [f"A: {markdown_cell(self.a)}  ", f"B: {markdown_cell(self.b)}", ""]
         lines += [table, self.summary(), "", _legend(self)]
-        lines += ["", *(f"- {markdown_cell(note)}" for note in self._all_notes())]
+        lines += ["", *(f"- {markdown_cell(note)}" for note in self.all_notes())]
         return "\n".join(lines).rstrip() + "\n"
 
     def to_terminal(self, *, width: int | None = None, colour: bool = False) -> str:
@@ -186,7 +219,7 @@ class Comparison:
                 console.print(Text(text, style=style), soft_wrap=True)
         console.print("\n" + _wrapped(self.summary().split(" "), columns), soft_wrap=True)
         console.print(_wrapped(_SHORT_LEGEND.split(" "), columns), soft_wrap=True)
-        for note in self._all_notes():
+        for note in self.all_notes():
             console.print(_wrapped(f"note: {note}".split(" "), columns), soft_wrap=True)
         stream = console.file
         return stream.getvalue() if isinstance(stream, io.StringIO) else ""
@@ -243,9 +276,19 @@ class Comparison:
     def _shown(self, headline_only: bool) -> Sequence[Row]:
         return [row for row in self.rows if row.headline or not headline_only]
 
-    def _all_notes(self) -> list[str]:
-        own = [f"{row.name} {_metric(row)}: {row.note}" for row in self.rows if row.note]
-        return [*self.notes, *own]
+
+_INFINITE = ("stderr", "minimum_detectable")
+
+
+def _finite_or_not(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of JSON in which null stands for a number that was not finite, as numbers."""
+    if row.get("result") is None:
+        return dict(row)
+    found = {key: math.inf if key in _INFINITE and one is None else one
+             for key, one in row["result"].items()}  # fmt: skip
+    ends = found["interval"].values()
+    found["interval"] = [math.nan if end is None else end for end in ends]
+    return {**row, "result": found}
 
 
 _VERDICTS: tuple[Verdict, ...] = ("improved", "regressed", "inconclusive")

@@ -7,17 +7,42 @@ from __future__ import annotations
 
 import io
 import os
+import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from act_harness.errors import InputError, install_command
+from act_harness.evidence.tables import visible
 from act_harness.support.atomic import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["new_figure", "require_matplotlib", "save_figure"]
+__all__ = ["figure_text", "new_figure", "require_matplotlib", "save_figure"]
+
+_LONGEST = 60
+
+
+def figure_text(text: str, *, longest: int = _LONGEST) -> str:
+    """Return a name from outside as a figure can draw it.
+
+    What the font may lack is written out by its number, a dollar is no formula, and of a long text
+    both ends are kept, in which names of one kind differ.
+    """
+    drawn = "".join(
+        one
+        if one.isascii() or unicodedata.name(one, "").startswith(_DRAWN)
+        else f"\\u{ord(one):04x}"
+        for one in visible(text).replace("\u27e8", "<").replace("\u27e9", ">")
+    )
+    if len(drawn) > longest:
+        drawn = f"{drawn[: longest * 2 // 3]}...{drawn[-(longest // 3 - 3) :]}"
+    return drawn.replace("$", r"\$")
+
+
+_DRAWN = ("LATIN ", "GREEK ", "CYRILLIC ")
+"""Letters of matplotlib's own font, which also has what is below U+0100."""
 
 
 def require_matplotlib() -> None:
@@ -59,6 +84,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         InfrastructureError: The file cannot be written.
     """
     from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names of tasks and head sets may hold $ signs
 
     buffer = io.BytesIO()
     # No version, date or drawn name inside: equal input gives an equal file.

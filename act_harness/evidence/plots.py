@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from act_harness.errors import ResultError
 from act_harness.evidence.comparison import Comparison, Row
-from act_harness.evidence.figures import new_figure, save_figure
+from act_harness.evidence.figures import figure_text, new_figure, save_figure
 from act_harness.support.atomic import write_json, write_text
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Curve",
+    "Span",
     "comparison_files",
     "forest_plot",
     "head_map",
     "rank_plot",
+    "span_plot",
 ]
 
 # Blue, vermilion and grey of Okabe and Ito: told apart by colour-blind readers and in print.
@@ -45,6 +47,19 @@ class Curve(NamedTuple):
     low: Sequence[float]
     """Lower ends of the confidence intervals."""
     high: Sequence[float]
+
+
+class Span(NamedTuple):
+    """A difference and its interval, a line of a forest plot."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    verdict: str
+    """``improved``, ``regressed`` or ``inconclusive``."""
+    group: bool = False
+    documents: int | None = None
 
 
 def comparison_files(comparison: Comparison, folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -90,20 +105,47 @@ def forest_plot(
         InfrastructureError: The file cannot be written.
         InputError: matplotlib is not installed.
     """
-    panels: dict[str, list[Row]] = {}
+    panels: dict[str, list[Span]] = {}
+    headings: dict[str, str] = {}
     for row in rows:
-        if row.result is not None and math.isfinite(row.result.stderr):
-            panels.setdefault(row.metric, []).append(row)
+        found = row.result
+        if found is None or not math.isfinite(found.stderr):
+            continue
+        worse = " (lower is better)" if row.higher_is_better is False else ""
+        headings.setdefault(
+            row.metric, f"{row.metric}{worse}: {names[1]} - {names[0]}, with interval"
+        )
+        group = row.kind == "group"
+        panels.setdefault(headings[row.metric], []).append(
+            Span(row.name, found.difference, *found.interval, row.verdict, group, found.documents)
+        )
+    return span_plot(panels, path, title=title)
+
+
+def span_plot(
+    panels: Mapping[str, Sequence[Span]], path: str | os.PathLike[str], *, title: str = ""
+) -> Path:
+    """Draw differences with their intervals, a line each, from above in the order given.
+
+    Args:
+        panels: What the axis is, to the lines.
+        path: The file, PNG or SVG by its suffix.
+        title: Heading.
+
+    Raises:
+        ResultError: There is nothing to draw.
+        InfrastructureError: The file cannot be written.
+        InputError: matplotlib is not installed.
+    """
     if not panels:
         raise ResultError("nothing to draw: no task was tested on two documents or more")
     sizes = [len(members) for members in panels.values()]
     figure, all_axes = _figure(
         len(panels), width=9.0, height=1.0 + 0.75 * len(panels) + 0.3 * sum(sizes), ratios=sizes
     )
-    for axes, (metric, members) in zip(all_axes, panels.items(), strict=True):
+    for axes, (heading, members) in zip(all_axes, panels.items(), strict=True):
         _forest(axes, members)
-        worse = " (lower is better)" if members[0].higher_is_better is False else ""
-        axes.set_xlabel(f"{metric}{worse}: {names[1]} - {names[0]}, with interval")
+        axes.set_xlabel(figure_text(heading, longest=90))
     _heading(figure, title)
     _legend(figure)
     return save_figure(figure, path)
@@ -254,31 +296,28 @@ def _map(
     return image
 
 
-def _forest(axes: Axes, rows: Sequence[Row]) -> None:
+def _forest(axes: Axes, rows: Sequence[Span]) -> None:
     low, high = [], []
     for place, row in enumerate(reversed(rows)):
-        found = row.result
-        if found is None:
-            continue
         colour = _COLOURS[row.verdict]
-        axes.plot(found.interval, (place, place), color=colour, linewidth=2, zorder=2)
-        group = row.kind == "group"
+        axes.plot((row.low, row.high), (place, place), color=colour, linewidth=2, zorder=2)
         axes.plot(
-            found.difference, place, marker="D" if group else "o", color=colour,
-            markersize=7 if group else 5.5, zorder=3,
+            row.value, place, marker="D" if row.group else "o", color=colour,
+            markersize=7 if row.group else 5.5, zorder=3,
         )  # fmt: skip
-        text = f"{found.difference:+.4f}  [{found.interval.low:+.4f}, {found.interval.high:+.4f}]"
+        count = "" if row.documents is None else f"  n={row.documents}"
         axes.annotate(
-            f"{text}  n={found.documents}", (1.02, place), xycoords=("axes fraction", "data"),
+            f"{row.value:+.4f}  [{row.low:+.4f}, {row.high:+.4f}]{count}",
+            (1.02, place), xycoords=("axes fraction", "data"),
             va="center", fontsize=8, color=colour if row.verdict != "inconclusive" else "black",
             annotation_clip=False,
         )  # fmt: skip
-        low.append(min(found.interval.low, 0.0))
-        high.append(max(found.interval.high, 0.0))
+        low.append(min(row.low, 0.0))
+        high.append(max(row.high, 0.0))
     axes.axvline(0.0, color="black", linewidth=0.8, zorder=1)
     axes.set_yticks(
         range(len(rows)),
-        [f"{row.name} (group)" if row.kind == "group" else row.name for row in reversed(rows)],
+        [figure_text(row.name, longest=40) + " (group)" * row.group for row in reversed(rows)],
         fontsize=8.5,
     )
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -381,7 +420,7 @@ def _extend(values: npt.NDArray[np.float64], limit: float) -> str:
 
 
 def _heading(figure: Figure, title: str, note: str = "") -> None:
-    text = "\n".join(part for part in (title, note) if part)
+    text = "\n".join(part for part in (figure_text(title, longest=100), note) if part)
     if text:
         figure.suptitle(text, fontsize=10.5)
 

@@ -1,16 +1,60 @@
-"""Tables in Markdown."""
+"""Text in reports: tables in Markdown, in which every value is shown as the text that it is.
+
+Names of tasks, models and files come from outside. What our own code means as Markdown (a bold
+verdict, a link) says so by its type, :class:`Markup`; all else is text.
+"""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Container, Iterable, Sequence
 
 from act_harness.errors import ResultError
 
-__all__ = ["markdown_cell", "markdown_table"]
+__all__ = ["Markup", "markdown_cell", "markdown_table", "visible"]
 
-_TAG = re.compile(r"<(?=[A-Za-z/!?])")
-"""What Markdown passes on as HTML; "< 0.05" is none."""
+_MARKS = re.compile(
+    r"""
+    \\(?=[!-/:-@\[-`{-~]|$)          # escapes what follows; a Windows path is left as it is
+    | <(?=[A-Za-z/!?])                # HTML and addresses; "< 0.05" is none
+    | &(?=\#?\w+;)                    # a character by its name
+    | (?<=\])[(\[]                    # what makes a link or a picture of brackets
+    | [`|$]                           # code, the end of a cell, formulas
+    | \*(?=\S) | (?<=\S)\*            # emphasis; "acc *" is none
+    | (?<!\w)_(?=\S) | (?<=\S)_(?!\w) # the same; act_sst2 is none
+    | ~(?=~) | (?<=~)~                # struck out
+    """,
+    re.VERBOSE,
+)
+"""What Markdown takes for more than text, within a line."""
+_NOT_SEEN = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"
+_SELECTORS = range(0xFE00, 0xFE10)
+
+
+class Markup(str):
+    """Markdown that our own code wrote; in a table it is not escaped."""
+
+    __slots__ = ()
+
+
+def visible(text: str) -> str:
+    """Return a text in one line, its invisible characters written out by their number.
+
+    Those are controls, marks of direction, spaces other than the common one and halves of pairs;
+    ends of lines become spaces.
+    """
+    return "".join(
+        one if _is_seen(one) else f"\u27e8U+{ord(one):04X}\u27e9"
+        for one in re.sub(r"\r\n?|\n", " ", text)
+    )
+
+
+def _is_seen(one: str) -> bool:
+    if one == " " or "!" <= one <= "~":
+        return True
+    hidden = unicodedata.category(one)[0] in "CZ" or one in _NOT_SEEN or ord(one) in _SELECTORS
+    return not hidden
 
 
 def markdown_table(
@@ -24,7 +68,8 @@ def markdown_table(
 
     Args:
         header: Names of the columns.
-        rows: Cells; floats are written with four digits, all else as text.
+        rows: Cells; floats are written with four digits, :class:`Markup` as it is, all else as
+            text (:func:`markdown_cell`).
         right: Columns that are aligned to the right; by default those of numbers.
         compact: Write the line below the header without spaces.
 
@@ -46,6 +91,17 @@ def markdown_table(
 
 
 def markdown_cell(value: object) -> str:
-    """Return a value as text that neither ends a cell nor its line, nor begins an HTML element."""
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return _TAG.sub(r"\\<", text.replace("|", "\\|").replace("\n", " "))
+    """Return a value as text of one line that no reader of Markdown takes for more than text.
+
+    For cells of tables, and for every place in a line of a report; :class:`Markup` is left as it
+    is, but for what would end the cell.
+    """
+    if isinstance(value, Markup):
+        return re.sub(r"[|]", r"\\|", value.replace("\n", " "))
+    text = f"{value:.4f}" if isinstance(value, float) else visible(str(value))
+    return _MARKS.sub(_escaped, text)
+
+
+def _escaped(mark: re.Match[str]) -> str:
+    # An entity cannot be escaped by a backslash everywhere.
+    return "&amp;" if mark[0] == "&" else f"\\{mark[0]}"

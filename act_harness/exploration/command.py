@@ -78,6 +78,8 @@ class ExploreSettings(ModelSettings):
     calibration: str = "paper"
     heads: Sequence[tuple[int, int]] = ()
     """Heads whose maps come first."""
+    exact: int | None = None
+    """Heads whose effect is computed exactly; None: as many as have their maps on the page."""
     output: Path = Path("explore.html")
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class ExploreSettings(ModelSettings):
                 "expected a document to look at: give --text, or --task and --doc, not both"
             )
         check_count(self.doc, "--doc")
+        check_count(self.exact, "--exact")
         preset(self.calibration)
         check_count(self.num_fewshot, "--num-fewshot")
         if isinstance(self.output, str):
@@ -133,6 +136,7 @@ def explore_from_settings(settings: ExploreSettings) -> Exploration:
         artifact=artifact,
         calibration=settings.calibration,
         heads=settings.heads,
+        exact=settings.exact,
         progress=True,
     )
     found.save(settings.output)

@@ -27,7 +27,7 @@ from act_harness.search.compute.workbench import Workbench
 from act_harness.search.documents import Document
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import numpy.typing as npt
     from transformers import PreTrainedModel
@@ -110,6 +110,7 @@ def head_scores(
     calibration: Calibration,
     strengths: Mapping[tuple[int, int], HeadStrength],
     before: Array,
+    heads: Collection[tuple[int, int]] | None = None,
     tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
     progress: bool = False,
 ) -> Array:
@@ -125,26 +126,30 @@ def head_scores(
         strengths: mass map of every head, by (layer, head).
         before: what :func:`answer_scores` says of the stock model; changes are added to it, so that
             a head that changes nothing has these very numbers, however forwards round.
+        heads: (layer, head) pairs to compute, the others have NaN; None: all.
         tokenizer: of the document; target ``span`` needs it, and a forward a head.
         progress: whether to show a bar.
 
     Raises:
         UnsupportedModelError: the model cannot be calibrated.
     """
-    layers, heads = (max(place[axis] for place in strengths) + 1 for axis in (0, 1))
-    scores = np.tile(before, (layers, heads, 1))
-    with tqdm(total=len(strengths), desc="heads", unit="head", disable=not progress) as bar:
+    shape = tuple(max(place[axis] for place in strengths) + 1 for axis in (0, 1))
+    some = {place: own for place, own in strengths.items() if heads is None or place in heads}
+    scores = np.full((*shape, len(before)), np.nan)
+    for place in some:
+        scores[place] = before
+    with tqdm(total=len(some), desc="heads", unit="head", disable=not progress) as bar:
         exact = calibration.target != "span"  # whose places the exact pass does not know
         try:
             if exact:
                 bench = Workbench(model)
                 with bench:
                     bench.plain_head = False  # whole distributions, not differences of logits
-                    _by_exact_pass(bench, document, calibration, strengths, scores, bar)
+                    _by_exact_pass(bench, document, calibration, some, scores, bar)
         except UnsupportedModelError:
             exact = False
         if not exact:
-            _by_forwards(model, tokenizer, document, calibration, strengths, scores, bar)
+            _by_forwards(model, tokenizer, document, calibration, some, scores, bar)
     return scores
 
 
@@ -175,7 +180,8 @@ def _by_exact_pass(
     for layer in range(len(scores)):
         alike: dict[HeadStrength, list[int]] = defaultdict(list)
         for head in range(scores.shape[1]):
-            alike[strengths[layer, head]].append(head)
+            if (layer, head) in strengths:
+                alike[strengths[layer, head]].append(head)
         for strength, some in alike.items():
             passing.strengths = (strength,)  # mass maps of heads of their own, each head once
             change, _ = passing.layer(layer, some)

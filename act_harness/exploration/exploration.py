@@ -67,7 +67,9 @@ class Exploration:
     after: npt.NDArray[np.float64] | None
     """(C,) of the model with the whole artifact."""
     scores: npt.NDArray[np.float64]
-    """(L, H, C) with each head calibrated alone."""
+    """(L, H, C) with each head calibrated alone; NaN where that was not computed."""
+    first_order: npt.NDArray[np.float64]
+    """(L, H) change of the margin, in nats, to first order: from one backward pass."""
     means: npt.NDArray[np.float32]
     """(L, H, N) mean attention of each column over the rows that see it."""
     sinks: npt.NDArray[np.bool_]
@@ -88,9 +90,18 @@ class Exploration:
     """(L, H) strength on the initial token, of an artifact of target ``both``."""
 
     @property
+    def exact(self) -> npt.NDArray[np.bool_]:
+        """(L, H) whether the effect was computed exactly."""
+        return np.isfinite(self.scores).all(axis=2)
+
+    @property
     def effects(self) -> npt.NDArray[np.float64]:
-        """(L, H) change of the margin, in nats, when this head alone is calibrated."""
-        return margin(self.scores, self.right) - margin(self.before, self.right)
+        """(L, H) change of the margin, in nats, when this head alone is calibrated.
+
+        Exact where it was computed, else to first order.
+        """
+        found = margin(self.scores, self.right) - margin(self.before, self.right)
+        return np.where(self.exact, found, self.first_order)
 
     def summary(self) -> str:
         """Return two lines for the terminal: the answer, and the head that changes it most."""
@@ -100,9 +111,10 @@ class Exploration:
         whole = "" if self.after is None else (
             f", {float(margin(self.after, self.right)):+.4f} with head set {self.artifact}"
         )  # fmt: skip
+        about = "" if self.exact[layer, head] else "about "
         return (
             f"{self.title}: margin of {self.labels[self.right]!r} {start:+.4f} nats{whole}\n"
-            f"head {layer}.{head} alone changes it by {effects[layer, head]:+.4f}; "
+            f"head {layer}.{head} alone changes it by {about}{effects[layer, head]:+.4f}; "
             f"{int(self.sinks.any(axis=2).sum())} of {effects.size} heads have sinks"
         )
 
@@ -140,6 +152,7 @@ def _document(found: Exploration) -> dict[str, Any]:
         "after": None if found.after is None else found.after.tolist(),
         "scores": packed(found.scores, np.float32),
         "effects": packed(found.effects, np.float32),
+        "firstOrder": packed(found.first_order, np.float32),
         **packed_strengths(found.strengths, found.initial_strengths),
         "means": packed(np.sqrt(found.means) * 65535 + 0.5, np.uint16),
         "sinks": packed(np.packbits(found.sinks, axis=None, bitorder="little"), np.uint8),

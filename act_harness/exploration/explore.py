@@ -11,12 +11,15 @@ import torch
 
 from act_harness.artifact import load_artifact
 from act_harness.attention import model_facts
+from act_harness.attention.dimensions import of_layers
 from act_harness.calibration import Calibration, HeadStrength, preset
 from act_harness.errors import InputError
-from act_harness.exploration.effects import answer_scores, head_scores, margin, text_document
+from act_harness.exploration.effects import answer_scores, head_scores, text_document
 from act_harness.exploration.exploration import Exploration, HeadMap
+from act_harness.exploration.first_order import first_order_effects
 from act_harness.exploration.maps import LayerMaps, observe, text_tokens
 from act_harness.exploration.page import strengths_of
+from act_harness.support.checks import check_count
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -84,11 +87,14 @@ def explore(
     artifact: Artifact | str | Path | None = None,
     calibration: Calibration | Mapping[str, Any] | str = "paper",
     heads: Sequence[tuple[int, int]] = (),
+    exact: int | None = None,
     progress: bool = False,
 ) -> Exploration:
     """See what a model attends to in a text, and what calibrating each head alone does to it.
 
-    The answer whose margin the effects are of is the stock model's most likely next token.
+    The answer whose margin the effects are of is the stock model's most likely next token. One
+    backward pass finds all heads' effects to first order; ``exact`` says of how many they are then
+    computed exactly: of ``heads``, of the artifact's, of those with the strongest effects.
 
     Args:
         model: A loaded causal language model, left as it is.
@@ -98,16 +104,19 @@ def explore(
             next tokens with all of its heads calibrated.
         calibration: What is done in each head where there is no artifact.
         heads: (layer, head) pairs whose maps are stored before all others.
+        exact: Number of heads whose effect is computed exactly; None: as many as have their maps
+            stored, 4 MiB of them.
         progress: Whether to show a bar.
 
     Returns:
         An :class:`Exploration`, which displays itself in a notebook.
 
     Raises:
-        InputError: The text has no tokens, or too many.
+        InputError: The text has no tokens, or too many, or ``exact`` is below 0.
         ArtifactError: The artifact is not this model's, or a head is not.
         UnsupportedModelError: The model cannot be calibrated.
     """
+    check_count(exact, "exact")
     found = load_artifact(artifact) if isinstance(artifact, (str, Path)) else artifact
     tokens = text_tokens(model, tokenizer, text)
     return explore_document(
@@ -117,6 +126,7 @@ def explore(
         artifact=found,
         calibration=calibration,
         heads=heads,
+        exact=exact,
         progress=progress,
         title="Next token",
     )
@@ -131,6 +141,7 @@ def explore_document(
     artifact: Artifact | None = None,
     calibration: Calibration | Mapping[str, Any] | str = "paper",
     heads: Sequence[tuple[int, int]] = (),
+    exact: int | None = None,
     progress: bool = False,
 ) -> Exploration:
     """See one question through a model; see :func:`explore`.
@@ -144,8 +155,10 @@ def explore_document(
         artifact: see :func:`explore`.
         calibration: see :func:`explore`.
         heads: see :func:`explore`.
+        exact: see :func:`explore`.
         progress: see :func:`explore`.
     """
+    check_count(exact, "exact")
     if len(document.requests) < 2:
         raise InputError(f"{title} has {len(document.requests)} answer, expected two or more")
     facts = model_facts(model, tokenizer)
@@ -159,12 +172,12 @@ def explore_document(
     table, initial = strengths_of(artifact) if artifact else (nothing, None)
     prompt = document.requests[document.right][0]
     before = answer_scores(model, document)
-    scores = head_scores(
-        model, document, calibration=settings, strengths=maps, before=before, tokenizer=tokenizer,
-        progress=progress,
-    )  # fmt: skip
-    change = margin(scores, document.right) - margin(before, document.right)
-    columns = _Columns(shape, len(prompt), _chosen(heads, table, change, len(prompt)))
+    given = {"calibration": settings, "strengths": maps, "before": before, "tokenizer": tokenizer}
+    estimates = first_order_effects(model, document, **given)
+    ranked, stored = _ranked(heads, table, estimates), _stored(heads, len(prompt))
+    chosen = ranked[: stored if exact is None else exact]
+    scores = head_scores(model, document, **given, heads=frozenset(chosen), progress=progress)
+    columns = _Columns(shape, len(prompt), ranked[:stored])
     grid = {layer: range(shape[1]) for layer in range(shape[0])}
     observe(
         model, prompt, grid, show=columns.take, calibration=settings, artifact=artifact,
@@ -185,6 +198,7 @@ def explore_document(
         before=before,
         after=answer_scores(model, document, artifact, tokenizer=tokenizer) if artifact else None,
         scores=scores,
+        first_order=estimates,
         means=columns.means,
         sinks=columns.sinks,
         seen=columns.seen,
@@ -227,19 +241,21 @@ def _mass_maps(
     return maps
 
 
-def _chosen(
+def _ranked(
     heads: Sequence[tuple[int, int]],
     strengths: npt.NDArray[np.float32],
-    change: npt.NDArray[np.float64],
-    length: int,
+    effects: npt.NDArray[np.float64],
 ) -> list[tuple[int, int]]:
-    """Return the heads whose maps are stored: those asked for, the artifact's, the strongest."""
-    order = np.argsort(-np.abs(change), axis=None, kind="stable")
-    ranked = [(int(n) // change.shape[1], int(n) % change.shape[1]) for n in order]
+    """Return all heads: those asked for, the artifact's, then the strongest."""
+    order = np.argsort(-np.abs(effects), axis=None, kind="stable")
+    ranked = [(int(n) // effects.shape[1], int(n) % effects.shape[1]) for n in order]
     ranked.sort(key=lambda place: bool(np.isnan(strengths[place])))  # stable: the artifact's first
-    wanted = list(dict.fromkeys([*((int(a), int(b)) for a, b in heads), *ranked]))
-    fitting = max(1, _MAP_BYTES // (min(length, _ROWS) * length))
-    return wanted[: max(fitting, len(heads))]
+    return list(dict.fromkeys([*((int(a), int(b)) for a, b in heads), *ranked]))
+
+
+def _stored(heads: Sequence[tuple[int, int]], length: int) -> int:
+    """Return how many heads have their maps stored."""
+    return max(1, _MAP_BYTES // (min(length, _ROWS) * length), len(set(heads)))
 
 
 def _check_heads(heads: Sequence[tuple[int, int]], shape: tuple[int, int]) -> None:
@@ -258,7 +274,8 @@ def _name(facts: ModelFacts) -> str:
 
 
 def _key_heads(model: PreTrainedModel, heads: int) -> int:
-    return int(getattr(model.config.get_text_config(), "num_key_value_heads", None) or heads)
+    config = model.config.get_text_config()
+    return max(filter(None, of_layers(config, "num_key_value_heads")), default=heads)
 
 
 def _labels(tokenizer: Any, document: Document) -> tuple[str, ...]:  # noqa: ANN401

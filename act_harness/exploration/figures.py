@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from act_harness.evidence.figures import new_figure, save_figure
+from act_harness.evidence.figures import figure_text, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def draw_sinks(tables: Mapping[str, Rows], path: Path, *, title: str) -> Path:
     """
     figure = new_figure(width=11.0, height=8.0)
     (positions, layers), (masses, tokens) = figure.subplots(2, 2)
-    figure.suptitle(title.replace("$", r"\$"))
+    figure.suptitle(figure_text(title, longest=100))
     _positions(positions, tables["positions"])
     _layers(layers, masses, tables["heads"])
     _tokens(tokens, tables["tokens"][:_SHOWN_TOKENS])
@@ -82,7 +82,7 @@ def _layers(counts: Axes, masses: Axes, rows: Rows) -> None:
 
 
 def _tokens(axes: Axes, rows: Rows) -> None:
-    names = [ascii(row["text"])[1:-1].replace("$", r"\$")[:20] for row in rows]
+    names = [figure_text(ascii(row["text"])[1:-1], longest=20) for row in rows]
     axes.barh(range(len(rows)), [row["share_of_flags"] for row in rows], color=_PUBLISHED)
     axes.set_yticks(range(len(rows)), [f"'{name}'" for name in names])
     axes.invert_yaxis()

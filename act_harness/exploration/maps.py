@@ -25,7 +25,7 @@ from act_harness.engines.strengths import Strengths
 from act_harness.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from transformers import PreTrainedModel
 
@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from act_harness.engines.geometry import Geometry
     from act_harness.engines.operation import AttentionCall
 
-__all__ = ["AttentionMaps", "LayerMaps", "last_logits", "maps", "observe", "text_tokens"]
+__all__ = [
+    "AttentionMaps",
+    "LayerMaps",
+    "groups_of",
+    "last_logits",
+    "maps",
+    "observe",
+    "text_tokens",
+]
 
 _MAP_BYTES = 1 << 26
 """Heads are looked at in groups whose maps are at most this large."""
@@ -79,8 +87,6 @@ class _Observer:
 
     def __init__(self) -> None:
         self.show: Callable[[LayerMaps], object] | None = None
-        self.layers: dict[int, int] = {}
-        """Layer by the identity of its plan: an engine is not told where it is called."""
 
     def supports(self, plan: LayerPlan) -> list[str]:
         """See :class:`act_harness.engines.operation.Engine`."""
@@ -100,15 +106,9 @@ class _Observer:
         nothing = LayerState(sinks.to(call.query.device))  # a cache of the probe's wants a state
         if self.show is None:
             return EngineResult(stock(), nothing, None)
-        layer, total = self.layers[id(plan)], geometry.total
+        total = geometry.total
         seen, most = geometry.prompt_census
-        group = max(1, _MAP_BYTES // (4 * total * total))
-        for start in range(0, len(plan.heads), group):
-            some = replace(  # of the same layer, which target 'random' draws by
-                plan,
-                heads=plan.heads[start : start + group],
-                strengths=plan.strengths[start : start + group],
-            )
+        for some in groups_of(plan, total * total):
             found = selected_maps(
                 call, geometry=geometry, plan=some, state=None, dtype=torch.float32
             )
@@ -117,7 +117,7 @@ class _Observer:
                 inside = outside = Strengths.of(some.strengths, found.weights).factor("gate")
             self.show(
                 LayerMaps(
-                    layer,
+                    plan.layer,
                     some.heads,
                     found.weights[0],
                     found.after.sinks[0],
@@ -129,6 +129,17 @@ class _Observer:
                 )
             )
         return EngineResult(stock(), nothing, None)
+
+
+def groups_of(plan: LayerPlan, weights: int) -> Iterator[LayerPlan]:
+    """Yield a layer's plan in groups of heads whose maps, of so many weights, are in bounds."""
+    group = max(1, _MAP_BYTES // (4 * weights))
+    for start in range(0, len(plan.heads), group):
+        yield replace(  # of the same layer, which target 'random' draws by
+            plan,
+            heads=plan.heads[start : start + group],
+            strengths=plan.strengths[start : start + group],
+        )
 
 
 def text_tokens(model: PreTrainedModel, tokenizer: Any, text: str) -> list[int]:  # noqa: ANN401
@@ -148,16 +159,19 @@ def text_tokens(model: PreTrainedModel, tokenizer: Any, text: str) -> list[int]:
     return tokens
 
 
-def last_logits(model: PreTrainedModel, tokens: Sequence[int], *, rows: int = 1) -> Tensor:
+def last_logits(
+    model: PreTrainedModel, tokens: Sequence[int], *, rows: int = 1, gradient: bool = False
+) -> Tensor:
     """Return (rows, vocabulary) float32 logits of the last ``rows`` tokens, on the CPU.
 
-    The model computes what is in force on it, the stock model or an attachment.
+    The model computes what is in force on it, the stock model or an attachment; with ``gradient``
+    so that a backward can follow.
     """
     ids = torch.tensor([list(tokens)], device=input_device(model))
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         given["logits_to_keep"] = rows
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradient):
         logits: Tensor = model(**given, use_cache=False).logits
     return logits[0, -rows:].float().cpu()
 
@@ -220,7 +234,6 @@ class Observation:
         self._attachment = prepare(
             model, watched, tokenizer=tokenizer, engine=self._engine, facts=watched.model
         )
-        self._engine.layers = {id(plan): layer for layer, plan in self._attachment.plans.items()}
 
     def __enter__(self) -> Observation:
         self._attachment.push()

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "artifact_page",
+    "asset",
     "inline_frame",
     "packed",
     "packed_strengths",
     "render",
+    "searched_effects",
     "settings_line",
     "strengths_of",
 ]
@@ -48,7 +50,7 @@ def artifact_page(artifact: Artifact) -> str:
         **packed_strengths(*strengths_of(artifact)),
         "tokens": [],
     }
-    effects = _searched(artifact, shape)
+    effects = searched_effects(artifact, shape)
     if effects is not None:
         data |= {"effects": packed(effects, np.float32), "searched": True}
     return render(f"{artifact.name} - {artifact.model.id}", data)
@@ -87,7 +89,7 @@ def inline_frame(page: str, *, height: int = 900) -> str:
     )
 
 
-def _searched(artifact: Artifact, shape: tuple[int, int]) -> npt.NDArray[np.float64] | None:
+def searched_effects(artifact: Artifact, shape: tuple[int, int]) -> npt.NDArray[np.float64] | None:
     """Return (L, H) effects of the search's table; None where it cannot be read."""
     table = np.full(shape, np.nan)
     try:
@@ -115,7 +117,8 @@ def packed(values: npt.NDArray[Any], kind: type[np.generic]) -> str:
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return a file of ``assets``: the look that pages share."""
     return (resources.files("act_harness.exploration") / "assets" / name).read_text("utf-8")
 
 
@@ -129,14 +132,14 @@ def render(title: str, data: dict[str, Any]) -> str:
         text = text.replace(character, f"\\u{ord(character):04x}")
     parts = {
         "title": html.escape(title),
-        "style": _asset("page.css"),
-        "d3": _asset("d3.min.js"),
-        "plot": _asset("plot.umd.min.js"),
-        "script": _asset("page.js"),
+        "style": asset("page.css"),
+        "d3": asset("d3.min.js"),
+        "plot": asset("plot.umd.min.js"),
+        "script": asset("page.js"),
         "licences": html.escape(
-            f"d3: {_asset('LICENSE-d3.txt')}\n\nObservable Plot: {_asset('LICENSE-plot.txt')}"
+            f"d3: {asset('LICENSE-d3.txt')}\n\nObservable Plot: {asset('LICENSE-plot.txt')}"
         ),
         "data": text,
     }
-    pieces = _asset("page.html").split("@@")
+    pieces = asset("page.html").split("@@")
     return "".join(parts[one] if number % 2 else one for number, one in enumerate(pieces))

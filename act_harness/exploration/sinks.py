@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from act_harness.attention.dimensions import head_count
 from act_harness.engines.reference import find_sinks
 from act_harness.errors import CalibrationError, TaskError
 from act_harness.exploration.maps import LayerMaps, Observation
@@ -379,7 +380,7 @@ def count_sinks(
         UnsupportedModelError: the model cannot be calibrated.
     """
     config = model.config.get_text_config()
-    shape = (config.num_hidden_layers, config.num_attention_heads)
+    shape = (config.num_hidden_layers, head_count(config) or 0)
     found = SinkStatistics(calibration, shape, vocabulary)
     heads = {layer: range(shape[1]) for layer in range(shape[0])}
     with Observation(model, heads, calibration=calibration) as observation:

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._index import Entry
 
-__all__ = ["TaskSelection", "find_tasks", "leaf_tasks", "load_tasks"]
+__all__ = [
+    "TaskSelection",
+    "find_tasks",
+    "known_tasks",
+    "leaf_tasks",
+    "load_tasks",
+    "members_of",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +71,10 @@ def find_tasks(
             missing, or a YAML file defines no task.
     """
     if not tasks:
-        raise TaskError("no task was named; give --tasks, `act-harness run ls tasks` lists them")
+        raise TaskError(
+            "no task was named; give --tasks, `act-harness tasks` lists ours, `act-harness run ls "
+            "tasks` all"
+        )
     manager = _manager(include_path, metadata, tasks)
     names: list[str] = []
     for task in tasks:
@@ -84,24 +94,41 @@ def _manager(
     from lm_eval.tasks import TaskManager  # seconds to import
     from lm_eval.tasks._index import Kind
 
+    _check_folders(include_path)
+    # Naming our folder where lm-eval finds it by itself makes it warn about every file.
+    ours = [] if paths.task_route().found else [paths.tasks_path()]
+    folders = [Path(folder) for folder in include_path]
+    own = dict(metadata) if metadata else None
+    if not any(glob.has_magic(task) or task.endswith(_SUFFIXES) for task in tasks):
+        few = known_tasks(include_path, metadata=own)
+        kinds = {name: entry.kind for name, entry in few.task_index.items()}
+        if all(kinds.get(task) in (Kind.TASK, Kind.PY_TASK) for task in tasks):
+            return few
+    return TaskManager(include_path=[*ours, *folders] or None, metadata=own)
+
+
+def known_tasks(
+    include_path: Sequence[str | os.PathLike[str]] = (), *, metadata: dict[str, Any] | None = None
+) -> TaskManager:
+    """Return a manager of this project's tasks and those of further folders, without lm-eval's.
+
+    Raises:
+        TaskError: One of ``include_path`` is no folder.
+    """
+    from lm_eval.tasks import TaskManager
+
+    _check_folders(include_path)
+    folders = [paths.tasks_path(), *(Path(folder) for folder in include_path)]
+    return TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
+
+
+def _check_folders(include_path: Sequence[str | os.PathLike[str]]) -> None:
     for folder in include_path:
         if not reading.is_folder(folder):
             raise TaskError(
                 f"--include_path {folder}: no such folder; name the one that holds the YAML files "
                 "of your tasks"
             )
-    # Naming our folder where lm-eval finds it by itself makes it warn about every file.
-    ours = [] if paths.task_route().found else [paths.tasks_path()]
-    folders = [Path(folder) for folder in include_path]
-    own = dict(metadata) if metadata else None
-    if not any(glob.has_magic(task) or task.endswith(_SUFFIXES) for task in tasks):
-        few = TaskManager(
-            include_path=[paths.tasks_path(), *folders], include_defaults=False, metadata=own
-        )
-        kinds = {name: entry.kind for name, entry in few.task_index.items()}
-        if all(kinds.get(task) in (Kind.TASK, Kind.PY_TASK) for task in tasks):
-            return few
-    return TaskManager(include_path=[*ours, *folders] or None, metadata=own)
 
 
 def _names_of(
@@ -208,7 +235,7 @@ def leaf_tasks(selection: TaskSelection) -> list[str]:
         seen.add(name)
         if name not in index:
             raise _unknown(name, selection.manager, ())
-        members = _members(index[name])
+        members = members_of(index[name])
         if members:
             waiting += reversed(members)
         else:
@@ -216,7 +243,8 @@ def leaf_tasks(selection: TaskSelection) -> list[str]:
     return list(leaves)
 
 
-def _members(entry: Entry) -> list[str]:
+def members_of(entry: Entry) -> list[str]:
+    """Return what a group or tag names itself: tasks or groups; nothing for a task."""
     if entry.kind.name == "TAG":
         return sorted(entry.tags)
     if entry.kind.name != "GROUP":

@@ -93,7 +93,8 @@ class RegressOutcome:
 
     def to_markdown(self) -> str:
         """Return everything as Markdown."""
-        lines = [f"## Regression suite `{self.suite}`: **{self.status}**", "", self.headline(), ""]
+        lines = [f"## Regression suite {markdown_cell(self.suite)}: **{self.status}**", "",
+                 markdown_cell(self.headline()), ""]  # fmt: skip
         if self.findings:
             found = [(one.task, one.arm or "all", one.kind, one.text) for one in self.findings]
             header = ["task", "arm", "what", "details"]
@@ -110,8 +111,9 @@ class RegressOutcome:
             lines += ["", self.comparison.to_markdown(headline_only=True).rstrip()]
         lines += ["", *(f"- {markdown_cell(note)}" for note in self.notes)]
         known = self.baseline
-        lines += ["", f"Baseline of {known.get('created')}, commit `{known.get('commit')}`: "
-                  f"{known.get('reason')}. This run: commit `{self.provenance.get('commit')}`"
+        lines += ["", f"Baseline of {known.get('created')}, commit {known.get('commit')}: "
+                  f"{markdown_cell(known.get('reason'))}. This run: commit "
+                  f"{self.provenance.get('commit')}"
                   f"{', changed since' if self.provenance.get('dirty') else ''}."]  # fmt: skip
         return "\n".join(lines).rstrip() + "\n"
 
@@ -144,5 +146,5 @@ def write_failure(suite: str, error: ActHarnessError, folder: Path) -> None:
     content = {"schema": SCHEMA, "suite": suite, "status": status, "exit_code": error.exit_code,
                "message": text}  # fmt: skip
     atomic.write_json(folder / JSON_FILE, content)
-    heading = f"## Regression suite `{suite}`: no verdict ({status})"
+    heading = f"## Regression suite {markdown_cell(suite)}: no verdict ({status})"
     atomic.write_text(folder / MARKDOWN_FILE, f"{heading}\n\n{markdown_cell(text)}\n")

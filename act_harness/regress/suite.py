@@ -193,4 +193,4 @@ def load_suite(reference: str, *, root: Path | None = None) -> tuple[Suite, Path
     try:
         return reading.validated(Suite, given), path.parent
     except ValidationError as error:
-        raise RecipeError(f"suite {path}: {validation_line(error)}") from None
+        raise RecipeError(f"suite {path}: {validation_line(error, Suite)}") from None

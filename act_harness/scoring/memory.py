@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from act_harness.attention.dimensions import cached_values, widths
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -22,11 +24,7 @@ def answers_per_sequence(model: PreTrainedModel) -> float:
     many answers for each sequence of a batch stay within stock's peak memory. At least 1.
     """
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    cached = 2 * config.num_hidden_layers * keys * size
-    return max(1.0, float(2 * config.vocab_size / cached))
+    return max(1.0, float(2 * config.vocab_size / max(1, cached_values(config))))
 
 
 def packed_tokens_per_token(model: PreTrainedModel) -> float:
@@ -37,7 +35,6 @@ def packed_tokens_per_token(model: PreTrainedModel) -> float:
     the copies that attention makes. At most 4, beyond which little is won.
     """
     config = model.config.get_text_config()
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    own = float(6 * config.hidden_size + 3 * wide)
+    own = float(6 * config.hidden_size + 3 * max(widths(config)))
     ratio: float = (own + 2 * config.vocab_size) / (1.3 * own)
     return max(1.0, min(4.0, ratio))

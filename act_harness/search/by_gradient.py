@@ -17,6 +17,7 @@ import torch
 
 from act_harness.artifact import ModelFacts
 from act_harness.attention import model_facts
+from act_harness.attention.dimensions import widths
 from act_harness.attention.placement import input_device
 from act_harness.calibration import HeadStrength
 from act_harness.errors import RecipeError
@@ -161,8 +162,7 @@ def _checkpointing(
     config = model.config.get_text_config()
     batches = (sorted(map(tokens_of, one.search))[-recipe.gradient.batch :] for one in documents)
     held = max(recipe.size("chunk_tokens"), *map(sum, batches))  # see Training's groups of tasks
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    kept = (16 * config.hidden_size + 4 * wide) * config.num_hidden_layers * model.dtype.itemsize
+    kept = sum(16 * config.hidden_size + 4 * wide for wide in widths(config)) * model.dtype.itemsize
     return bool(2 * held * kept > torch.cuda.get_device_properties(device).total_memory)
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "SignificantRule",
     "TopRule",
     "load_recipe",
+    "shipped_recipes",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -426,6 +427,15 @@ class Recipe(BaseModel):
         return content
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the package, by name."""
+    root = recipes_path()
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path
+        for path in sorted(root.rglob("*.yaml"))
+    }
+
+
 def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN401 - recipe fields
     """Read a recipe from a YAML file, or by the name of a shipped one, and apply changes.
 
@@ -436,8 +446,7 @@ def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN40
     """
     path = Path(reference)
     if not reading.is_file(path):
-        shipped = {p.relative_to(recipes_path()).with_suffix("").as_posix(): p
-                   for p in sorted(recipes_path().rglob("*.yaml"))}  # fmt: skip
+        shipped = shipped_recipes()
         if str(reference) not in shipped:
             hint = suggestion(str(reference), shipped) or f"; shipped are {', '.join(shipped)}"
             raise RecipeError(f"recipe {str(reference)!r} is neither a file nor shipped{hint}")
@@ -475,5 +484,5 @@ def make_recipe(content: dict[str, Any], *, source: str = "recipe") -> Recipe:
             own = {"judge_samples": _SAMPLES, **content, "verify_samples": few}
             found = reading.validated(Recipe, own)
     except ValidationError as error:
-        raise RecipeError(f"{source}: {validation_line(error)}") from None
+        raise RecipeError(f"{source}: {validation_line(error, Recipe)}") from None
     return found

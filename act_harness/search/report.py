@@ -10,8 +10,9 @@ all that decides what was measured). The search is on the disk before any of thi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from act_harness.errors import InputError
-from act_harness.search.choose.select import best_of_each_head
 from act_harness.search.processes import Processes
 from act_harness.tracking import values as tracked
 from act_harness.tracking.arms import log_artifact
@@ -32,7 +32,20 @@ if TYPE_CHECKING:
     from act_harness.search.run import SearchResult
     from act_harness.tracking.tracker import TrackingSettings
 
-__all__ = ["draw", "search_scalars", "single_effects", "track_search"]
+Plot = Callable[[Path], Path]
+"""Draws into a file, PNG or SVG by its suffix."""
+
+__all__ = [
+    "Sets",
+    "draw",
+    "log_strengths",
+    "measured_sets",
+    "plots_of",
+    "ranked_heads",
+    "search_scalars",
+    "single_effects",
+    "track_search",
+]
 
 
 def draw(result: SearchResult, beside: Path, *, against: Artifact | None = None) -> dict[str, Path]:
@@ -44,8 +57,7 @@ def draw(result: SearchResult, beside: Path, *, against: Artifact | None = None)
         result: of the search.
         beside: the artifact's file; ``heads.json`` gets ``heads-map.png`` and ``heads-ranks.png``,
             by gradient ``heads-map.png`` and ``heads-curves.png``.
-        against: of a search that measured single heads of the same model; strengths tuned by
-            gradient are drawn against their effects, ``heads-effects.png``.
+        against: as for :func:`plots_of`; ``heads-effects.png``.
 
     Returns:
         Name to path.
@@ -54,31 +66,43 @@ def draw(result: SearchResult, beside: Path, *, against: Artifact | None = None)
         InputError: matplotlib is not installed, or ``against`` has no effects of single heads.
         InfrastructureError: a file cannot be written.
     """
+    plots = plots_of(result.artifact, against=against)
+    return {
+        name: plot(beside.with_name(f"{beside.stem}-{name}.png")) for name, plot in plots.items()
+    }
+
+
+def plots_of(artifact: Artifact, *, against: Artifact | None = None) -> dict[str, Plot]:
+    """Return what draws the plots of the search that an artifact records, by name.
+
+    Args:
+        artifact: of a search, not a published list.
+        against: of a search that measured single heads of the same model; strengths tuned by
+            gradient are drawn against their effects.
+
+    Raises:
+        InputError: ``against`` has no effects of single heads.
+    """
     from act_harness.evidence.plots import head_map, rank_plot
 
-    artifact, name = result.artifact, result.artifact.name
-    facts, search = artifact.model, artifact.search or {}
+    name, search = artifact.name, artifact.search or {}
     if search["rule"]["name"] == "gradient":
-        return _tuned(artifact, beside, against)
-    ranked = best_of_each_head(result.effects)
-    effects = np.full((facts.num_hidden_layers, facts.num_attention_heads), np.nan)
-    for effect in ranked:
-        effects[effect.layer, effect.head] = effect.effect
+        return _tuned(artifact, against)
+    ranked, sets = ranked_heads(artifact), measured_sets(search)
     label = f"standardised change of the {search['recipe']['objective']} objective"
-    sets = _sets(search)
     return {
-        "map": head_map(
-            effects,
-            beside.with_name(f"{beside.stem}-map.png"),
+        "map": partial(
+            head_map,
+            single_effects(artifact),
             selected=artifact.heads,
             title=f"{name}: effect of calibrating each head alone",
             label=label,
         ),
-        "ranks": rank_plot(
-            [effect.effect for effect in ranked],
-            beside.with_name(f"{beside.stem}-ranks.png"),
-            stderr=[effect.stderr for effect in ranked],
-            selected=len(result.selection.places) or None,
+        "ranks": partial(
+            rank_plot,
+            [effect for *_, effect, _ in ranked],
+            stderr=[stderr for *_, stderr in ranked],
+            selected=artifact.head_count() or None,
             curve=sets.curve,
             controls=sets.controls,
             judged=sets.judged,
@@ -89,27 +113,27 @@ def draw(result: SearchResult, beside: Path, *, against: Artifact | None = None)
     }
 
 
-def _tuned(artifact: Artifact, beside: Path, against: Artifact | None) -> dict[str, Path]:
-    """Draw what a gradient search tuned, how that went, and single heads' effects beside it."""
+def _tuned(artifact: Artifact, against: Artifact | None) -> dict[str, Plot]:
+    """Return what draws the strengths tuned, how that went, and single heads' effects beside."""
     from act_harness.evidence.plots import head_map
     from act_harness.evidence.tuning_plots import strengths_against_effects, training_curves
 
     search, name = artifact.search or {}, artifact.name
-    maps = {f"log strength on {key}": one for key, one in _strengths(artifact).items()}
+    maps = {f"log strength on {key}": one for key, one in log_strengths(artifact).items()}
     only = next(iter(maps))
     rule, reading = search["rule"], search["rule"]["criterion"]
     entropy = search["recipe"]["objective"] == "entropy"
-    found = {
-        "map": head_map(
+    found: dict[str, Plot] = {
+        "map": partial(
+            head_map,
             maps if len(maps) > 1 else maps[only],
-            beside.with_name(f"{beside.stem}-map.png"),
             selected=artifact.heads,
             title=f"{name}: strengths tuned together",
             label="log strength" if len(maps) > 1 else only,
         ),
-        "curves": training_curves(
+        "curves": partial(
+            training_curves,
             search["training"],
-            beside.with_name(f"{beside.stem}-curves.png"),
             untouched=rule["untouched"],
             taken=rule,
             title=f"{name}: tuning all strengths",
@@ -117,10 +141,10 @@ def _tuned(artifact: Artifact, beside: Path, against: Artifact | None) -> dict[s
         ),
     }
     if against is not None:
-        found["effects"] = strengths_against_effects(
+        found["effects"] = partial(
+            strengths_against_effects,
             maps,
             single_effects(against),
-            beside.with_name(f"{beside.stem}-effects.png"),
             title=f"{name} against {against.name}",
         )
     return found
@@ -133,7 +157,7 @@ _VERIFIED = {
 }
 
 
-def _strengths(artifact: Artifact) -> dict[str, npt.NDArray[np.float64]]:
+def log_strengths(artifact: Artifact) -> dict[str, npt.NDArray[np.float64]]:
     """Return log strengths by what they act on, (layers, heads); NaN where none was tuned."""
     facts, search = artifact.model, artifact.search or {}
     own = search["recipe"]["calibration"]
@@ -166,7 +190,25 @@ def single_effects(artifact: Artifact) -> npt.NDArray[np.float64]:
     return found
 
 
-class _Sets(NamedTuple):
+def ranked_heads(artifact: Artifact) -> list[tuple[int, int, float, float]]:
+    """Return layer, head, best effect alone and its standard error, the largest effect first.
+
+    Raises:
+        InputError: it is of no search that measured heads one by one.
+    """
+    best = single_effects(artifact)
+    table = (artifact.search or {})["table"]["heads"]
+    place, error = (table["columns"].index(name) for name in ("effect", "stderr"))
+    found = {
+        (row[0], row[1]): (row[place], row[error])
+        for row in reversed(table["rows"])  # of equal mass maps the first
+        if row[place] == best[row[0], row[1]]
+    }
+    order = sorted(found, key=lambda head: (-found[head][0], head))
+    return [(*head, *found[head]) for head in order]
+
+
+class Sets(NamedTuple):
     """The right half of the second plot: all in what the set was chosen by, as the summary."""
 
     label: str
@@ -182,25 +224,26 @@ _LABELS = {
 }
 
 
-def _sets(search: dict[str, Any]) -> _Sets:
+def measured_sets(search: dict[str, Any]) -> Sets:
     """Return how sets changed what they were chosen by, and how the one taken did elsewhere."""
     from act_harness.evidence.plots import Curve
 
-    held, rule = search["judgement"].get("chosen_by"), search["rule"]
+    judgement, rule = search.get("judgement", {}), search["rule"]
+    held = judgement.get("chosen_by")
     reading = rule.get("criterion") or (held["reading"] if held else "accuracy")
     unit = 1.0 if reading == "margin" else 100.0
     tried, curve, judged = rule.get("tried"), None, None
-    if tried:
+    if tried and "untouched" in rule:
         changes = [unit * (one["value"] - rule["untouched"]) for one in tried]
         low, high = ([unit * one["interval"][end] for one in tried] for end in (0, 1))
         curve = Curve([one["heads"] for one in tried], changes, low, high)
     if held is None:
-        return _Sets(_LABELS[reading], curve)
-    heads, (low, high) = search["judgement"]["heads"], held["interval"]
+        return Sets(_LABELS[reading], curve)
+    heads, (low, high) = judgement["heads"], held["interval"]
     if low is not None:
         judged = Curve([heads], [unit * held["difference"]], [unit * low], [unit * high])
     drawn = [(heads, unit * (one - held["untouched"])) for one in held["random_sets"]]
-    return _Sets(_LABELS[reading], curve, judged, drawn)
+    return Sets(_LABELS[reading], curve, judged, drawn)
 
 
 # -- the tracked run -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ command line, and the Python API. A wrong argument is an
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import warnings
@@ -121,13 +122,19 @@ def model_arguments(
             )
         given[key] = value
     if not given.get("pretrained"):
-        near = suggestion("pretrained", given)
         raise InputError(
-            f"no model was named{near or ''}; give --pretrained DIR or --model_args pretrained=DIR"
+            f"no model was named{_misspelled(given)}; give --pretrained DIR or --model_args "
+            "pretrained=DIR"
         )
     if isinstance(given["pretrained"], str):
         check_place(given["pretrained"], given)  # before tasks are read, which takes long
     return given
+
+
+def _misspelled(given: Mapping[str, Any]) -> str:
+    """Return what to say of an argument that looks like ``pretrained`` and is none."""
+    near = difflib.get_close_matches("pretrained", given, n=1)
+    return f"; {near[0]!r} is unknown, did you mean 'pretrained'?" if near else ""
 
 
 def check_arguments(pretrained: Any, given: Mapping[str, Any]) -> None:  # noqa: ANN401 - as HFLM
@@ -142,8 +149,7 @@ def check_arguments(pretrained: Any, given: Mapping[str, Any]) -> None:  # noqa:
         InfrastructureError: There is no such folder, device or GPU.
     """
     if pretrained is None or pretrained == "":
-        near = suggestion("pretrained", given)
-        raise InputError(f"no model was named{near}; give pretrained=DIR or a hub id")
+        raise InputError(f"no model was named{_misspelled(given)}; give pretrained=DIR or a hub id")
     for name in ("dtype", "softmax_dtype", "mixed_precision_dtype"):
         check_dtype(given.get(name), name)
     if not _is_harness_default(given.get("device")):

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from act_harness.errors import ActHarnessError, install_command
 from act_harness.evidence.results import Run, load_run
+from act_harness.support.atomic import write_json
 from act_harness.support.reading import read_lines
 from act_harness.tracking import values as tracked
-from act_harness.tracking.tracker import JobType, Tracker, TrackingSettings
+from act_harness.tracking.tracker import RUN_FILE, JobType, Tracker, TrackingSettings
 from act_harness.tracking.values import Table
 from act_harness.tracking.wandb_run import active_run, identity_hash, open_tracker
 
@@ -103,6 +104,8 @@ def track_arms(arms: TrackedArms, settings: TrackingSettings) -> list[str]:
             if arm != "baseline":
                 _log_calibration(tracker, arms, runs, arms.folders[arm])
             lines.append(tracker.describe())
+            if tracker.url is not None:
+                write_json(arms.folders[arm] / RUN_FILE, {"url": tracker.url})
         if not lines[-1]:  # the service failed, was said to have, and will fail again
             break
     return [line for line in lines if line]

@@ -16,9 +16,20 @@ from typing import Literal
 
 from act_harness.errors import InputError, install_command
 
-__all__ = ["Files", "JobType", "NullTracker", "Tracker", "TrackingSettings", "check_installed"]
+__all__ = [
+    "RUN_FILE",
+    "Files",
+    "JobType",
+    "NullTracker",
+    "Tracker",
+    "TrackingSettings",
+    "check_installed",
+]
 
 JobType = Literal["baseline", "act", "search", "methods", "judge", "regress"]
+
+RUN_FILE = "wandb_run.json"
+"""File in an arm's result folder: the address of its run, where it has one."""
 
 Files = Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]]
 """Files of an artifact, under their own names or (a mapping) under the names given."""

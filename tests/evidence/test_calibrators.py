@@ -348,3 +348,13 @@ def test_what_is_stored_and_cannot_be_read_is_one_line():
         with pytest.raises(ResultError, match="task t cannot be read") as caught:
             compare(run_of("a", A, {}), run_of("b", B, stored))
         assert "\n" not in str(caught.value)
+
+
+def test_a_prior_over_documents_needs_two():
+    """One document's own scores are its mean: nothing is left, and the first choice would win."""
+    batch = cal.CALIBRATORS["batch"]
+    assert (
+        cal.calibrated_hits(batch, choices_of([[-1.0, -2.0]], [0]), cal.CalibratorInputs()) is None
+    )
+    two = choices_of([[-1.0, -2.0], [-3.0, -1.0]], [0, 1])
+    assert cal.calibrated_hits(batch, two, cal.CalibratorInputs()).tolist() == [1.0, 1.0]

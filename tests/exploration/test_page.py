@@ -155,6 +155,23 @@ def test_a_click_shows_the_numbers_of_the_head(browser, page, parts, heads, foun
     assert places[3] == (total - 4, total - 1)
 
 
+def test_the_page_says_which_effects_are_exact(browser, parts, heads, found, tmp_path):
+    some = act_harness.explore(*parts, TEXT, artifact=heads, exact=3)
+    pages.show(browser, some.save(tmp_path / "some.html"))
+    assert pages.transgressions(browser) == []
+    exact, first = found.effects[1, 2], found.first_order[1, 2]
+    click_head(browser, 1, 2)
+    line = text_of(browser, "head-line").replace("\u2212", "-")
+    assert f"effect {exact:+.4f} nats (first order {first:+.4f})" in line
+    assert "1.2 alone" in text_of(browser, "answers-line")
+    click_head(browser, 2, 3)
+    line = text_of(browser, "head-line").replace("\u2212", "-")
+    assert f"effect about {found.first_order[2, 3]:+.4f} nats (first order)" in line
+    answers = text_of(browser, "answers-line").replace("\u2212", "-")
+    assert "2.3 alone was not computed" in answers
+    assert f"about {found.first_order[2, 3]:+.4f}" in answers
+
+
 def shown_first(rows):
     """Return the position of the first sink in the table."""
     return int(rows[0][0])

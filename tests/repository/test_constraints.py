@@ -133,6 +133,7 @@ def lowest_bounds():
     """Return {name: lowest version} as pyproject.toml declares it."""
     project = pyproject()["project"]
     extras = dict(project["optional-dependencies"])
+    del extras["docs"]  # developers' alone, as dev is
     dev = [one for one in extras.pop("dev") if one.startswith(("pytest", "hypothesis"))]
     texts = [*project["dependencies"], *(one for own in extras.values() for one in own), *dev]
     found = [one for one in map(Requirement, texts) if "python_version" not in str(one.marker)]

@@ -9,13 +9,13 @@ test_regress. Figures are held by the dated reports that they link to.
 import inspect
 import os
 import re
-import shlex
 import subprocess
 import sys
 
 import pytest
 import typer
 from installed import REPOSITORY
+from shell_lines import check_line, command_lines, parse
 
 from act_harness import artifact
 from act_harness.cli import app as cli
@@ -25,45 +25,14 @@ BLOCKS = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", README)
 
 
 def shell_lines():
-    text = "\n".join(block for language, block in BLOCKS if language == "bash")
-    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
-    return [line for line in (re.sub(r"\s+# .*", "", one).strip() for one in lines) if line]
-
-
-def parse(words):
-    """Hand words to the command that they name; it parses them and is not run."""
-    command = typer.main.get_command(cli.app)
-    context = command.make_context("act-harness", list(words))
-    while hasattr(command, "commands"):
-        name, command, words = command.resolve_command(context, words)
-        context = command.make_context(name, list(words), parent=context)
-    return context
+    return command_lines("\n".join(block for language, block in BLOCKS if language == "bash"))
 
 
 def test_every_line_of_a_shell_block_is_a_command_that_is_there():
-    made = set(re.findall(r"(?m)^([a-z-]+):", (REPOSITORY / "Makefile").read_text()))
     kinds = dict.fromkeys(("pip", "make", "lm_eval", "act-harness"), 0)
     for line in shell_lines():
-        program, *words = shlex.split(line)
-        kinds[program] += 1
-        if program == "make":
-            assert words[0] in made
-        elif program == "act-harness":
-            parse(words)
-        elif program == "lm_eval":
-            check_lm_eval(words)
-        else:
-            assert line == "pip install -c constraints.txt ."
+        kinds[check_line(line)] += 1
     assert min(kinds.values()) > 0, kinds
-
-
-def check_lm_eval(words):
-    """Parse as lm-eval would: without a subcommand the words are those of `run`."""
-    from lm_eval._cli import HarnessCLI
-
-    given = HarnessCLI()._parser.parse_args(["run", *words])
-    assert given.model == "hf-act"
-    assert given.tasks
 
 
 def test_a_command_that_is_not_there_is_found():

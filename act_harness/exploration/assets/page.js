@@ -15,10 +15,12 @@
   }
   const floats = (text) => text && new Float32Array(bytes(text).buffer);
   const effects = floats(data.effects), strengths = floats(data.strengths), scores = floats(data.scores);
+  const firstOrder = floats(data.firstOrder), C = (data.labels || []).length;
   const sinkMass = floats(data.sinkMass), firstMass = floats(data.firstMass);
   const roots = data.means && new Uint16Array(bytes(data.means).buffer);
   const flags = data.sinks && bytes(data.sinks), seen = data.seen && new Uint16Array(bytes(data.seen).buffer);
   const place = (layer, head) => layer * H + head;
+  const isExact = (at) => !Number.isNaN(scores[at * C]); // else its effect is the first order's
   const mean = (layer, head, t) => (roots[place(layer, head) * N + t] / 65535) ** 2;
   function isSink(layer, head, t) {
     const bit = place(layer, head) * N + t;
@@ -62,10 +64,22 @@
 
   // --- colours, by the reader's setting ----------------------------------------------------
 
+  const once = (make) => { // colours are made once for each of the reader's two settings
+    const made = new Map();
+    return (key = "") => {
+      const known = `${dark.matches}${key}`;
+      if (!made.has(known)) made.set(known, make(key));
+      return made.get(known);
+    };
+  };
   const rising = (x) => d3.interpolateYlGnBu(dark.matches ? 1 - x : x);
-  const bothWays = () => d3.piecewise(d3.interpolateRgb, dark.matches
+  const bothWays = once(() => d3.piecewise(d3.interpolateRgb, dark.matches
     ? ["#ffb199", "#c0392b", "#1d232a", "#2d7dd2", "#a8d5ff"]
-    : ["#a50f15", "#f4a582", "#f4f4f4", "#92c5de", "#0b559f"]);
+    : ["#a50f15", "#f4a582", "#f4f4f4", "#92c5de", "#0b559f"]));
+  const pixelsOf = once((view) => Uint32Array.from({ length: 513 }, (_, n) => {
+    const c = d3.rgb(view === "difference" ? bothWays()(n / 512) : rising(n / 512)); // as bytes: red, green, blue, opaque
+    return new Uint32Array(new Uint8Array([c.r, c.g, c.b, 255]).buffer)[0];
+  }));
   const inkOn = (colour) => (d3.lab(colour).l > 58 ? "#111" : "#fff");
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -73,7 +87,9 @@
     effect: data.searched
       ? { label: "effect that the search found, in spreads of the margin", values: effects, both: true,
         text: (v) => (Number.isNaN(v) ? "not measured" : `effect ${signed(v)} spreads`) }
-      : { label: "effect of this head alone on the margin", values: effects, both: true, text: (v) => `effect ${signed(v)} nats` },
+      : { label: "effect of this head alone on the margin", values: effects, both: true,
+        text: (v, at) => (isExact(at) ? `effect ${signed(v)} nats (first order ${signed(firstOrder[at])})` : `effect about ${signed(v)} nats (first order)`) },
+    firstOrder: { label: "the same to first order, from one backward pass", values: firstOrder, both: true, text: () => null },
     sinks: { label: "number of sinks", values: counts, text: (v) => `${v} sink${v === 1 ? "" : "s"}` },
     sinkMass: { label: "share of mass on sinks", values: sinkMass, text: (v) => `${share(v)} of mass on sinks` },
     firstMass: { label: "mass on the first token", values: firstMass, text: (v) => `${share(v)} on the first token` },
@@ -160,8 +176,8 @@
     find("heads-legend").replaceChildren(`${metric.label}: ${+colour.at(0).toPrecision(3)}`, ramp, `${+colour.at(1).toPrecision(3)}${metric.both ? ", by square root" : ""}${dots}${shared}`);
   }
   function tellHead(layer, head) {
-    const parts = Object.values(METRICS).filter((m) => m.values).map((m) => m.text(m.values[place(layer, head)]));
-    find("head-line").textContent = `layer ${layer}, head ${head}: ${parts.join(", ")}`;
+    const parts = Object.values(METRICS).filter((m) => m.values).map((m) => m.text(m.values[place(layer, head)], place(layer, head)));
+    find("head-line").textContent = `layer ${layer}, head ${head}: ${parts.filter(Boolean).join(", ")}`;
   }
 
   // --- answers -----------------------------------------------------------------------------
@@ -173,8 +189,9 @@
     return scaled.map((v) => v / sum);
   }
   function drawAnswers() {
-    const C = data.labels.length, from = place(state.layer, state.head) * C;
-    const arms = [["stock", data.before], [`${state.layer}.${state.head} alone`, Array.from(scores.subarray(from, from + C))]];
+    const at = place(state.layer, state.head), alone = `${state.layer}.${state.head} alone`;
+    const arms = [["stock", data.before]];
+    if (isExact(at)) arms.push([alone, Array.from(scores.subarray(at * C, (at + 1) * C))]);
     if (data.after) arms.push(["head set", data.after]);
     const bars = arms.flatMap(([arm, values]) => shares(values).map((p, i) => ({ arm, p, i, score: values[i] })));
     const name = (i) => `${i === data.right ? "\u2713 " : ""}${cut(visible(data.labels[i]), 18)}`;
@@ -182,7 +199,7 @@
       width: width("answers-drawing"), height: C * (arms.length * 11 + 10) + 44, marginLeft: 8, marginRight: 46, marginTop: 6,
       fy: { domain: d3.range(C), tickFormat: name, label: null, axis: "left", padding: 0.15 },
       y: { domain: arms.map(([arm]) => arm), axis: null }, x: { label: data.next ? "probability" : "share among the choices", nice: true },
-      color: { domain: arms.map(([arm]) => arm), range: [style("--quiet"), style("--mark"), dark.matches ? "#5cb3ff" : "#0b6bcb"] },
+      color: { domain: ["stock", alone, "head set"], range: [style("--quiet"), style("--mark"), dark.matches ? "#5cb3ff" : "#0b6bcb"] },
       marks: [
         Plot.barX(bars, { x: "p", y: "arm", fy: "i", fill: "arm" }),
         Plot.text(bars, { x: "p", y: "arm", fy: "i", text: (d) => d.p.toFixed(4), textAnchor: "start", dx: 3, fontSize: 9 }),
@@ -195,7 +212,8 @@
       return `${arm} ${signed(values[data.right] - others)}`;
     });
     find("answers-line").textContent = `margin of ${cut(visible(data.labels[data.right]), 40)} over the best other, in nats: ${marks.join(", ")}`
-      + "; bars from above: " + arms.map(([arm]) => arm).join(", ");
+      + "; bars from above: " + arms.map(([arm]) => arm).join(", ")
+      + (isExact(at) ? "" : `; ${alone} was not computed: its effect is about ${signed(effects[at])}, to first order; make the page with --heads ${state.layer}.${state.head} for it`);
   }
 
   // --- tokens ------------------------------------------------------------------------------
@@ -218,13 +236,13 @@
     return sum / (L * H);
   });
   const threshold = () => data.thresholds[state.layer];
+  const tokenColours = once(() => d3.range(65).map((n) => rising((n / 64) * 0.9)).map((colour) => `background:${colour};color:${inkOn(colour)}`));
   function colourTokens() {
-    const full = 4 * (threshold() ?? 5 / N), all = state.colour === "all";
-    const steps = d3.range(65).map((n) => rising((n / 64) * 0.9)), inks = steps.map(inkOn);
+    const full = 4 * (threshold() ?? 5 / N), all = state.colour === "all", steps = tokenColours();
     spans.forEach((span, t) => {
       const value = all ? averages[t] : mean(state.layer, state.head, t);
       const step = Math.round(64 * Math.min(1, Math.sqrt(value / full)));
-      span.style.cssText = `background:${steps[step]};color:${inks[step]}`;
+      span.style.cssText = steps[step];
       span.classList.toggle("sink", !all && Boolean(isSink(state.layer, state.head, t)));
     });
     tellToken(state.token);
@@ -261,13 +279,16 @@
       width: width("columns-drawing"), height: 190, marginLeft: 48,
       x: { domain: [-0.5, N - 0.5], label: "position" }, y: { type: "sqrt", label: "mean attention", domain: [0, Math.max(d3.max(columns, (d) => d.v), limit ?? 0) || 1] },
       marks: [
-        Plot.ruleX(columns, { x: "t", y1: 0, y2: "v", stroke: (d) => (d.sink ? marked : quiet), strokeWidth: Math.max(1, Math.min(8, 560 / N)) }),
         limit === null ? null : Plot.ruleY([limit], { stroke: "currentColor", strokeDasharray: "5 3" }),
         limit === null ? null : Plot.text([limit], { y: (d) => d, x: N - 0.5, text: () => `threshold ${limit.toFixed(4)}`, textAnchor: "end", dy: -7, stroke: style("--ground"), strokeWidth: 5, fill: "currentColor" }),
         Plot.ruleY([0]),
       ],
     });
-    const x = svg.scale("x");
+    const x = svg.scale("x"), y = svg.scale("y"), foot = y.apply(0);
+    const bars = d3.select(svg).append("g").attr("class", "bars").attr("stroke-width", Math.max(1, Math.min(8, 560 / N)));
+    [quiet, marked].forEach((colour, kind) => bars.append("path").attr("stroke", colour) // two marks, not one for each column
+      .attr("d", columns.filter((d) => Boolean(d.sink) === Boolean(kind)).map((d) => `M${x.apply(d.t).toFixed(1)},${foot}V${y.apply(d.v).toFixed(1)}`).join("")));
+    bars.lower();
     const line = d3.select(svg).append("path").attr("stroke", "currentColor").attr("stroke-opacity", 0.5).attr("fill", "none");
     svg.addEventListener("click", (event) => chooseToken(Math.round(x.invert(d3.pointer(event, svg)[0]))));
     find("columns-drawing").replaceChildren(svg);
@@ -289,7 +310,7 @@
       find("weight-line").textContent = "";
       return;
     }
-    const R = data.rows.length, canvas = document.createElement("canvas"), ramp = bothWays();
+    const R = data.rows.length, canvas = document.createElement("canvas");
     canvas.width = N; canvas.height = R;
     const context = canvas.getContext("2d"), image = context.createImageData(N, R);
     const values = new Float32Array(R * N), sunk = Uint8Array.from({ length: N }, (_, t) => isSink(layer, head, t));
@@ -307,10 +328,7 @@
       }
     }
     most = most || 1;
-    const pixels = new Uint32Array(image.data.buffer), table = Uint32Array.from({ length: 513 }, (_, n) => {
-      const c = d3.rgb(view === "difference" ? ramp(n / 512) : rising(n / 512)); // as bytes: red, green, blue, opaque
-      return new Uint32Array(new Uint8Array([c.r, c.g, c.b, 255]).buffer)[0];
-    });
+    const pixels = new Uint32Array(image.data.buffer), table = pixelsOf(view);
     for (let r = 0; r < R; r++) for (let t = 0; t <= data.rows[r]; t++) {
       const part = values[r * N + t] / most, root = Math.sqrt(Math.abs(part));
       pixels[r * N + t] = table[Math.round(512 * (view === "difference" ? ((part < 0 ? -root : root) + 1) / 2 : root))];

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act_harness.evidence.figures import new_figure, save_figure
+from act_harness.evidence.figures import figure_text, new_figure, save_figure
 from act_harness.mtbench.judge.scores import ArmScores
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def category_bars(arms: Sequence[ArmScores], path: Path, *, judge: str) -> Path:
             if score is None:
                 continue
             at = place + (number - (len(arms) - 1) / 2) * width
-            axes.bar(at, score.mean, 0.92 * width, color=colour, label=arm.arm, zorder=2)
+            axes.bar(
+                at, score.mean, 0.92 * width, color=colour, label=figure_text(arm.arm), zorder=2
+            )
             if score.low is not None and score.high is not None:
                 ends = [[score.mean - score.low], [score.high - score.mean]]
                 axes.errorbar(at, score.mean, yerr=ends, color="black", capsize=2.5, linewidth=1)
@@ -74,7 +76,7 @@ def category_radar(arms: Sequence[ArmScores], path: Path, *, judge: str) -> Path
         values = [math.nan if score is None else score.mean for score in scores]
         axes.plot(
             [*angles, angles[0]], [*values, values[0]], marker="o", markersize=4,
-            color=_COLOURS[number % len(_COLOURS)], label=arm.arm,
+            color=_COLOURS[number % len(_COLOURS)], label=figure_text(arm.arm),
         )  # fmt: skip
     axes.set_xticks(angles, names)
     axes.tick_params(axis="x", pad=14)
@@ -95,4 +97,4 @@ def _finish(figure: Figure, axes: Any, title: str) -> None:  # noqa: ANN401 - ma
         unique.values(), unique.keys(), loc="outside lower center", ncols=3, frameon=False,
         fontsize=8.5,
     )  # fmt: skip
-    figure.suptitle(title, fontsize=10.5)
+    figure.suptitle(figure_text(title, longest=90), fontsize=10.5)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from act_harness.errors import InputError
-from act_harness.evidence.tables import markdown_table
+from act_harness.evidence.tables import markdown_cell, markdown_table
 from act_harness.mtbench.judge.plots import RADAR_CATEGORIES, category_bars, category_radar
 from act_harness.mtbench.judge.scores import ArmScores, Difference, Score
 from act_harness.mtbench.judge.settings import JudgeSettings
@@ -31,8 +31,8 @@ def summary_text(
     for arm in arms:
         if arm.repeat_spread is not None:
             lines.append(
-                f"{arm.arm}: repeated judgments of one answer have a standard deviation of "
-                f"{arm.repeat_spread:.2f}"
+                f"{markdown_cell(arm.arm)}: repeated judgments of one answer have a standard "
+                f"deviation of {arm.repeat_spread:.2f}"
             )
     return "\n".join(lines)
 
@@ -73,8 +73,8 @@ def _missing_lines(arms: Sequence[ArmScores], max_failure_rate: float) -> list[s
             total, missing = total + count.judgments, missing + count.missing
             why = "; ".join(f"{reason}: {n}" for reason, n in sorted(count.reasons.items()))
             lines.append(
-                f"{arm.arm}, turn {turn}: {count.missing} of {count.judgments} judgments missing "
-                f"({count.rate:.1%}){f', {why}' if why else ''}"
+                f"{markdown_cell(arm.arm)}, turn {turn}: {count.missing} of {count.judgments} "
+                f"judgments missing ({count.rate:.1%}){f', {markdown_cell(why)}' if why else ''}"
             )
     rate = missing / total if total else 0.0
     if rate > max_failure_rate:
@@ -144,7 +144,7 @@ def write_files(
         "provenance": provenance.collect(seed=settings.seed).to_json(),
     }
     text = summary_text(arms, differences, settings.max_failure_rate)
-    title = f"# MT-Bench, judged by {settings.model}\n\n"
+    title = f"# MT-Bench, judged by {markdown_cell(settings.model)}\n\n"
     pictures = "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
     return [
         atomic.write_json(folder / "scores.json", document),

@@ -22,6 +22,7 @@ from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import attach, model_facts
 from act_harness.attention.load import load_plain_model, load_plain_tokenizer
 from act_harness.errors import InputError
+from act_harness.evidence.tables import markdown_cell, markdown_table
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.choose.effects import TaskScores
 from act_harness.search.choose.judgement import judgement
@@ -189,33 +190,31 @@ def _figure(found: PairedDifference) -> str:
     )
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def _markdown(
     results: Sequence[ArmResult], tasks: dict[str, Sequence[Document]], title: str
 ) -> str:
     first = results[0]
-    counts = ", ".join(f"{task} {len(documents)}" for task, documents in tasks.items())
+    counts = ", ".join(
+        f"{markdown_cell(task)} {len(documents)}" for task, documents in tasks.items()
+    )
     columns = list(first.columns)
-    said = [f"{_TITLES[name]}: {', '.join(first.outcome.tasks_of(name))}" for name in columns]
+    said = [
+        f"{_TITLES[name]}: {', '.join(map(markdown_cell, first.outcome.tasks_of(name)))}"
+        for name in columns
+    ]
     stock = [f"{100 * first.columns[name].score_a:.1f}" for name in columns]
-    arms = [
-        _row([arm.name, str(arm.heads), *map(_figure, arm.columns.values())]) for arm in results
+    rows = [
+        ["none", "0", *stock],
+        *([arm.name, str(arm.heads), *map(_figure, arm.columns.values())] for arm in results),
     ]
     lines = [
-        f"# {title}",
+        f"# {markdown_cell(title)}",
         "",
         f"Held-out documents: {counts}. Mean accuracy over tasks in %; in brackets the change "
         "against no heads, paired by document, with its 95 % bootstrap interval.",
         *([f"Tasks by column: {'; '.join(said)}."] if "raw_other_tasks" in columns else []),
         "",
-        _row(["heads", "number", *(_TITLES[name] for name in columns)]),
-        _row(["---"] * (2 + len(columns))),
-        _row(["none", "0", *stock]),
-        *arms,
-        "",
+        markdown_table(["heads", "number", *(_TITLES[name] for name in columns)], rows),
     ]
     return "\n".join(lines)
 

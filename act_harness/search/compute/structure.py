@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from act_harness.attention.dimensions import of_layers
 from act_harness.attention.families import family_of
 from act_harness.errors import UnsupportedModelError
 
@@ -137,7 +138,7 @@ def output_projection(attention: nn.Module) -> Tensor:
 def window_of(model: PreTrainedModel, attention: nn.Module) -> int | None:
     """Return the sliding window of a layer in tokens, None where it sees everything."""
     config = model.config.get_text_config()
-    if getattr(config, "attention_chunk_size", None) is not None:
+    if any(size is not None for size in of_layers(config, "attention_chunk_size")):
         raise UnsupportedModelError(
             f"{type(model).__name__} attends in chunks; the search does not support this model"
         )
@@ -145,7 +146,7 @@ def window_of(model: PreTrainedModel, attention: nn.Module) -> int | None:
     if hasattr(attention, "sliding_window"):
         found = attention.sliding_window
     elif getattr(config, "use_sliding_window", True):
-        found = getattr(config, "sliding_window", None)
+        found = of_layers(config, "sliding_window")[attention.layer_idx]
         kinds = getattr(config, "layer_types", None)
         if kinds is not None and kinds[attention.layer_idx] != "sliding_attention":
             found = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_harness.evidence.comparison import Row
-from act_harness.evidence.tables import markdown_table
+from act_harness.evidence.tables import Markup, markdown_cell, markdown_table
 from act_harness.search.methods.registry import METHODS
 from act_harness.search.methods.table import Cell, Column, Table, make_table
 from act_harness.support import atomic, provenance
@@ -42,9 +42,9 @@ class MethodsReport:
     def markdown(self) -> str:
         """Return the report."""
         parts = self.arms.parts["evaluation"]
-        counts = ", ".join(f"{task} {len(found)}" for task, found in parts.items())
+        counts = ", ".join(f"{markdown_cell(task)} {len(found)}" for task, found in parts.items())
         lines = [
-            f"# Methods: {self.recipe.name}\n",
+            f"# Methods: {markdown_cell(self.recipe.name)}\n",
             f"Documents that neither found nor chose anything: {counts}. Mean accuracy over tasks "
             "in %; in brackets the difference from the untouched model, paired by document, its "
             "95 % interval, and p adjusted over the methods of a column (Benjamini-Hochberg). "
@@ -70,7 +70,8 @@ class MethodsReport:
 
     def _columns_text(self) -> str:
         return "Tasks by column: " + "; ".join(
-            f"{column.title}: {', '.join(column.tasks)}" for column in self.table.columns
+            f"{column.title}: {', '.join(map(markdown_cell, column.tasks))}"
+            for column in self.table.columns
         ) + ".\n"  # fmt: skip
 
     def _table(self, table: Table, arms: Sequence[Arm], *, equal: bool = False) -> str:
@@ -106,7 +107,7 @@ class MethodsReport:
         notes = []
         for arm in (self.arms.untouched, *self.arms.arms):
             engine = f"; engine {arm.engine}" if arm.engine not in (None, "auto") else ""
-            said = f" ({arm.note})" if arm.note else ""
+            said = f" ({markdown_cell(arm.note)})" if arm.note else ""
             notes.append(f"- `{arm.method}`: {METHODS[arm.method].note}{engine}{said}")
         return [*notes, ""]
 
@@ -174,7 +175,7 @@ def write_report(recipe: Recipe, arms: MethodArms, folder: Path) -> MethodsRepor
                 files[name] = forest_plot(
                     _rows(one), folder / name, title=title, names=("none", "method")
                 )
-                text += f"\n![{title}]({name})\n"
+                text += f"\n![{markdown_cell(title)}]({name})\n"
     files["methods.md"] = atomic.write_text(folder / "methods.md", text)
     return MethodsReport(recipe, arms, table, equal, files)
 
@@ -233,7 +234,7 @@ def _columns_json(table: Table, method: str) -> dict[str, Any]:
 def _figure(cell: Cell) -> str:
     found, mark = cell.result, _MARKS[cell.verdict]
     low, high = found.interval
-    return (
+    return Markup(
         f"{mark}{100 * found.score_b:.1f}{mark} ({100 * found.difference:+.1f}; {100 * low:+.1f} "
         f"to {100 * high:+.1f}; p {cell.p_adjusted:.3f})"
     )

@@ -1,0 +1,289 @@
+"""``act-harness publish``: a finished evaluation in the formats that others read.
+
+A folder, or one commit to a model repository on the hub: records of Every Eval Ever, entries for
+``.eval_results/``, the paired comparison, the report page where there is one, and a page that says
+what is what. The results themselves are read and left as they are; what is written names no path of
+this machine and no argument of the model, which may be a key. Everything is put together first, so
+that nothing half is left.
+
+Not here: the artifact (``act-harness artifact push``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from act_harness.errors import InfrastructureError, InputError, ResultError, one_line
+from act_harness.evidence.tables import markdown_cell, markdown_table
+from act_harness.publication.eval_results import FOLDER, eval_result_entries
+from act_harness.publication.evaluation import Arm, Evaluation, find_evaluation
+from act_harness.publication.every_eval_ever import every_eval_ever_records
+from act_harness.support import atomic, reading
+
+__all__ = ["Published", "publish"]
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REPORTS = ("report.html", "report.md")
+_ON_THE_HUB = "act-harness-results"
+"""Folder of a repository; the rest of it, its README too, is left alone."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where the results are now."""
+
+    where: str
+    """The folder, or the address of the commit or pull request."""
+    files: tuple[str, ...]
+    """Paths in the folder or repository."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
+
+    def summary(self) -> str:
+        """Return what is printed at the end."""
+        lines = [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, f"published: {self.where} ({len(self.files)} files)"])
+
+
+def publish(
+    results: str | os.PathLike[str],
+    to: str,
+    *,
+    model_id: str | None = None,
+    organization: str | None = None,
+    pull_request: bool = False,
+) -> Published:
+    """Publish a finished evaluation of ``act-harness eval``, or a result of lm-eval's own.
+
+    Args:
+        results: The output folder, an arm's folder or the comparison's; or a results file.
+        to: A folder that is not there yet, or ``hub:OWNER/REPO``, a model repository.
+        model_id: OWNER/NAME of the base model, where the results name a folder.
+        organization: Who evaluated; on the hub the repository's owner by default.
+        pull_request: Open a pull request instead of a commit to the main branch.
+
+    Raises:
+        InputError: A name is malformed, or the folder is there already.
+        ResultError: Nothing to publish, more than one evaluation, or one that is not finished.
+        InfrastructureError: The folder cannot be written, or the hub refuses or is not reached.
+    """
+    repository = _repository(to)
+    if pull_request and repository is None:
+        raise InputError("--pull-request is for the hub; give --to hub:OWNER/REPO")
+    if model_id is not None and not _REPOSITORY.fullmatch(model_id):
+        raise InputError(f"--model-id is {one_line(model_id)!r}, expected OWNER/NAME")
+    if repository is None:
+        _check_free(Path(to))
+    evaluation = find_evaluation(results, model_id=model_id)
+    if organization is None and repository is not None:
+        organization = repository.partition("/")[0]
+    address = _address(repository) if repository else None
+    files, entries, notes = _contents(evaluation, organization, address)
+    if repository is None:
+        every = files | {
+            f"{arm}/{name}": data for arm in entries for name, data in entries[arm].items()
+        }
+        _write_folder(Path(to), every)
+        return Published(to, tuple(sorted(every)), notes)
+    every = {f"{_ON_THE_HUB}/{evaluation.stamp}/{name}": data for name, data in files.items()}
+    own, said = _own_entries(evaluation, repository, entries)
+    every |= own
+    where = _commit(repository, every, pull_request=pull_request)
+    return Published(where, tuple(sorted(every)), (*notes, *said))
+
+
+Files = dict[str, bytes]
+
+
+def _contents(
+    evaluation: Evaluation, organization: str | None, address: str | None
+) -> tuple[Files, dict[str, Files], tuple[str, ...]]:
+    """Return the files that both targets get, the entries by arm, and what was left out."""
+    notes = list(evaluation.notes)
+    records = every_eval_ever_records(
+        evaluation, organization=organization, created=int(time.time())
+    )
+    if not records:
+        raise ResultError(
+            f"{evaluation.arms[0].run.label}: no score is a number with a known direction; there "
+            "is nothing to publish"
+        )
+    files = {f"every_eval_ever/{path}": _json(record) for path, record in records.items()}
+    entries: dict[str, Files] = {}
+    for arm in dict.fromkeys(one.name for one in evaluation.arms):
+        found, said = eval_result_entries(evaluation.of(arm), source=address)
+        entries[arm] = {name: _yaml(content) for name, content in found.items()}
+        notes += [note for note in said if note not in notes]
+    for seed, comparison in evaluation.comparisons.items():
+        place = "" if seed is None else f"seed-{seed}/"
+        files[f"{place}comparison.json"] = _json(comparison.to_json())
+        files[f"{place}comparison.md"] = comparison.to_markdown().encode()
+    if not evaluation.comparisons:
+        notes.append("one arm alone: no paired difference")
+    report = _report(evaluation)
+    if report is not None:
+        files[report.name] = report.read_bytes()
+    files["README.md"] = _page(evaluation, entries, report).encode()
+    return files, entries, tuple(notes)
+
+
+def _own_entries(
+    evaluation: Evaluation, repository: str, entries: Mapping[str, Files]
+) -> tuple[Files, tuple[str, ...]]:
+    """Return the entries of the arm whose repository it is: no other's may stand in it."""
+    base = evaluation.arms[0].base_model
+    arm = "baseline" if repository.casefold() == base.casefold() else "act"
+    if arm in entries:
+        return entries[arm], ()
+    return {}, (f"no {FOLDER}: {repository} is not the repository of {base}, which was evaluated",)
+
+
+def _report(evaluation: Evaluation) -> Path | None:
+    """Return the report page of an evaluation, the HTML one first."""
+    own = [p for p in evaluation.folder.glob("*__*") if p.name.endswith(f"__{evaluation.stamp}")]
+    folders = [*sorted(own), evaluation.folder]
+    found = [f / name for name in _REPORTS for f in folders if reading.is_file(f / name)]
+    return found[0] if found else None
+
+
+def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Path | None) -> str:
+    """Return the page that says what was evaluated and what the files are for."""
+    arms = {arm.name: arm for arm in reversed(evaluation.arms)}
+    rows = [(name, arms[name].model_id, _described(arms[name])) for name in sorted(arms)[::-1]]
+    parts = [
+        f"# Results on {markdown_cell(evaluation.arms[0].base_model)}",
+        markdown_table(("arm", "model", "attention"), rows).rstrip(),
+    ]
+    for seed, comparison in evaluation.comparisons.items():
+        heading = (
+            "Paired comparison" if seed is None else f"Paired comparison, few-shot seed {seed}"
+        )
+        parts += [f"## {heading}", comparison.to_markdown(headline_only=True).rstrip()]
+    items = [
+        "`every_eval_ever/data/`: records of Every Eval Ever, schema 0.2.2; its validator takes "
+        "the files by their absolute paths.",
+    ]
+    if any(entries.values()):
+        items.append(
+            f"`{FOLDER}/`: entries for the model repository on the hub whose arm it is; they count "
+            "on a leaderboard where the dataset is a registered benchmark."
+        )
+    if evaluation.comparisons:
+        items.append("`comparison.json`, `comparison.md`: every metric, paired by document.")
+    if report is not None:
+        items.append(f"`{report.name}`: the report.")
+    tracked = [arm.tracked_at for arm in evaluation.arms if arm.tracked_at]
+    items += [f"W&B run: {url}" for url in dict.fromkeys(tracked)]
+    parts += ["## Files", "\n".join(f"- {item}" for item in items)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _described(arm: Arm) -> str:
+    if not arm.calibrated:
+        return "as trained"
+    return (
+        f"{arm.record.get('heads')} heads calibrated, artifact {arm.record.get('artifact')} "
+        f"(sha256 {arm.record['artifact_sha256']})"
+    )
+
+
+def _json(value: Any) -> bytes:  # noqa: ANN401 - what JSON can hold
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _yaml(value: list[dict[str, Any]]) -> bytes:
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
+    return text.encode()
+
+
+# -- a folder --------------------------------------------------------------------------------------
+
+
+def _check_free(target: Path) -> None:
+    """Refuse a place where something is: two publications are never mixed."""
+    if reading.is_file(target):
+        raise InputError(f"--to {target}: a file is there; name a new folder")
+    if reading.is_folder(target) and any(target.iterdir()):
+        raise InputError(f"--to {target}: the folder is not empty; name a new one")
+
+
+def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder with all files, or none."""
+    final = target.resolve()
+    temporary = final.with_name(f".{final.name[:60]}.{secrets.token_hex(4)}.tmp")
+    try:
+        for name, data in files.items():
+            atomic.write_bytes(temporary / name, data)
+        temporary.rename(final)  # over an empty folder too, never over a full one
+    except OSError as error:
+        raise atomic.cannot_write(target, error, "nothing was left") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# -- the hub ---------------------------------------------------------------------------------------
+
+
+def _repository(to: str) -> str | None:
+    """Return OWNER/REPO of a target on the hub, None for a folder."""
+    if not to.strip():
+        raise InputError("--to is empty; name a new folder, or hub:OWNER/REPO")
+    if not to.startswith("hub:"):
+        return None
+    name = to.removeprefix("hub:")
+    if not _REPOSITORY.fullmatch(name):
+        raise InputError(f"--to is {one_line(to)!r}, expected a folder or hub:OWNER/REPO")
+    return name
+
+
+def _address(repository: str) -> str:
+    from huggingface_hub import HfApi
+
+    return f"{HfApi().endpoint}/{repository}"
+
+
+def _commit(repository: str, files: Mapping[str, bytes], *, pull_request: bool) -> str:
+    """Put files into a model repository in one commit; return its address."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    operations = [CommitOperationAdd(name, data) for name, data in sorted(files.items())]
+    try:
+        done = HfApi().create_commit(
+            repository,
+            operations,
+            commit_message="Evaluation results of act-harness",
+            create_pr=pull_request,
+        )
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"{repository}: no such model repository, or none that this token may see; make it "
+            f"first (hf repo create {repository}) and log in (hf auth login)"
+        ) from error
+    except Exception as error:
+        if not _is_of_the_hub(error):
+            raise
+        raise InfrastructureError(
+            f"{repository}: nothing was published ({one_line(error, limit=300)}); check the token "
+            "(hf auth login) and the network, or publish into a folder"
+        ) from error
+    return str(done.pr_url or done.commit_url)
+
+
+def _is_of_the_hub(error: Exception) -> bool:
+    # Its client passes on what its HTTP library raises, which has no common base with its own.
+    module = type(error).__module__.partition(".")[0]
+    return module in ("httpx", "httpcore", "huggingface_hub") or isinstance(
+        error, (OSError, ValueError)
+    )

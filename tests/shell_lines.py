@@ -1,0 +1,57 @@
+"""Commands in pages: cut into words, and held against the parsers that would read them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import typer
+from installed import REPOSITORY
+
+from act_harness.cli import app as cli
+
+__all__ = ["check_line", "check_lm_eval", "command_lines", "parse"]
+
+
+def command_lines(block: str) -> list[str]:
+    """Return the commands of a shell block: lines joined where they go on, remarks left out."""
+    lines = re.sub(r"\\\n\s*", " ", block).splitlines()
+    return [line for line in (re.sub(r"\s+# .*", "", one).strip() for one in lines) if line]
+
+
+def parse(words):
+    """Hand words to the command that they name; it parses them and is not run."""
+    command = typer.main.get_command(cli.app)
+    context = command.make_context("act-harness", list(words))
+    while hasattr(command, "commands"):
+        name, command, words = command.resolve_command(context, words)
+        context = command.make_context(name, list(words), parent=context)
+    return context
+
+
+def check_lm_eval(words):
+    """Parse as lm-eval would: without a subcommand the words are those of `run`."""
+    from lm_eval._cli import HarnessCLI
+
+    given = HarnessCLI()._parser.parse_args(["run", *words])
+    assert given.model == "hf-act"
+    assert given.tasks
+
+
+def check_line(line: str) -> str:
+    """Raise where a line names a command, an option or a target that is not there."""
+    program, *words = shlex.split(line)
+    if program == "accelerate":
+        assert words[:2] == ["launch", "--num_processes"]
+        assert words[3:5] == ["-m", "act_harness"]
+        program, words = "act-harness", words[5:]
+    if program == "make":
+        made = re.findall(r"(?m)^([a-z-]+):", (REPOSITORY / "Makefile").read_text())
+        assert words[0] in made
+    elif program == "act-harness":
+        parse(words)
+    elif program == "lm_eval":
+        check_lm_eval(words)
+    else:
+        assert line == "pip install -c constraints.txt ."
+    return program
