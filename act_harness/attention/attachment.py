@@ -36,7 +36,6 @@ from act_harness.engines.segments import SegmentEngine
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import (
     CalibrationError,
-    InternalError,
     UnsupportedCallError,
     UnsupportedModelError,
 )
@@ -449,9 +448,10 @@ class Attachment:
             return
         if len(forward.reached) < len(self.plans):
             missing = sorted(set(self.plans) - forward.reached)
-            raise InternalError(
+            raise UnsupportedCallError(
                 f"layers {missing} ran without calibration: something switched the attention "
-                "implementation after attaching; detach and attach again"
+                "implementation after attaching, or torch.compile runs the layers from a graph; "
+                "detach, undo that, and attach again"
             )
         if self._watcher is not None and self.reports:
             self._watcher.append(self.records())

@@ -326,6 +326,19 @@ def remember(
         states[layer] = _Remembered(owner, state, real, _reference(_keys_of(cache, layer)))
 
 
+def _select_layer(layer: Any, index: Tensor) -> None:  # noqa: ANN401 - a layer of any kind of cache
+    """Keep the sequences ``index`` of a layer that is a shallow copy."""
+    if not hasattr(layer, "recurrent_states"):
+        if layer.is_initialized and layer.keys is not None:  # None: it shares another's keys
+            layer.batch_select_indices(index.to(layer.keys.device))
+        return
+    # recurrent layers keep states in dictionaries, which a shallow copy shares, and write into them
+    vars(layer).update({k: dict(v) for k, v in vars(layer).items() if isinstance(v, dict)})
+    started = any(layer.is_conv_states_initialized.values())
+    if started or any(layer.is_recurrent_states_initialized.values()):
+        layer.reorder_cache(index)
+
+
 def select_cache(cache: Cache, index: Tensor) -> Cache:
     """Return a cache of the sequences ``index`` (repeats allowed); the given one is untouched.
 
@@ -338,8 +351,7 @@ def select_cache(cache: Cache, index: Tensor) -> Cache:
     picked = copy.copy(cache)
     picked.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in picked.layers:
-        if layer.is_initialized and layer.keys is not None:  # None: it shares another's keys
-            layer.batch_select_indices(index.to(layer.keys.device))
+        _select_layer(layer, index)
     if _STATES in cache.__dict__:
         picked.__dict__[_STATES] = {
             number: _Remembered(

@@ -10,6 +10,7 @@ import torch
 
 from act_harness.artifact import ModelFacts
 from act_harness.attention.dimensions import head_count, of_layers
+from act_harness.attention.placement import refuse_parts
 from act_harness.attention.tokenizer_probe import chat_probe, tokenizer_probe
 from act_harness.errors import InputError, UnsupportedModelError
 from act_harness.support.provenance import sha256_text
@@ -31,10 +32,15 @@ _SAMPLES = 256
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """Return the model that a peft wrapper adapts; any other model is its own."""
-    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
-        return cast("PreTrainedModel", cast("Any", model).get_base_model())
-    return cast("PreTrainedModel", model)
+    """Return the model inside wrappers of peft and ``torch.compile``; any other is its own."""
+    while True:
+        compiled = getattr(model, "_modules", {}).get("_orig_mod")  # importing dynamo is slow
+        if compiled is not None:
+            model = compiled
+        elif hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+            model = cast("Any", model).get_base_model()
+        else:
+            return cast("PreTrainedModel", model)
 
 
 def decoder_of(model: PreTrainedModel) -> Any:  # noqa: ANN401 - a decoder is no class of its own
@@ -127,7 +133,10 @@ def _fingerprint(weights: dict[str, nn.Parameter]) -> str | None:
     for name, parameter in sorted(weights.items()):
         if parameter.device.type == "meta":
             return None
-        flat = parameter.detach().reshape(-1)
+        held = parameter.detach()
+        if type(held) is not torch.Tensor and held.is_floating_point():
+            held = held.dequantize()  # torchao's and quanto's are of a type of their own
+        flat = held.reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
         values = flat[::step][:_SAMPLES].to(torch.bfloat16).contiguous().view(torch.int16).cpu()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
@@ -158,14 +167,15 @@ def model_facts(
 
     Raises:
         InputError: this is no loaded model.
-        UnsupportedModelError: the model has no attention heads.
+        UnsupportedModelError: the model has no attention heads, or a part of them.
     """
-    if not hasattr(model, "config"):
+    if not hasattr(base_model(model), "config"):
         raise InputError(
             f"a model was given as {type(model).__name__}; expected a loaded one, as "
             "transformers' AutoModelForCausalLM.from_pretrained returns it"
         )
     base = base_model(model)
+    refuse_parts(base)
     kind = type(base).__name__
     config = base.config.get_text_config()
     heads = head_count(config)

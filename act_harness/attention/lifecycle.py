@@ -36,7 +36,7 @@ def prepare(
     found = resolve_artifact(artifact, facts or model_facts(model, tokenizer))
     if isinstance(engine, str):
         plans = found.plans().values() if found else ()
-        engine = select_engine(engine, device=input_device(model).type, plans=plans)
+        engine = select_engine(engine, device=input_device(base_model(model)).type, plans=plans)
     attachment = Attachment(model, found, engine, tokenizer=tokenizer)
     if attachment.plans:
         attachment.check()

@@ -173,5 +173,10 @@ def _refuse_layer(kind: str, call: Seen) -> None:
         )
     if call.arguments.get("position_bias") is not None:
         raise UnsupportedModelError(f"{kind} adds a position bias to attention; not supported")
+    if call.layer is not None and call.layer < 0:
+        raise UnsupportedModelError(
+            f"{kind} shares one attention block among its layers, which does not say for which of "
+            "them it computes; use artifact=none for a baseline"
+        )
     if call.layer is None:
         raise UnsupportedModelError(f"{kind} does not number its attention layers; not supported")

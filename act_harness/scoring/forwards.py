@@ -28,7 +28,7 @@ from act_harness.attention.packing import Packing, Rows, positions_of
 from act_harness.attention.packing_trial import packed_forward, packs_segments
 from act_harness.attention.placement import input_device
 from act_harness.engines.segments import Capacity, lay_out, upload
-from act_harness.errors import InternalError
+from act_harness.errors import InternalError, UnsupportedModelError
 from act_harness.scoring.graphs import PackedForwards
 from act_harness.scoring.head import bare_head, rows_only
 from act_harness.scoring.logits import Logits, RowScores, fetch
@@ -376,7 +376,10 @@ class Forwards:
         ):
             output = self.model(**arguments)
         if not picked:
-            raise InternalError("the model does not call its output head as a module")
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} does not call its output head as a module (a model "
+                "that torch.compile runs from a graph does not); score it uncompiled"
+            )
         cache = output.get("past_key_values")
         if bare:
             head = self.model.get_output_embeddings()

@@ -16,7 +16,7 @@ from act_harness.attention import packing_trial
 from act_harness.attention.capabilities import Answer, ModelCapabilities, Side, capabilities_of
 from act_harness.attention.head_set import head_set
 from act_harness.attention.lifecycle import prepare
-from act_harness.attention.rounding import alike, rounding, spread_tokens
+from act_harness.attention.rounding import alike, largest_change, rounding, spread_tokens
 from act_harness.errors import ActHarnessError
 from act_harness.scoring.forwards import Forwards
 from act_harness.scoring.head import bare_head
@@ -84,12 +84,36 @@ def _extension(model: PreTrainedModel, *, windowed: bool) -> Answer[Side | None]
             tried = f"tried: over a cache, with {side} pads, answers score as whole sequences do"
             return Answer(side, "; ".join([tried, *obstacles]))
         obstacles.append(f"with {side} pads, {obstacle}")
+    alone = _cached_otherwise(model)
+    if alone is not None:
+        obstacles = [alone]
     _logger.warning(
         "%s: its cache cannot be extended by several answers, so every request is "
         "computed by itself",
         type(model).__name__,
     )
     return Answer(None, "; ".join(obstacles))
+
+
+def _cached_otherwise(model: PreTrainedModel) -> str | None:
+    """Say whether one sequence over its own cache, with no pads at all, is another than whole."""
+    tokens = spread_tokens(range(1, 12), model.config.get_text_config().vocab_size)
+    forwards = Forwards(model)
+    whole = forwards.prefill([tokens], [range(8, 11)], prompts=[11], use_cache=False).logits.all()
+    first = forwards.prefill([tokens[:8]], [[7]], prompts=[8], use_cache=True)
+    ids = torch.tensor([tokens], device=forwards.device)
+    try:
+        rest = model(input_ids=ids[:, 8:], past_key_values=first.cache, use_cache=True).logits[0]
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return f"its stock forward of several tokens over a cache fails ({str(error)[:200]})"
+    rest = rest.to(whole.device, whole.dtype)
+    if alike(rest, whole, model.dtype, noise=rounding(model, [tokens])):
+        return None
+    off = largest_change(rest, whole)
+    return (
+        f"its stock forward of several tokens over a cache differs by {off:.2g} from the one "
+        "without a cache"
+    )
 
 
 def _extension_obstacle(model: PreTrainedModel, side: Side) -> str | None:

@@ -426,7 +426,7 @@ def test_a_compiled_model_is_calibrated_where_its_graph_may_break(tiny, make_art
     model = tiny(num_hidden_layers=1)
     artifact = make_artifact(model)
     parts = torch.compile(model, backend="eager")
-    with calibrated(model, artifact) as attachment:
+    with calibrated(parts, artifact) as attachment:  # inside a wrapper it is the model it wraps
         want = logits(model)
         calls = attachment.calls.calls["torch"]
         found = logits(parts)

@@ -61,8 +61,9 @@ def test_only_what_a_window_holds_is_packed(tiny, make_artifact, monkeypatch, ki
         assert scorer.work.packed == 3
         assert one_by_one.work.packed == 0
         assert max(lengths) == WINDOW
-        assert shared.summary() == pytest.approx(plain.summary(), nan_ok=True)
         if artifact is not None:
+            for name, figure in plain.summary().items():
+                assert shared.summary()[name] == pytest.approx(figure, rel=1e-3), name
             assert shared.summary()["mean_moved_mass"] > 0.05
 
 
