@@ -22,14 +22,13 @@ import torch
 from lm_eval import utils
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, model_facts, stock_model
 from act_harness.attention import prepare as prepare_attachment
 from act_harness.attention.counters import CalibrationCounters, prompt_key
 from act_harness.attention.generation import refuse_unsupported_generation
-from act_harness.attention.load import auto_class
+from act_harness.attention.load import auto_class, has_encoder
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, unknown_name
 from act_harness.mtbench.chat import ConversationMixin
@@ -145,10 +144,10 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         Raises:
             UnsupportedModelError: there is no class that would load it.
         """
-        kind = getattr(config, "model_type", None)
-        encodes = kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-        if backend == "causal" or (backend == "default" and not encodes):
-            if self.AUTO_MODEL_CLASS is None and "_model" not in self.__dict__:  # not given loaded
+        if backend == "causal" or (backend == "default" and not has_encoder(config)):
+            if (
+                getattr(self, "AUTO_MODEL_CLASS", None) is None and "_model" not in self.__dict__
+            ):  # not given loaded
                 self.AUTO_MODEL_CLASS = auto_class(config)
             backend = "causal"
         super()._get_backend(config, backend=backend, trust_remote_code=trust_remote_code)

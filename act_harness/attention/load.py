@@ -10,7 +10,15 @@ from act_harness.support.model_arguments import check_device, check_dtype, check
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["auto_class", "load_plain_model", "load_plain_tokenizer"]
+__all__ = ["auto_class", "has_encoder", "load_plain_model", "load_plain_tokenizer"]
+
+
+def has_encoder(config: PretrainedConfig) -> bool:
+    """Say whether transformers lists models of this type as encoder and decoder for text."""
+    from transformers.models.auto import modeling_auto
+
+    listed = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    return getattr(config, "model_type", None) in listed
 
 
 def auto_class(config: PretrainedConfig) -> Any:  # noqa: ANN401 - one of transformers' auto classes

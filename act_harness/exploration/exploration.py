@@ -93,7 +93,7 @@ class Exploration:
     @property
     def exact(self) -> npt.NDArray[np.bool_]:
         """(L, H) whether the effect was computed exactly."""
-        return np.isfinite(self.scores).all(axis=2)
+        return np.asarray(np.isfinite(self.scores).all(axis=2))
 
     @property
     def effects(self) -> npt.NDArray[np.float64]:

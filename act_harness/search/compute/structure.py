@@ -5,7 +5,7 @@ Nothing here changes a model; see :mod:`act_harness.search.compute.workbench` fo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,9 +146,10 @@ def window_of(model: PreTrainedModel, attention: nn.Module) -> int | None:
     if hasattr(attention, "sliding_window"):
         found = attention.sliding_window
     elif getattr(config, "use_sliding_window", True):
-        found = of_layers(config, "sliding_window")[attention.layer_idx]
+        layer = cast("int", attention.layer_idx)
+        found = of_layers(config, "sliding_window")[layer]
         kinds = getattr(config, "layer_types", None)
-        if kinds is not None and kinds[attention.layer_idx] != "sliding_attention":
+        if kinds is not None and kinds[layer] != "sliding_attention":
             found = None
     else:
         found = None
