@@ -22,8 +22,9 @@ _MARKS = re.compile(
     | (?<=\])[(\[]                    # what makes a link or a picture of brackets
     | [`|$]                           # code, the end of a cell, formulas
     | \*(?=\S) | (?<=\S)\*            # emphasis; "acc *" is none
-    | (?<!\w)_(?=\S) | (?<=\S)_(?!\w) # the same; act_sst2 is none
-    | ~(?=~) | (?<=~)~                # struck out
+    | (?P<none>(?<=[^\W_])_+(?=[^\W_])) # within a word it is none: act_sst2
+    | _(?=\S) | (?<=\S)_
+    | ~(?=\S) | (?<=\S)~              # struck out
     """,
     re.VERBOSE,
 )
@@ -103,5 +104,7 @@ def markdown_cell(value: object) -> str:
 
 
 def _escaped(mark: re.Match[str]) -> str:
+    if mark["none"]:
+        return mark[0]
     # An entity cannot be escaped by a backslash everywhere.
     return "&amp;" if mark[0] == "&" else f"\\{mark[0]}"

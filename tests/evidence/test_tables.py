@@ -49,6 +49,7 @@ def seen(markdown):
 @example("![x](http://example.org/x.png)")
 @example("![x][x] [x](javascript:alert(1))")
 @example("`<b>` **bold** _slanted_ ~~gone~~ *x*")
+@example("__0__ _0_ a__b__ ~x~")
 @example("&lt;b&gt; &#60;")
 @example("<http://example.org> <!-- gone -->")
 @example("\u202egnirts a\u202c zero\u200bwidth line\u2028line\r\nhalf \ud83d")
@@ -60,7 +61,9 @@ def test_a_cell_shows_its_text_and_nothing_else(text):
     assert [cell.strip() for cell in found.cells] == [visible(text).strip(), "end"]
 
 
-@pytest.mark.parametrize("text", ["act_sst2", "acc *", "+0.01 ... -0.02", "< 0.05", "a\\b", "50 %"])
+@pytest.mark.parametrize(
+    "text", ["act_sst2", "acc *", "+0.01 ... -0.02", "< 0.05", "a\\b", "50 %", "m__act"]
+)
 def test_what_markdown_leaves_alone_is_left_alone(text):
     assert markdown_cell(text) == text
 
