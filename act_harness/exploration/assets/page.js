@@ -172,7 +172,7 @@
     ramp.className = "ramp";
     ramp.style.background = `linear-gradient(to right, ${d3.range(0, 1.01, 0.1).map((part) => colour.of(colour.at(part))).join(",")})`;
     const dots = data.artifact ? "; dots: heads of the head set" : "";
-    const shared = data.groups < H ? `; brackets: query heads that share a key head (${data.groups} groups)` : "";
+    const shared = data.groups < H ? `; brackets: query heads that share a key head (${data.groups} group${data.groups > 1 ? "s" : ""})` : "";
     find("heads-legend").replaceChildren(`${metric.label}: ${+colour.at(0).toPrecision(3)}`, ramp, `${+colour.at(1).toPrecision(3)}${metric.both ? ", by square root" : ""}${dots}${shared}`);
   }
   function tellHead(layer, head) {
