@@ -65,7 +65,11 @@ KINDS = {
         [1, 3],
     ),
 }  # fmt: skip
-EXTENDED = [kind for kind in KINDS if kind not in ("jamba", "zamba2")]
+EXTENDED = [
+    "qwen3_next", "falcon_h1", "lfm2",
+    *(pytest.param(k, marks=pytest.mark.slow) for k in ("qwen3_5_text", "granitemoehybrid")),
+    pytest.param("bamba", marks=pytest.mark.slow),
+]  # fmt: skip
 ITEMS = [
     Item(tuple(range(3, 3 + size)), (40 + n, 50 - n, 30)[:last])
     for size in (21, 9, 4, 1)
