@@ -168,7 +168,7 @@ def push(
         bool, typer.Option("--dry-run", help="Print the card of a new repository, send nothing.")
     ] = False,
 ) -> None:
-    """Share an artifact on the model hub, with a card that says what it is worth.
+    """Share an artifact on the model hub, with a card.
 
     One commit with the artifact, a map of its heads and the card; other text of a card that is
     there stays. The token is that of `hf auth login` or HF_TOKEN.
@@ -216,7 +216,7 @@ def pull(
         bool, typer.Option("--force", help="Replace a file that holds something else.")
     ] = False,
 ) -> None:
-    """Fetch an artifact from the model hub, check its form and write it to a file.
+    """Fetch an artifact from the model hub, and check it.
 
     The commit it came from is noted in it (provenance). Without this command too,
     artifact=hub:... is taken wherever an artifact is named.

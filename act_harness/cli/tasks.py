@@ -35,7 +35,7 @@ def tasks(
     include_path: IncludePath = None,
     data_dir: DataDir = None,
 ) -> None:
-    """List this project's tasks: documents, and where they come from.
+    """List our tasks: documents, where they come from.
 
     Groups and tasks; a data folder's rows are counted. lm-eval's own tasks are listed by
     `act-harness run ls tasks`.

@@ -7,7 +7,6 @@ counted where rows are at hand (a data folder, or rows that a task builds itself
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -23,7 +22,7 @@ from act_harness.harness.task_lookup import (
     load_tasks,
     members_of,
 )
-from act_harness.support import paths
+from act_harness.support import paths, reading
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -152,7 +151,7 @@ class _Counter:
     @cached_property
     def _published(self) -> dict[str, dict[str, int]]:
         file = paths.tasks_path() / _PUBLISHED
-        read: dict[str, dict[str, int]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        read: dict[str, dict[str, int]] = reading.read_json(file)["rows"]
         return read
 
     def entry(self, name: str) -> TaskEntry:

@@ -100,9 +100,9 @@ def _cached_otherwise(model: PreTrainedModel) -> str | None:
     tokens = spread_tokens(range(1, 12), model.config.get_text_config().vocab_size)
     forwards = Forwards(model)
     whole = forwards.prefill([tokens], [range(8, 11)], prompts=[11], use_cache=False).logits.all()
-    first = forwards.prefill([tokens[:8]], [[7]], prompts=[8], use_cache=True)
     ids = torch.tensor([tokens], device=forwards.device)
     try:
+        first = forwards.prefill([tokens[:8]], [[7]], prompts=[8], use_cache=True)
         rest = model(input_ids=ids[:, 8:], past_key_values=first.cache, use_cache=True).logits[0]
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         return f"its stock forward of several tokens over a cache fails ({str(error)[:200]})"

@@ -13,7 +13,6 @@ from act_harness.attention import attach, calibrated, select_cache, weights_fing
 from act_harness.attention.interface import BINDING
 from act_harness.errors import (
     ArtifactError,
-    InternalError,
     UnsupportedCallError,
     UnsupportedModelError,
 )
@@ -171,7 +170,7 @@ def test_switching_the_kernel_under_the_calibration_is_an_error_not_a_baseline(t
     model = tiny()
     with calibrated(model, make_artifact(model)):
         model.config._attn_implementation_internal = "sdpa"
-        with pytest.raises(InternalError, match="without calibration"):
+        with pytest.raises(UnsupportedCallError, match="without calibration"):
             logits(model)
 
 

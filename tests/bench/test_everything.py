@@ -67,7 +67,7 @@ def test_what_is_measured_where():
     assert [part.name for part in parts_of(given(device="cpu"))] == [
         "prefill", "scoring", "search", "equality",
     ]  # fmt: skip
-    with pytest.raises(InputError, match="no part 'scorng'"):
+    with pytest.raises(InputError, match=r"part 'scorng' is unknown.*did you mean 'scoring'"):
         parts_of(given(parts="attention,scorng"))
     with pytest.raises(InputError, match="part 'search' needs --documents"):
         parts_of(given(parts="search", documents=None))

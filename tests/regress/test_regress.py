@@ -120,7 +120,7 @@ def test_an_unchanged_model_passes(shipped, call, tmp_path):
     }
     assert content["baseline"]["reason"] == "first one"
     page = (tmp_path / "out" / "regress.md").read_text()
-    assert "suite `tiny`: **passed**" in page
+    assert "Regression suite tiny: **passed**" in page
     assert "| act_demo_word@heads |" in page
     assert not list(tmp_path.rglob("*.tmp"))
 

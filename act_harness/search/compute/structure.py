@@ -146,7 +146,7 @@ def window_of(model: PreTrainedModel, attention: nn.Module) -> int | None:
     if hasattr(attention, "sliding_window"):
         found = attention.sliding_window
     elif getattr(config, "use_sliding_window", True):
-        layer = cast("int", attention.layer_idx)
+        layer = cast("int", getattr(attention, "layer_idx", 0))  # GPT-Neo has none, and no windows
         found = of_layers(config, "sliding_window")[layer]
         kinds = getattr(config, "layer_types", None)
         if kinds is not None and kinds[layer] != "sliding_attention":
