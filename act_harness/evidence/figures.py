@@ -19,7 +19,7 @@ from act_harness.support.atomic import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figure_text", "new_figure", "require_matplotlib", "save_figure"]
+__all__ = ["figure_text", "head_figure", "new_figure", "require_matplotlib", "save_figure"]
 
 _LONGEST = 60
 
@@ -43,6 +43,13 @@ def figure_text(text: str, *, longest: int = _LONGEST) -> str:
 
 _DRAWN = ("LATIN ", "GREEK ", "CYRILLIC ")
 """Letters of matplotlib's own font, which also has what is below U+0100."""
+
+
+def head_figure(figure: Figure, title: str, note: str = "") -> None:
+    """Write a title, which may hold names from outside, and a note of our own above a figure."""
+    text = "\n".join(part for part in (figure_text(title, longest=100), note) if part)
+    if text:
+        figure.suptitle(text, fontsize=10.5)
 
 
 def require_matplotlib() -> None:
@@ -84,10 +91,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         InfrastructureError: The file cannot be written.
     """
     from matplotlib import rc_context
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # names of tasks and head sets may hold $ signs
 
     buffer = io.BytesIO()
     # No version, date or drawn name inside: equal input gives an equal file.

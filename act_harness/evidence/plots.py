@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from act_harness.errors import ResultError
 from act_harness.evidence.comparison import Comparison, Row
-from act_harness.evidence.figures import figure_text, new_figure, save_figure
+from act_harness.evidence.figures import figure_text, head_figure, new_figure, save_figure
 from act_harness.support.atomic import write_json, write_text
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def span_plot(
     for axes, (heading, members) in zip(all_axes, panels.items(), strict=True):
         _forest(axes, members)
         axes.set_xlabel(figure_text(heading, longest=90))
-    _heading(figure, title)
+    head_figure(figure, title)
     _legend(figure)
     return save_figure(figure, path)
 
@@ -199,7 +199,7 @@ def head_map(
     note = f"{len(chosen)} of {maps[0].size} heads selected (framed)" if chosen else ""
     if known.size < every.size:
         note += f"{'; ' if note else ''}hatched: not measured"
-    _heading(figure, title, note)
+    head_figure(figure, title, note)
     return save_figure(figure, path)
 
 
@@ -256,7 +256,7 @@ def rank_plot(
         _worth(all_axes[-1], judged, controls)
     for axes in all_axes[1:]:
         axes.set_ylabel(label if sets_label is None else sets_label)
-    _heading(figure, title)
+    head_figure(figure, title)
     return save_figure(figure, path)
 
 
@@ -417,12 +417,6 @@ def _frame(head: int, layer: int) -> Any:  # noqa: ANN401 - a matplotlib patch
 def _extend(values: npt.NDArray[np.float64], limit: float) -> str:
     above, below = bool((values > limit).any()), bool((values < -limit).any())
     return "both" if above and below else "max" if above else "min" if below else "neither"
-
-
-def _heading(figure: Figure, title: str, note: str = "") -> None:
-    text = "\n".join(part for part in (figure_text(title, longest=100), note) if part)
-    if text:
-        figure.suptitle(text, fontsize=10.5)
 
 
 def _legend(figure: Figure) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from act_harness.errors import ResultError
-from act_harness.evidence.figures import figure_text, new_figure, save_figure
+from act_harness.evidence.figures import figure_text, head_figure, new_figure, save_figure
 
 __all__ = ["Score", "bar_plot", "score_plot"]
 
@@ -76,8 +76,7 @@ def score_plot(
         colour = _COLOURS[number % len(_COLOURS)]
         grid[0, 0].plot([], [], color=colour, marker="o", label=figure_text(run))
     figure.legend(loc="outside lower center", ncols=min(2, len(runs)), fontsize=8.5, frameon=False)
-    if title:
-        figure.suptitle(figure_text(title, longest=90), fontsize=10.5)
+    head_figure(figure, title)
     return save_figure(figure, path)
 
 
@@ -138,6 +137,5 @@ def bar_plot(
     axes.margins(x=0.08)
     if len(series) > 1:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
-    if title:
-        figure.suptitle(figure_text(title, longest=90), fontsize=10.5)
+    head_figure(figure, title)
     return save_figure(figure, path)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from act_harness.errors import ResultError
-from act_harness.evidence.figures import figure_text, new_figure, save_figure
+from act_harness.evidence.figures import head_figure, new_figure, save_figure
 from act_harness.evidence.stats import spearman
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def training_curves(
     for axes in (losses, scores):
         _finish(axes, "epoch", whole=True)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
-    if title:
-        figure.suptitle(figure_text(title, longest=100), fontsize=10.5)
+    head_figure(figure, title)
     return save_figure(figure, path)
 
 
@@ -128,8 +127,7 @@ def strengths_against_effects(
         axes.set_title(f"{int(both.sum())} heads, rank correlation {rank}", fontsize=9.5)
         axes.set_ylabel(name)
         _finish(axes, label)
-    if title:
-        figure.suptitle(figure_text(title, longest=100), fontsize=10.5)
+    head_figure(figure, title)
     return save_figure(figure, path)
 
 

@@ -18,7 +18,7 @@ from act_harness.cli.app import app
 from act_harness.errors import ArtifactError, ResultError
 from act_harness.evidence import stats
 from act_harness.evidence.comparison import Comparison, Row, RunInfo, Settings
-from act_harness.evidence.figures import figure_text
+from act_harness.evidence.figures import figure_text, new_figure, save_figure
 from act_harness.evidence.tables import visible
 from act_harness.reports.command import report_on
 from act_harness.reports.evaluations import _forest
@@ -423,3 +423,13 @@ def test_names_in_figures_can_be_drawn():
     both = figure_text("a" * 50 + "middle" + "b" * 50)
     assert len(both) == 60
     assert both.startswith("a" * 40 + "...b")
+
+
+def test_a_dollar_is_drawn_as_one(tmp_path):
+    """Once by its mark and once by what the figure takes for formulas, it was a backslash more."""
+    files = []
+    for name, text, formulas in (("a", figure_text("$x$ $y$"), True), ("b", "$x$ $y$", False)):
+        figure = new_figure(width=2.0, height=1.0)
+        figure.text(0.1, 0.5, text).set_parse_math(formulas)
+        files.append(save_figure(figure, tmp_path / f"{name}.png").read_bytes())
+    assert files[0] == files[1]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act_harness.evidence.figures import figure_text, new_figure, save_figure
+from act_harness.evidence.figures import figure_text, head_figure, new_figure, save_figure
 from act_harness.mtbench.judge.scores import ArmScores
 
 if TYPE_CHECKING:
@@ -97,4 +97,4 @@ def _finish(figure: Figure, axes: Any, title: str) -> None:  # noqa: ANN401 - ma
         unique.values(), unique.keys(), loc="outside lower center", ncols=3, frameon=False,
         fontsize=8.5,
     )  # fmt: skip
-    figure.suptitle(figure_text(title, longest=90), fontsize=10.5)
+    head_figure(figure, title)
