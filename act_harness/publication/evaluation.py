@@ -21,12 +21,11 @@ from act_harness.errors import ResultError
 from act_harness.evidence.compare import compare
 from act_harness.evidence.comparison import Comparison, RunInfo
 from act_harness.evidence.results import Run, load_run
-from act_harness.support import places, reading
+from act_harness.support import hub, places, reading
 from act_harness.tracking.tracker import RUN_FILE
 
 __all__ = ["Arm", "Evaluation", "find_evaluation", "is_hub_id"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT")
 _SEED = re.compile(r"seed-(\d+)")
 _LATEST = 1e11
@@ -35,7 +34,7 @@ _EXPECTED = "give the output folder of act-harness eval, or of lm_eval --output_
 
 def is_hub_id(text: str) -> bool:
     """Say whether a text can be OWNER/NAME on the hub, and is no folder here."""
-    return bool(_HUB_ID.fullmatch(text)) and not reading.is_folder(text)
+    return hub.is_repository(text) and not reading.is_folder(text)
 
 
 @dataclass(frozen=True)

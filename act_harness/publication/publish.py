@@ -23,7 +23,6 @@ from typing import Any
 
 import yaml
 
-from act_harness._version import __version__
 from act_harness.errors import InfrastructureError, InputError, ResultError
 from act_harness.evidence.tables import markdown_cell, markdown_table
 from act_harness.publication.eval_results import FOLDER, eval_result_entries
@@ -262,22 +261,20 @@ def _reach_hub() -> str:
     Raises:
         InputError: There is none.
     """
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise InfrastructureError("HF_HUB_OFFLINE is set; unset it, or publish into a folder")
-    if get_token() is None:
-        raise InputError("no token of the hub is stored; run `hf auth login`, or set HF_TOKEN")
-    return str(HfApi().endpoint)
+    return str(hub.client().endpoint)
 
 
 def _commit(repository: str, files: Mapping[str, bytes], *, create_pr: bool) -> str:
     """Put files into a model repository in one commit; return its address."""
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd
 
     operations = [CommitOperationAdd(name, data) for name, data in sorted(files.items())]
     with hub.asking(hub.HubFile(repository, FOLDER)):
-        done = HfApi(library_name="act-harness", library_version=__version__).create_commit(
+        done = hub.client().create_commit(
             repository,
             operations,
             commit_message="Evaluation results of act-harness",

@@ -19,6 +19,7 @@ from yaml import YAMLError
 from act_harness.errors import InputError, one_line
 from act_harness.evidence.tables import markdown_cell, markdown_table, visible
 from act_harness.exploration.page import settings_line
+from act_harness.support.hub import LIBRARY
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CardFacts", "model_card"]
 
-LIBRARY = "act-harness"
 TAGS = (LIBRARY, "attention-calibration", "attention-sinks", "lm-evaluation-harness")
 
 

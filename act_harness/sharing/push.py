@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from act_harness._version import __version__
 from act_harness.errors import InputError, install_command, one_line
 from act_harness.exploration.page import searched_effects, strengths_of
-from act_harness.sharing.card import LIBRARY, CardFacts, model_card, picture_path
+from act_harness.sharing.card import CardFacts, model_card, picture_path
 from act_harness.support import hub, reading
 
 if TYPE_CHECKING:
@@ -63,14 +62,12 @@ def push(
         InputError: No token, no right to write, or something that the hub does not take.
         InfrastructureError: The hub cannot be reached or is out of order.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd
 
     place = _place(repo_id, path_in_repo, revision)
     base = _base_model(artifact, base_model)
-    if not isinstance(token, str) and (token is False or get_token() is None):
-        raise InputError("no token of the hub is stored; run `hf auth login`, or set HF_TOKEN")
+    api = hub.client(token)
     picture = picture_of(artifact)
-    api = HfApi(token=token, library_name=LIBRARY, library_version=__version__)
     with hub.asking(place, token=token):
         branch = _look(api, place, private=private)
         facts = CardFacts(place, license, base, picture is not None)
@@ -124,16 +121,14 @@ def _base_model(artifact: Artifact, given: str | None) -> str | None:
     if given is not None:
         hub.check_repository(given)
         return given
-    try:
-        hub.check_repository(artifact.model.id)
-    except InputError:
-        warnings.warn(
-            f"the model is recorded as {one_line(artifact.model.id)!r}, which is no hub id: the "
-            "card names no base_model; give it (--base-model OWNER/NAME)",
-            stacklevel=4,
-        )
-        return None
-    return artifact.model.id
+    if hub.is_repository(artifact.model.id):
+        return artifact.model.id
+    warnings.warn(
+        f"the model is recorded as {one_line(artifact.model.id)!r}, which is no hub id: the "
+        "card names no base_model; give it (--base-model OWNER/NAME)",
+        stacklevel=4,
+    )
+    return None
 
 
 def _look(api: HfApi, place: hub.HubFile, *, private: bool | None) -> _Branch:

@@ -11,24 +11,33 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote
 
+from act_harness._version import __version__
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError, one_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 __all__ = [
     "DEFAULT_FILE",
     "FORM",
+    "LIBRARY",
     "PREFIX",
     "Fetched",
     "HubFile",
     "asking",
     "check_repository",
+    "client",
     "fetch",
+    "is_repository",
     "named",
     "parse",
 ]
 
+LIBRARY = "act-harness"
+"""What the hub is told that asks it, and that a card's files are for."""
 PREFIX = "hub:"
 DEFAULT_FILE = "heads.json"
 """What a repository's artifact is called where no file is named, as peft's adapter_config.json."""
@@ -114,23 +123,44 @@ def named(
     return HubFile(repo, file, revision)
 
 
-def check_repository(repo: str, *, error: type[ActHarnessError] = InputError) -> None:
-    """Refuse what cannot be the name of a repository.
-
-    Raises:
-        ActHarnessError: ``error``.
-    """
+def is_repository(repo: str) -> bool:
+    """Say whether a text can be the name of a repository, OWNER/REPO."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
 
     try:
         validate_repo_id(repo)
     except HFValidationError:
-        pass
-    else:
-        if repo.count("/") == 1:
-            return
-    raise error(f"{one_line(repr(repo))} is no repository's name on the hub; expected OWNER/REPO")
+        return False
+    return repo.count("/") == 1
+
+
+def check_repository(repo: str, *, error: type[ActHarnessError] = InputError) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        ActHarnessError: ``error``.
+    """
+    if not is_repository(repo):
+        raise error(
+            f"{one_line(repr(repo))} is no repository's name on the hub; expected OWNER/REPO"
+        )
+
+
+def client(token: str | bool | None = None) -> HfApi:
+    """Return the hub's own client, with a token that may write.
+
+    Args:
+        token: As huggingface_hub takes it; None: the one of ``hf auth login`` or ``HF_TOKEN``.
+
+    Raises:
+        InputError: There is none.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if not isinstance(token, str) and (token is False or get_token() is None):
+        raise InputError("no token of the hub is stored; run `hf auth login`, or set HF_TOKEN")
+    return HfApi(token=token, library_name=LIBRARY, library_version=__version__)
 
 
 def fetch(
