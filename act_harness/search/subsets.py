@@ -25,9 +25,9 @@ from act_harness.evidence.tables import markdown_table
 from act_harness.search.choose.sets import try_all_heads
 from act_harness.search.command import SearchSettings, load_search
 from act_harness.search.compute.gradient import StrengthenedModel
-from act_harness.search.compute.training import scored
+from act_harness.search.compute.training import score_rows
 from act_harness.search.ledger import SearchLedger
-from act_harness.search.methods.arms import Arm, Parts, parts_of
+from act_harness.search.methods.arms import Arm, parts_of
 from act_harness.search.methods.table import Table, make_table
 from act_harness.search.processes import Processes
 from act_harness.search.progress import Phase, Progress
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from act_harness.artifact import ModelFacts
     from act_harness.engines.operation import AttentionCall
     from act_harness.search.compute.gradient import Forward
-    from act_harness.search.documents import Document, TaskDocuments
+    from act_harness.search.documents import TaskDocuments
     from act_harness.search.recipe import Recipe
 
 __all__ = ["PARTS", "PartOfSinks", "PromptParts", "compare_parts"]
@@ -108,7 +108,8 @@ class PartOfSinks(StrengthenedModel):
         return self._counted(tuple(one & own for one in super()._columns(layer, run, call)))
 
     def _counted(self, found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        self.flags += sum(int(one.sum()) for one in found)
+        if not torch.is_grad_enabled():  # counting waits for the device, which tuning need not
+            self.flags += sum(int(one.sum()) for one in found)
         return found
 
 
@@ -167,7 +168,17 @@ def compare_parts(
                 if name != "none":
                     theta, heads = _tuned(recipe, documents, ledger, opened, grid)
                 opened.flags = 0
-                arm = Arm(name, heads, None, "search", _scores(opened, parts, theta, recipe))
+                scores = {
+                    split: {
+                        task: score_rows(
+                            opened, some, theta,
+                            tokens=recipe.size("chunk_tokens"), processes=Processes.here(),
+                        )
+                        for task, some in tasks.items()
+                    }
+                    for split, tasks in parts.items()
+                }  # fmt: skip
+                arm = Arm(name, heads, None, "search", scores)
                 content = {"arm": arm._asdict(), "flags": opened.flags}
             atomic.write_json(path, content, canonical=True)
         stored = reading.read_json(path)
@@ -206,24 +217,6 @@ def _tuned(
             return None, 0
         kept, _ = tuning.choose(theta, trace["best"])
     return kept, int((kept.abs().amax(dim=0) > 0).sum())
-
-
-@torch.no_grad()
-def _scores(
-    opened: StrengthenedModel, parts: Parts, theta: Tensor | None, recipe: Recipe
-) -> dict[str, dict[str, list[list[float]]]]:
-    tokens = recipe.size("chunk_tokens")
-
-    def rows(documents: Sequence[Document]) -> list[list[float]]:
-        _, found = scored(opened, documents, theta, tokens=tokens, processes=Processes.here())
-        return [
-            [round(score, 6) for score in row[: len(document.requests)]]
-            for row, document in zip(found.tolist(), documents, strict=True)
-        ]
-
-    return {
-        split: {task: rows(some) for task, some in tasks.items()} for split, tasks in parts.items()
-    }
 
 
 def _content(

@@ -17,7 +17,7 @@ import torch
 from act_harness.search.choose.effects import TaskScores
 from act_harness.search.choose.sets import Outcome
 from act_harness.search.compute.objective import has_fixed_choices, objective_loss
-from act_harness.search.compute.training import State, Training, scored
+from act_harness.search.compute.training import State, Training, score_rows
 
 if TYPE_CHECKING:
     from act_harness.search.choose.sets import Reading
@@ -153,7 +153,6 @@ class Tuning:
             )
         return value
 
-    @torch.no_grad()
     def scores(
         self, name: str, split: str, theta: torch.Tensor | None
     ) -> dict[str, list[list[float]]]:
@@ -164,13 +163,9 @@ class Tuning:
             key, passed = ("strengths", split, name, one.task), self.progress.known
             if key not in self.ledger:
                 with self.training.products():
-                    _, values = scored(
+                    rows = score_rows(
                         self.opened, documents, theta, tokens=self.tokens, processes=self.processes,
                     )  # fmt: skip
-                rows = [
-                    [round(score, 6) for score in row[: len(document.requests)]]
-                    for row, document in zip(values.tolist(), documents, strict=True)
-                ]
                 if self.processes.rank == 0:
                     self.ledger.add(key, {"scores": rows})
                 passed = self.progress.done

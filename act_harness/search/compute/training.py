@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from act_harness.search.processes import Processes
     from act_harness.search.recipe import GradientMethod
 
-__all__ = ["State", "Training", "scored"]
+__all__ = ["State", "Training", "score_rows", "scored"]
 
 _START = 0.1
 """Standard deviation of a random restart's first strengths; the first run starts at 0."""
@@ -239,6 +239,23 @@ class Training:
         if signs == "both":
             return theta
         return theta.clamp(max=0.0) if signs == "damp" else theta.clamp(min=0.0)
+
+
+def score_rows(
+    model: StrengthenedModel,
+    documents: Sequence[Document],
+    theta: Tensor | None,
+    *,
+    tokens: int,
+    processes: Processes,
+) -> list[list[float]]:
+    """Score documents without a gradient: a row each, as long as its choices, to six digits."""
+    with torch.no_grad():
+        _, values = scored(model, documents, theta, tokens=tokens, processes=processes)
+    return [
+        [round(score, 6) for score in row[: len(document.requests)]]
+        for row, document in zip(values.tolist(), documents, strict=True)
+    ]
 
 
 def scored(
