@@ -95,6 +95,12 @@ def _extension(model: PreTrainedModel, *, windowed: bool) -> Answer[Side | None]
     return Answer(None, "; ".join(obstacles))
 
 
+_FAILURES = (
+    RuntimeError, TypeError, ValueError, IndexError, AttributeError, ActHarnessError,
+)  # fmt: skip
+"""How a model says that it cannot be run as it is tried."""
+
+
 def _cached_otherwise(model: PreTrainedModel) -> str | None:
     """Say whether one sequence over its own cache, with no pads at all, is another than whole."""
     tokens = spread_tokens(range(1, 12), model.config.get_text_config().vocab_size)
@@ -104,7 +110,9 @@ def _cached_otherwise(model: PreTrainedModel) -> str | None:
     try:
         first = forwards.prefill([tokens[:8]], [[7]], prompts=[8], use_cache=True)
         rest = model(input_ids=ids[:, 8:], past_key_values=first.cache, use_cache=True).logits[0]
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except torch.OutOfMemoryError:  # says nothing about the model
+        raise
+    except _FAILURES as error:
         return f"its stock forward of several tokens over a cache fails ({str(error)[:200]})"
     rest = rest.to(whole.device, whole.dtype)
     if alike(rest, whole, model.dtype, noise=rounding(model, [tokens])):
@@ -139,9 +147,7 @@ def _extension_obstacle(model: PreTrainedModel, side: Side) -> str | None:
         noise = rounding(model, [given[b] + answer for b, answer in asked])
     except torch.OutOfMemoryError:  # says nothing about the model
         raise
-    except (
-        RuntimeError, TypeError, ValueError, IndexError, AttributeError, ActHarnessError,
-    ) as error:  # fmt: skip
+    except _FAILURES as error:
         return f"extending its cache fails ({' '.join(str(error).split())[:200]})"
     if alike(found.all(), torch.cat(whole), model.dtype, noise=noise):
         return None
