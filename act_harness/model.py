@@ -145,9 +145,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             UnsupportedModelError: there is no class that would load it.
         """
         if backend == "causal" or (backend == "default" and not has_encoder(config)):
-            if (
-                getattr(self, "AUTO_MODEL_CLASS", None) is None and "_model" not in self.__dict__
-            ):  # not given loaded
+            known = getattr(self, "AUTO_MODEL_CLASS", None)
+            if known is None and "_model" not in self.__dict__:  # nor given loaded
                 self.AUTO_MODEL_CLASS = auto_class(config)
             backend = "causal"
         super()._get_backend(config, backend=backend, trust_remote_code=trust_remote_code)

@@ -11,6 +11,7 @@ import numpy as np
 
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.evidence.plots import Span, span_plot
+from act_harness.exploration.page import settings_line
 from act_harness.reports.parts import Figure, Section, Table
 from act_harness.reports.sources import Source
 from act_harness.search.choose.judgement import describe
@@ -34,7 +35,7 @@ def search_section(source: Source) -> Section:
     artifact = load_artifact(source.path)
     said = artifact.judgement()[0]
     search = artifact.search
-    calibration = ", ".join(f"{k} {v}" for k, v in artifact.calibration.settings().items())
+    calibration = settings_line(artifact.calibration.settings())
     lines = [f"Worth: {said}", f"{artifact.head_count()} heads of {artifact.model.id}",
              f"Calibration: {calibration}"]  # fmt: skip
     figures: list[Figure] = []
