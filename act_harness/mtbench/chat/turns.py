@@ -138,7 +138,7 @@ class ConversationMixin:
 
     if TYPE_CHECKING:
         _overlong_prompt: Callable[[list[int], int], None]
-        _share_counters: Callable[[], None]
+        _share_counters: Callable[[int], None]
         _whole_batches: Callable[[], Any]
         _autocast: Callable[[], Any]
         _arm: Callable[[], Any]
@@ -198,7 +198,7 @@ class ConversationMixin:
         ):
             while waiting := [talk for talk in talks if len(talk.answers) < len(talk.turns)]:
                 self._answer_turn(waiting, stores, bar)
-        self._share_counters()
+        self._share_counters(len(requests))
         return [Conversation(talk.answers) for talk in talks]
 
     # -- one turn of all conversations ---------------------------------------------------------
