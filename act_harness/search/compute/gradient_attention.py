@@ -11,6 +11,7 @@ B sequences, H query heads, G key heads, T tokens, D values per head, S strength
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,10 +41,9 @@ def column_bias(theta: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
         theta: (S, H) logarithms of the strengths.
         columns: S sets, (B, H or 1, T) bool.
     """
-    parts = [
-        own[None, :, None] * where for own, where in zip(theta, columns, strict=True)
-    ]  # sets may overlap nowhere, so the sum is one strength or none
-    return torch.stack(parts).sum(dim=0)
+    parts = (own[None, :, None] * where for own, where in zip(theta, columns, strict=True))
+    bias: Tensor = functools.reduce(torch.add, parts)  # no column is in two of them
+    return bias
 
 
 def attention_with_bias(
@@ -152,13 +152,17 @@ def column_sums(
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     batch, heads, total = query.shape[:3]
     query, key = query.to(dtype), key.to(dtype).repeat_interleave(heads // key.shape[1], dim=1)
-    prompt = geometry.prompt_rows.to(dtype)[:, None, None]
+    prompt = geometry.scratch(
+        ("prompt rows", dtype), lambda: geometry.prompt_rows.to(dtype)[:, None, None]
+    )
     sums = query.new_zeros(batch, heads, total)
     block = max(1, min(total, block_elements // max(1, batch * heads * total)))
     for start in range(0, total, block):
         stop = min(start + block, total)
         width = stop if geometry.mask is None else total
-        visible = geometry.visible(start, stop)[..., :width]
+        see = functools.partial(geometry.visible, start, stop)
+        # kept for all layers where one block is all: more would be N x N in memory
+        visible = geometry.scratch("visible", see) if block == total else see()[..., :width]
         weights = masked_softmax(
             query[:, :, start:stop], key[:, :, :width], visible, scale, softcap
         )
