@@ -1,10 +1,10 @@
 """A few tiny forwards after attaching: does the model really do what calibration assumes?
 
 The probe finds the attention modules by watching them being called (names are no evidence), and
-fails loudly where a model does not pass its layers through the interface, where its learned
-sink logits do not come with the call, where the calibrated model would attend to the future, or where the interface
-changes the stock logits by a single bit. What cannot be equal to the bit may differ as stock's own
-logits of these tokens do when only shapes differ.
+fails loudly where a model does not pass its layers through the interface, where its learned sink
+logits do not come with the call, where the calibrated model would attend to the future, or where
+the interface changes the stock logits by a single bit. What cannot be equal to the bit may differ
+as stock's own logits of these tokens do when only shapes differ.
 """
 
 from __future__ import annotations
