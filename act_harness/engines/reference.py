@@ -25,10 +25,12 @@ from act_harness.engines.operation import (
     EngineResult,
     LayerState,
     Members,
+    masked_logits,
     masked_softmax,
     member,
     pad_columns,
     unsupported,
+    visible_mass,
 )
 from act_harness.engines.reports import block_report, few_columns, make_report
 from act_harness.engines.strengths import RowFactors, Strengths, row_factors
@@ -278,7 +280,10 @@ def row_sinks(
 
 
 class SelectedMaps(NamedTuple):
-    """The maps of a call's selected heads, over all columns so far; those dropped have weight 0."""
+    """The maps of a call's selected heads, over all columns so far; those dropped have weight 0.
+
+    Rows sum to 1. Of heads with a learned sink they are shares of what that leaves, ``mass``.
+    """
 
     weights: Tensor  # (b, h, k, t) as the model has them
     sinks: Tensor  # (b, h, k or 1, t) bool
@@ -286,6 +291,17 @@ class SelectedMaps(NamedTuple):
     factors: RowFactors
     after: LayerState
     ratio: Tensor | None  # (b, h, t) a/threshold; of a prefill
+    mass: Tensor | None  # (b, h, k, 1) what a learned sink leaves; None: the heads have none
+
+    def outputs(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Return (b, h, k, d): what the heads give with maps ``weights`` over all columns so far.
+
+        Args:
+            weights: (b, h, k, t), these maps, the calibrated ones, or a difference of both.
+            values: (b, h, K, d) of the columns that are still held.
+        """
+        found = weights[..., weights.shape[-1] - values.shape[2] :] @ values
+        return found if self.mass is None else found * self.mass
 
 
 def selected_maps(
@@ -300,7 +316,7 @@ def selected_maps(
 
     The arguments are those of :class:`act_harness.engines.operation.Engine`; ``dtype`` computes.
     """
-    query, key, _, scale, softcap, bias = call
+    query, key, _, scale, softcap, bias, sink_logits = call
     heads = torch.tensor(plan.heads, device=query.device)
     group = heads // (query.shape[1] // key.shape[1])
     dropped = (geometry.first_column, 0)  # columns a sliding cache no longer holds: weight 0
@@ -308,7 +324,9 @@ def selected_maps(
     visible = torch.nn.functional.pad(geometry.visible(0, geometry.rows), dropped)
     if bias is not None:
         bias = torch.nn.functional.pad(bias[:, heads, :, : geometry.columns].to(dtype), dropped)
-    weights = masked_softmax(query[:, heads].to(dtype), held, visible, scale, softcap, bias=bias)
+    logits = masked_logits(query[:, heads].to(dtype), held, visible, scale, softcap, bias=bias)
+    weights = torch.softmax(logits, dim=-1) * visible
+    mass = None if sink_logits is None else visible_mass(logits, sink_logits[heads])
     sinks, after, ratio = row_sinks(weights, visible, geometry, plan, state)
     active = geometry.prompt_rows[:, None, :, None]
     if member("decode", plan.calibration.decode, COMPUTES) != "off":
@@ -329,7 +347,7 @@ def selected_maps(
     else:
         initial = initial_column(geometry, plan)
         changed, factors = apply_factors(weights, sinks, own, active, initial)
-    return SelectedMaps(weights, sinks, changed, factors, after, ratio)
+    return SelectedMaps(weights, sinks, changed, factors, after, ratio, mass)
 
 
 class ReferenceEngine:
@@ -360,8 +378,8 @@ class ReferenceEngine:
         group = heads // (call.query.shape[1] // call.key.shape[1])
         values = call.value[:, group].to(self.dtype)
         output = stock().clone()
-        held = maps.calibrated[..., geometry.first_column :]
-        output[:, :, heads] = (held @ values).transpose(1, 2).to(output.dtype)
+        made = maps.outputs(maps.calibrated, values)
+        output[:, :, heads] = made.transpose(1, 2).to(output.dtype)
         report = None
         if maps.ratio is not None:
             few = maps.weights * (maps.sinks & few_columns(geometry)[:, :, None])

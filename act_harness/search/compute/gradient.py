@@ -236,6 +236,7 @@ class StrengthenedModel(OpenedModel):
         attend = partial(
             attention_with_bias, call.query, call.key, call.value, scale=call.scale,
             softcap=call.softcap, mask=run.mask(self.windows[layer]), rows=rows,
+            sink_logits=call.sink_logits,
         )  # fmt: skip
         if own.target != "head":
             if layer not in run.columns:

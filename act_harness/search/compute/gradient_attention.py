@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from act_harness.engines.operation import masked_softmax
+from act_harness.engines.operation import masked_logits, masked_softmax, visible_mass
 
 if TYPE_CHECKING:
     from act_harness.engines.geometry import Geometry
@@ -57,6 +57,7 @@ def attention_with_bias(
     mask: Tensor | None = None,
     rows: Tensor | None = None,
     factor: Tensor | None = None,
+    sink_logits: Tensor | None = None,
 ) -> Tensor:
     """Return attention with a bias on its columns, (B, T, H, D).
 
@@ -66,10 +67,13 @@ def attention_with_bias(
         value: (B, G, T, D).
         bias: (B, H, T) float32 or better; differentiable.
         scale: factor on query-key products.
-        softcap: soft cap on them; such models take a dense path, O(T x T).
+        softcap: soft cap on them.
         mask: (B or 1, 1, T, T) bool, what rows see; None: causal.
         rows: (B, T) bool, rows that bias and factor act on; None: all.
         factor: (H,) on what the softmax gets, an inverse temperature of each head.
+        sink_logits: (H,) learned ones, whose share of a row stays what it is.
+
+    Models with a soft cap or learned sinks take a dense path, O(T x T).
     """
     repeats = query.shape[1] // key.shape[1]
     key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
@@ -77,8 +81,11 @@ def attention_with_bias(
         factor = factor[:, None, None]
         if rows is not None:
             factor = torch.where(rows[:, None, :, None], factor, 1.0)
-    if softcap is not None:
-        return _dense(query, key, value, bias, scale, softcap, mask, rows, factor)
+    if softcap is not None or sink_logits is not None:
+        return _dense(
+            query, key, value, bias=bias, scale=scale, softcap=softcap, mask=mask, rows=rows,
+            factor=factor, sink_logits=sink_logits,
+        )  # fmt: skip
     if factor is not None:
         query = query * factor.to(query.dtype)
     extra = _parts(bias / scale, query.dtype)  # (B, H, T, parts)
@@ -116,25 +123,31 @@ def _dense(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    *,
     bias: Tensor,
     scale: float,
-    softcap: float,
+    softcap: float | None,
     mask: Tensor | None,
     rows: Tensor | None,
     factor: Tensor | None,
+    sink_logits: Tensor | None,
 ) -> Tensor:
     """Materialise the maps: a soft cap lies between the products and the bias."""
     dtype = bias.dtype
-    logits = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * scale
-    logits = torch.tanh(logits / softcap) * softcap
+    if mask is None:
+        square = (query.shape[2], key.shape[2])
+        mask = torch.ones(square, dtype=torch.bool, device=query.device).tril()
+    logits = masked_logits(query.to(dtype), key.to(dtype), mask, scale, softcap)
+    mass = None if sink_logits is None else visible_mass(logits, sink_logits)
     if factor is not None:
         logits = logits * factor
     added = bias[:, :, None]
     logits = logits + (added if rows is None else added * rows[:, None, :, None])
-    if mask is None:
-        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
     weights = torch.softmax(logits.masked_fill(~mask, torch.finfo(dtype).min), dim=-1)
-    return (weights @ value.to(dtype)).transpose(1, 2).to(value.dtype)
+    output = weights @ value.to(dtype)
+    if mass is not None:
+        output = output * mass
+    return output.transpose(1, 2).to(value.dtype)
 
 
 @torch.no_grad()
