@@ -54,6 +54,7 @@ def attention_with_bias(
     bias: Tensor,
     scale: float,
     softcap: float | None = None,
+    added: Tensor | None = None,
     mask: Tensor | None = None,
     rows: Tensor | None = None,
     factor: Tensor | None = None,
@@ -67,6 +68,7 @@ def attention_with_bias(
         bias: (B, H, T) float32 or better; differentiable.
         scale: factor on query-key products.
         softcap: soft cap on them; such models take a dense path, O(T x T).
+        added: (B or 1, H, 1 or T, T) what a family adds to them (ALiBi); also the dense path.
         mask: (B or 1, 1, T, T) bool, what rows see; None: causal.
         rows: (B, T) bool, rows that bias and factor act on; None: all.
         factor: (H,) on what the softmax gets, an inverse temperature of each head.
@@ -77,24 +79,26 @@ def attention_with_bias(
         factor = factor[:, None, None]
         if rows is not None:
             factor = torch.where(rows[:, None, :, None], factor, 1.0)
-    if softcap is not None:
-        return _dense(query, key, value, bias, scale, softcap, mask, rows, factor)
+    if softcap is not None or added is not None:
+        return _dense(query, key, value, bias, scale, softcap, added, mask, rows, factor)
     if factor is not None:
         query = query * factor.to(query.dtype)
     extra = _parts(bias / scale, query.dtype)  # (B, H, T, parts)
-    size, parts = query.shape[-1], extra.shape[-1]
+    size, own, parts = query.shape[-1], value.shape[-1], extra.shape[-1]
     ones = query.new_ones(*query.shape[:3], parts)
     if rows is not None:
         ones = ones * rows[:, None, :, None]
-    pads = query.new_zeros(*query.shape[:3], -(size + parts) % _MULTIPLE)
+    width = max(size + parts, own)  # latent attention has values of another size
+    width += -width % _MULTIPLE
+    pads = query.new_zeros(*query.shape[:3], width - size - parts)
     query = torch.cat([query, ones, pads], dim=-1)
     key = torch.cat([key, extra, pads], dim=-1)
-    value = torch.nn.functional.pad(value, (0, parts + pads.shape[-1]))
+    value = torch.nn.functional.pad(value, (0, width - own))
     with sdpa_kernel(_KERNELS):
         output = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
         )
-    return output[..., :size].transpose(1, 2)
+    return output[..., :own].transpose(1, 2)
 
 
 def _parts(wanted: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,7 +122,8 @@ def _dense(
     value: Tensor,
     bias: Tensor,
     scale: float,
-    softcap: float,
+    softcap: float | None,
+    added: Tensor | None,
     mask: Tensor | None,
     rows: Tensor | None,
     factor: Tensor | None,
@@ -126,11 +131,14 @@ def _dense(
     """Materialise the maps: a soft cap lies between the products and the bias."""
     dtype = bias.dtype
     logits = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * scale
-    logits = torch.tanh(logits / softcap) * softcap
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    if added is not None:
+        logits = logits + added.to(dtype)
     if factor is not None:
         logits = logits * factor
-    added = bias[:, :, None]
-    logits = logits + (added if rows is None else added * rows[:, None, :, None])
+    strength = bias[:, :, None]
+    logits = logits + (strength if rows is None else strength * rows[:, None, :, None])
     if mask is None:
         mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
     weights = torch.softmax(logits.masked_fill(~mask, torch.finfo(dtype).min), dim=-1)
@@ -159,8 +167,12 @@ def column_sums(
         stop = min(start + block, total)
         width = stop if geometry.mask is None else total
         visible = geometry.visible(start, stop)[..., :width]
+        bias = call.bias
+        if bias is not None:
+            bias = bias if bias.shape[2] == 1 else bias[:, :, start:stop]
+            bias = bias[..., :width].to(dtype)
         weights = masked_softmax(
-            query[:, :, start:stop], key[:, :, :width], visible, scale, softcap
+            query[:, :, start:stop], key[:, :, :width], visible, scale, softcap, bias=bias
         )
         sums[..., :width] += (prompt[..., start:stop] @ weights)[:, :, 0]
     return sums
