@@ -8,6 +8,7 @@ measured, weakest first; costs with the range over shapes or tasks. Written into
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +126,8 @@ def summary_table(root: Path, gains: Sequence[Gain] = GAINS, costs: Sequence[Cos
 
 
 def _link(file: str) -> Markup:
-    return Markup(f"[{Path(file).stem.removeprefix('2026-11-')}]({file})")
+    name = re.sub(r"^[\d-]+", "", Path(file).stem)  # without a report's date
+    return Markup(f"[{name}]({file})")
 
 
 def _changes(root: Path, gain: Gain) -> list[tuple[float, float, float]]:

@@ -71,7 +71,7 @@ def test_commands_are_listed_as_their_page_introduces_them(call):
     _, out, _ = call("--help")
     listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()]
     page = (REPOSITORY / "docs/commands.md").read_text(encoding="utf-8")
-    told = re.findall(r"(?m)^\| `act-harness ([a-z]+)", page)
+    told = list(dict.fromkeys(re.findall(r"(?m)^\| `act-harness ([a-z]+)", page)))
     assert len(told) > 10
     assert [name for name in listed if name in told] == told
 

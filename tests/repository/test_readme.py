@@ -62,11 +62,11 @@ def test_the_tables_name_commands_and_arguments_that_exist():
     from act_harness.model import CalibratedHFLM
 
     group = typer.main.get_command(cli.app)
-    told = re.findall(r"(?m)^\| `act-harness ([a-z]+)(?: ([a-z\\|]+))?", COMMANDS)
+    told = re.findall(r"(?m)^\| `act-harness ([a-z]+)(?: ([a-z]+))?", COMMANDS)
     assert {name for name, _ in told} == set(group.commands) - {"tasks-path"}
-    for name, inner in told:
-        for one in filter(None, inner.split(r"\|")):
-            assert one in group.commands[name].commands
+    assert {one for name, one in told if name == "artifact"} == set(
+        group.commands["artifact"].commands
+    )
     table = COMMANDS.partition("| argument | meaning |")[2].partition("\n\n")[0]
     arguments = re.findall(r"(?m)^\| `(\w+)` \|", table)
     assert len(arguments) >= 5
