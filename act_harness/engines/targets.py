@@ -65,7 +65,7 @@ def drawn_columns(geometry: Geometry, plan: LayerPlan, count: Tensor) -> Tensor:
     if plan.calibration.draw == "anew":
         whole = (token * prompt).sum(dim=1, keepdim=True)  # each holds its position: order counts
         token = _hashed(token, whole)
-    heads = ids.new_tensor([plan.layer << 32 | head for head in plan.heads])
+    heads = ids.new_tensor([plan.layer << 32 | plan.first_head + head for head in plan.heads])
     rank = _hashed(token[:, None], heads[None, :, None])  # (b, h, t)
     column = torch.arange(geometry.total, device=ids.device)
     eligible = prompt & (column != geometry.first[:, None])

@@ -14,7 +14,8 @@ import torch
 
 from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import BASES, base_of
-from act_harness.attention.placement import on_one_device, refuse_parts
+from act_harness.attention.parallel import refuse_parts
+from act_harness.attention.placement import on_one_device
 from act_harness.attention.rounding import alike, rounding
 from act_harness.attention.routes import passing
 from act_harness.errors import UnsupportedModelError
@@ -58,7 +59,7 @@ class OpenedModel:
                 f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
                 "load it with attn_implementation=sdpa"
             )
-        refuse_parts(self.model)
+        refuse_parts(self.model, "the search")
         if not on_one_device(self.model):
             devices = {parameter.device for parameter in self.model.parameters()}
             raise UnsupportedModelError(
