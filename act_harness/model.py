@@ -27,14 +27,18 @@ from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, model_facts, stock_model
 from act_harness.attention import prepare as prepare_attachment
 from act_harness.attention.counters import CalibrationCounters, prompt_key
+from act_harness.attention.facts import base_model
 from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.attention.load import auto_class, has_encoder
+from act_harness.attention.parallel import HeadGroup, check_even_share
+from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, unknown_name
 from act_harness.mtbench.chat import ConversationMixin
 from act_harness.scoring.forwards import pad_tokens
 from act_harness.scoring.scorer import Item, Score, Scorer
 from act_harness.scoring.truncation import OVERLENGTH, Prepared, prepare
+from act_harness.support.launcher import launched
 from act_harness.support.model_arguments import (
     LEAST_LENGTH,
     check_arguments,
@@ -42,6 +46,7 @@ from act_harness.support.model_arguments import (
     loading,
     usable_device,
     usable_parallelize,
+    usable_tp_plan,
 )
 from act_harness.support.processes import Processes
 
@@ -108,6 +113,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         kwargs["device"] = usable_device(kwargs.get("device"))
         if kwargs.get("parallelize"):
             kwargs["parallelize"] = usable_parallelize(kwargs)
+        kwargs["tp_plan"] = usable_tp_plan(kwargs)
+        self._splits_heads = kwargs["tp_plan"] is not None
         processes = Processes.join() if isinstance(pretrained, str) else Processes()
         with loading(pretrained, known=_ARGUMENTS):
             super().__init__(pretrained, **kwargs)
@@ -155,6 +162,13 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             backend = "causal"
         super()._get_backend(config, backend=backend, trust_remote_code=trust_remote_code)
 
+    def _get_config(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as HFLM
+        """Read the configuration, and refuse numbers of processes that would cut heads apart."""
+        super()._get_config(*args, **kwargs)
+        if self._splits_heads:
+            config = self._config.get_text_config()
+            check_even_share(config, launched().count, f"a {config.model_type} model")
+
     def _facts_name(self) -> str | None:
         return self.pretrained if isinstance(self.pretrained, str) else None
 
@@ -164,10 +178,14 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         """Have lm-eval deal out documents to these processes.
 
         HFLM counts the GPUs of this machine instead, and takes a process's number on it for its
-        number among all.
+        number among all. Processes that share one model's heads (``tp_plan``) are one to lm-eval:
+        all of them compute every request.
         """
-        self.processes = processes
-        self._rank, self._world_size = processes.rank, processes.count
+        self.head_group = HeadGroup.of(self.model)
+        self.processes = Processes() if self.head_group.is_split else processes
+        self._rank, self._world_size = self.processes.rank, self.processes.count
+        if self.head_group.is_split:
+            self._device = input_device(base_model(self.model))  # HFLM numbers CPUs too
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None:
             self._device = accelerator.device
@@ -205,6 +223,11 @@ class CalibratedHFLM(ConversationMixin, HFLM):
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.processes.meet()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and says what a run comes to: one of all that run it."""
+        return bool(self.rank == 0 and self.head_group.rank == 0)
 
     # -- arms --------------------------------------------------------------------------------
 
@@ -258,7 +281,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         contexts: dict[str, list[int]] = {}
         pairs = []
         for request in tqdm(
-            requests, desc="Tokenizing inputs", disable=disable_tqdm or self.rank != 0
+            requests, desc="Tokenizing inputs", disable=disable_tqdm or not self.leads
         ):
             context, continuation = request.args[:2]
             texts = (context, continuation)
@@ -379,7 +402,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
                 total=len(items),
                 desc=f"Running {what} ({self.artifact.name if self.artifact else 'baseline'})",
                 unit="request",
-                disable=disable or self.rank != 0,
+                disable=disable or not self.leads,
             ) as bar,
         ):
             scores = scorer.score(items, progress=bar.update, on_prompt=self.counters.record)
@@ -421,7 +444,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         if self.token_budget is None:
             self.token_budget = _CPU_TOKEN_BUDGET
             if self.device.type == "cuda":
-                self.token_budget = _fitting_tokens(self.model, self.device, self.max_length)
+                fitting = _fitting_tokens(self.model, self.device, self.max_length)
+                self.token_budget = self.head_group.least(fitting)
         return self.token_budget
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -441,7 +465,9 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             for request in requests:
                 self.check_generation(request.args[1])
         with self._whole_batches():
-            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            answers: list[str] = super().generate_until(
+                requests, disable_tqdm=disable_tqdm or not self.leads
+            )
         self._share_counters(len(requests))
         return answers
 
@@ -626,7 +652,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         for other, _ in gathered:
             self.counters.merge(other)
         taken = [count for _, count in gathered]
-        if self.world_size > 1 and self.rank == 0:
+        if self.world_size > 1 and self.leads:
             _logger.info("%d processes took %s requests", len(taken), ", ".join(map(str, taken)))
         before = self.requests or [0] * len(taken)
         self.requests = [sum(both) for both in zip(before, taken, strict=True)]

@@ -55,7 +55,7 @@ _ORDER = (
     "eval", "search", "methods", "compare", "explore", "sinks", "report", "regress", "judge",
     "dashboard", "publish", "tasks", "fetch", "artifact", "bench", "run", "doctor", "tasks-path",
 )  # fmt: skip
-"""Commands as README introduces them; typer's order is that of the definitions, groups last."""
+"""Commands as docs/commands.md has them; typer's order is that of definitions, groups last."""
 
 _SHARED = ("eval", "run", "search", "regress")
 """Commands whose work several processes share; of any other each would write the same files."""

@@ -90,7 +90,7 @@ _BENCHES = {
     "random-scoring": "Random cases: shared, plain and reference scoring.",
     "several": "Several GPUs against one: scores, search, text.",
     "coverage": "How often 95 % intervals hold the truth, simulated.",
-    "everything": "All that README's table of speed names, in parts.",
+    "everything": "All that the table of speed in docs names, in parts.",
 }
 _BENCH_EXAMPLES = {
     "attention": "--device cpu --dtype float32 --shapes 1x256 --rounds 3",
