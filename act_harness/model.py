@@ -115,7 +115,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             kwargs["parallelize"] = usable_parallelize(kwargs)
         kwargs["tp_plan"] = usable_tp_plan(kwargs)
         self._splits_heads = kwargs["tp_plan"] is not None
-        processes = Processes.join() if isinstance(pretrained, str) else Processes()
+        shares = isinstance(pretrained, str) and not self._splits_heads
+        processes = Processes.join() if shares else Processes()
         with loading(pretrained, known=_ARGUMENTS):
             super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
