@@ -11,15 +11,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from act_harness.errors import InputError, one_line
 
 __all__ = ["Launched", "keep_quiet", "launched"]
 
 
-class Launched(NamedTuple):
+@dataclass(frozen=True)
+class Launched:
     """A process's place among those that were started together."""
 
     rank: int = 0
