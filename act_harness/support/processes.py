@@ -17,7 +17,6 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
-
 from act_harness.errors import InfrastructureError, one_line
 from act_harness.support.launcher import launched
 
@@ -26,6 +25,9 @@ __all__ = ["Processes"]
 _LONGEST_WAIT = timedelta(days=2)
 """Of one process for another. One that ends is noticed at once; this is for a machine that vanished
 without a word, and must not end a run whose first process has more to do than the others."""
+
+_LONGEST_START = timedelta(minutes=15)
+"""Until all processes are there, the last of which may still read its tasks' data."""
 
 
 class _Rereadable(Protocol):
@@ -71,10 +73,14 @@ class Processes:
             )
         if gpus:
             torch.cuda.set_device(place.local)
-        with _told_when_one_ends():  # NCCL is set up by its first use, which is none of ours
-            torch.distributed.init_process_group(
-                "cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_LONGEST_WAIT
-            )
+        from torch.distributed.rendezvous import rendezvous  # not there in every build of torch
+
+        with _told_when_one_ends():
+            store, rank, count = next(rendezvous("env://", timeout=_LONGEST_START))
+            torch.distributed.init_process_group(  # NCCL begins with its first use, none of ours
+                "cpu:gloo,cuda:nccl" if gpus else "gloo",
+                store=store, rank=rank, world_size=count, timeout=_LONGEST_WAIT,
+            )  # fmt: skip
         return cls.here()
 
     def first(self, count: int) -> Processes | None:
