@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
+
 from act_harness.errors import InfrastructureError, one_line
 from act_harness.support.launcher import launched
 

@@ -73,6 +73,13 @@ def test_tolerances_follow_the_dtype():
     assert Tolerance.of("float16").relative == 1 / 1024
 
 
+def test_a_coarse_dtype_decides_what_is_near_a_threshold():
+    one, other = (ONE._replace(counters={"prompts_near_threshold": n, "pairs": 4}) for n in (1, 2))
+    for dtype, faults in (("float32", 1), ("bfloat16", 0)):
+        found = compare_arms({"a": one}, {"a": other}, Tolerance.of(dtype), exact=True)
+        assert len(found.faults) == faults
+
+
 def artifact(path, *, strength, heads):
     facts = ModelFacts(
         id="m", architecture="LlamaForCausalLM", num_hidden_layers=2, num_attention_heads=4
