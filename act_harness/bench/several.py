@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             "1e-3 (its sums over documents are added in another order); texts not at all",
             f"`eval` on one device is what all evaluations are compared with; {given.limit} "
             "documents a task, both arms; seconds are of whole commands with start and loading",
-            "counters are the same to 1e-4 (in a coarse dtype to 0.02, without the prompts that are "
-            "near a threshold, which its rounding decides)",
+            "counters are the same to 1e-4 (in a coarse dtype to 0.02, without the prompts that "
+            "are near a threshold, which its rounding decides)",
             "same: as on one device; refused: as it must be, in one line",
             *([f"{given.at_once} checks at a time, so seconds say little"] * (given.at_once > 1)),
         ],

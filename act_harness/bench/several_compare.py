@@ -146,7 +146,7 @@ def _counted(
 
 
 _BY_ROUNDING = {"prompts_near_threshold"}
-"""Counters of what a coarse dtype decides by its rounding, and which therefore follows the batch."""
+"""Counters of what a coarse dtype decides by its rounding, so that it follows the batch."""
 
 
 def _near(found: Any, expected: Any, tolerance: float) -> bool:  # noqa: ANN401 - any JSON value
