@@ -11,7 +11,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import NamedTuple
 
-from act_harness.artifact import ModelFacts
+from act_harness.artifact import ModelFacts, load_artifact
 from act_harness.bench.scoring import random_heads
 from act_harness.bench.several_compare import (
     Arm,
@@ -152,7 +152,7 @@ class SeveralDevices:
     def _recipe(self, method: str) -> str:
         own = {
             "exhaustive": "chunk_tokens: 256\ntop: {sizes: [2, 4, 8]}\n",
-            "gradient": "gradient: {epochs: 3, sizes: [2, 8]}\n",
+            "gradient": "gradient: {epochs: 6, sizes: [2, 8], criterion: margin}\n",
         }[method]
         return (
             f"name: several\ntasks: [{self.tasks.split(',')[0]}]\nmethod: {method}\n"
@@ -248,7 +248,11 @@ def _search(given: SeveralDevices, name: str, *, method: str) -> Row:
     # A search measures each unit in one process; a gradient is a sum over processes.
     tolerance = 1e-3 if method == "gradient" else given.tolerance.absolute
     found = compare_artifacts(one, several, tolerance=tolerance)
-    return _row(given, name, found, f"{method}-one", f"{method}-several")
+    heads = load_artifact(several).head_count()
+    if not heads:
+        found = Difference(found.largest, (*found.faults, "no head was found: nothing compared"))
+    note = f"{heads} heads"
+    return _row(given, name, found, f"{method}-one", f"{method}-several", note=note)
 
 
 def _generation(given: SeveralDevices, name: str) -> Row:
