@@ -92,6 +92,7 @@ def test_heads_are_not_cut_apart(heads, keys, size, instead):
 def test_numbers_of_processes_are_checked_before_weights_are_read(tiny_checkpoint, monkeypatch):
     from act_harness.model import CalibratedHFLM
 
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UnsupportedModelError, match="4 query and 2 key heads in a layer, which 3"):
         CalibratedHFLM(str(tiny_checkpoint), artifact="none", tp_plan="auto", device="cpu")
@@ -100,7 +101,7 @@ def test_numbers_of_processes_are_checked_before_weights_are_read(tiny_checkpoin
 def test_one_process_does_without_a_plan(tiny_checkpoint, monkeypatch):
     from act_harness.model import CalibratedHFLM
 
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
     with pytest.warns(UserWarning, match="tp_plan does nothing in one process; start several"):
         lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", tp_plan="auto", device="cpu")
     assert lm.leads

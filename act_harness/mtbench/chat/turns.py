@@ -139,7 +139,7 @@ class ConversationMixin:
 
     if TYPE_CHECKING:
         _overlong_prompt: Callable[[list[int], int], None]
-        _share_counters: Callable[[], None]
+        _share_counters: Callable[[int], None]
         _whole_batches: Callable[[], Any]
         _autocast: Callable[[], Any]
         _arm: Callable[[], Any]
@@ -157,7 +157,8 @@ class ConversationMixin:
         batch_size: int | str
         max_length: int
         rank: int
-        leads: bool
+        @property
+        def leads(self) -> bool: ...  # noqa: D102 - of the class that this is mixed into
         head_group: HeadGroup
         think_end_token: str | int | None
 
@@ -201,7 +202,7 @@ class ConversationMixin:
         ):
             while waiting := [talk for talk in talks if len(talk.answers) < len(talk.turns)]:
                 self._answer_turn(waiting, stores, bar)
-        self._share_counters()
+        self._share_counters(len(requests))
         return [Conversation(talk.answers) for talk in talks]
 
     # -- one turn of all conversations ---------------------------------------------------------

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from act_harness.search.documents import Document
     from act_harness.search.ledger import MeasuredUnits
-    from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
+    from act_harness.support.processes import Processes
 
 __all__ = [
     "ModelSets",
