@@ -115,9 +115,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             kwargs["parallelize"] = usable_parallelize(kwargs)
         kwargs["tp_plan"] = usable_tp_plan(kwargs)
         self._splits_heads = kwargs["tp_plan"] is not None
-        # Processes that share one model's heads are one to lm-eval: all compute every request.
-        joins = isinstance(pretrained, str) and not self._splits_heads
-        processes = Processes.join() if joins else Processes()
+        shares = isinstance(pretrained, str) and not self._splits_heads
+        processes = Processes.join() if shares else Processes()
         with loading(pretrained, known=_ARGUMENTS):
             super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
@@ -144,9 +143,6 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self._will_calibrate = False
         self._marks: list[dict[str, Any] | None] = []
         self.share_work(processes)
-        self.head_group = HeadGroup.of(self.model)
-        if self.head_group.is_split:
-            self._device = input_device(base_model(self.model))  # HFLM numbers CPUs too
         self.use_artifact(artifact)
 
     def _get_backend(
@@ -183,18 +179,17 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         """Have lm-eval deal out documents to these processes.
 
         HFLM counts the GPUs of this machine instead, and takes a process's number on it for its
-        number among all.
+        number among all. Processes that share one model's heads (``tp_plan``) are one to lm-eval:
+        all of them compute every request.
         """
-        self.processes = processes
-        self._rank, self._world_size = processes.rank, processes.count
+        self.head_group = HeadGroup.of(self.model)
+        self.processes = Processes() if self.head_group.is_split else processes
+        self._rank, self._world_size = self.processes.rank, self.processes.count
+        if self.head_group.is_split:
+            self._device = input_device(base_model(self.model))  # HFLM numbers CPUs too
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None:
             self._device = accelerator.device
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process writes and says what a run comes to: one of all that run it."""
-        return bool(self.rank == 0 and self.head_group.rank == 0)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -229,6 +224,11 @@ class CalibratedHFLM(ConversationMixin, HFLM):
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.processes.meet()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and says what a run comes to: one of all that run it."""
+        return bool(self.rank == 0 and self.head_group.rank == 0)
 
     # -- arms --------------------------------------------------------------------------------
 
@@ -653,7 +653,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         for other, _ in gathered:
             self.counters.merge(other)
         taken = [count for _, count in gathered]
-        if self.world_size > 1 and self.rank == 0:
+        if self.world_size > 1 and self.leads:
             _logger.info("%d processes took %s requests", len(taken), ", ".join(map(str, taken)))
         before = self.requests or [0] * len(taken)
         self.requests = [sum(both) for both in zip(before, taken, strict=True)]

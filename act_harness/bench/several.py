@@ -1,4 +1,4 @@
-"""The same numbers on one device and on several: every way of using them, as separate commands.
+r"""The same numbers on one device and on several: every way of using them, as separate commands.
 
 Each check runs ``act-harness`` or ``lm_eval`` as a user would, on one device and on several, and
 compares scores, counters, texts and artifacts. One that fails is a row; the others go on.
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             f"log-likelihoods may differ by {devices.tolerance.words}; a gradient's artifact by "
             "1e-3 (its sums over documents are added in another order); texts not at all",
             f"`eval` on one device is what all evaluations are compared with; {given.limit} "
-            "documents a task, both arms; seconds are of whole commands, start and loading included",
+            "documents a task, both arms; seconds are of whole commands with start and loading",
             "same: as on one device; refused: as it must be, in one line",
             *([f"{given.at_once} checks at a time, so seconds say little"] * (given.at_once > 1)),
         ],
@@ -159,8 +159,8 @@ def _parser() -> Arguments:
     parser.add_argument("--devices", type=read_count, default=2, help="GPUs, or CPU processes")
     parser.add_argument("--cpu", action="store_true", help="processes on the CPU")
     parser.add_argument("--pretrained", required=True, help="hub id or folder of the model")
-    parser.add_argument("--random", choices=("7b", "1b", "tiny"), help="a random Llama instead, "
-                        "with the tokenizer of --pretrained; made in the output folder")  # fmt: skip
+    parser.add_argument("--random", choices=("7b", "1b", "tiny"), help="a random Llama instead,"
+                        " with the tokenizer of --pretrained; made in --output")  # fmt: skip
     parser.add_argument("--tasks", default="act_sst2,act_copa,act_hellaswag,act_arc_easy",
                         help="of evaluations; the first is searched")  # fmt: skip
     parser.add_argument("--limit", type=read_count, default=24, help="documents per task")

@@ -160,8 +160,7 @@ _loud: list[Callable[[], None]] = []
 
 def _take_place() -> None:
     """Leave the printing to the first of several processes."""
-    if launched().rank:
-        _loud.append(keep_quiet())
+    _loud[:] = [keep_quiet()] if launched().rank else []
 
 
 def _speak(error: Exception) -> str:

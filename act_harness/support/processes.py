@@ -9,6 +9,7 @@ it know at once. NCCL would let them wait for minutes and then end them with pag
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,7 +127,8 @@ def _told_when_one_ends() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:  # gloo raises bare ones, env:// a ValueError
+        said = re.sub(r"^\[\S+\.cc:\d+\] ", "", one_line(error, limit=200))  # a place in gloo
         raise InfrastructureError(
-            "another process of this run has ended or cannot be reached "
-            f"({one_line(error, limit=120)}); see what it said, and start the same command again"
+            f"another process of this run has ended or cannot be reached ({said}); see what it "
+            "said, and start the same command again"
         ) from error
