@@ -114,7 +114,9 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             kwargs["parallelize"] = usable_parallelize(kwargs)
         kwargs["tp_plan"] = usable_tp_plan(kwargs)
         self._splits_heads = kwargs["tp_plan"] is not None
-        with loading(pretrained, known=_ARGUMENTS):
+        with loading(pretrained, known=_ARGUMENTS), warnings.catch_warnings():
+            # how lm-eval hands the plan on is not the user's to change
+            warnings.filterwarnings("ignore", "Passing `tp_plan`", FutureWarning)
             super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
             raise InputError(
@@ -238,7 +240,9 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
         contexts: dict[str, list[int]] = {}
         pairs = []
-        for request in tqdm(requests, desc="Tokenizing inputs", disable=disable_tqdm):
+        for request in tqdm(
+            requests, desc="Tokenizing inputs", disable=disable_tqdm or not self.leads
+        ):
             context, continuation = request.args[:2]
             texts = (context, continuation)
             pairs.append((texts, *self._encode_request(context, continuation, contexts)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -30,7 +30,8 @@ __all__ = ["HeadGroup", "HeldHeads", "check_even_share", "refuse_parts"]
 _Any = TypeVar("_Any")
 
 
-class HeldHeads(NamedTuple):
+@dataclass(frozen=True)
+class HeldHeads:
     """The query heads of one layer that are in this process, a range of the model's."""
 
     first: int
