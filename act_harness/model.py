@@ -30,7 +30,7 @@ from act_harness.attention.counters import CalibrationCounters, prompt_key
 from act_harness.attention.facts import base_model
 from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.attention.load import auto_class, has_encoder
-from act_harness.attention.parallel import HeadGroup, check_even_share
+from act_harness.attention.parallel import check_even_share, check_shared
 from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, unknown_name
@@ -176,7 +176,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         Processes that share one model's heads (``tp_plan``) are one to lm-eval: all of them compute
         every request.
         """
-        self.head_group = HeadGroup.of(self.model)
+        self.head_group = check_shared(self.model)
         if self.head_group.is_split:
             self._device = input_device(base_model(self.model))  # HFLM numbers CPUs too
         accelerator = getattr(self, "accelerator", None)
