@@ -103,6 +103,8 @@ class Binding:
         maps = maps.clone()
         heads = torch.tensor(self.plan.heads, device=maps.device)
         held = found.calibrated[..., geometry.first_column :]
+        if call.sink_logits is not None:  # most such models' maps are less what the sink takes
+            held = held * maps[:, heads].sum(dim=-1, keepdim=True, dtype=held.dtype)
         maps[:, heads, :, : geometry.columns] = held.to(maps.dtype)
         return maps
 

@@ -53,7 +53,7 @@ _ORDER = (
     "eval", "search", "methods", "compare", "explore", "sinks", "report", "regress", "judge",
     "dashboard", "publish", "tasks", "fetch", "artifact", "bench", "run", "doctor", "tasks-path",
 )  # fmt: skip
-"""Commands as README introduces them; typer's order is that of the definitions, groups last."""
+"""Commands as docs/commands.md has them; typer's order is that of definitions, groups last."""
 
 _NOBODY_READS = 141  # what shells give for a process that SIGPIPE ended
 

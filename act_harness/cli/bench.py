@@ -89,7 +89,7 @@ _BENCHES = {
     "rounding": "`hf-act` without heads against `hf`, in any dtype.",
     "random-scoring": "Random cases: shared, plain and reference scoring.",
     "coverage": "How often 95 % intervals hold the truth, simulated.",
-    "everything": "All that README's table of speed names, in parts.",
+    "everything": "All that the table of speed in docs names, in parts.",
 }
 _BENCH_EXAMPLES = {
     "attention": "--device cpu --dtype float32 --shapes 1x256 --rounds 3",
