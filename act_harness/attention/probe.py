@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from act_harness.attention.capabilities import Answer, Noise, capabilities_of
+from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import Seen, recording
 from act_harness.attention.placement import input_device
 from act_harness.attention.rounding import largest_change, rounding, spread_tokens
+from act_harness.attention.routes import passing
 from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from act_harness.attention.owner import Owner
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "attending_layers"]
 
 _TOKENS = 12
 _PROMPT = 6
@@ -163,6 +165,19 @@ class Probe:
             )
         logits: Tensor = rest.logits
         return logits.float().cpu()
+
+
+def attending_layers(model: PreTrainedModel) -> dict[int, int]:
+    """Return the number of query heads of every layer that attends; hybrids have others too.
+
+    Raises:
+        UnsupportedModelError: the model cannot be calibrated.
+    """
+    probe = Probe(model)
+    before = probe.hidden()
+    with passing(decoder_of(model)):
+        found = probe.attention_modules(before)
+    return {layer: heads for layer, (_, heads) in sorted(found.items())}
 
 
 def _refuse_layer(kind: str, call: Seen) -> None:
