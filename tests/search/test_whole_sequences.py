@@ -6,11 +6,10 @@ import functools
 
 import pytest
 import torch
-from test_exact import exact_scores, loop_scores, one_head, relative
+from exact_runs import exact_scores, loop_scores, one_head, relative
 from tiny_hybrids import KINDS, hybrid
 from tiny_search import documents, drawn
 
-from act_harness.artifact import canonical_json
 from act_harness.attention.probe import attending_layers
 from act_harness.bench.families import build_tiny
 from act_harness.calibration import Calibration, HeadStrength
@@ -22,10 +21,14 @@ from act_harness.search.ledger import SearchLedger
 from act_harness.search.recipe import make_recipe
 from act_harness.search.record import stable_content
 from act_harness.search.run import run_search
+from act_harness.support.provenance import canonical_json
 
 CALIBRATION = Calibration(alpha=1.5)
 SLOW = ("qwen3_5_text", "granitemoehybrid", "bamba", "mllama", "afmoe", "llama4_text")
 BUILT = ["gemma3n_text", "bitnet", "deepseek_v32", "mllama", "afmoe", "llama4_text"]
+
+
+GRADIENTS = ["qwen3_next", "falcon_h1", "jamba", "gemma3n_text", "bloom"]
 
 
 def cases(kinds):
