@@ -24,7 +24,10 @@ from act_harness.search.run import run_search
 from act_harness.support.provenance import canonical_json
 
 CALIBRATION = Calibration(alpha=1.5)
-SLOW = ("qwen3_5_text", "granitemoehybrid", "bamba", "mllama", "afmoe", "llama4_text")
+SLOW = (
+    "qwen3_5_text", "granitemoehybrid", "bamba", "mllama", "afmoe", "llama4_text", "gemma3n_text",
+    "deepseek_v32",
+)  # fmt: skip
 BUILT = ["gemma3n_text", "bitnet", "deepseek_v32", "mllama", "afmoe", "llama4_text"]
 
 
@@ -60,13 +63,13 @@ def test_single_heads_equal_forwards_with_that_head(kind):
     assert moved > 10
 
 
-@pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1", "gemma3n_text"])
+@pytest.mark.parametrize("kind", cases(["qwen3_next", "lfm2", "gemma3n_text"]))
 def test_neither_chunks_nor_packs_change_scores(kind):
     """Documents of 13 to 25 tokens: together they are padded, where recurrent layers would see."""
-    model, docs = made(kind), documents(6)
+    model, docs = made(kind), documents(4)
     given = [CALIBRATION, [CALIBRATION.strength_of_all, HeadStrength(mass="damp", beta=0.0)]]
     alone, _, order = exact_scores(model, docs, *given, chunk_tokens=1, pack_tokens=1)
-    for tokens, pack in ((60, 40), (1 << 12, 1 << 12)):
+    for tokens, pack in ((50, 1 << 12), (1 << 12, 40)):
         found, _, again = exact_scores(model, docs, *given, chunk_tokens=tokens, pack_tokens=pack)
         place = [again.index(key) for key in order]
         torch.testing.assert_close(found[:, :, :, place], alone, atol=1e-4, rtol=0)
@@ -92,13 +95,13 @@ def test_gradient_scores_do_not_depend_on_the_batch(kind):
     "kind", cases(["qwen3_next", "falcon_h1", "jamba", "gemma3n_text", "bloom"])
 )
 def test_gradients_are_those_of_finite_differences(kind):
-    """In float64; strengths of single heads, in and around what was found for the sinks."""
+    """In float64, but for what some norms and recurrent layers compute in float32."""
     model = build_tiny(kind) if kind not in KINDS else hybrid(kind)
+    model.set_experts_implementation("eager")  # torch has no grouped product of float64
     model, docs = model.double(), documents(3)
-    layers = list(attending_layers(model))
-    places = [(layers[0], 0), (layers[-1], 1), (layers[-1], 3)]
     (batch,) = batches_of(docs, tokens=1 << 12, device=torch.device("cpu"))
-    with StrengthenedModel(model, Calibration(target="initial", mass="reweight")) as opened:
+    calibration = Calibration(target="initial", mass="reweight", gamma=1.0)
+    with StrengthenedModel(model, calibration) as opened:
         theta = torch.full(opened.shape, 0.3, dtype=torch.float64, requires_grad=True)
 
         def margin(theta):
@@ -106,14 +109,14 @@ def test_gradients_are_those_of_finite_differences(kind):
             return (scores[:, 0] - scores[:, 1]).sum()
 
         (slope,) = torch.autograd.grad(margin(theta), theta)
-        for layer, head in places:
+        for place in slope.abs().flatten().topk(3).indices:
             step = torch.zeros_like(theta)
-            step[0, layer, head] = 1e-4
+            step.view(-1)[place] = 1e-2
             with torch.no_grad():
-                wanted = (margin(theta + step) - margin(theta - step)) / 2e-4
-            assert float(slope[0, layer, head]) == pytest.approx(float(wanted), rel=1e-4, abs=1e-7)
-            assert abs(float(wanted)) > 1e-6
-    attending = set(layers)
+                wanted = float(margin(theta + step) - margin(theta - step)) / 2e-2
+            assert float(slope.view(-1)[place]) == pytest.approx(wanted, rel=0.01, abs=2e-5)
+            assert abs(wanted) > 2e-4
+    attending = attending_layers(model)
     for layer in range(slope.shape[1]):
         assert (layer in attending) == bool(slope[0, layer].any())
 
