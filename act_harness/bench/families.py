@@ -32,6 +32,8 @@ from act_harness.calibration import Calibration
 from act_harness.errors import ActHarnessError, InputError
 from act_harness.evidence.tables import markdown_table
 from act_harness.scoring.trials import try_all
+from act_harness.search.compute.gradient import StrengthenedModel
+from act_harness.search.compute.opened import OpenedModel
 from act_harness.search.compute.workbench import Workbench
 
 __all__ = ["FamilyRow", "architectures", "build_tiny", "report", "try_family"]
@@ -299,8 +301,14 @@ def _route(model: PreTrainedModel) -> str:
 
 
 def _search(model: PreTrainedModel) -> str:
+    single = _opens(Workbench(model))
+    tuned = _opens(StrengthenedModel(model, Calibration()))
+    return single if single == tuned else f"{single}; by gradient {tuned}"
+
+
+def _opens(model: OpenedModel) -> str:
     try:
-        with Workbench(model):
+        with model:
             return "yes"
     except ActHarnessError as error:
         return f"no: {_line(error)}"
