@@ -181,10 +181,12 @@ def check_shared(model: nn.Module) -> HeadGroup:
     if not group.is_split:
         return group
     kind = type(model).__name__
-    config = model.config.get_text_config()
+    config: Any = model.config
+    config = config.get_text_config()
     check_even_share(config, group.size, kind)
-    head: Any = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
+    whose: Any = model
+    head: Any = whose.get_output_embeddings()
+    weight: Any = getattr(head, "weight", None)
     whole = not hasattr(weight, "placements") and len(weight) == config.vocab_size
     if whole and getattr(head, "_is_hooked", False):
         # LFM2 in 5.23: the plan has the head alone, whose tied embeddings are not cut
