@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.cache_utils import Cache
 
+    from act_harness.attention.probe import FoundLayer
     from act_harness.calibration import LayerPlan
     from act_harness.engines.segments import Capacity
 
@@ -352,7 +353,7 @@ class Attachment:
         self.calls = CallCounter()
         self.reports = {}
 
-    def _bind(self, modules: dict[int, tuple[nn.Module, int]]) -> None:
+    def _bind(self, modules: dict[int, FoundLayer]) -> None:
         kind = type(self.model).__name__
         for layer, plan in self.plans.items():
             if layer not in modules:
@@ -360,7 +361,7 @@ class Attachment:
                     f"layer {layer} of {kind} does not pass its attention on "
                     f"(these do: {sorted(modules)}); take it out of the head set"
                 )
-            module, heads = modules[layer]
+            module, heads, _ = modules[layer]
             if max(plan.heads) >= heads:
                 raise UnsupportedModelError(
                     f"layer {layer} of {kind} has heads 0..{heads - 1}, "

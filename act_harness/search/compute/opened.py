@@ -110,9 +110,9 @@ class OpenedModel:
                 f"only layers {sorted(found)} of the {count} of {kind} pass their attention on; "
                 "the search needs all of them"
             )
-        attentions = [found[layer][0] for layer in range(count)]
-        refuse_unsearchable(attentions, kind)
-        heads = {found[layer][1] for layer in range(count)}
+        layers = [found[layer] for layer in range(count)]
+        refuse_unsearchable(layers, kind)
+        attentions, heads = [layer.module for layer in layers], {layer.heads for layer in layers}
         if len(heads) != 1:
             raise UnsupportedModelError(f"the layers of {kind} differ in their number of heads")
         return attentions, heads.pop(), stock

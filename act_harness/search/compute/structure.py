@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from act_harness.attention.probe import FoundLayer
     from act_harness.search.compute.layout import Layout
 
 __all__ = ["Masks", "decoder_layers", "output_projection", "refuse_unsearchable", "window_of"]
@@ -94,15 +95,18 @@ def decoder_layers(decoder: nn.Module, attentions: list[nn.Module], kind: str) -
     )
 
 
-def refuse_unsearchable(attentions: Sequence[nn.Module], kind: str) -> None:
+def refuse_unsearchable(layers: Sequence[FoundLayer], kind: str) -> None:
     """Refuse a model of which the search would compute something else than it does.
 
     Raises:
-        UnsupportedModelError: a family outside the attention interface says so.
+        UnsupportedModelError: a family outside the attention interface says so, or a layer's
+            attention has logits by position.
     """
-    for attention in attentions:
-        family = family_of(attention)
-        reason = None if family is None else family.search_obstacle(attention)
+    for layer in layers:
+        family = family_of(layer.module)
+        reason = None if family is None else family.search_obstacle(layer.module)
+        if reason is None and layer.by_position:
+            reason = "its attention has logits by position, which texts side by side share"
         if reason is not None:
             raise UnsupportedModelError(
                 f"{kind} cannot be searched: {reason}; make a head set by hand (act-harness "
