@@ -110,11 +110,11 @@ def test_logits_by_position_and_sinks_of_rows_are_the_oracles(kind, make_artifac
     model.set_attn_implementation("eager")
     with torch.no_grad():  # sinks that take next to nothing or nearly all, biases that matter
         for name, parameter in model.named_parameters():
-            larger = {"sink_proj": 100, "r_proj": 30, "rel_logits": 30, "lm_head": 1000}
+            larger = {"sink_proj": 100, "r_proj": 30, "rel_logits": 30, "lm_head": 100}
             parameter.mul_(next((by for part, by in larger.items() if part in name), 1))
     heads = model.config.num_attention_heads
     expected = Oracle(monkeypatch, heads).logits(model)
-    rounding = 2e-5 * float(expected.abs().max())  # the models are float32
+    rounding = 5e-5 * float(expected.abs().max())  # the models are float32
     for engine in ("torch", "reference"):
         with (
             calibrated(model, settings(make_artifact, model), engine=engine) as attachment,
