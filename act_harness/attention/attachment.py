@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.cache_utils import Cache
 
+    from act_harness.attention.probe import FoundLayer
     from act_harness.calibration import LayerPlan
     from act_harness.engines.segments import Capacity
 
@@ -358,9 +359,9 @@ class Attachment:
         self.calls = CallCounter()
         self.reports, self._summed = {}, None
 
-    def _bind(self, modules: dict[int, tuple[nn.Module, int]]) -> None:
+    def _bind(self, modules: dict[int, FoundLayer]) -> None:
         kind = type(self.model).__name__
-        counts = {layer: heads for layer, (_, heads) in modules.items()}
+        counts = {layer: found.heads for layer, found in modules.items()}
         held = HeadGroup.of(self.model).held(counts, self._decoder.config)
         for layer, plan in self.plans.items():
             if layer not in modules:
@@ -374,7 +375,7 @@ class Attachment:
                     f"layer {layer} of {kind} has heads 0..{heads - 1}, "
                     f"the head set names {max(plan.heads)}"
                 )
-            self._bindings.append((modules[layer][0], Binding(self, layer, plan, held[layer])))
+            self._bindings.append((modules[layer].module, Binding(self, layer, plan, held[layer])))
 
     # -- one forward -------------------------------------------------------------------------
 

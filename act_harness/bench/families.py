@@ -58,7 +58,11 @@ _TINY: dict[str, int] = {
         ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads",
          "decoder_attention_heads", "encoder_attention_heads"), 4,
     ),
-    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_groups", "mamba_n_groups"), 2),
+    **dict.fromkeys(
+        ("num_key_value_heads", "num_kv_heads", "n_groups", "mamba_n_groups",
+         "swa_num_key_value_heads"), 2,
+    ),
+    "swa_num_attention_heads": 4, "swa_head_dim": 8,
     "head_dim": 8, "rotary_dim": 4,
     **dict.fromkeys(
         ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 128

@@ -117,7 +117,8 @@ class Exploration:
         return (
             f"{self.title}: margin of {self.labels[self.right]!r} {start:+.4f} nats{whole}\n"
             f"head {layer}.{head} alone changes it by {about}{effects[layer, head]:+.4f}; "
-            f"{int(self.sinks.any(axis=2).sum())} of {int(np.isfinite(effects).sum())} heads have sinks"
+            f"{int(self.sinks.any(axis=2).sum())} of {int(np.isfinite(effects).sum())} heads "
+            "have sinks"
         )
 
     def html(self) -> str:
