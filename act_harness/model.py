@@ -27,8 +27,11 @@ from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, model_facts, stock_model
 from act_harness.attention import prepare as prepare_attachment
 from act_harness.attention.counters import CalibrationCounters, prompt_key
+from act_harness.attention.facts import base_model
 from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.attention.load import auto_class, has_encoder
+from act_harness.attention.parallel import HeadGroup, check_even_share
+from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, unknown_name
 from act_harness.mtbench.chat import ConversationMixin
@@ -39,9 +42,11 @@ from act_harness.support.model_arguments import (
     LEAST_LENGTH,
     check_arguments,
     check_vocabulary,
+    launched_processes,
     loading,
     usable_device,
     usable_parallelize,
+    usable_tp_plan,
 )
 
 if TYPE_CHECKING:
@@ -107,6 +112,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         kwargs["device"] = usable_device(kwargs.get("device"))
         if kwargs.get("parallelize"):
             kwargs["parallelize"] = usable_parallelize(kwargs)
+        kwargs["tp_plan"] = usable_tp_plan(kwargs)
+        self._splits_heads = kwargs["tp_plan"] is not None
         with loading(pretrained, known=_ARGUMENTS):
             super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
@@ -151,16 +158,35 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             backend = "causal"
         super()._get_backend(config, backend=backend, trust_remote_code=trust_remote_code)
 
+    def _get_config(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as HFLM
+        """Read the configuration, and refuse numbers of processes that would cut heads apart."""
+        super()._get_config(*args, **kwargs)
+        if self._splits_heads:
+            config = self._config.get_text_config()
+            check_even_share(config, launched_processes(), f"a {config.model_type} model")
+
     def _facts_name(self) -> str | None:
         return self.pretrained if isinstance(self.pretrained, str) else None
 
     def _join_processes(self) -> None:
-        """Take rank and world size from accelerate; HFLM sets them for several local GPUs only."""
+        """Take rank and world size from accelerate; HFLM sets them for several local GPUs only.
+
+        Processes that share one model's heads (``tp_plan``) are one to lm-eval: all of them compute
+        every request.
+        """
+        self.head_group = HeadGroup.of(self.model)
+        if self.head_group.is_split:
+            self._device = input_device(base_model(self.model))  # HFLM numbers CPUs too
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None and accelerator.num_processes > 1:
             self._rank = accelerator.process_index
             self._world_size = accelerator.num_processes
             self._device = accelerator.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and says what a run comes to: one of all that run it."""
+        return bool(self.rank == 0 and self.head_group.rank == 0)
 
     # -- arms --------------------------------------------------------------------------------
 
@@ -340,7 +366,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
                 total=len(items),
                 desc=f"Running {what} ({self.artifact.name if self.artifact else 'baseline'})",
                 unit="request",
-                disable=disable or self.rank != 0,
+                disable=disable or not self.leads,
             ) as bar,
         ):
             scores = scorer.score(items, progress=bar.update, on_prompt=self.counters.record)
@@ -382,7 +408,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         if self.token_budget is None:
             self.token_budget = _CPU_TOKEN_BUDGET
             if self.device.type == "cuda":
-                self.token_budget = _fitting_tokens(self.model, self.device, self.max_length)
+                fitting = _fitting_tokens(self.model, self.device, self.max_length)
+                self.token_budget = self.head_group.least(fitting)
         return self.token_budget
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -402,7 +429,9 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             for request in requests:
                 self.check_generation(request.args[1])
         with self._whole_batches():
-            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            answers: list[str] = super().generate_until(
+                requests, disable_tqdm=disable_tqdm or not self.leads
+            )
         self._share_counters()
         return answers
 

@@ -118,7 +118,7 @@ def stock_kernel(config: PretrainedConfig) -> str:
     if base not in BASES:
         raise UnsupportedModelError(
             f"the model runs attention {base!r}, calibration builds on {' or '.join(BASES)}; "
-            "load it with attn_implementation=sdpa"
+            "load it with attn_implementation=sdpa, or eager where it has learned sink logits"
         )
     return base
 
@@ -168,14 +168,37 @@ def _attend(
         return function(query, key, value, attention_mask, **kwargs)
     given = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if given is None else float(given)
+    call = AttentionCall(
+        query,
+        key,
+        value,
+        scale,
+        kwargs.get("softcap"),
+        sink_logits=_sink_logits(base, module, kwargs),
+    )
     return _correct(
         module,
-        AttentionCall(query, key, value, scale, kwargs.get("softcap")),
+        call,
         attention_mask,
         run=partial(function, **kwargs),
         kernel=base,
         dropout=kwargs.get("dropout") or 0.0,
     )
+
+
+def _sink_logits(base: str, module: nn.Module, arguments: dict[str, Any]) -> Tensor | None:
+    """Return (H,) the learned sink logits of a layer; None where it has none.
+
+    Raises:
+        UnsupportedModelError: the kernel would leave them out, as torch's sdpa does.
+    """
+    found: Tensor | None = arguments.get("s_aux")
+    if found is not None and base != "eager":
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has learned sink logits, which kernel {base!r} leaves out; "
+            "load the model with attn_implementation=eager"
+        )
+    return found
 
 
 def attend(

@@ -1,10 +1,10 @@
 """A few tiny forwards after attaching: does the model really do what calibration assumes?
 
 The probe finds the attention modules by watching them being called (names are no evidence), and
-fails loudly where a model does not pass its layers through the interface, where its attention rows
-do not sum to 1, where the calibrated model would attend to the future, or where the interface
-changes the stock logits by a single bit. What cannot be equal to the bit may differ as stock's own
-logits of these tokens do when only shapes differ.
+fails loudly where a model does not pass its layers through the interface, where its learned sink
+logits do not come with the call, where the calibrated model would attend to the future, or where
+the interface changes the stock logits by a single bit. What cannot be equal to the bit may differ
+as stock's own logits of these tokens do when only shapes differ.
 """
 
 from __future__ import annotations
@@ -166,10 +166,11 @@ class Probe:
 
 
 def _refuse_layer(kind: str, call: Seen) -> None:
-    if call.arguments.get("s_aux") is not None or getattr(call.module, "sinks", None) is not None:
+    if getattr(call.module, "sinks", None) is not call.arguments.get("s_aux"):
         raise UnsupportedModelError(
-            f"{kind} has learned sink logits, its attention rows do not sum to 1; "
-            "calibrated attention is not defined for it"
+            f"{kind} has learned sink logits that it does not pass through transformers' "
+            "AttentionInterface as they are, so it cannot be calibrated; use artifact=none for a "
+            "baseline"
         )
     if call.arguments.get("position_bias") is not None:
         raise UnsupportedModelError(f"{kind} adds a position bias to attention; not supported")

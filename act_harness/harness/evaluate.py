@@ -13,7 +13,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -245,7 +245,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
         labelled = labelled_documents(lm, artifact, selection, leaf_tasks(selection))
     model = places.file_name(Path(str(lm.pretrained)).name)
     stamp = datetime.now().isoformat(timespec="seconds").replace(":", "-")
-    folders = {} if lm.rank != 0 else _new_folders(settings.output, model, artifact, stamp)
+    folders = {} if not lm.leads else _new_folders(settings.output, model, artifact, stamp)
     try:
         with saved(lambda: _what_is_saved(folders)):
             return _run_arms(settings, lm, artifact, selection, tasks, folders, stamp, labelled)
@@ -304,7 +304,7 @@ def _run_arms(
             first = settings.write_out and not scores
             results = _evaluate(lm, settings, selection, seed, tasks, labelled, write_out=first)
             tasks = None  # they hold this arm's requests; the next one builds its own
-            if results is None:  # the first process has them all
+            if results is None or not lm.leads:  # the first process has them all
                 continue
             not_finite += len(lm.counters.not_finite)
             if arm == "act":
@@ -313,10 +313,10 @@ def _run_arms(
             place.mkdir(exist_ok=True)
             write_run(results, place, stamp)
             scores = scores or scores_of(results)
-        if artifact is not None and lm.rank == 0 and not settings.predict_only:
+        if artifact is not None and lm.leads and not settings.predict_only:
             pair = [folders[arm] / f"seed-{seed}" if several else folders[arm] for arm in arms]
             comparisons[seed] = compare(pair[0], pair[1])
-    if lm.rank != 0:  # nothing to report here, and nothing went wrong
+    if not lm.leads:  # nothing to report here, and nothing went wrong
         raise SystemExit(0)
     report = None
     averages = seed_averages(comparisons) if len(comparisons) > 1 else ()
@@ -524,7 +524,13 @@ def _evaluate(
     import lm_eval
 
     built = tasks or load_tasks(selection)
-    with _few_resamples(), _hashes_of_any_text(), running("the evaluation"):
+    with (
+        _setting("DISABLE_MULTIPROC", "1"),  # no process for every core, for a hundred draws
+        # a model's processes ask all that follows together; lm-eval answers the first one alone
+        _setting("LOCAL_RANK", "0") if lm.head_group.is_split else nullcontext(),
+        _hashes_of_any_text(),
+        running("the evaluation"),
+    ):
         results = lm_eval.simple_evaluate(
             model=lm,
             tasks=built,
@@ -538,7 +544,7 @@ def _evaluate(
             gen_kwargs=dict(settings.gen_kwargs) or None,
             log_samples=True,
             predict_only=settings.predict_only,
-            write_out=write_out,
+            write_out=write_out and lm.leads,
             confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
             task_manager=selection.manager,
             random_seed=settings.seed,
@@ -561,11 +567,10 @@ intervals of the comparison; standard errors of means have a formula and cost no
 
 
 @contextmanager
-def _few_resamples() -> Iterator[None]:
-    """Keep lm-eval from starting a process for every core, for a hundred draws."""
-    name = "DISABLE_MULTIPROC"
+def _setting(name: str, value: str) -> Iterator[None]:
+    """Have a variable of the environment inside the block."""
     before = os.environ.get(name)
-    os.environ[name] = "1"
+    os.environ[name] = value
     try:
         yield
     finally:

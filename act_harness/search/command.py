@@ -12,6 +12,7 @@ import torch
 from act_harness.artifact import load_artifact
 from act_harness.attention import model_facts
 from act_harness.attention.load import load_plain_model, load_plain_tokenizer
+from act_harness.attention.parallel import refuse_parts
 from act_harness.errors import RecipeError
 from act_harness.search.documents import (
     Prompting,
@@ -295,7 +296,9 @@ def _arguments(settings: SearchSettings) -> dict[str, Any]:
 def _load_model(given: dict[str, Any]) -> CalibratedHFLM:
     from act_harness.model import CalibratedHFLM
 
-    return CalibratedHFLM(artifact="none", **given)
+    lm = CalibratedHFLM(artifact="none", **given)
+    refuse_parts(lm.model, "the search")
+    return lm
 
 
 def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]:

@@ -71,12 +71,20 @@ def test_a_model_outside_the_interface_is_refused_and_left_as_it_was(tiny, make_
     assert torch.equal(logits(model), stock)
 
 
-def test_learned_sink_logits_are_refused(tiny, make_artifact):
+def test_learned_sinks_that_calibration_would_not_see_are_refused(tiny, make_artifact):
+    """Torch's sdpa leaves them out silently; a module may keep them from the interface, too."""
     model = tiny(
         "gpt_oss", dtype=torch.float32, head_dim=8, num_local_experts=2, num_experts_per_tok=1
     )
-    with pytest.raises(UnsupportedModelError, match="sink logits"):
-        attach(model, make_artifact(model))
+    for kernel, found in (("sdpa", "leaves out"), ("flex_attention", "runs attention")):
+        model.config._attn_implementation = kernel  # set_attn_implementation refuses sdpa itself
+        with pytest.raises(UnsupportedModelError, match=f"{found}.*eager") as caught:
+            attach(model, make_artifact(model))
+        assert "\n" not in str(caught.value)
+    other = tiny(dtype=torch.float32)
+    other.model.layers[1].self_attn.sinks = torch.nn.Parameter(torch.zeros(4))
+    with pytest.raises(UnsupportedModelError, match="sink logits that it does not pass"):
+        attach(other, make_artifact(other))
 
 
 def test_another_kernel_is_refused_with_what_to_use(tiny, make_artifact):

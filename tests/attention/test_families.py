@@ -1,4 +1,7 @@
-"""Families outside transformers' attention interface, against an oracle that shares no code."""
+"""Families that attend otherwise, against an oracle that shares no code.
+
+They are outside transformers' attention interface, or have learned sink logits beside the columns.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,31 @@ from act_harness.engines.reference import ReferenceEngine
 from act_harness.errors import UnsupportedCallError
 
 GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
+_EXPERTS = {
+    "head_dim": 8,
+    "num_experts_per_tok": 1,
+    "sliding_window": 5,
+    "experts_implementation": "eager",  # the grouped kernels take no float64
+}
+_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+LEARNED = {
+    "gpt_oss": ("gpt_oss", {**_EXPERTS, "num_local_experts": 2, "layer_types": _LAYERS}),
+    "mimo": (
+        "mimo_v2_flash",
+        {
+            **_EXPERTS,
+            "v_head_dim": 6,
+            "n_routed_experts": 2,
+            "moe_intermediate_size": 16,
+            "layer_types": _LAYERS,  # the full one has no sink
+        },
+    ),
+    "granite": ("granite_swa", {"sliding_window": 5, "layer_types": _LAYERS}),
+}
+"""Of them, those with learned sink logits; Granite multiplies outputs by what is left instead."""
+
 KINDS = {
+    **LEARNED,
     "gptj": ("gptj", {**GPT, "rotary_dim": 4}),
     "codegen": ("codegen", {**GPT, "rotary_dim": 4}),
     "gpt_neo": (

@@ -56,9 +56,7 @@ def exact_scores(model, docs, calibration, strengths, *, chunk_tokens=1 << 12, p
     found, counts, order = [], [], []
     with Workbench(model) as bench:
         for chunk in chunks_of(docs, chunk_tokens):
-            layout = Layout.of(
-                chunk.documents, device=bench.device, share=calibration.decode != "running"
-            )
+            layout = bench.lay_out(chunk.documents, share=calibration.decode != "running")
             run = ChunkPass(
                 bench,
                 layout,
@@ -93,6 +91,7 @@ CASES = {
     "mistral-window": Case("mistral-window", Calibration(alpha=2.0)),
     "qwen2": Case("qwen2", Calibration(alpha=2.0, beta=0.0)),
     "gemma2": Case("gemma2", Calibration(alpha=2.0)),
+    "gpt-oss": Case("gpt-oss", Calibration(alpha=2.0)),
     "llama-both": Case(
         "llama",
         Calibration(target="both", alpha=2.0, mass="reweight", gamma=3.0, gamma_initial=0.3),
