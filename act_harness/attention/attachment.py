@@ -27,7 +27,7 @@ from act_harness.attention.facts import base_model, decoder_of
 from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packing import active_packing
-from act_harness.attention.parallel import HeadGroup, check_even_share
+from act_harness.attention.parallel import HeadGroup, check_shared
 from act_harness.attention.probe import Probe
 from act_harness.attention.routes import lead, passing, release
 from act_harness.attention.spans import FindSpan, SpanFinder, every_other
@@ -340,9 +340,7 @@ class Attachment:
                 "attach(model, artifact, tokenizer=...)"
             )
         config = self._decoder.config
-        group = HeadGroup.of(self.model)
-        if group.is_split:
-            check_even_share(config, group.size, type(self.model).__name__)
+        check_shared(self.model)
         probe = Probe(self.model)
         with stock_model(self.model):
             stock_kernel(config)

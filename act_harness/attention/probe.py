@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from act_harness.attention.capabilities import Answer, Noise, capabilities_of
+from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import Seen, recording
 from act_harness.attention.placement import input_device
 from act_harness.attention.rounding import largest_change, rounding, spread_tokens
+from act_harness.attention.routes import passing
 from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from act_harness.attention.owner import Owner
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "attending_layers"]
 
 _TOKENS = 12
 _PROMPT = 6
@@ -96,9 +98,9 @@ class Probe:
             raise UnsupportedModelError(f"not every selected layer of {kind} ran calibrated")
         if not torch.isfinite(first).all():
             raise UnsupportedModelError(f"{kind} gives logits that are not finite when calibrated")
-        pieces = self._in_two_pieces()
         with attachment.suspended():
             noise = self.stock_noise()
+        pieces = self._over_cache(steps=noise.steps)
         self._check_causal(first, second, noise.ahead)
         self._check_pieces(pieces, first[:, _PROMPT:], noise.shape)
 
@@ -108,10 +110,17 @@ class Probe:
         if known.noise is None:
             stock = self.hidden()
             ahead = largest_change(stock[:, :-1], self.hidden(self.changed)[:, :-1])
-            cached = largest_change(self._in_two_pieces(), stock[:, _PROMPT:])
+            whole = stock[:, _PROMPT:]
+            cached = largest_change(self._over_cache(), whole)
+            # one by one only where that helps: a cache that is not followed at all must show
+            one_by_one = cached > self._allowed(whole)
+            if one_by_one:
+                single = largest_change(self._over_cache(steps=True), whole)
+                one_by_one = single <= self._allowed(whole)
+                cached = min(cached, single)
             shape = max(cached, rounding(self.model, [range(_TOKENS)]))
             known.noise = Answer(
-                Noise(ahead, shape),
+                Noise(ahead, shape, one_by_one),
                 f"measured: logits move by {shape:.2g} with a forward's shape, and by {ahead:.2g} "
                 "with a later token",
             )
@@ -142,9 +151,14 @@ class Probe:
             noise: What rounding does to stock's logits of these tokens.
         """
         spread = float(whole.std())
-        share = 0.02 if self.model.dtype in (torch.float32, torch.float64) else 0.3
         off = largest_change(pieces, whole)
-        if not off <= min(max(share * spread + 1e-3, 4 * noise), max(spread, 1e-3)):
+        if not off <= min(max(self._allowed(whole), 4 * noise), max(spread, 1e-3)):
+            if noise > spread:
+                raise UnsupportedModelError(
+                    f"the stock model's own logits over a cache are {noise / spread:.2g} standard "
+                    f"deviations off those in one piece, so {type(self.model).__name__} cannot be "
+                    "calibrated; use artifact=none for a baseline"
+                )
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} in {self.model.dtype}: calibrated logits over a "
                 f"cache are {off / spread:.2g} standard deviations off those in one piece (stock: "
@@ -152,17 +166,37 @@ class Probe:
                 "is too coarse"
             )
 
-    def _in_two_pieces(self) -> Tensor:
-        """Logits of the tokens after the prompt, computed over the prompt's cache."""
+    def _allowed(self, whole: Tensor) -> float:
+        """Return how far logits over a cache may be off, whatever rounding does to stock's."""
+        share = 0.02 if self.model.dtype in (torch.float32, torch.float64) else 0.3
+        return share * float(whole.std()) + 1e-3
+
+    def _over_cache(self, *, steps: bool = False) -> Tensor:
+        """Logits of the tokens after the prompt, computed over the prompt's cache.
+
+        Args:
+            steps: one token at a time, else all together.
+        """
         with torch.no_grad():
-            prompt = self.model(input_ids=self.ids[:, :_PROMPT], use_cache=True)
-            rest = self.model(
-                input_ids=self.ids[:, _PROMPT:],
-                past_key_values=prompt.past_key_values,
-                use_cache=True,
-            )
-        logits: Tensor = rest.logits
-        return logits.float().cpu()
+            cache = self.model(input_ids=self.ids[:, :_PROMPT], use_cache=True).past_key_values
+            parts = [
+                self.model(input_ids=tokens, past_key_values=cache, use_cache=True).logits
+                for tokens in self.ids[:, _PROMPT:].split(1 if steps else _TOKENS, dim=1)
+            ]
+        return torch.cat(parts, dim=1).float().cpu()
+
+
+def attending_layers(model: PreTrainedModel) -> dict[int, int]:
+    """Return the number of query heads of every layer that attends; hybrids have others too.
+
+    Raises:
+        UnsupportedModelError: the model cannot be calibrated.
+    """
+    probe = Probe(model)
+    before = probe.hidden()
+    with passing(decoder_of(model)):
+        found = probe.attention_modules(before)
+    return {layer: heads for layer, (_, heads) in sorted(found.items())}
 
 
 def _refuse_layer(kind: str, call: Seen) -> None:

@@ -26,14 +26,14 @@ from transformers.models.auto.modeling_auto import (
 
 from act_harness.artifact import Artifact
 from act_harness.attention import Attachment, calibrated, model_facts
-from act_harness.attention.facts import decoder_of
 from act_harness.attention.load import auto_class
-from act_harness.attention.probe import Probe
-from act_harness.attention.routes import passing
+from act_harness.attention.probe import attending_layers
 from act_harness.calibration import Calibration
 from act_harness.errors import ActHarnessError, InputError
 from act_harness.evidence.tables import markdown_table
 from act_harness.scoring.trials import try_all
+from act_harness.search.compute.gradient import StrengthenedModel
+from act_harness.search.compute.opened import OpenedModel
 from act_harness.search.compute.workbench import Workbench
 
 __all__ = ["FamilyRow", "architectures", "build_tiny", "report", "try_family"]
@@ -235,11 +235,7 @@ def _tried(model: PreTrainedModel, row: FamilyRow) -> FamilyRow:
 
 def _heads(model: PreTrainedModel) -> dict[int, tuple[int, ...]]:
     """Return all heads of all layers that can be calibrated."""
-    probe = Probe(model)
-    before = probe.hidden()
-    with passing(decoder_of(model)):
-        found = probe.attention_modules(before)
-    return {layer: tuple(range(heads)) for layer, (_, heads) in sorted(found.items())}
+    return {layer: tuple(range(heads)) for layer, heads in attending_layers(model).items()}
 
 
 def _artifact(
@@ -305,8 +301,14 @@ def _route(model: PreTrainedModel) -> str:
 
 
 def _search(model: PreTrainedModel) -> str:
+    single = _opens(Workbench(model))
+    tuned = _opens(StrengthenedModel(model, Calibration()))
+    return single if single == tuned else f"{single}; by gradient {tuned}"
+
+
+def _opens(model: OpenedModel) -> str:
     try:
-        with Workbench(model):
+        with model:
             return "yes"
     except ActHarnessError as error:
         return f"no: {_line(error)}"

@@ -88,6 +88,7 @@ _BENCHES = {
     "equality": "Log-likelihoods against stock, and one by one.",
     "rounding": "`hf-act` without heads against `hf`, in any dtype.",
     "random-scoring": "Random cases: shared, plain and reference scoring.",
+    "several": "Several GPUs against one: scores, search, text.",
     "coverage": "How often 95 % intervals hold the truth, simulated.",
     "everything": "All that the table of speed in docs names, in parts.",
 }
@@ -101,6 +102,7 @@ _BENCH_EXAMPLES = {
     "equality": "--model .demo/model --requests requests.json.gz --limit 8",
     "rounding": "--model .demo/model --tasks act_demo_word --dtype bfloat16 --limit 8",
     "random-scoring": "--cases 5000 --seed 0",
+    "several": "--devices 2 --cpu --pretrained .demo/model --tasks act_demo_word --only eval",
     "coverage": "--cases normal --units 5 --repetitions 50",
     "everything": "--model .demo/model --parts prefill --device cpu --rounds 1",
 }

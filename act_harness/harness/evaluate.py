@@ -10,6 +10,7 @@ runs; the averages and their spread are reported beside the pairs.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -237,6 +238,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     _check_samples(tasks or [], settings.samples)
     places.prepare_folder(settings.output)
     lm, artifact = load_model(settings)
+    _leave_out_idle(lm, tasks or [], settings)
     _check_template(lm, settings)
     _check_generation(lm, artifact, tasks or [], settings.gen_kwargs)
     _warn_of_other_prompts(artifact, settings)
@@ -456,6 +458,40 @@ def _check_samples(tasks: Sequence[Any], samples: Mapping[str, Sequence[int]] | 
                 f"--samples asks for document {max(wanted)} of {task.task_name!r}, which has "
                 f"{have}; expected numbers from 0 to {have - 1}"
             )
+
+
+def _leave_out_idle(lm: CalibratedHFLM, tasks: Sequence[Any], settings: EvalSettings) -> None:
+    """Let no more processes take part than the smallest task has documents.
+
+    lm-eval deals out each task's documents by itself and fails in a process that gets none.
+
+    Raises:
+        SystemExit: With status 0, on a process that is left out.
+    """
+    if lm.world_size == 1:
+        return
+    fewest = min((_documents(task, settings) for task in _leaves(tasks)), default=1)
+    if fewest >= lm.world_size:
+        return
+    taking_part = lm.processes.first(max(1, fewest))
+    if taking_part is None:
+        raise SystemExit(0)
+    warnings.warn(
+        f"a task has {fewest} documents, so {taking_part.count} of {lm.world_size} processes run",
+        stacklevel=2,
+    )
+    lm.share_work(taking_part)
+
+
+def _documents(task: Any, settings: EvalSettings) -> int:  # noqa: ANN401 - lm-eval's Task
+    """Return how many documents of a task are asked for."""
+    if settings.samples is not None and task.task_name in settings.samples:
+        return len(settings.samples[task.task_name])
+    there = len(task.eval_docs)
+    if settings.limit is None:
+        return there
+    wanted = settings.limit if settings.limit >= 1 else math.ceil(there * settings.limit)
+    return min(there, int(wanted))
 
 
 def _leaves(tasks: Sequence[Any]) -> list[Any]:

@@ -26,7 +26,9 @@ from act_harness.search.recipe import Recipe, load_recipe, make_recipe
 from act_harness.search.run import SearchResult, run_search
 from act_harness.support import places
 from act_harness.support.checks import check_count, check_kind, check_seed
+from act_harness.support.launcher import launched
 from act_harness.support.model_arguments import check_vocabulary, model_arguments
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -310,6 +312,8 @@ def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]
     given = model_arguments(settings.pretrained, text, device=settings.device)
     folder, dtype = str(given.pop("pretrained")), given.pop("dtype", "auto")
     device = given.pop("device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
+    if Processes.join().count > 1 and str(device).startswith("cuda"):
+        device = f"cuda:{launched().local}"
     if given:
         raise RecipeError(
             f"with prepared documents the model takes pretrained and dtype only, got {list(given)}"

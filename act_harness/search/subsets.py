@@ -22,18 +22,18 @@ from act_harness.attention import model_facts
 from act_harness.attention.placement import input_device
 from act_harness.errors import InputError
 from act_harness.evidence.tables import markdown_table
-from act_harness.search.choose.sets import try_all_heads
+from act_harness.search.choose.sets import heads_at_stake
 from act_harness.search.command import SearchSettings, load_search
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.training import score_rows
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.methods.arms import Arm, parts_of
 from act_harness.search.methods.table import Table, make_table
-from act_harness.search.processes import Processes
 from act_harness.search.progress import Phase, Progress
 from act_harness.search.record import ledger_folder
 from act_harness.search.tuning import Tuning
 from act_harness.support import atomic, provenance, reading
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -156,8 +156,7 @@ def compare_parts(
     parts, device = parts_of(documents), input_device(model)
     recipe = recipe.on(device.type)
     prompts = PromptParts(documents, last)
-    grid = recipe.grid(facts)
-    try_all_heads(model, facts, recipe, grid)
+    grid = heads_at_stake(model, facts, recipe)
     arms, flags = [], {}
     for name in ("none", *names):
         path = folder / "scores" / f"{name}-{last}.json"

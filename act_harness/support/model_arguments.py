@@ -31,6 +31,7 @@ from act_harness.errors import (
 )
 from act_harness.support import reading
 from act_harness.support.checks import check_batch_size, check_count
+from act_harness.support.launcher import launched
 
 __all__ = [
     "LEAST_LENGTH",
@@ -218,11 +219,6 @@ def _check_spread(given: Mapping[str, Any]) -> None:
         warnings.warn("device_map does nothing without parallelize=True", stacklevel=4)
 
 
-def launched_processes() -> int:
-    """Return how many processes torchrun or accelerate started; 1 where neither did."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
 def usable_tp_plan(given: Mapping[str, Any]) -> Any:  # noqa: ANN401 - what a user gave
     """Return ``tp_plan``, but None in one process, which holds the whole model without it.
 
@@ -230,7 +226,7 @@ def usable_tp_plan(given: Mapping[str, Any]) -> Any:  # noqa: ANN401 - what a us
         UserWarning: It was asked for and does nothing.
     """
     wanted = given.get("tp_plan")
-    if wanted is None or launched_processes() > 1:
+    if wanted is None or launched().count > 1:
         return wanted
     warnings.warn(
         "tp_plan does nothing in one process; start several with torchrun --nproc-per-node N",

@@ -23,7 +23,6 @@ import torch
 from tqdm import tqdm
 
 from act_harness.attention.counters import PromptRecord, prompt_key
-from act_harness.attention.parallel import HeadGroup
 from act_harness.errors import InfrastructureError, InputError
 from act_harness.mtbench.chat.sampling import (
     RowLimits,
@@ -39,6 +38,8 @@ from act_harness.support.provenance import sha256_json, versions
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
+
+    from act_harness.attention.parallel import HeadGroup
 
 __all__ = ["Conversation", "ConversationMixin"]
 
@@ -139,7 +140,7 @@ class ConversationMixin:
 
     if TYPE_CHECKING:
         _overlong_prompt: Callable[[list[int], int], None]
-        _share_counters: Callable[[], None]
+        _share_counters: Callable[[int], None]
         _whole_batches: Callable[[], Any]
         _autocast: Callable[[], Any]
         _arm: Callable[[], Any]
@@ -157,9 +158,13 @@ class ConversationMixin:
         batch_size: int | str
         max_length: int
         rank: int
-        leads: bool
         head_group: HeadGroup
         think_end_token: str | int | None
+
+        @property
+        def leads(self) -> bool:
+            """Whether this process says what a run comes to."""
+            ...
 
     def __init__(
         self,
@@ -201,7 +206,7 @@ class ConversationMixin:
         ):
             while waiting := [talk for talk in talks if len(talk.answers) < len(talk.turns)]:
                 self._answer_turn(waiting, stores, bar)
-        self._share_counters()
+        self._share_counters(len(requests))
         return [Conversation(talk.answers) for talk in talks]
 
     # -- one turn of all conversations ---------------------------------------------------------

@@ -143,8 +143,7 @@ def output_projection(attention: nn.Module) -> Tensor:
             return turned
     raise UnsupportedModelError(
         f"{type(attention).__name__} has no plain linear output projection "
-        f"({', '.join(_PROJECTIONS)}; adapters must be merged first); the search does not support "
-        "this model"
+        f"({', '.join(_PROJECTIONS)})"
     )
 
 
