@@ -30,7 +30,7 @@ from act_harness.attention.counters import CalibrationCounters, prompt_key
 from act_harness.attention.facts import base_model
 from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.attention.load import auto_class, has_encoder
-from act_harness.attention.parallel import HeadGroup, check_even_share
+from act_harness.attention.parallel import check_even_share, check_shared
 from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, unknown_name
@@ -117,7 +117,9 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self._splits_heads = kwargs["tp_plan"] is not None
         shares = isinstance(pretrained, str) and not self._splits_heads
         processes = Processes.join() if shares else Processes()
-        with loading(pretrained, known=_ARGUMENTS):
+        with loading(pretrained, known=_ARGUMENTS), warnings.catch_warnings():
+            # how lm-eval hands the plan on is not the user's to change
+            warnings.filterwarnings("ignore", "Passing `tp_plan`", FutureWarning)
             super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
             raise InputError(
@@ -182,7 +184,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         number among all. Processes that share one model's heads (``tp_plan``) are one to lm-eval:
         all of them compute every request.
         """
-        self.head_group = HeadGroup.of(self.model)
+        self.head_group = check_shared(self.model)
         self.processes = Processes() if self.head_group.is_split else processes
         self._rank, self._world_size = self.processes.rank, self.processes.count
         if self.head_group.is_split:

@@ -105,8 +105,9 @@ class Case:
     def call(self, first_row: int = 0) -> AttentionCall:
         """What the rows from ``first_row`` on are to compute, over all columns."""
         query = self.query[:, :, first_row:]
+        learned = None if self.sink_logits is None else self.sink_logits[None, :, None]
         return AttentionCall(
-            query, self.key, self.value, self.scale, self.softcap, sink_logits=self.sink_logits
+            query, self.key, self.value, self.scale, self.softcap, sink_logits=learned
         )
 
     def mask(self, first_row: int) -> Tensor | None:

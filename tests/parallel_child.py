@@ -144,11 +144,15 @@ def evaluation(folder: Path, artifact: Path, out: Path) -> dict[str, Any]:
             for path in sorted(place.glob("samples_*.jsonl"))
             for line in path.read_text().splitlines()
         ]
-        (results,) = (json.loads(path.read_text()) for path in place.glob("results_*.json"))
+        (results, asked) = (
+            json.loads(path.read_text())
+            for name in ("results", "calibrators")
+            for path in place.glob(f"{name}_*.json")
+        )
         found[arm] = {
             "answers": [row["filtered_resps"] for row in rows],
             "counters": results["config"]["act_harness"]["counters"],
-            "calibrators": results["calibrators"],
+            "calibrators": asked,
         }
     return found
 

@@ -27,7 +27,7 @@ from act_harness.attention.facts import base_model, decoder_of
 from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packing import active_packing
-from act_harness.attention.parallel import HeadGroup, check_even_share
+from act_harness.attention.parallel import HeadGroup, check_shared
 from act_harness.attention.probe import Probe
 from act_harness.attention.routes import lead, passing, release
 from act_harness.attention.spans import FindSpan, SpanFinder, every_other
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.cache_utils import Cache
 
+    from act_harness.attention.probe import FoundLayer
     from act_harness.calibration import LayerPlan
     from act_harness.engines.segments import Capacity
 
@@ -340,9 +341,7 @@ class Attachment:
                 "attach(model, artifact, tokenizer=...)"
             )
         config = self._decoder.config
-        group = HeadGroup.of(self.model)
-        if group.is_split:
-            check_even_share(config, group.size, type(self.model).__name__)
+        check_shared(self.model)
         probe = Probe(self.model)
         with stock_model(self.model):
             stock_kernel(config)
@@ -360,9 +359,9 @@ class Attachment:
         self.calls = CallCounter()
         self.reports, self._summed = {}, None
 
-    def _bind(self, modules: dict[int, tuple[nn.Module, int]]) -> None:
+    def _bind(self, modules: dict[int, FoundLayer]) -> None:
         kind = type(self.model).__name__
-        counts = {layer: heads for layer, (_, heads) in modules.items()}
+        counts = {layer: found.heads for layer, found in modules.items()}
         held = HeadGroup.of(self.model).held(counts, self._decoder.config)
         for layer, plan in self.plans.items():
             if layer not in modules:
@@ -376,7 +375,7 @@ class Attachment:
                     f"layer {layer} of {kind} has heads 0..{heads - 1}, "
                     f"the head set names {max(plan.heads)}"
                 )
-            self._bindings.append((modules[layer][0], Binding(self, layer, plan, held[layer])))
+            self._bindings.append((modules[layer].module, Binding(self, layer, plan, held[layer])))
 
     # -- one forward -------------------------------------------------------------------------
 

@@ -51,6 +51,9 @@ class Noise(NamedTuple):
     """When only a later token is another one."""
     shape: float
     """When the same tokens come over a cache, before others, or in a padded batch."""
+    steps: bool = False
+    """Whether they came one by one over the cache, since several at once are other tokens' logits
+    (Jamba's recurrent layers begin anew there)."""
 
 
 @dataclass

@@ -56,9 +56,14 @@ def weights_fingerprint(model: PreTrainedModel) -> str | None:
 
     Hashed are name, shape and up to 256 evenly spaced values of every parameter, rounded to
     bfloat16: loading one checkpoint as float32 or as bfloat16 gives the same hash, and a 7B model
-    takes well under a second. None where weights are not in memory (offloaded to meta). Of a model
-    with peft adapters the base model's weights are hashed, under their own names.
+    takes well under a second. None where weights are not in memory (offloaded to meta), or are
+    parts that do not say of what (``tp_plan`` in older transformers). Of a model with peft adapters
+    the base model's weights are hashed, under their own names.
     """
+    if (getattr(base_model(model), "tp_size", None) or 1) > 1 and not any(
+        hasattr(parameter, "full_tensor") for parameter in model.parameters()
+    ):
+        return None
     return _fingerprint(_split_weights(model)[0])
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig
 
-__all__ = ["HeadGroup", "HeldHeads", "check_even_share", "refuse_parts"]
+__all__ = ["HeadGroup", "HeldHeads", "check_even_share", "check_shared", "refuse_parts"]
 
 _Any = TypeVar("_Any")
 
 
-class HeldHeads(NamedTuple):
+@dataclass(frozen=True)
+class HeldHeads:
     """The query heads of one layer that are in this process, a range of the model's."""
 
     first: int
@@ -168,6 +169,33 @@ def check_even_share(config: PretrainedConfig, size: int, kind: str) -> None:
             f"{kind} has {queries} query and {keys or queries} key heads in a layer, which "
             f"{size} processes cannot share evenly; {instead}load it without tp_plan"
         )
+
+
+def check_shared(model: nn.Module) -> HeadGroup:
+    """Return the group of a loaded model, whose processes can compute it together.
+
+    Raises:
+        UnsupportedModelError: heads are cut apart, or transformers joins its logits wrongly.
+    """
+    model, group = base_model(model), HeadGroup.of(model)
+    if not group.is_split:
+        return group
+    kind = type(model).__name__
+    config: Any = model.config
+    config = config.get_text_config()
+    check_even_share(config, group.size, kind)
+    whose: Any = model
+    head: Any = whose.get_output_embeddings()
+    weight: Any = getattr(head, "weight", None)
+    whole = not hasattr(weight, "placements") and len(weight) == config.vocab_size
+    if whole and getattr(head, "_is_hooked", False):
+        # LFM2 in 5.23: the plan has the head alone, whose tied embeddings are not cut
+        raise UnsupportedModelError(
+            f"{kind}'s plan joins what {group.size} processes have of its output head, and its "
+            "weight, tied to the embeddings, is whole in each: transformers' own logits are "
+            "wrong; load it without tp_plan"
+        )
+    return group
 
 
 def refuse_parts(model: nn.Module, what: str) -> None:

@@ -344,7 +344,15 @@ def doctor(
         ),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Markdown file for the table of --families.")
+        Path | None,
+        typer.Option(help="Markdown file for the table of --families; beside it goes a JSON file."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file of an earlier table: say what changed, and exit with 1 where something "
+            "that worked no longer does."
+        ),
     ] = None,
 ) -> None:
     """Say what is found here, and what is off.
@@ -356,13 +364,15 @@ def doctor(
       act-harness doctor
       act-harness doctor --pretrained HuggingFaceTB/SmolLM2-135M
       act-harness doctor --families --output results/families.md
+      act-harness doctor --families --against results/families.json
     """
     from act_harness.harness.doctor import examine, render
 
     if pretrained is None and (dtype or device):
         raise InputError("--dtype and --device are of a model; name it with --pretrained")
-    if output is not None and not families:
-        raise InputError("--output is the file for a table of architectures; ask with --families")
+    if not families and (output or against):
+        option = "--output" if output else "--against"
+        raise InputError(f"{option} is the file of a table of architectures; ask with --families")
     diagnosis = examine()
     print(render(diagnosis))
     if pretrained is not None:
@@ -370,15 +380,29 @@ def doctor(
 
         print(f"\n{report_on(pretrained, dtype=dtype or 'auto', device=device)}")
     if families:
-        from act_harness.bench.families import report
-        from act_harness.support.atomic import write_text
-
-        table = report(progress=lambda kind: typer.echo(kind, err=True))
-        print(f"\n{table}")
-        if output is not None:
-            write_text(output, table)
+        _try_families(output, against)
     if not diagnosis.reachable:
         raise typer.Exit(2)
+
+
+def _try_families(output: Path | None, against: Path | None) -> None:
+    """Print the table of architectures, or what changed in it."""
+    from act_harness.bench.family_table import compare, make_table, read_table, write_table
+    from act_harness.support.places import prepare_file
+
+    before = None if against is None else read_table(against)
+    if output is not None:
+        prepare_file(output)
+    table = make_table(progress=lambda kind: typer.echo(kind, err=True))
+    if output is not None:
+        write_table(output, table)
+    if before is None:
+        print(f"\n{table.markdown()}")
+        return
+    changes = compare(before, table)
+    print(f"\n{changes.markdown}")
+    if changes.worse:
+        raise typer.Exit(1)
 
 
 @app.command("tasks-path")

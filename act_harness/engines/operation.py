@@ -155,10 +155,10 @@ def visible_mass(logits: Tensor, sink_logits: Tensor) -> Tensor:
 
     Args:
         logits: (b, h, k, t) of :func:`masked_logits`.
-        sink_logits: (h,) what the sink adds to a row's softmax, without a value.
+        sink_logits: (b or 1, h, k or 1) what the sink adds to a row's softmax, without a value.
     """
     seen = torch.logsumexp(logits, dim=-1, keepdim=True)
-    return torch.sigmoid(seen - sink_logits.to(logits.dtype)[:, None, None])
+    return torch.sigmoid(seen - sink_logits.to(logits.dtype)[..., None])
 
 
 class AttentionCall(NamedTuple):
@@ -181,8 +181,15 @@ class AttentionCall(NamedTuple):
     bias: Tensor | None = None
     """(B or 1, H, C or 1, K), added to the logits, where the model has one (ALiBi)."""
     sink_logits: Tensor | None = None
-    """(H,) a logit of each head that every row's softmax has beside its columns, where the model
-    has learned some (gpt-oss); columns and values know nothing of it."""
+    """(B or 1, H, C or 1) a logit that a row's softmax has beside its columns, where the model has
+    learned one of each head (gpt-oss) or makes one for each row; it has no column and no value."""
+
+    @property
+    def by_position(self) -> bool:
+        """Whether it holds logits of single rows or columns, beside queries, keys and values."""
+        return self.bias is not None or (
+            self.sink_logits is not None and self.sink_logits.shape[2] > 1
+        )
 
     def each(self, change: Callable[[Tensor], Tensor]) -> AttentionCall:
         """Return the call with its query, key and value changed alike."""

@@ -326,7 +326,7 @@ def selected_maps(
         bias = torch.nn.functional.pad(bias[:, heads, :, : geometry.columns].to(dtype), dropped)
     logits = masked_logits(query[:, heads].to(dtype), held, visible, scale, softcap, bias=bias)
     weights = torch.softmax(logits, dim=-1) * visible
-    mass = None if sink_logits is None else visible_mass(logits, sink_logits[heads])
+    mass = None if sink_logits is None else visible_mass(logits, sink_logits[:, heads])
     sinks, after, ratio = row_sinks(weights, visible, geometry, plan, state)
     active = geometry.prompt_rows[:, None, :, None]
     if member("decode", plan.calibration.decode, COMPUTES) != "off":

@@ -149,7 +149,7 @@ class _Layer:
         self.key = key[:, group].to(self.dtype)
         self.value = value[:, group].to(self.dtype)
         self.bias = None if bias is None else bias[:, self.heads, :, : geometry.columns]
-        self.sink_logits = None if sink_logits is None else sink_logits[self.heads]
+        self.sink_logits = None if sink_logits is None else sink_logits[:, self.heads]
         per_row = self.query.shape[0] * len(plan.heads) * geometry.columns
         self.block = max(1, min(geometry.rows, engine.block_elements // max(per_row, 1)))
         self.keeps = self.block >= geometry.rows
@@ -211,7 +211,9 @@ class _Layer:
             self.query[:, :, start:stop], self.key, self.geometry.visible(start, stop),
             self.scale, self.softcap, bias=self._bias(start, stop),
         )  # fmt: skip
-        return result * visible_mass(logits, self.sink_logits)
+        learned = self.sink_logits
+        own = learned if learned.shape[2] == 1 else learned[:, :, start:stop]
+        return result * visible_mass(logits, own)
 
     def detect(self) -> tuple[LayerState, Tensor]:
         """First visit: the prompt's sinks, and a/threshold of every column."""

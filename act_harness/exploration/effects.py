@@ -132,7 +132,8 @@ def head_scores(
     Raises:
         UnsupportedModelError: the model cannot be calibrated.
     """
-    shape = tuple(max(place[axis] for place in strengths) + 1 for axis in (0, 1))
+    layers = model.config.get_text_config().num_hidden_layers
+    shape = (layers, max(head for _, head in strengths) + 1)
     some = {place: own for place, own in strengths.items() if heads is None or place in heads}
     scores = np.full((*shape, len(before)), np.nan)
     for place in some:

@@ -99,7 +99,7 @@ class Exploration:
     def effects(self) -> npt.NDArray[np.float64]:
         """(L, H) change of the margin, in nats, when this head alone is calibrated.
 
-        Exact where it was computed, else to first order.
+        Exact where it was computed, else to first order; NaN in layers that do not attend.
         """
         found = margin(self.scores, self.right) - margin(self.before, self.right)
         return np.where(self.exact, found, self.first_order)
@@ -107,7 +107,8 @@ class Exploration:
     def summary(self) -> str:
         """Return two lines for the terminal: the answer, and the head that changes it most."""
         effects = self.effects
-        layer, head = (int(n) for n in np.unravel_index(np.abs(effects).argmax(), effects.shape))
+        strongest = np.nanargmax(np.abs(effects))  # a layer that does not attend has none
+        layer, head = (int(n) for n in np.unravel_index(strongest, effects.shape))
         start = float(margin(self.before, self.right))
         whole = "" if self.after is None else (
             f", {float(margin(self.after, self.right)):+.4f} with head set {self.artifact}"
@@ -116,7 +117,8 @@ class Exploration:
         return (
             f"{self.title}: margin of {self.labels[self.right]!r} {start:+.4f} nats{whole}\n"
             f"head {layer}.{head} alone changes it by {about}{effects[layer, head]:+.4f}; "
-            f"{int(self.sinks.any(axis=2).sum())} of {effects.size} heads have sinks"
+            f"{int(self.sinks.any(axis=2).sum())} of {int(np.isfinite(effects).sum())} heads "
+            "have sinks"
         )
 
     def html(self) -> str:

@@ -13,6 +13,7 @@ import torch
 from act_harness.artifact import load_artifact
 from act_harness.attention import model_facts
 from act_harness.attention.parallel import refuse_parts
+from act_harness.attention.probe import attending_layers
 from act_harness.calibration import Calibration, HeadStrength, preset
 from act_harness.errors import InputError, UnsupportedModelError, one_line
 from act_harness.exploration.effects import answer_scores, head_scores, margin, text_document
@@ -170,8 +171,9 @@ def explore_document(
         artifact.verify(facts)
     settings = artifact.calibration if artifact else _settings(calibration)
     shape = (facts.num_hidden_layers, facts.num_attention_heads)
-    _check_heads(heads, shape)
-    maps = _mass_maps(artifact, settings, shape)
+    attending = attending_layers(model)
+    _check_heads(heads, attending)
+    maps = _mass_maps(artifact, settings, attending)
     nothing = np.full(shape, np.nan, np.float32)
     table, initial = strengths_of(artifact) if artifact else (nothing, None)
     prompt = document.requests[document.right][0]
@@ -194,8 +196,9 @@ def explore_document(
         scores = head_scores(model, document, **given, progress=progress)
         change = margin(scores, document.right) - margin(before, document.right)
         ranked = _ranked(heads, table, change)
+    ranked = [place for place in ranked if place in maps]
     columns = _Columns(shape, len(prompt), ranked[:stored])
-    grid = {layer: range(shape[1]) for layer in range(shape[0])}
+    grid = {layer: range(count) for layer, count in attending.items()}
     observe(
         model, prompt, grid, show=columns.take, calibration=settings, artifact=artifact,
         tokenizer=tokenizer,
@@ -249,10 +252,11 @@ def _threshold(calibration: Calibration, most: int) -> float:
 
 
 def _mass_maps(
-    artifact: Artifact | None, calibration: Calibration, shape: tuple[int, int]
+    artifact: Artifact | None, calibration: Calibration, attending: Mapping[int, int]
 ) -> dict[tuple[int, int], HeadStrength]:
-    """Return every head's mass map: the artifact's where it has the head."""
-    maps = dict.fromkeys(np.ndindex(*shape), calibration.strength_of_all)
+    """Return every head's mass map, of the layers that attend: the artifact's where it has one."""
+    places = [(layer, head) for layer, count in attending.items() for head in range(count)]
+    maps = dict.fromkeys(places, calibration.strength_of_all)
     for layer, plan in (artifact.plans() if artifact else {}).items():
         maps |= {(layer, n): own for n, own in zip(plan.heads, plan.strengths, strict=True)}
     return maps
@@ -275,12 +279,15 @@ def _stored(heads: Sequence[tuple[int, int]], length: int) -> int:
     return max(1, _MAP_BYTES // (min(length, _ROWS) * length), len(set(heads)))
 
 
-def _check_heads(heads: Sequence[tuple[int, int]], shape: tuple[int, int]) -> None:
+def _check_heads(heads: Sequence[tuple[int, int]], attending: Mapping[int, int]) -> None:
     for layer, head in heads:
-        if not (0 <= layer < shape[0] and 0 <= head < shape[1]):
+        if not 0 <= head < attending.get(layer, 0):
+            layers = sorted(attending)
+            every = layers == list(range(len(layers)))
             raise InputError(
-                f"head {layer}.{head} is out of range, the model has layers 0..{shape[0] - 1} "
-                f"with heads 0..{shape[1] - 1}; give one of those"
+                f"head {layer}.{head} is out of range, the model has layers "
+                f"{f'0..{layers[-1]}' if every else layers} with heads "
+                f"0..{max(attending.values()) - 1}; give one of those"
             )
 
 

@@ -93,6 +93,8 @@ def first_order_effects(
 ) -> npt.NDArray[np.float64]:
     """Return (layers, heads) first-order effects of each head alone on the margin, in nats.
 
+    A layer without strengths has NaN: it does not attend.
+
     Args:
         model: the stock model.
         document: prompt and answers. One forward and backward where its two best answers are read
@@ -105,8 +107,11 @@ def first_order_effects(
     Raises:
         UnsupportedModelError: the model cannot be calibrated, or passes no gradient on.
     """
-    shape = tuple(max(place[axis] for place in strengths) + 1 for axis in (0, 1))
-    places = {layer: tuple(range(shape[1])) for layer in range(shape[0])}
+    layers = model.config.get_text_config().num_hidden_layers
+    shape = (layers, max(head for _, head in strengths) + 1)
+    places: dict[int, tuple[int, ...]] = {}
+    for layer, head in sorted(strengths):
+        places[layer] = (*places.get(layer, ()), head)
     every = head_set(
         model,
         places,
@@ -141,6 +146,7 @@ def first_order_effects(
                         f"{type(model).__name__} passes no gradient on to its attention"
                     )
                 found += torch.autograd.grad(margin, parts)[0].numpy()
+    found[[layer for layer in range(shape[0]) if layer not in places]] = np.nan
     return found
 
 

@@ -281,6 +281,7 @@ def maps(
     Returns:
         ``before`` and ``after``, (N, N) float32 on the CPU with rows that sum to 1 (after a
         ``gate`` to its factor), and ``sinks``, (N,) bool. The layer's input is the stock model's.
+        Of a head with a learned sink these are shares of what that leaves to columns.
 
     Raises:
         ArtifactError: The model has no such head.

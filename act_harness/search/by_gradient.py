@@ -23,7 +23,7 @@ from act_harness.calibration import HeadStrength
 from act_harness.errors import RecipeError
 from act_harness.search.choose.judgement import judged
 from act_harness.search.choose.select import Selection
-from act_harness.search.choose.sets import ModelSets, SetMeasurement, try_all_heads
+from act_harness.search.choose.sets import ModelSets, SetMeasurement, heads_at_stake
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.measure import Work
 from act_harness.search.compute.objective import check_documents, has_fixed_choices
@@ -77,8 +77,8 @@ def run_by_gradient(
                 "needs at least 2; raise verify_samples or lower samples"
             )
     known = facts or model_facts(model)
-    grid, processes, device = recipe.grid(known), Processes.here(), input_device(model)
-    try_all_heads(model, known, recipe, grid)
+    grid, processes = heads_at_stake(model, known, recipe), Processes.here()
+    device = input_device(model)
     recipe = recipe.on(device.type)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     identity = {**identity, "processes": processes.count}

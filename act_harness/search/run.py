@@ -17,7 +17,7 @@ from act_harness.search.by_gradient import run_by_gradient
 from act_harness.search.choose.effects import HeadEffect, as_rows, both_splits, head_effects
 from act_harness.search.choose.judgement import conclude
 from act_harness.search.choose.select import Selection, best_of_each_head, refitted
-from act_harness.search.choose.sets import ModelSets, SetMeasurement, try_all_heads
+from act_harness.search.choose.sets import ModelSets, SetMeasurement, heads_at_stake
 from act_harness.search.compute.measure import Measurement
 from act_harness.search.compute.workbench import Workbench
 from act_harness.search.ledger import SearchLedger
@@ -84,8 +84,7 @@ def run_search(
         )  # fmt: skip
     started = time.monotonic()
     known = facts or model_facts(model)
-    grid = recipe.grid(known)
-    try_all_heads(model, known, recipe, grid)
+    grid = heads_at_stake(model, known, recipe)
     processes = Processes.here()
     device = input_device(model)
     recipe = recipe.on(device.type)

@@ -22,7 +22,7 @@ from act_harness.attention import model_facts
 from act_harness.attention.placement import input_device
 from act_harness.errors import InputError
 from act_harness.evidence.tables import markdown_table
-from act_harness.search.choose.sets import try_all_heads
+from act_harness.search.choose.sets import heads_at_stake
 from act_harness.search.command import SearchSettings, load_search
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.training import score_rows
@@ -156,8 +156,7 @@ def compare_parts(
     parts, device = parts_of(documents), input_device(model)
     recipe = recipe.on(device.type)
     prompts = PromptParts(documents, last)
-    grid = recipe.grid(facts)
-    try_all_heads(model, facts, recipe, grid)
+    grid = heads_at_stake(model, facts, recipe)
     arms, flags = [], {}
     for name in ("none", *names):
         path = folder / "scores" / f"{name}-{last}.json"

@@ -17,6 +17,7 @@ from tiny_models import make_tiny
 
 from act_harness.attention import attach, calibrated, select_cache
 from act_harness.attention.interface import BINDING
+from act_harness.bench.families import build_tiny
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.errors import UnsupportedCallError
 
@@ -100,6 +101,28 @@ def test_calibrated_logits_are_the_oracles(name, model, make_artifact, monkeypat
             assert attachment.calls.calls == {engine: 3}
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert (logits(model) - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["inkling_text", "inkling2_text"])
+def test_logits_by_position_and_sinks_of_rows_are_the_oracles(kind, make_artifact, monkeypatch):
+    """Inkling adds a bias to each query and column, Inkling 2 a sink logit to each row, too."""
+    model = build_tiny(kind)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():  # sinks that take next to nothing or nearly all, biases that matter
+        for name, parameter in model.named_parameters():
+            larger = {"sink_proj": 100, "r_proj": 30, "rel_logits": 30, "lm_head": 100}
+            parameter.mul_(next((by for part, by in larger.items() if part in name), 1))
+    heads = model.config.num_attention_heads
+    expected = Oracle(monkeypatch, heads).logits(model)
+    rounding = 5e-5 * float(expected.abs().max())  # the models are float32
+    for engine in ("torch", "reference"):
+        with (
+            calibrated(model, settings(make_artifact, model), engine=engine) as attachment,
+            attachment.prompts([PROMPT]),
+        ):
+            found = logits(model, use_cache=False)
+        torch.testing.assert_close(found, expected, rtol=0, atol=rounding)
+    assert (logits(model) - expected).abs().max() > 50 * rounding
 
 
 def test_strength_1_is_stock_and_nothing_is_left_after_detaching(name, model, make_artifact):

@@ -115,7 +115,7 @@ def test_gradients_of_a_learned_sink(engine):
     stock = ec.stock_of(case, case.geometry())()
 
     def outputs(sink_logits):
-        call = case.call()._replace(sink_logits=sink_logits)
+        call = case.call()._replace(sink_logits=sink_logits[None, :, None])
         result = engine(
             call, geometry=case.geometry(), plan=plan, state=None, stock=lambda: stock.clone()
         )
@@ -158,7 +158,7 @@ def test_no_kernel_without_them_serves_such_a_call():
     stock = ec.stock_of(case, case.geometry())
     assert stock.kernel == "sdpa"
     assert attend_with_lse(case.call(), geometry=case.geometry(), stock=stock).lse is not None
-    call = case.call()._replace(sink_logits=torch.zeros(4))
+    call = case.call()._replace(sink_logits=torch.zeros(1, 4, 1))
     assert isinstance(call, AttentionCall)
     assert attend_with_lse(call, geometry=case.geometry(), stock=stock).lse is None
     assert not flash_takes(call)

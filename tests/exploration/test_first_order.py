@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny_search
 import torch
+from tiny_hybrids import hybrid
 from transformers import AutoTokenizer
 
 import act_harness
@@ -148,3 +149,26 @@ def test_a_model_without_gradients_has_exact_effects_alone(tiny_checkpoint, monk
 def test_a_number_of_exact_heads_that_is_none_is_refused(exact):
     with pytest.raises(InputError, match="exact is"):
         act_harness.explore(tiny_search.tiny(), None, "x", exact=exact)
+
+
+def test_a_hybrid_has_effects_where_it_attends(tiny_checkpoint):
+    model, document = hybrid("qwen3_next"), document_of(ONE_ROW)  # its layer 1 alone attends
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    found = explore_document(
+        model, tokenizer, document, title="t", calibration=Calibration(alpha=1.5), exact=2
+    )
+    assert np.isnan(found.first_order[[0, 2]]).all()
+    assert np.isfinite(found.first_order[1]).all()
+    exact = np.isfinite(found.scores).all(axis=2)
+    assert exact.sum(axis=1).tolist() == [0, 2, 0]
+    for head in exact[1].nonzero()[0]:
+        wanted = change_by(model, document, Calibration(alpha=1.5), 1, head)
+        after = float(margin(found.scores[1, head], document.right))
+        assert after - float(margin(found.before, document.right)) == pytest.approx(
+            wanted, abs=1e-4
+        )
+    assert {layer for layer, _ in found.maps} == {1}
+    assert "head 1." in found.summary()
+    assert "of 4 heads have sinks" in found.summary()
+    with pytest.raises(InputError, match=r"head 0.1 is out of range, the model has layers \[1\]"):
+        explore_document(model, tokenizer, document, title="t", heads=[(0, 1)])

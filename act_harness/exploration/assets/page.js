@@ -88,8 +88,8 @@
       ? { label: "effect found by the search, in spreads of the margin", short: "effect found by the search", values: effects, both: true,
         text: (v) => (Number.isNaN(v) ? "not measured" : `effect ${signed(v)} spreads`) }
       : { label: "effect of this head alone on the margin, in nats", short: "effect on the margin", values: effects, both: true,
-        text: (v, at) => (isExact(at) ? `effect ${signed(v)} nats${Number.isNaN(firstOrder[at]) ? "" : ` (first order ${signed(firstOrder[at])})`}` : `effect about ${signed(v)} nats (first order)`) },
-    firstOrder: { label: "effect of this head alone to first order, from one backward pass", short: "effect, first order only", values: firstOrder && !Number.isNaN(firstOrder[0]) ? firstOrder : null, both: true, text: () => null },
+        text: (v, at) => (Number.isNaN(v) ? "its layer does not attend" : isExact(at) ? `effect ${signed(v)} nats${Number.isNaN(firstOrder[at]) ? "" : ` (first order ${signed(firstOrder[at])})`}` : `effect about ${signed(v)} nats (first order)`) },
+    firstOrder: { label: "effect of this head alone to first order, from one backward pass", short: "effect, first order only", values: firstOrder && firstOrder.some((v) => !Number.isNaN(v)) ? firstOrder : null, both: true, text: () => null },
     sinks: { label: "number of sinks", values: counts, text: (v) => `${v} sink${v === 1 ? "" : "s"}` },
     sinkMass: { label: "share of mass on sinks", values: sinkMass, text: (v) => `${share(v)} of mass on sinks` },
     firstMass: { label: "mass on the first token", values: firstMass, text: (v) => `${share(v)} on the first token` },
@@ -213,7 +213,7 @@
     });
     find("answers-line").textContent = `margin of ${cut(visible(data.labels[data.right]), 40)} over the best other, in nats: ${marks.join(", ")}`
       + "; bars from above: " + arms.map(([arm]) => arm).join(", ")
-      + (isExact(at) ? "" : `; ${alone} was not computed: its effect is about ${signed(effects[at])}, to first order; make the page with --heads ${state.layer}.${state.head} for it`);
+      + (isExact(at) || Number.isNaN(effects[at]) ? "" : `; ${alone} was not computed: its effect is about ${signed(effects[at])}, to first order; make the page with --heads ${state.layer}.${state.head} for it`);
   }
 
   // --- tokens ------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ import torch
 from tqdm import tqdm
 
 from act_harness.attention.counters import PromptRecord, prompt_key
-from act_harness.attention.parallel import HeadGroup
 from act_harness.errors import InfrastructureError, InputError
 from act_harness.mtbench.chat.sampling import (
     RowLimits,
@@ -39,6 +38,8 @@ from act_harness.support.provenance import sha256_json, versions
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
+
+    from act_harness.attention.parallel import HeadGroup
 
 __all__ = ["Conversation", "ConversationMixin"]
 
@@ -157,9 +158,13 @@ class ConversationMixin:
         batch_size: int | str
         max_length: int
         rank: int
-        leads: bool
         head_group: HeadGroup
         think_end_token: str | int | None
+
+        @property
+        def leads(self) -> bool:
+            """Whether this process says what a run comes to."""
+            ...
 
     def __init__(
         self,

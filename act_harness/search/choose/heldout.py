@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import attach, model_facts
 from act_harness.attention.load import load_plain_model, load_plain_tokenizer
+from act_harness.attention.probe import attending_layers
 from act_harness.errors import InputError
 from act_harness.evidence.tables import markdown_cell, markdown_table
 from act_harness.scoring.scorer import Item, Scorer
@@ -122,12 +123,20 @@ def _compare(
     return ArmResult(name, artifact.head_count(), outcome, columns)
 
 
-def random_artifact(like: Artifact, *, seed: int) -> Artifact:
-    """Return an artifact of as many random heads of the whole model, with the same mass maps."""
+def random_artifact(
+    like: Artifact, *, seed: int, layers: Collection[int] | None = None
+) -> Artifact:
+    """Return an artifact of as many random heads of the whole model, with the same mass maps.
+
+    Args:
+        like: whose size and strengths it has.
+        seed: of the draw.
+        layers: those that attend; None: all.
+    """
     facts = like.model
     places = [
         (layer, head)
-        for layer in range(facts.num_hidden_layers)
+        for layer in sorted(range(facts.num_hidden_layers) if layers is None else layers)
         for head in range(facts.num_attention_heads)
     ]
     source = random.Random(f"held-out/{seed}")  # noqa: S311 - no secret
@@ -281,8 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     for size in [int(text) for text in given.sizes.split(",") if text]:
         arms[f"{size} best of {first.name}"] = best_heads(first, size)
     like = first if given.random_size is None else best_heads(first, given.random_size)
+    layers = attending_layers(model) if given.random_sets else ()
     for seed in range(given.random_sets):
-        arms[f"random {seed + 1}"] = random_artifact(like, seed=seed)
+        arms[f"random {seed + 1}"] = random_artifact(like, seed=seed, layers=layers)
     results = compare_arms(model, arms, tasks, facts=facts, token_budget=given.token_budget)
     content = {
         "arms": [arm.to_json() for arm in results],

@@ -16,6 +16,8 @@ import numpy as np
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach
 from act_harness.attention.parallel import refuse_parts
+from act_harness.attention.probe import attending_layers
+from act_harness.errors import RecipeError
 from act_harness.evidence.stats import RESAMPLES, PairedDifference, Part, combined_difference
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.choose.effects import Arm, Array, TaskScores
@@ -36,8 +38,8 @@ __all__ = [
     "Reading",
     "SetMeasurement",
     "chosen_by",
+    "heads_at_stake",
     "make_heads",
-    "try_all_heads",
 ]
 
 Place = tuple[int, int, int]
@@ -168,13 +170,28 @@ def make_heads(
     return {layer: tuple(found) for layer, found in heads.items()}, strengths or None
 
 
-def try_all_heads(
-    model: PreTrainedModel, facts: ModelFacts, recipe: Recipe, grid: dict[int, tuple[int, ...]]
-) -> None:
-    """Attach the heads at stake once: a model that takes none is found before any is measured."""
+def heads_at_stake(
+    model: PreTrainedModel, facts: ModelFacts, recipe: Recipe
+) -> dict[int, tuple[int, ...]]:
+    """Return the heads that a recipe asks for, in the layers of the model that attend.
+
+    They are attached once: a model that takes none is found before any is measured.
+
+    Raises:
+        RecipeError: the recipe is for another model, or its ranges hold no head of this one.
+        UnsupportedModelError: the model cannot be calibrated.
+    """
     refuse_parts(model, "the search")
+    asked, attending = recipe.grid(facts), attending_layers(model)
+    grid = {layer: heads for layer, heads in asked.items() if layer in attending}
+    if not grid:
+        raise RecipeError(
+            f"no layer from {min(asked)} to {max(asked)} of {facts.id!r} attends, only "
+            f"{sorted(attending)} do; ask for some of those"
+        )
     trial = Artifact(name=recipe.name, model=facts, calibration=recipe.calibration, heads=grid)
     attach(model, trial, facts=facts, engine=recipe.engine).detach()
+    return grid
 
 
 @dataclass

@@ -73,7 +73,7 @@ def attention_with_bias(
         mask: (B or 1, 1, T, T) bool, what rows see; None: causal.
         rows: (B, T) bool, rows that bias and factor act on; None: all.
         factor: (H,) on what the softmax gets, an inverse temperature of each head.
-        sink_logits: (H,) learned ones, whose share of a row stays what it is.
+        sink_logits: (1, H, 1) learned ones, whose share of a row stays what it is.
 
     Models with a soft cap, a bias or learned sinks take a dense path, O(T x T).
     """

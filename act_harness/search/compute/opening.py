@@ -233,10 +233,10 @@ def _changed(attention: Tensor) -> Tensor:
 def _one_of_each(
     attentions: Mapping[int, nn.Module], windows: Mapping[int, int | None]
 ) -> Iterator[int]:
-    """Yield a layer of each kind: of one class, one window and parts of the same names."""
+    """Yield a layer of each kind: of one class, one window and like parts."""
     seen = set()
     for layer, attention in attentions.items():
-        parts = tuple(name for name, _ in attention.named_children())
+        parts = tuple((name, type(part)) for name, part in attention.named_children())
         kind = (type(attention), windows[layer] is None, parts)
         if kind not in seen:
             seen.add(kind)

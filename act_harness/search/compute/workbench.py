@@ -236,7 +236,7 @@ class Workbench(OpenedModel):
         self.model.eval()
         probe = Probe(self.model)
         self.attentions, self.heads, _ = self._find_attentions(probe)
-        self.obstacle = whole_reason(self.model, self.attentions)
+        self.obstacle = whole_reason(self.model, self.attentions, by_position=self.by_position)
         try:
             self.layers = decoder_layers(self.decoder, self.attentions, kind)
         except UnsupportedModelError as error:
@@ -259,14 +259,14 @@ class Workbench(OpenedModel):
     def _layer_forward(self, layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
         names = list(inspect.signature(original).parameters)[1:]
         cache = "layer_past" if "layer_past" in names else "past_key_values"
-        in_tuple = False  # whether the decoder expects the layer's output in a tuple
+        behind: int | None = None  # what the decoder expects after the layer's output in a tuple
 
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            nonlocal in_tuple
+            nonlocal behind
             run = self.running
             if run is None:  # a stock forward, as the one before the first run
                 output = original(hidden, *args, **kwargs)
-                in_tuple = isinstance(output, tuple)
+                behind = len(output) - 1 if isinstance(output, tuple) else None
                 return output
             shared = kwargs.get("shared_kv_states")
             if shared is not None and run.groups and layer <= run.start:
@@ -275,7 +275,7 @@ class Workbench(OpenedModel):
                 for name in self._stores.get(layer, ()):
                     shared[name] = run.own(layer)
             if layer < run.start and self.enters:
-                return (hidden,) if in_tuple else hidden
+                return hidden if behind is None else (hidden, *[None] * behind)
             if layer == run.start and run.hidden is not None:
                 hidden = run.hidden
             if run.record is not None and layer >= run.keep_from and layer in self.attentions:

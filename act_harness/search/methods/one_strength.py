@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
+from act_harness.search.choose.sets import heads_at_stake
 
 if TYPE_CHECKING:
     from act_harness.search.methods.context import MethodContext
@@ -27,12 +28,13 @@ class OneStrength(NamedTuple):
     def find(self, context: MethodContext) -> Artifact | None:
         """Try the factors; None where no one does better than the untouched model."""
         best, value = None, context.verified(None)
+        heads = heads_at_stake(context.scorer.model, context.facts, context.recipe)
         for factor in self.factors:
             tried = Artifact(
                 name=self.name,
                 model=context.facts,
                 calibration=Calibration(**context.detection, mass="reweight", gamma=factor),
-                heads=context.recipe.grid(context.facts),
+                heads=heads,
             )
             found = context.verified(tried)
             if found > value:
