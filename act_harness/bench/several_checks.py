@@ -116,6 +116,7 @@ class SeveralDevices:
             "--model-args", f"pretrained={self.pretrained},dtype={self.dtype}{more}",
             "--artifact", str(self.artifact), "--tasks", self.tasks, "--limit", str(self.limit),
             "--batch-size", "8", "--device", self.runner.device(several, number),
+            "--calibrators", "content-free",  # asked by the first process alone
             "--output", str(self.folder / name),
         ]  # fmt: skip
         self.finished(self.runner.run(name, command))

@@ -166,13 +166,13 @@ def test_a_check_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsy
 @pytest.mark.skipif(find_spec("vaderSentiment") is None, reason="the demo tasks need it")
 def test_two_processes_evaluate_as_one(tiny_checkpoint, tmp_path):
     path = several.main([
-        "--cpu", "--pretrained", str(tiny_checkpoint), "--tasks", "act_demo_word", "--limit", "5",
+        "--cpu", "--pretrained", str(tiny_checkpoint), "--tasks", "act_demo_sentiment", "--limit", "5",
         "--output", str(tmp_path), "--only", "eval", "--timeout", "600", "--name", "several",
     ])  # fmt: skip
     text = path.read_text()
     (row,) = json.loads(path.with_suffix(".json").read_text())["tables"][0]["rows"]
     assert row[:2] == ["eval", "same"]
     assert row[2] <= 1e-4
-    assert row[5] == "requests by process: 12, 12"  # of 5 documents, one again for the shorter part
+    assert row[5] == "requests by process: 6, 6"  # of 5 documents, one again for the shorter part
     assert "act_harness eval" in text
     assert str(tmp_path) not in text.split("## Commands")[1]
