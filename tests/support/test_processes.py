@@ -68,3 +68,32 @@ def test_two_processes_give_what_one_gives(tiny_checkpoint, tmp_path):
     counters = [r["config"]["act_harness"]["counters"] for r in (both, one)]
     assert counters[0] == pytest.approx(counters[1], rel=1e-5)
     assert counters[0]["prompts"] == len({row["arguments"]["gen_args_0"]["arg_0"] for row in rows})
+
+
+@pytest.mark.slow
+def test_both_arms_run_in_two_processes(tiny_checkpoint, tmp_path):
+    """The second process stays for the second arm, and writes nothing."""
+    from act_harness.model import CalibratedHFLM
+
+    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
+    artifact = Artifact(
+        name="two", model=lm.facts, calibration=Calibration(alpha=1.5), heads={0: (0, 1)}
+    ).save(tmp_path / "two.json")
+    environment = {
+        **os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         "-m", "act_harness", "eval", "--pretrained", str(tiny_checkpoint), "--model-args",
+         "dtype=float32", "--artifact", str(artifact), "--tasks", "act_demo_sentiment", "--limit", "5",
+         "--calibrators", "content-free",
+         "--device", "cpu", "--output", str(tmp_path / "out")],
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").rglob("results_*.json"))) == 2
+    (comparison,) = (tmp_path / "out").rglob("comparison*.json")
+    (row, *_) = json.loads(comparison.read_text())["rows"]
+    assert row["result"]["documents"] == 5
+    asked = list((tmp_path / "out").rglob("calibrators*.json"))  # by the first one alone
+    assert ["content_free" in path.read_text() for path in asked] == [True, True]
