@@ -17,7 +17,7 @@ from act_harness.attention.structure import mixing_part
 from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from transformers import PreTrainedModel
 
@@ -32,7 +32,7 @@ class Masks:
     def __init__(
         self,
         layout: Layout,
-        windows: Sequence[int | None],
+        windows: Mapping[int, int | None],
         *,
         additive: bool,
         dtype: torch.dtype,
