@@ -96,6 +96,7 @@ class Case:
     softcap: float | None = None
     ids: Tensor | None = None  # (B, T)
     span: Tensor | None = None  # (B, T) bool
+    sink_logits: Tensor | None = None  # (H,) learned ones
 
     @property
     def scale(self) -> float:
@@ -104,7 +105,10 @@ class Case:
     def call(self, first_row: int = 0) -> AttentionCall:
         """What the rows from ``first_row`` on are to compute, over all columns."""
         query = self.query[:, :, first_row:]
-        return AttentionCall(query, self.key, self.value, self.scale, self.softcap)
+        learned = None if self.sink_logits is None else self.sink_logits[None, :, None]
+        return AttentionCall(
+            query, self.key, self.value, self.scale, self.softcap, sink_logits=learned
+        )
 
     def mask(self, first_row: int) -> Tensor | None:
         """The model's own mask, as transformers gives it; None where it would give none."""
@@ -153,6 +157,8 @@ class Case:
 
     def to(self, target: torch.dtype | str) -> Case:
         moved = {name: getattr(self, name).to(target) for name in ("query", "key", "value")}
+        if self.sink_logits is not None:
+            moved["sink_logits"] = self.sink_logits.to(target)
         if isinstance(target, str):
             for name in ("real", "prompt", "ids", "span"):
                 held = getattr(self, name)
@@ -175,6 +181,7 @@ def make_case(
     prompts: tuple[int, ...] | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sink_logits: tuple[float, ...] | None = None,
     dtype: torch.dtype = torch.float32,
     spread: float = 0.4,
 ) -> Case:
@@ -210,7 +217,8 @@ def make_case(
         for sink in sinks:
             if sink < length:
                 key[b, :, start + sink] += direction[b, :, 0] * strength * size**0.25
-    case = Case(query, key, value, real, prompt, window, softcap, ids, span)
+    learned = None if sink_logits is None else torch.tensor(sink_logits, dtype=torch.float64)
+    case = Case(query, key, value, real, prompt, window, softcap, ids, span, learned)
     return case.to(dtype)
 
 
@@ -266,6 +274,13 @@ def stock_of(case: Case, geometry: Geometry) -> Stock:
     def run() -> Tensor:
         group = query.shape[1] // case.key.shape[1]
         key, value = (x.repeat_interleave(group, dim=1) for x in (case.key, case.value))
+        if case.sink_logits is not None:
+            visible = geometry.visible(0, geometry.rows)
+            logits = query @ key.transpose(2, 3) * case.scale
+            logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+            sink = case.sink_logits[:, None, None].expand(*logits.shape[:3], 1)
+            weights = torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
+            return (weights @ value).transpose(1, 2).contiguous()
         if case.softcap is not None:
             visible = geometry.visible(0, geometry.rows)
             weights = masked_softmax(query, key, visible, case.scale, case.softcap)
@@ -278,7 +293,8 @@ def stock_of(case: Case, geometry: Geometry) -> Stock:
             out = scaled_dot_product_attention(query, key, value, attn_mask=geometry.mask)
         return out.transpose(1, 2).contiguous()
 
-    return Stock(run, kernel="eager" if case.softcap is not None else "sdpa")
+    plain = case.softcap is None and case.sink_logits is None
+    return Stock(run, kernel="sdpa" if plain else "eager")
 
 
 def run(

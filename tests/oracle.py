@@ -1,7 +1,8 @@
 """What calibrated attention gives, by code that shares nothing with the product.
 
 The oracle is the stock model itself with its softmax replaced: what comes out of it is calibrated
-row by row in plain float64 loops, as the paper's two sections say.
+row by row in plain float64 loops, as the paper's two sections say. Where rows sum to less than 1,
+because a learned sink has the rest, that is done to what they would be without it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def settings(make_artifact, model, **more):
 
 def calibrate_by_hand(maps, prompt, beta):
     """Maps (H, T, T) of one sequence, numpy float64, as the paper's sections 3 and 4 have them."""
-    made = maps.copy()
-    for head, old in enumerate(maps):
+    whole = maps.sum(axis=-1, keepdims=True)
+    made = maps / whole
+    for head, old in enumerate(made.copy()):
         seen = old > 0
         most = max(int(row.sum()) for row in seen[:prompt])
         sinks = [
@@ -42,7 +44,7 @@ def calibrate_by_hand(maps, prompt, beta):
             for column in range(len(old)):
                 on = column in sinks
                 made[head, row, column] *= beta if on else (1 - beta * mass) / rest
-    return made
+    return made * whole
 
 
 class Oracle:
@@ -54,16 +56,23 @@ class Oracle:
 
     def logits(self, model, ids=IDS, prompt=PROMPT):
         plain = torch.nn.functional.softmax
+        plain_fused = torch.nn.functional.scaled_dot_product_attention
 
         def softmax(scores, dim=None, dtype=None, **kwargs):
+            tokens, columns = len(ids[0]), scores.shape[-1]
+            if columns not in (tokens, tokens + 1):  # of experts
+                return plain(scores, dim=dim, dtype=dtype, **kwargs)
             self.calls += 1
             stock = plain(scores.double(), dim=-1)
-            maps = stock.reshape(self.heads, len(ids[0]), len(ids[0])).numpy()
-            made = torch.from_numpy(calibrate_by_hand(maps, prompt, self.beta))
+            maps = stock.reshape(self.heads, tokens, columns).numpy()
+            made = maps.copy()  # a learned sink is the column behind the others
+            made[..., :tokens] = calibrate_by_hand(maps[..., :tokens], prompt, self.beta)
             self.moved += float(np.abs(made - maps).max())
-            return made.reshape(stock.shape).to(dtype or scores.dtype)
+            return torch.from_numpy(made).reshape(stock.shape).to(dtype or scores.dtype)
 
-        def fused(query, key, value, attn_mask, **_):
+        def fused(query, key, value, attn_mask=None, **more):
+            if attn_mask is None:  # of Inkling 2's residual blocks
+                return plain_fused(query, key, value, **more)
             scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
             if attn_mask.dtype == torch.bool:
                 attn_mask = torch.zeros(1).masked_fill(~attn_mask, -torch.inf)

@@ -8,6 +8,8 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -37,6 +39,15 @@ MODELS = {
         Gemma2ForCausalLM,
         {"head_dim": 8, "sliding_window": 9, "attn_implementation": "eager"},
     ),
+    "gpt-oss": (  # learned sink logits
+        GptOssConfig,
+        GptOssForCausalLM,
+        {
+            **{"head_dim": 8, "sliding_window": 9, "attn_implementation": "eager"},
+            **{"num_local_experts": 2, "num_experts_per_tok": 1},
+            "experts_implementation": "eager",  # the grouped kernels take no float64
+        },
+    ),
 }
 
 
@@ -50,6 +61,8 @@ def tiny(kind: str = "llama") -> torch.nn.Module:
                 parameter.mul_(12)
             elif "lm_head" in name or "embed" in name or "o_proj" in name:
                 parameter.mul_(4)
+            elif name.endswith("sinks"):
+                parameter.copy_(torch.linspace(-2, 6, len(parameter)))
     return made
 
 

@@ -13,8 +13,8 @@ identifies a model; ``calls`` and ``generation`` refuse what would break the cal
 ``families`` serves models whose attention does not pass through that interface (GPT-J, GPT-Neo,
 CodeGen, XGLM, Falcon, BLOOM, MPT), ``routes`` leads either kind here.
 
-Not supported, each refused with one line: other models outside the interface, learned sink logits
-(gpt-oss), caches that are reordered, cropped, or filled by somebody else.
+Not supported, each refused with one line: other models outside the interface, caches that are
+reordered, cropped, or filled by somebody else.
 """
 
 from __future__ import annotations

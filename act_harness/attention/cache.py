@@ -31,7 +31,15 @@ from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedM
 if TYPE_CHECKING:
     from act_harness.attention.spans import FindSpan
 
-__all__ = ["Forward", "find_cache", "recall", "refuse_changed", "remember", "select_cache"]
+__all__ = [
+    "Forward",
+    "find_cache",
+    "recall",
+    "refuse_changed",
+    "remember",
+    "select_cache",
+    "visible_of",
+]
 
 _STATES = "_act_harness_states"
 
@@ -117,7 +125,7 @@ class Forward:
                 first_row=seen,
                 first_column=total - columns,
                 columns=columns,
-                mask=_visible(mask, columns),
+                mask=visible_of(mask, columns),
                 ids=None if seen or self.ids is None else self.ids.to(key.device),
             )
         return self._geometries[place]
@@ -200,7 +208,7 @@ _INVISIBLE = -1e4
 """An additive mask this low or lower hides a column: its weight is 0 in every dtype."""
 
 
-def _visible(mask: Tensor | None, columns: int) -> Tensor | None:
+def visible_of(mask: Tensor | None, columns: int) -> Tensor | None:
     """Return the model's mask as bool, over the columns in use.
 
     Looks at the values of an additive mask, once for each mask of a forward.

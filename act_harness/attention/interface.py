@@ -75,8 +75,10 @@ class Seen(NamedTuple):
 
     module: nn.Module
     layer: int | None
-    heads: int
-    arguments: dict[str, Any]
+    call: AttentionCall
+    mask: Tensor | None
+    output: Tensor
+    """(B, C, H, D), the stock model's."""
 
 
 _recorder: list[Seen] | None = None
@@ -118,7 +120,7 @@ def stock_kernel(config: PretrainedConfig) -> str:
     if base not in BASES:
         raise UnsupportedModelError(
             f"the model runs attention {base!r}, calibration builds on {' or '.join(BASES)}; "
-            "load it with attn_implementation=sdpa"
+            "load it with attn_implementation=sdpa, or eager where it has learned sink logits"
         )
     return base
 
@@ -160,22 +162,49 @@ def _attend(
     **kwargs: Any,  # noqa: ANN401 - whatever the model passes on
 ) -> tuple[Tensor, Tensor | None]:
     """Serve transformers' call: the stock kernel, corrected where the module is bound."""
-    if _recorder is not None:
-        layer = getattr(module, "layer_idx", None)
-        _recorder.append(Seen(module, layer, query.shape[1], kwargs))
-    function = partial(_stock_function(base, module), module)
-    if not _concerns(module):
-        return function(query, key, value, attention_mask, **kwargs)
+    run = partial(_stock_function(base, module), module, **kwargs)
+    if not _concerns(module) and _recorder is None:
+        return run(query, key, value, attention_mask)
     given = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if given is None else float(given)
-    return _correct(
+    call = AttentionCall(
+        query,
+        key,
+        value,
+        scale,
+        kwargs.get("softcap"),
+        kwargs.get("position_bias"),
+        sink_logits=_sink_logits(base, module, kwargs),
+    )
+    return _serve(
         module,
-        AttentionCall(query, key, value, scale, kwargs.get("softcap")),
+        call,
         attention_mask,
-        run=partial(function, **kwargs),
+        layer=getattr(module, "layer_idx", None),
+        run=run,
         kernel=base,
         dropout=kwargs.get("dropout") or 0.0,
     )
+
+
+def _sink_logits(base: str, module: nn.Module, arguments: dict[str, Any]) -> Tensor | None:
+    """Return (B or 1, H, C or 1) the sink logits of a layer; None where it has none.
+
+    Raises:
+        UnsupportedModelError: the kernel would leave them out, as torch's sdpa does.
+    """
+    of_heads, of_rows = arguments.get("s_aux"), arguments.get("sinks")  # the latter is Inkling 2's
+    found: Tensor | None = None
+    if of_heads is not None:
+        found = of_heads[None, :, None]
+    elif of_rows is not None:
+        found = of_rows[..., 0]
+    if found is not None and base != "eager":
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has learned sink logits, which kernel {base!r} leaves out; "
+            "load the model with attn_implementation=eager"
+        )
+    return found
 
 
 def attend(
@@ -202,11 +231,27 @@ def attend(
     Returns:
         What ``run`` does, corrected where the module is bound.
     """
+    return _serve(module, call, mask, layer=layer, run=run, kernel=kernel, dropout=dropout)
+
+
+def _serve(
+    module: nn.Module,
+    call: AttentionCall,
+    mask: Tensor | None,
+    *,
+    layer: int | None,
+    run: Run,
+    kernel: str,
+    dropout: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Return a layer's attention, stock or corrected, and let a probe see it."""
+    if _concerns(module):
+        found = _correct(module, call, mask, run=run, kernel=kernel, dropout=dropout)
+    else:
+        found = run(call.query, call.key, call.value, mask)
     if _recorder is not None:
-        _recorder.append(Seen(module, layer, call.query.shape[1], {}))
-    if not _concerns(module):
-        return run(call.query, call.key, call.value, mask)
-    return _correct(module, call, mask, run=run, kernel=kernel, dropout=dropout)
+        _recorder.append(Seen(module, layer, call, mask, found[0]))
+    return found
 
 
 def _concerns(module: nn.Module) -> bool:
@@ -232,9 +277,9 @@ def _correct(
             "model.eval(), or set the attention's dropout to 0 in the model's configuration"
         )
     if packing is not None:
-        if call.bias is not None:
+        if call.by_position:
             raise UnsupportedCallError(
-                "attention with a bias by position (ALiBi) takes a packed row for one sequence; "
+                "attention with logits by position (as ALiBi) takes a packed row for one sequence; "
                 "score this model in padded batches"
             )
         return packing.attend(call, binding=binding, run=lambda *given: run(*given)[0]), None

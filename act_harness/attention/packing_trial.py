@@ -28,6 +28,7 @@ from act_harness.attention.packing import Packing, Rows, packed
 from act_harness.attention.placement import on_one_device
 from act_harness.attention.rounding import alike, batch_logits, largest_change, logits_of, rounding
 from act_harness.attention.structure import mixing_part
+from act_harness.errors import UnsupportedCallError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -118,7 +119,9 @@ def _obstacle(model: PreTrainedModel) -> str | None:
         return _trial(model)
     except torch.OutOfMemoryError:  # says nothing about the model
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (
+        UnsupportedCallError, RuntimeError, TypeError, ValueError, IndexError, AttributeError,
+    ) as error:  # fmt: skip
         return f"a packed forward fails ({' '.join(str(error).split())[:200]})"
 
 

@@ -1,24 +1,28 @@
 """A few tiny forwards after attaching: does the model really do what calibration assumes?
 
 The probe finds the attention modules by watching them being called (names are no evidence), and
-fails loudly where a model does not pass its layers through the interface, where its attention rows
-do not sum to 1, where the calibrated model would attend to the future, or where the interface
-changes the stock logits by a single bit. What cannot be equal to the bit may differ as stock's own
-logits of these tokens do when only shapes differ.
+fails loudly where a model does not pass its layers through the interface, where a layer's attention
+is not what the interface was asked for, where the calibrated model would attend to the future, or
+where the interface changes the stock logits by a single bit. What cannot be equal to the bit may
+differ as stock's own logits of these tokens do when only shapes differ.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from act_harness.attention.cache import visible_of
 from act_harness.attention.capabilities import Answer, Noise, capabilities_of
 from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import Seen, recording
 from act_harness.attention.placement import input_device
 from act_harness.attention.rounding import largest_change, rounding, spread_tokens
 from act_harness.attention.routes import passing
+from act_harness.calibration import Calibration, LayerPlan
+from act_harness.engines.geometry import Geometry
+from act_harness.engines.reference import ReferenceEngine
 from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -27,10 +31,24 @@ if TYPE_CHECKING:
 
     from act_harness.attention.owner import Owner
 
-__all__ = ["Probe", "attending_layers"]
+__all__ = ["FoundLayer", "Probe", "attending_layers"]
 
 _TOKENS = 12
 _PROMPT = 6
+
+_EXACT, _HALF = 5e-3, 0.1
+"""How far a layer's attention may be off its call's, relative to its size: what TF32 products and a
+softmax in half precision make of it."""
+
+
+class FoundLayer(NamedTuple):
+    """What computes the attention of one layer."""
+
+    module: nn.Module
+    heads: int
+    """Query heads."""
+    by_position: bool
+    """Whether logits of single rows or columns come with its calls."""
 
 
 class Probe:
@@ -50,8 +68,8 @@ class Probe:
         logits: Tensor = out.logits
         return logits.float().cpu()
 
-    def attention_modules(self, stock: Tensor) -> dict[int, tuple[nn.Module, int]]:
-        """Return attention module and number of query heads by layer.
+    def attention_modules(self, stock: Tensor) -> dict[int, FoundLayer]:
+        """Return what computes attention, by layer.
 
         Args:
             stock: logits of the same tokens before the interface was switched on.
@@ -79,11 +97,13 @@ class Probe:
                 f"{kind} gives other logits through the attention interface than without it; "
                 "it cannot be calibrated safely"
             )
-        modules = {}
-        for call in calls:
-            _refuse_layer(kind, call)
-            modules[int(call.layer)] = (call.module, call.heads)  # type: ignore[arg-type]
-        return modules
+        found = {}
+        for seen in calls:
+            _refuse_layer(kind, seen)
+            call = seen.call
+            heads, by_position = call.query.shape[1], call.by_position
+            found[int(seen.layer)] = FoundLayer(seen.module, heads, by_position)  # type: ignore[arg-type]
+        return found
 
     def check(self, attachment: Owner) -> None:
         """Check that every selected layer runs calibrated and that no row sees a later token.
@@ -196,21 +216,47 @@ def attending_layers(model: PreTrainedModel) -> dict[int, int]:
     before = probe.hidden()
     with passing(decoder_of(model)):
         found = probe.attention_modules(before)
-    return {layer: heads for layer, (_, heads) in sorted(found.items())}
+    return {layer: one.heads for layer, one in sorted(found.items())}
 
 
-def _refuse_layer(kind: str, call: Seen) -> None:
-    if call.arguments.get("s_aux") is not None or getattr(call.module, "sinks", None) is not None:
-        raise UnsupportedModelError(
-            f"{kind} has learned sink logits, its attention rows do not sum to 1; "
-            "calibrated attention is not defined for it"
-        )
-    if call.arguments.get("position_bias") is not None:
-        raise UnsupportedModelError(f"{kind} adds a position bias to attention; not supported")
-    if call.layer is not None and call.layer < 0:
+def _refuse_layer(kind: str, seen: Seen) -> None:
+    if seen.layer is not None and seen.layer < 0:
         raise UnsupportedModelError(
             f"{kind} shares one attention block among its layers, which does not say for which of "
             "them it computes; use artifact=none for a baseline"
         )
-    if call.layer is None:
+    if seen.layer is None:
         raise UnsupportedModelError(f"{kind} does not number its attention layers; not supported")
+    columns = seen.call.key.shape[2]
+    if columns > _TOKENS:
+        raise UnsupportedModelError(
+            f"{kind} attends to {columns} columns where there are {_TOKENS} tokens; columns that "
+            "stand for other things than one token (compressed keys) have no mean attention that "
+            "calibration is defined by; use artifact=none for a baseline"
+        )
+    off = _unasked(seen)
+    if not off <= (_EXACT if seen.output.dtype in (torch.float32, torch.float64) else _HALF):
+        raise UnsupportedModelError(
+            f"the attention of layer {seen.layer} of {kind} is {off:.2g} of its size off what "
+            "queries, keys, values, mask and known logits beside them give, so calibration would "
+            "compute another model; use artifact=none for a baseline"
+        )
+
+
+def _unasked(seen: Seen) -> float:
+    """Return how far a layer's own attention is from what its call says, relative to its size.
+
+    Whatever a model adds to its attention that calibration does not know of is found here, by the
+    reference with a gate of 1.
+    """
+    call = seen.call
+    every = torch.ones(call.query.shape[0], _TOKENS, dtype=torch.bool, device=call.query.device)
+    mask = visible_of(seen.mask, call.key.shape[2])
+    geometry = Geometry(every, every, 0, 0, call.key.shape[2], mask)
+    heads = tuple(range(call.query.shape[1]))
+    plan = LayerPlan.uniform(Calibration(target="head", mass="gate", factor=1.0), heads)
+    engine = ReferenceEngine(torch.float32)  # not every device has float64
+    with torch.no_grad():
+        found = engine(call, geometry=geometry, plan=plan, state=None, stock=lambda: seen.output)
+        size = seen.output.float().norm()
+        return float((found.output.float() - seen.output.float()).norm() / size.clamp(min=1e-30))

@@ -1,4 +1,4 @@
-"""Every causal architecture of the installed transformers, made tiny and tried: a table.
+"""Every causal architecture of the installed transformers, made tiny and tried.
 
 Each one is built from its configuration with two layers and random weights, without a download.
 What is tried are the claims that hold for a supported model: strength 1 is stock, a sequence scores
@@ -10,12 +10,10 @@ compare with is the model itself; the tests of single families compare with an o
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -30,13 +28,12 @@ from act_harness.attention.load import auto_class
 from act_harness.attention.probe import attending_layers
 from act_harness.calibration import Calibration
 from act_harness.errors import ActHarnessError, InputError
-from act_harness.evidence.tables import markdown_table
 from act_harness.scoring.trials import try_all
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.opened import OpenedModel
 from act_harness.search.compute.workbench import Workbench
 
-__all__ = ["FamilyRow", "architectures", "build_tiny", "report", "try_family"]
+__all__ = ["FamilyRow", "architectures", "build_tiny", "try_family"]
 
 _LAYERS = 4  # hybrids have attention in every fourth layer at the least
 _TINY: dict[str, int] = {
@@ -58,7 +55,11 @@ _TINY: dict[str, int] = {
         ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads",
          "decoder_attention_heads", "encoder_attention_heads"), 4,
     ),
-    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_groups", "mamba_n_groups"), 2),
+    **dict.fromkeys(
+        ("num_key_value_heads", "num_kv_heads", "n_groups", "mamba_n_groups",
+         "swa_num_key_value_heads"), 2,
+    ),
+    "swa_num_attention_heads": 4, "swa_head_dim": 8,
     "head_dim": 8, "rotary_dim": 4,
     **dict.fromkeys(
         ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 128
@@ -185,6 +186,12 @@ def _tiny_layers(given: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
 
 def try_family(kind: str) -> FamilyRow:
     """Return the row of one model type; whatever goes wrong is what the row says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _try_family(kind)
+
+
+def _try_family(kind: str) -> FamilyRow:
     try:
         model = build_tiny(kind)
         with torch.no_grad():
@@ -348,29 +355,3 @@ def _check_generation(model: PreTrainedModel, attachment: Attachment) -> None:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
-
-
-def report(
-    kinds: Sequence[str] | None = None, *, progress: Callable[[str], None] | None = None
-) -> str:
-    """Return the table of model types in Markdown, with the numbers of results above it.
-
-    Args:
-        kinds: model types; all when None.
-        progress: called with each model type before it is tried.
-    """
-    rows = list(_rows(architectures() if kinds is None else kinds, progress))
-    counts = Counter(row.result.split(":")[0] for row in rows)
-    header = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}: "
-    header += ", ".join(f"{number} {result}" for result, number in counts.most_common())
-    table = markdown_table(FamilyRow._fields, rows)
-    return f"# Causal architectures\n\n{header}.\n\n{table}"
-
-
-def _rows(kinds: Sequence[str], progress: Callable[[str], None] | None) -> Iterator[FamilyRow]:
-    for kind in kinds:
-        if progress is not None:
-            progress(kind)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield try_family(kind)

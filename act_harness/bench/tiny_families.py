@@ -1,8 +1,9 @@
 """Random decoders of two layers with a tokenizer of bytes, of the families that scoring must hold.
 
 They differ in what scoring has to get right: windows (Mistral, Gemma 3), learned positions (GPT-2,
-OPT), norms of queries and keys (Qwen3, Gemma 3), grouped keys, and a tokenizer that puts a first
-token before every text or does not. Queries and keys are peaky, so that attention has sinks.
+OPT), norms of queries and keys (Qwen3, Gemma 3), learned sinks (GPT-OSS), grouped keys, and a
+tokenizer that puts a first token before every text or does not. Queries and keys are peaky, so
+that attention has sinks.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ FAMILIES: dict[str, tuple[str, bool, dict[str, Any]]] = {
         {**_GROUPED, "head_dim": 8, "sliding_window": 6, "layer_types": _LAYERS},
     ),
     "Qwen3": ("qwen3", False, {**_GROUPED, "head_dim": 8}),
+    "GPT-OSS": (
+        "gpt_oss",
+        False,
+        {
+            **{**_GROUPED, "head_dim": 8, "sliding_window": 6, "layer_types": _LAYERS},
+            **{"num_local_experts": 2, "num_experts_per_tok": 1},
+        },
+    ),
     "OPT": ("opt", True, {"ffn_dim": 48, "word_embed_proj_dim": 32}),
 }
 """Name to transformers' model type, whether its tokenizer adds a first token, and its shape."""
@@ -58,6 +67,8 @@ def make_family(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32)
                 parameter.mul_(12)
             if "q_norm" in place:  # a norm would undo the line above
                 parameter.add_(4)
+            if place.endswith("sinks"):  # learned ones that take from little to nearly all
+                parameter.copy_(torch.linspace(-2, 6, len(parameter)))
     return model.to(dtype).eval()
 
 

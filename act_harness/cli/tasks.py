@@ -13,7 +13,7 @@ from act_harness.cli.options import DataDir, IncludePath
 from act_harness.cli.parsing import names as split_names
 
 if TYPE_CHECKING:
-    from act_harness.harness.task_list import TaskEntry, TaskList
+    from act_harness.harness.task_list import GroupEntry, TaskEntry, TaskList
 
 __all__ = ["tasks"]
 
@@ -23,6 +23,7 @@ _WIDTH = 72
 _NOT_COUNTED = (
     "Documents as the datasets were published (--data-dir counts a folder's rows); - is not known."
 )
+_UNCHECKED = "With ?: not held against the dataset, or a sum with such a number in it."
 _WHOLE = """A line with * stands for several tasks; to see each: act-harness tasks 'act_mmlu_*'
 lm-eval's own tasks: act-harness run ls tasks"""
 
@@ -56,13 +57,15 @@ def _text(found: TaskList) -> str:
     if found.groups:
         rows = [("group", "tasks", "documents", "members")]
         for group in found.groups:
-            count = (str(len(group.tasks)), _number(group.documents))
+            count = (str(len(group.tasks)), _number(group))
             rows.append((group.name, *count, _few(group.members)))
         blocks.append(columns(rows))
     lines = _folded(found.tasks) if found.whole else list(map(_line, found.tasks))
     blocks.append(columns([("task", "documents", "split", "scored by", "rows from"), *lines]))
     counted = f"Documents as counted in {found.counted}; - is where rows are missing."
     note = _NOT_COUNTED if found.counted is None else counted
+    if not all(task.checked for task in found.tasks):
+        note += f"\n{_UNCHECKED}"
     blocks.append(f"{note}\n{_WHOLE}" if found.whole else note)
     return "\n\n".join(blocks)
 
@@ -98,11 +101,12 @@ def _common_start(texts: Sequence[str]) -> str:
 
 
 def _line(task: TaskEntry) -> tuple[str, ...]:
-    return (task.name, _number(task.documents), task.split or "-", task.scored, task.source or "-")
+    return (task.name, _number(task), task.split or "-", task.scored, task.source or "-")
 
 
-def _number(count: int | None) -> str:
-    return "-" if count is None else f"{count:,}"
+def _number(entry: TaskEntry | GroupEntry) -> str:
+    count = entry.documents
+    return "-" if count is None else f"{count:,}" if entry.checked else f"{count:,}?"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -33,10 +33,12 @@ __all__ = [
     "Members",
     "Report",
     "Stock",
+    "masked_logits",
     "masked_softmax",
     "member",
     "pad_columns",
     "unsupported",
+    "visible_mass",
 ]
 
 Members: TypeAlias = "Mapping[str, tuple[str, ...]]"
@@ -106,7 +108,7 @@ def pad_columns(values: Tensor, columns: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, missing)) if missing > 0 else values
 
 
-def masked_softmax(
+def masked_logits(
     query: Tensor,
     key: Tensor,
     visible: Tensor,
@@ -115,7 +117,7 @@ def masked_softmax(
     factor: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Return (b, h, k, t) attention weights; rows that see nothing are all zero.
+    """Return (b, h, k, t) what the softmax gets; columns that a row does not see are the lowest.
 
     ``bias``, (b or 1, h, k or 1, t), is added to the logits. ``factor``, (1, h, 1, 1), is one on
     what the softmax gets: an inverse temperature of each head.
@@ -127,8 +129,36 @@ def masked_softmax(
         logits = logits + bias
     if factor is not None:
         logits = logits * factor
-    logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+    return logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+
+
+def masked_softmax(
+    query: Tensor,
+    key: Tensor,
+    visible: Tensor,
+    scale: float,
+    softcap: float | None,
+    factor: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Return (b, h, k, t) attention weights of :func:`masked_logits`.
+
+    Rows that see nothing are all zero. Of heads with a learned sink these are shares of what it
+    leaves, which is :func:`visible_mass`.
+    """
+    logits = masked_logits(query, key, visible, scale, softcap, factor, bias)
     return torch.softmax(logits, dim=-1) * visible
+
+
+def visible_mass(logits: Tensor, sink_logits: Tensor) -> Tensor:
+    """Return (b, h, k, 1): the part of a row's attention that a learned sink leaves to columns.
+
+    Args:
+        logits: (b, h, k, t) of :func:`masked_logits`.
+        sink_logits: (b or 1, h, k or 1) what the sink adds to a row's softmax, without a value.
+    """
+    seen = torch.logsumexp(logits, dim=-1, keepdim=True)
+    return torch.sigmoid(seen - sink_logits.to(logits.dtype)[..., None])
 
 
 class AttentionCall(NamedTuple):
@@ -150,6 +180,16 @@ class AttentionCall(NamedTuple):
     """Soft cap on the scaled products, where the model has one (Gemma 2)."""
     bias: Tensor | None = None
     """(B or 1, H, C or 1, K), added to the logits, where the model has one (ALiBi)."""
+    sink_logits: Tensor | None = None
+    """(B or 1, H, C or 1) a logit that a row's softmax has beside its columns, where the model has
+    learned one of each head (gpt-oss) or makes one for each row; it has no column and no value."""
+
+    @property
+    def by_position(self) -> bool:
+        """Whether it holds logits of single rows or columns, beside queries, keys and values."""
+        return self.bias is not None or (
+            self.sink_logits is not None and self.sink_logits.shape[2] > 1
+        )
 
     def each(self, change: Callable[[Tensor], Tensor]) -> AttentionCall:
         """Return the call with its query, key and value changed alike."""

@@ -25,10 +25,12 @@ from act_harness.engines.operation import (
     EngineResult,
     LayerState,
     Members,
+    masked_logits,
     masked_softmax,
     member,
     pad_columns,
     unsupported,
+    visible_mass,
 )
 from act_harness.engines.reports import block_report, few_columns, make_report
 from act_harness.engines.strengths import RowFactors, Strengths, row_factors
@@ -78,20 +80,46 @@ def find_sinks(
     attention that column t gets. Columns that cannot be sinks have the ratio 0. Of target
     ``initial`` it is that token that is returned, and beside the sinks of target ``both``.
     """
-    column = torch.arange(sums.shape[-1], device=sums.device).expand_as(seen)
+    return _flagged(
+        sums, _eligible(seen, most, first, calibration, at_least, sums.dtype), calibration
+    )
+
+
+class _Eligible(NamedTuple):
+    """What decides which columns are sinks, apart from what they received."""
+
+    columns: Tensor  # (b, 1, ..., t) bool: those that can be one
+    rows: Tensor  # (b, 1, ..., t) that could see each, at least 1
+    threshold: Tensor  # (b, 1, ..., 1)
+    initial: Tensor | None  # (b, 1, ..., t) bool, of a target that the initial token is in
+
+
+def _eligible(
+    seen: Tensor,
+    most: Tensor,
+    first: Tensor,
+    calibration: Calibration,
+    at_least: int,
+    dtype: torch.dtype,
+) -> _Eligible:
+    column = torch.arange(seen.shape[-1], device=seen.device).expand_as(seen)
     target = member("target", calibration.target, COMPUTES)
-    initial = None
-    if target in ("initial", "both"):
-        initial = ((column == first) & (seen > 0)).expand_as(sums)
-        if target == "initial":
-            return initial, torch.zeros_like(sums)
-    most = most.clamp(min=1).to(sums.dtype)
+    initial = ((column == first) & (seen > 0)) if target in ("initial", "both") else None
+    most = most.clamp(min=1).to(dtype)
+    if target == "initial":  # of which nothing is detected
+        return _Eligible(seen > 0, seen, most, initial)
     member("rule", calibration.rule, COMPUTES)  # one that exists may be none of these
-    eligible = (seen >= calibration.required_rows(most, at_least=at_least)) & (seen > 0)
+    columns = (seen >= calibration.required_rows(most, at_least=at_least)) & (seen > 0)
     if member("protect", calibration.protect, COMPUTES) == "initial":
-        eligible = eligible & (column != first)
-    mean = sums / seen.clamp(min=1)
-    ratio = torch.where(eligible, mean / calibration.threshold(most), 0.0)
+        columns = columns & (column != first)
+    return _Eligible(columns, seen.clamp(min=1), calibration.threshold(most), initial)
+
+
+def _flagged(sums: Tensor, can: _Eligible, calibration: Calibration) -> tuple[Tensor, Tensor]:
+    initial = None if can.initial is None else can.initial.expand_as(sums)
+    if initial is not None and calibration.target == "initial":
+        return initial, torch.zeros_like(sums)
+    ratio = torch.where(can.columns, sums / can.rows / can.threshold, 0.0)
     sinks = ratio > 1
     if member("protect", calibration.protect, COMPUTES) == "first-flagged":
         lowest = sinks & (sinks.cumsum(dim=-1) == 1)
@@ -118,11 +146,14 @@ def prompt_target(sums: Tensor, geometry: Geometry, plan: LayerPlan) -> tuple[Te
         given = last_columns(geometry, calibration.count).expand(sums.shape)
     if given is not None:
         return given, torch.zeros_like(sums)
-    seen, most = geometry.prompt_census
-    first = geometry.first[:, None, None]
-    sinks, ratio = find_sinks(
-        sums, seen[:, None], most=most[:, None, None], first=first, calibration=calibration
-    )
+
+    def eligible() -> _Eligible:
+        seen, most = geometry.prompt_census
+        first = geometry.first[:, None, None]
+        return _eligible(seen[:, None], most[:, None, None], first, calibration, 1, sums.dtype)
+
+    can = geometry.scratch(("eligible", calibration, sums.dtype), eligible)
+    sinks, ratio = _flagged(sums, can, calibration)
     if target == "last":
         return last_columns(geometry, sinks.sum(dim=-1)), ratio
     if target == "random":
@@ -249,7 +280,10 @@ def row_sinks(
 
 
 class SelectedMaps(NamedTuple):
-    """The maps of a call's selected heads, over all columns so far; those dropped have weight 0."""
+    """The maps of a call's selected heads, over all columns so far; those dropped have weight 0.
+
+    Rows sum to 1. Of heads with a learned sink they are shares of what that leaves, ``mass``.
+    """
 
     weights: Tensor  # (b, h, k, t) as the model has them
     sinks: Tensor  # (b, h, k or 1, t) bool
@@ -257,6 +291,17 @@ class SelectedMaps(NamedTuple):
     factors: RowFactors
     after: LayerState
     ratio: Tensor | None  # (b, h, t) a/threshold; of a prefill
+    mass: Tensor | None  # (b, h, k, 1) what a learned sink leaves; None: the heads have none
+
+    def outputs(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Return (b, h, k, d): what the heads give with maps ``weights`` over all columns so far.
+
+        Args:
+            weights: (b, h, k, t), these maps, the calibrated ones, or a difference of both.
+            values: (b, h, K, d) of the columns that are still held.
+        """
+        found = weights[..., weights.shape[-1] - values.shape[2] :] @ values
+        return found if self.mass is None else found * self.mass
 
 
 def selected_maps(
@@ -271,7 +316,7 @@ def selected_maps(
 
     The arguments are those of :class:`act_harness.engines.operation.Engine`; ``dtype`` computes.
     """
-    query, key, _, scale, softcap, bias = call
+    query, key, _, scale, softcap, bias, sink_logits = call
     heads = torch.tensor(plan.heads, device=query.device)
     group = heads // (query.shape[1] // key.shape[1])
     dropped = (geometry.first_column, 0)  # columns a sliding cache no longer holds: weight 0
@@ -279,7 +324,9 @@ def selected_maps(
     visible = torch.nn.functional.pad(geometry.visible(0, geometry.rows), dropped)
     if bias is not None:
         bias = torch.nn.functional.pad(bias[:, heads, :, : geometry.columns].to(dtype), dropped)
-    weights = masked_softmax(query[:, heads].to(dtype), held, visible, scale, softcap, bias=bias)
+    logits = masked_logits(query[:, heads].to(dtype), held, visible, scale, softcap, bias=bias)
+    weights = torch.softmax(logits, dim=-1) * visible
+    mass = None if sink_logits is None else visible_mass(logits, sink_logits[:, heads])
     sinks, after, ratio = row_sinks(weights, visible, geometry, plan, state)
     active = geometry.prompt_rows[:, None, :, None]
     if member("decode", plan.calibration.decode, COMPUTES) != "off":
@@ -300,7 +347,7 @@ def selected_maps(
     else:
         initial = initial_column(geometry, plan)
         changed, factors = apply_factors(weights, sinks, own, active, initial)
-    return SelectedMaps(weights, sinks, changed, factors, after, ratio)
+    return SelectedMaps(weights, sinks, changed, factors, after, ratio, mass)
 
 
 class ReferenceEngine:
@@ -331,8 +378,8 @@ class ReferenceEngine:
         group = heads // (call.query.shape[1] // call.key.shape[1])
         values = call.value[:, group].to(self.dtype)
         output = stock().clone()
-        held = maps.calibrated[..., geometry.first_column :]
-        output[:, :, heads] = (held @ values).transpose(1, 2).to(output.dtype)
+        made = maps.outputs(maps.calibrated, values)
+        output[:, :, heads] = made.transpose(1, 2).to(output.dtype)
         report = None
         if maps.ratio is not None:
             few = maps.weights * (maps.sinks & few_columns(geometry)[:, :, None])

@@ -261,6 +261,7 @@ def flash_takes(call: AttentionCall) -> bool:
         and query.shape[-1] % 8 == 0
         and query.shape[-1] == size <= 256
         and call.softcap is None
+        and call.sink_logits is None
         and torch.backends.cuda.flash_sdp_enabled()
         and not query.requires_grad
         and _has_flash(query.device)

@@ -51,9 +51,9 @@ def step_kernel(call: AttentionCall, *, geometry: Geometry, stock: object) -> Fu
 
 
 def _is_fused(call: AttentionCall, geometry: Geometry, stock: object) -> bool:
-    """Whether a kernel without a mask, a cap or a bias computes what ``stock`` does."""
-    plain = call.softcap is None and call.bias is None and geometry.plain
-    return plain and getattr(stock, "kernel", "") == "sdpa"
+    """Whether a kernel without a mask, a cap, a bias or a sink computes what ``stock`` does."""
+    plain = call.softcap is None and call.bias is None and call.sink_logits is None
+    return plain and geometry.plain and getattr(stock, "kernel", "") == "sdpa"
 
 
 def _chosen(call: AttentionCall, causal: bool) -> FusedKernel | None:

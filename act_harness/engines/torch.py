@@ -24,10 +24,12 @@ from act_harness.engines.operation import (
     EngineResult,
     LayerState,
     Members,
+    masked_logits,
     masked_softmax,
     member,
     pad_columns,
     unsupported,
+    visible_mass,
 )
 from act_harness.engines.reference import find_sinks, initial_column, prompt_target
 from act_harness.engines.reports import BlockReport, block_report, few_columns, make_report
@@ -138,7 +140,7 @@ class _Layer:
     def __init__(
         self, engine: TorchEngine, call: AttentionCall, geometry: Geometry, plan: LayerPlan
     ) -> None:
-        query, key, value, self.scale, self.softcap, bias = call
+        query, key, value, self.scale, self.softcap, bias, sink_logits = call
         self.geometry, self.plan = geometry, plan
         self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         self.heads = torch.tensor(plan.heads, device=query.device)
@@ -147,6 +149,7 @@ class _Layer:
         self.key = key[:, group].to(self.dtype)
         self.value = value[:, group].to(self.dtype)
         self.bias = None if bias is None else bias[:, self.heads, :, : geometry.columns]
+        self.sink_logits = None if sink_logits is None else sink_logits[:, self.heads]
         per_row = self.query.shape[0] * len(plan.heads) * geometry.columns
         self.block = max(1, min(geometry.rows, engine.block_elements // max(per_row, 1)))
         self.keeps = self.block >= geometry.rows
@@ -187,13 +190,30 @@ class _Layer:
         rows = self.query[:, :, start:stop]
         if not self.causal:
             visible = self.geometry.visible(start, stop)
-            bias = self.bias
-            if bias is not None:
-                bias = (bias if bias.shape[2] == 1 else bias[:, :, start:stop]).to(self.dtype)
+            bias = self._bias(start, stop)
             return masked_softmax(rows, self.key, visible, self.scale, self.softcap, factor, bias)
         weights = (rows @ self.key[:, :, :stop].transpose(-1, -2)).exp_()
         weights[..., start:].tril_()
         return weights
+
+    def _bias(self, start: int, stop: int) -> Tensor | None:
+        bias = self.bias
+        if bias is None:
+            return None
+        return (bias if bias.shape[2] == 1 else bias[:, :, start:stop]).to(self.dtype)
+
+    def less_learned(self, result: Tensor, start: int) -> Tensor:
+        """Return a block's ``result`` (b, h, k, d) less what learned sinks take of its rows."""
+        if self.sink_logits is None:
+            return result
+        stop = min(start + self.block, self.geometry.rows)
+        logits = masked_logits(
+            self.query[:, :, start:stop], self.key, self.geometry.visible(start, stop),
+            self.scale, self.softcap, bias=self._bias(start, stop),
+        )  # fmt: skip
+        learned = self.sink_logits
+        own = learned if learned.shape[2] == 1 else learned[:, :, start:stop]
+        return result * visible_mass(logits, own)
 
     def detect(self) -> tuple[LayerState, Tensor]:
         """First visit: the prompt's sinks, and a/threshold of every column."""
@@ -239,7 +259,7 @@ class _Layer:
             if "temperature" in self.strengths.masses:
                 weights = self.weights(start, temperature)
                 value = self.value[:, :, : weights.shape[-1]]
-                changed = torch.where(heated, weights @ value, changed)
+                changed = torch.where(heated, self.less_learned(weights @ value, start), changed)
             changed = (changed * gate).to(output.dtype)
             rows[:, self.heads] = torch.where(active[:, :, start:stop], changed, kept)
         return LayerState(frozen)
@@ -287,6 +307,7 @@ class _Layer:
         if own is not None and geometry.has_continuation_rows:
             result, factors = self._mix_running(weights, own, rest, result, factors)
         changed = (factors.inside != 1) | (factors.outside != 1)
+        result = self.less_learned(result, start)
         rows = output[:, start:stop].transpose(1, 2)
         kept = rows[:, self.heads]
         rows[:, self.heads] = torch.where(changed, result.to(output.dtype), kept)

@@ -183,8 +183,8 @@ def head_map(
                 f"selected head {head} of layer {layer} is outside the map of {layers} layers with "
                 f"{heads} heads"
             )
-    cell = min(0.32, 8.0 / max(layers, heads))
-    width = max(3.0, 0.8 + cell * heads) * len(maps) + 1.6
+    cell = min(0.32, 5.0 / max(layers, heads))  # a page shows it whole
+    width = max(3.5, 0.8 + cell * heads) * len(maps) + 1.6
     figure, all_axes = _figure(len(maps), width=width, height=1.5 + cell * layers, row=True)
     # The scale is symmetric, so that no effect is white; one odd head must not bleach the others.
     every = np.stack(maps)

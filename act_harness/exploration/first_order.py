@@ -74,8 +74,8 @@ class _Moving:
                 )
                 heads = torch.tensor(some.heads, device=output.device)
                 group = heads // (call.query.shape[1] // call.key.shape[1])
-                moved = (maps.calibrated - maps.weights)[..., geometry.first_column :]
-                steps[:, :, heads] = (moved @ values[:, group]).transpose(1, 2).to(output.dtype)
+                moved = maps.outputs(maps.calibrated - maps.weights, values[:, group])
+                steps[:, :, heads] = moved.transpose(1, 2).to(output.dtype)
                 sinks.append(maps.after.sinks)
         part = self.parts[plan.layer].to(output.dtype)
         kept = LayerState(torch.cat(sinks, dim=1))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from act_harness.attention.head_set import head_set
 from act_harness.attention.lifecycle import prepare
+from act_harness.attention.parallel import refuse_parts
 from act_harness.attention.placement import input_device
 from act_harness.calibration import LayerPlan
 from act_harness.engines.operation import EngineResult, LayerState, unsupported
@@ -220,6 +221,7 @@ class Observation:
         tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
     ) -> None:
         """Check the model and the heads; see :func:`observe`."""
+        refuse_parts(model, "a look at its maps")
         own: dict[int, dict[int, Any]] = {}
         if artifact is not None:
             calibration = artifact.calibration
@@ -279,6 +281,7 @@ def maps(
     Returns:
         ``before`` and ``after``, (N, N) float32 on the CPU with rows that sum to 1 (after a
         ``gate`` to its factor), and ``sinks``, (N,) bool. The layer's input is the stock model's.
+        Of a head with a learned sink these are shares of what that leaves to columns.
 
     Raises:
         ArtifactError: The model has no such head.

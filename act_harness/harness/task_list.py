@@ -51,6 +51,8 @@ class TaskEntry(NamedTuple):
     """Dataset and configuration, or the function that builds the rows."""
     dataset: str
     """The dataset without its configuration."""
+    checked: bool = True
+    """False: the number is one that nobody has held against the dataset."""
 
 
 class GroupEntry(NamedTuple):
@@ -66,6 +68,21 @@ class GroupEntry(NamedTuple):
         """Documents of all its tasks; None where one is not known."""
         counts = [task.documents for task in self.tasks]
         return None if None in counts else sum(count or 0 for count in counts)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the numbers of all its tasks are."""
+        return all(task.checked for task in self.tasks)
+
+
+class PublishedSizes(NamedTuple):
+    """What ``tasks/documents.json`` holds."""
+
+    about: str
+    unchecked: list[str]
+    """Datasets with their configuration, as in :attr:`rows`."""
+    rows: dict[str, dict[str, int]]
+    """Sizes by dataset and split."""
 
 
 class TaskList(NamedTuple):
@@ -149,10 +166,8 @@ class _Counter:
         self._counts: dict[tuple[str, str | None, str], int | None] = {}
 
     @cached_property
-    def _published(self) -> dict[str, dict[str, int]]:
-        file = paths.tasks_path() / _PUBLISHED
-        read: dict[str, dict[str, int]] = reading.read_json(file)["rows"]
-        return read
+    def _published(self) -> PublishedSizes:
+        return PublishedSizes(**reading.read_json(paths.tasks_path() / _PUBLISHED))
 
     def entry(self, name: str) -> TaskEntry:
         """Return what is known of a task."""
@@ -169,18 +184,20 @@ class _Counter:
             if key not in self._counts:
                 self._counts[key] = self._count(name, *key)
             count = self._counts[key]
+        source = f"built by {path}" if built else label(path, configuration)
         return TaskEntry(
             name=name,
             documents=count,
             split=split,
             scored=_SCORED.get(str(settings.get("output_type")), "-"),
-            source=f"built by {path}" if built else label(path, configuration),
+            source=source,
             dataset=path,
+            checked=self.folder is not None or source not in self._published.unchecked,
         )
 
     def _count(self, name: str, path: str, configuration: str | None, split: str) -> int | None:
         if self.folder is None:
-            return self._published.get(label(path, configuration), {}).get(split)
+            return self._published.rows.get(label(path, configuration), {}).get(split)
         return self._loaded(name) if path and (self.folder / path).is_dir() else None
 
     def _loaded(self, name: str) -> int | None:

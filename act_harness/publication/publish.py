@@ -169,10 +169,12 @@ def _report(evaluation: Evaluation) -> Files:
 def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Files) -> str:
     """Return the page that says what was evaluated and what the files are for."""
     arms = {arm.name: arm for arm in reversed(evaluation.arms)}
+    digests = [str(arm.record["artifact_sha256"]) for arm in arms.values() if arm.calibrated]
     rows = [(name, arms[name].model_id, _described(arms[name])) for name in sorted(arms)[::-1]]
     parts = [
         f"# Results on {markdown_cell(evaluation.arms[0].base_model)}",
         markdown_table(("arm", "model", "attention"), rows).rstrip(),
+        *(f"Artifact: sha256 `{digest}`." for digest in dict.fromkeys(digests)),
     ]
     for seed, comparison in evaluation.comparisons.items():
         heading = (
@@ -201,10 +203,7 @@ def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Files) -
 def _described(arm: Arm) -> str:
     if not arm.calibrated:
         return "as trained"
-    return (
-        f"{arm.record.get('heads')} heads calibrated, artifact {arm.record.get('artifact')} "
-        f"(sha256 {arm.record['artifact_sha256']})"
-    )
+    return f"{arm.record.get('heads')} heads calibrated, artifact {arm.record.get('artifact')}"
 
 
 def _json(value: Any) -> bytes:  # noqa: ANN401 - what JSON can hold

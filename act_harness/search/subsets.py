@@ -29,11 +29,11 @@ from act_harness.search.compute.training import score_rows
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.methods.arms import Arm, parts_of
 from act_harness.search.methods.table import Table, make_table
-from act_harness.search.processes import Processes
 from act_harness.search.progress import Phase, Progress
 from act_harness.search.record import ledger_folder
 from act_harness.search.tuning import Tuning
 from act_harness.support import atomic, provenance, reading
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,10 +7,12 @@ import gc
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 
 import act_harness
 from act_harness.attention import attach, calibrated, select_cache, weights_fingerprint
 from act_harness.attention.interface import BINDING
+from act_harness.bench.families import build_tiny
 from act_harness.errors import (
     ArtifactError,
     UnsupportedCallError,
@@ -71,11 +73,40 @@ def test_a_model_outside_the_interface_is_refused_and_left_as_it_was(tiny, make_
     assert torch.equal(logits(model), stock)
 
 
-def test_learned_sink_logits_are_refused(tiny, make_artifact):
+def test_learned_sinks_that_calibration_would_not_see_are_refused(tiny, make_artifact):
+    """Torch's sdpa leaves them out silently."""
     model = tiny(
         "gpt_oss", dtype=torch.float32, head_dim=8, num_local_experts=2, num_experts_per_tok=1
     )
-    with pytest.raises(UnsupportedModelError, match="sink logits"):
+    for kernel, found in (("sdpa", "leaves out"), ("flex_attention", "runs attention")):
+        model.config._attn_implementation = kernel  # set_attn_implementation refuses sdpa itself
+        with pytest.raises(UnsupportedModelError, match=f"{found}.*eager") as caught:
+            attach(model, make_artifact(model))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_that_its_call_does_not_say_is_refused(tiny, make_artifact, monkeypatch, dtype):
+    """A term in one layer that calibration is not told of: it would calibrate another model."""
+    model = tiny(dtype=dtype, attn_implementation="eager")
+    attach(model, make_artifact(model)).detach()
+    stock = modeling_llama.eager_attention_forward
+
+    def more(module, query, key, value, mask, **kwargs):
+        if module.layer_idx == 1:
+            key = key + torch.linspace(0, 2, key.shape[2], dtype=key.dtype)[:, None]
+        return stock(module, query, key, value, mask, **kwargs)
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", more)
+    with pytest.raises(UnsupportedModelError, match=r"of layer 1 of .* off what") as caught:
+        attach(model, make_artifact(model))
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_that_are_no_tokens_are_refused(make_artifact):
+    """DeepSeek V4 compresses keys: what those columns get in the mean says nothing of a token."""
+    model = build_tiny("deepseek_v4")
+    with pytest.raises(UnsupportedModelError, match="15 columns where there are 12 tokens"):
         attach(model, make_artifact(model))
 
 

@@ -1,4 +1,7 @@
-"""Families outside transformers' attention interface, against an oracle that shares no code."""
+"""Families that attend otherwise, against an oracle that shares no code.
+
+They are outside transformers' attention interface, or have learned sink logits beside the columns.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,36 @@ from tiny_models import make_tiny
 
 from act_harness.attention import attach, calibrated, select_cache
 from act_harness.attention.interface import BINDING
+from act_harness.bench.families import build_tiny
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.errors import UnsupportedCallError
 
 GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
+_EXPERTS = {
+    "head_dim": 8,
+    "num_experts_per_tok": 1,
+    "sliding_window": 5,
+    "experts_implementation": "eager",  # the grouped kernels take no float64
+}
+_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+LEARNED = {
+    "gpt_oss": ("gpt_oss", {**_EXPERTS, "num_local_experts": 2, "layer_types": _LAYERS}),
+    "mimo": (
+        "mimo_v2_flash",
+        {
+            **_EXPERTS,
+            "v_head_dim": 6,
+            "n_routed_experts": 2,
+            "moe_intermediate_size": 16,
+            "layer_types": _LAYERS,  # the full one has no sink
+        },
+    ),
+    "granite": ("granite_swa", {"sliding_window": 5, "layer_types": _LAYERS}),
+}
+"""Of them, those with learned sink logits; Granite multiplies outputs by what is left instead."""
+
 KINDS = {
+    **LEARNED,
     "gptj": ("gptj", {**GPT, "rotary_dim": 4}),
     "codegen": ("codegen", {**GPT, "rotary_dim": 4}),
     "gpt_neo": (
@@ -73,6 +101,28 @@ def test_calibrated_logits_are_the_oracles(name, model, make_artifact, monkeypat
             assert attachment.calls.calls == {engine: 3}
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert (logits(model) - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["inkling_text", "inkling2_text"])
+def test_logits_by_position_and_sinks_of_rows_are_the_oracles(kind, make_artifact, monkeypatch):
+    """Inkling adds a bias to each query and column, Inkling 2 a sink logit to each row, too."""
+    model = build_tiny(kind)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():  # sinks that take next to nothing or nearly all, biases that matter
+        for name, parameter in model.named_parameters():
+            larger = {"sink_proj": 100, "r_proj": 30, "rel_logits": 30, "lm_head": 100}
+            parameter.mul_(next((by for part, by in larger.items() if part in name), 1))
+    heads = model.config.num_attention_heads
+    expected = Oracle(monkeypatch, heads).logits(model)
+    rounding = 5e-5 * float(expected.abs().max())  # the models are float32
+    for engine in ("torch", "reference"):
+        with (
+            calibrated(model, settings(make_artifact, model), engine=engine) as attachment,
+            attachment.prompts([PROMPT]),
+        ):
+            found = logits(model, use_cache=False)
+        torch.testing.assert_close(found, expected, rtol=0, atol=rounding)
+    assert (logits(model) - expected).abs().max() > 50 * rounding
 
 
 def test_strength_1_is_stock_and_nothing_is_left_after_detaching(name, model, make_artifact):

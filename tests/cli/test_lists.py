@@ -60,6 +60,26 @@ def test_no_published_number_is_of_a_dataset_that_no_task_reads(everything):
     }
 
 
+def test_a_number_that_nobody_has_checked_says_so(everything, tmp_path, call):
+    unchecked = {one.name for one in everything.tasks if not one.checked}
+    assert unchecked == {"act_subj"}
+    assert {one.name for one in everything.groups if not one.checked} == {
+        "act_classification",
+        "act_paper",
+    }
+    done = call("tasks", "act_subj,act_sst2")
+    assert re.search(r"^act_subj +2,000\?  test", done.out, re.MULTILINE)
+    assert re.search(r"^act_sst2 +872  validation", done.out, re.MULTILINE)
+    assert "With ?: not held against the dataset" in done.out
+    done = call("tasks", "act_sst2")
+    assert "?" not in done.out
+    rows = datasets.Dataset.from_dict({"text": ["a"], "label": [0], "label_text": ["x"]})
+    split = datasets.DatasetDict(train=rows, test=rows)
+    save_dataset(split, tmp_path, source=Source("SetFit/subj", None, None, "act_subj"))
+    (counted,) = list_tasks(["act_subj"], data_dir=tmp_path).tasks
+    assert (counted.documents, counted.checked) == (1, True)
+
+
 def test_rows_of_a_data_folder_are_counted(tmp_path):
     rows = datasets.Dataset.from_dict({"sentence": ["a", "b", "c"], "label": [0, 1, 0]})
     split = datasets.DatasetDict(train=rows, validation=rows.select([0, 1]))

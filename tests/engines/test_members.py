@@ -160,7 +160,14 @@ def one_head(case, plan, head, own, query, key, value, ids, span, prompt):
         rows = length if plan.calibration.decode == "frozen" else prompt
         both = plan.calibration.target == "both"
         maps[:rows] = [changed_row(row, target, own, both) for row in maps[:rows]]
-    return torch.stack([gate * sum(w * value[t] for t, w in row.items()) for row in maps])
+    learned = -math.inf if case.sink_logits is None else float(case.sink_logits[head])
+    left = [1 - softmax([*row, learned])[-1] for row in logits]
+    return torch.stack(
+        [
+            gate * part * sum(w * value[t] for t, w in row.items())
+            for part, row in zip(left, maps, strict=True)
+        ]
+    )
 
 
 SHAPES = {
@@ -170,6 +177,11 @@ SHAPES = {
     "continuation": {"lengths": (24, 20), "prompts": (15, 9), "side": "left"},
     "window": {"window": 9},
     "softcap": {"softcap": 4.0},
+    "learned sinks": {
+        "sink_logits": (-3.0, 9.0, 2.0, 5.0),
+        "lengths": (24, 20),
+        "prompts": (15, 9),
+    },
 }
 
 

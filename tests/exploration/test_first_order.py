@@ -70,7 +70,7 @@ def test_it_is_the_limit_of_small_steps(answers, settings, strength):
         assert found[layer, head] == pytest.approx(wanted, rel=0.02, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral-window", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "mistral-window", "gemma2", "gpt-oss"])
 def test_it_is_the_derivative_by_strength_times_the_logarithm_of_a_mild_one(kind):
     """The search's own backward says the derivative by the logarithm of every strength."""
     model, document = tiny_search.tiny(kind).double(), tiny_search.documents(2)[1]

@@ -309,13 +309,13 @@ def test_half_a_surrogate_pair_loses_nothing(tmp_path):
 def test_a_model_that_cannot_be_calibrated_is_found_before_it_is_scored(
     tiny, tiny_checkpoint, make_artifact, tmp_path, monkeypatch
 ):
-    """A model with learned sink logits is refused; its baseline took hours first."""
+    """A model outside the interface is refused; its baseline took hours first."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.save_pretrained(tmp_path / "model")
-    model = tiny("gpt_oss", dtype=torch.float32, vocab_size=len(tokenizer), head_dim=8,
-                 num_local_experts=2, num_experts_per_tok=1)  # fmt: skip
+    model = tiny("openai-gpt", dtype=torch.float32, vocab_size=len(tokenizer), n_embd=32,
+                 n_layer=3, n_head=4, n_positions=64)  # fmt: skip
     model.save_pretrained(tmp_path / "model")
     artifact = make_artifact(model).save(tmp_path / "heads.json")
     scored = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 
@@ -12,6 +13,8 @@ from published_runs import write_evaluation
 from act_harness.publication.publish import publish
 
 COMMAND = os.environ.get("EVERY_EVAL_EVER", "every_eval_ever")
+# Where it was named (make published) it has to be there: a skipped job would be a green one.
+AWAY = "EVERY_EVAL_EVER" not in os.environ and shutil.which(COMMAND) is None
 
 
 def validate(folder):
@@ -21,7 +24,7 @@ def validate(folder):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(shutil.which(COMMAND) is None, reason="every-eval-ever: make published")
+@pytest.mark.skipif(AWAY, reason="every-eval-ever: make published")
 @pytest.mark.parametrize(
     "settings",
     [{}, {"seeds": (1, 2)}, {"tasks": ("a", "b"), "groups": {"g": ["a", "b"]}}, {"whole": 9}],
@@ -31,10 +34,10 @@ def test_records_pass_the_validator(tmp_path, settings):
     publish(tmp_path / "out", str(tmp_path / "to"))
     code, said = validate(tmp_path / "to")
     assert code == 0, said
-    assert "0 warnings" in said
+    assert re.search(r"(?<!\d)0 warnings", said), said
 
 
-@pytest.mark.skipif(shutil.which(COMMAND) is None, reason="every-eval-ever: make published")
+@pytest.mark.skipif(AWAY, reason="every-eval-ever: make published")
 def test_the_validator_can_fail(tmp_path):
     write_evaluation(tmp_path / "out")
     publish(tmp_path / "out", str(tmp_path / "to"))

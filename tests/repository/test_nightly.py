@@ -164,3 +164,25 @@ def test_an_issue_is_opened_or_commented_on_a_regression_only(
     else:
         assert log.read_text().startswith(expected)
         assert "## the report" in log.read_text()
+
+
+def test_families_are_held_against_the_stored_table(workflow, tmp_path):
+    """The step as the runner runs it, with a command in its place that finds something worse."""
+    (step,) = (one for one in steps(workflow, "families") if one.get("name") == "What changed")
+    (tmp_path / "bin").mkdir()
+    stand_in = tmp_path / "bin/act-harness"
+    stand_in.write_text('#!/bin/sh\necho "$@"\nexit 1\n')
+    stand_in.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-e", "-c", step["run"]], check=False, capture_output=True, cwd=tmp_path,
+        env={**os.environ, "PATH": f"{stand_in.parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    (summary,) = (one for one in steps(workflow, "families") if one.get("name") == "Job summary")
+    kept = tmp_path / summary["run"].split()[1]
+    words = kept.read_text().split()
+    assert words[:2] == ["doctor", "--families"]
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    assert set(options) == {"--against", "--output"}
+    assert (REPOSITORY / options["--against"]).is_file()
+    assert (tmp_path / options["--output"]).parent.is_dir()

@@ -18,6 +18,7 @@ KINDS = {
     "gemma2": {},  # eager, with a soft cap
     "gemma3_text": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "cohere2": {"head_dim": 8},
+    "gpt_oss": {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},  # learned sinks
     "llama4_text": {
         "attention_chunk_size": WINDOW, "num_local_experts": 2, "head_dim": 8,
         "intermediate_size_mlp": 48, "interleave_moe_layer_step": 2,

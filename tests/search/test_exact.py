@@ -39,6 +39,7 @@ CASES = {
     "mistral-window": Case("mistral-window", Calibration(alpha=2.0)),
     "qwen2": Case("qwen2", Calibration(alpha=2.0, beta=0.0)),
     "gemma2": Case("gemma2", Calibration(alpha=2.0)),
+    "gpt-oss": Case("gpt-oss", Calibration(alpha=2.0)),
     "llama-both": Case(
         "llama",
         Calibration(target="both", alpha=2.0, mass="reweight", gamma=3.0, gamma_initial=0.3),

@@ -175,6 +175,8 @@ def _unsupported(
     query, key, value = call[:3]
     if call.bias is not None:
         return "a bias on the attention logits (ALiBi)"
+    if call.sink_logits is not None:
+        return "learned sink logits"
     if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{query.dtype} inputs"
     if not query.dtype == key.dtype == value.dtype:

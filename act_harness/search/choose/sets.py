@@ -15,6 +15,7 @@ import numpy as np
 
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach
+from act_harness.attention.parallel import refuse_parts
 from act_harness.attention.probe import attending_layers
 from act_harness.errors import RecipeError
 from act_harness.evidence.stats import RESAMPLES, PairedDifference, Part, combined_difference
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
     from act_harness.search.documents import Document
     from act_harness.search.ledger import MeasuredUnits
-    from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
+    from act_harness.support.processes import Processes
 
 __all__ = [
     "ModelSets",
@@ -180,6 +181,7 @@ def heads_at_stake(
         RecipeError: the recipe is for another model, or its ranges hold no head of this one.
         UnsupportedModelError: the model cannot be calibrated.
     """
+    refuse_parts(model, "the search")
     asked, attending = recipe.grid(facts), attending_layers(model)
     grid = {layer: heads for layer, heads in asked.items() if layer in attending}
     if not grid:

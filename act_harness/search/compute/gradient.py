@@ -241,6 +241,7 @@ class StrengthenedModel(OpenedModel):
         attend = partial(
             attention_with_bias, call.query, call.key, call.value, scale=call.scale,
             softcap=call.softcap, added=call.bias, mask=visible, rows=rows,
+            sink_logits=call.sink_logits,
         )  # fmt: skip
         if own.target != "head":
             if layer not in run.columns:

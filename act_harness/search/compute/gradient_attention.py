@@ -11,13 +11,14 @@ B sequences, H query heads, G key heads, T tokens, D values per head, S strength
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from act_harness.engines.operation import masked_softmax
+from act_harness.engines.operation import masked_logits, masked_softmax, visible_mass
 
 if TYPE_CHECKING:
     from act_harness.engines.geometry import Geometry
@@ -40,10 +41,9 @@ def column_bias(theta: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
         theta: (S, H) logarithms of the strengths.
         columns: S sets, (B, H or 1, T) bool.
     """
-    parts = [
-        own[None, :, None] * where for own, where in zip(theta, columns, strict=True)
-    ]  # sets may overlap nowhere, so the sum is one strength or none
-    return torch.stack(parts).sum(dim=0)
+    parts = (own[None, :, None] * where for own, where in zip(theta, columns, strict=True))
+    bias: Tensor = functools.reduce(torch.add, parts)  # no column is in two of them
+    return bias
 
 
 def attention_with_bias(
@@ -58,6 +58,7 @@ def attention_with_bias(
     mask: Tensor | None = None,
     rows: Tensor | None = None,
     factor: Tensor | None = None,
+    sink_logits: Tensor | None = None,
 ) -> Tensor:
     """Return attention with a bias on its columns, (B, T, H, D).
 
@@ -67,11 +68,14 @@ def attention_with_bias(
         value: (B, G, T, D).
         bias: (B, H, T) float32 or better; differentiable.
         scale: factor on query-key products.
-        softcap: soft cap on them; such models take a dense path, O(T x T).
-        added: (B or 1, H, 1 or T, T) what a family adds to them (ALiBi); also the dense path.
+        softcap: soft cap on them.
+        added: (B or 1, H, 1 or T, T) what a family adds to them (ALiBi).
         mask: (B or 1, 1, T, T) bool, what rows see; None: causal.
         rows: (B, T) bool, rows that bias and factor act on; None: all.
         factor: (H,) on what the softmax gets, an inverse temperature of each head.
+        sink_logits: (1, H, 1) learned ones, whose share of a row stays what it is.
+
+    Models with a soft cap, a bias or learned sinks take a dense path, O(T x T).
     """
     repeats = query.shape[1] // key.shape[1]
     key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
@@ -79,8 +83,11 @@ def attention_with_bias(
         factor = factor[:, None, None]
         if rows is not None:
             factor = torch.where(rows[:, None, :, None], factor, 1.0)
-    if softcap is not None or added is not None:
-        return _dense(query, key, value, bias, scale, softcap, added, mask, rows, factor)
+    if softcap is not None or added is not None or sink_logits is not None:
+        return _dense(
+            query, key, value, bias=bias, scale=scale, softcap=softcap, added=added, mask=mask,
+            rows=rows, factor=factor, sink_logits=sink_logits,
+        )  # fmt: skip
     if factor is not None:
         query = query * factor.to(query.dtype)
     extra = _parts(bias / scale, query.dtype)  # (B, H, T, parts)
@@ -120,6 +127,7 @@ def _dense(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    *,
     bias: Tensor,
     scale: float,
     softcap: float | None,
@@ -127,22 +135,25 @@ def _dense(
     mask: Tensor | None,
     rows: Tensor | None,
     factor: Tensor | None,
+    sink_logits: Tensor | None,
 ) -> Tensor:
     """Materialise the maps: a soft cap lies between the products and the bias."""
     dtype = bias.dtype
-    logits = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * scale
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    if added is not None:
-        logits = logits + added.to(dtype)
+    if mask is None:
+        square = (query.shape[2], key.shape[2])
+        mask = torch.ones(square, dtype=torch.bool, device=query.device).tril()
+    added = None if added is None else added.to(dtype)
+    logits = masked_logits(query.to(dtype), key.to(dtype), mask, scale, softcap, bias=added)
+    mass = None if sink_logits is None else visible_mass(logits, sink_logits)
     if factor is not None:
         logits = logits * factor
     strength = bias[:, :, None]
     logits = logits + (strength if rows is None else strength * rows[:, None, :, None])
-    if mask is None:
-        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
     weights = torch.softmax(logits.masked_fill(~mask, torch.finfo(dtype).min), dim=-1)
-    return (weights @ value.to(dtype)).transpose(1, 2).to(value.dtype)
+    output = weights @ value.to(dtype)
+    if mass is not None:
+        output = output * mass
+    return output.transpose(1, 2).to(value.dtype)
 
 
 @torch.no_grad()
@@ -160,13 +171,17 @@ def column_sums(
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     batch, heads, total = query.shape[:3]
     query, key = query.to(dtype), key.to(dtype).repeat_interleave(heads // key.shape[1], dim=1)
-    prompt = geometry.prompt_rows.to(dtype)[:, None, None]
+    prompt = geometry.scratch(
+        ("prompt rows", dtype), lambda: geometry.prompt_rows.to(dtype)[:, None, None]
+    )
     sums = query.new_zeros(batch, heads, total)
     block = max(1, min(total, block_elements // max(1, batch * heads * total)))
     for start in range(0, total, block):
         stop = min(start + block, total)
         width = stop if geometry.mask is None else total
-        visible = geometry.visible(start, stop)[..., :width]
+        see = functools.partial(geometry.visible, start, stop)
+        # kept for all layers where one block is all: more would be N x N in memory
+        visible = geometry.scratch("visible", see) if block == total else see()[..., :width]
         bias = call.bias
         if bias is not None:
             bias = bias if bias.shape[2] == 1 else bias[:, :, start:stop]

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from act_harness.search.compute.workbench import Workbench
     from act_harness.search.documents import Document
     from act_harness.search.ledger import SearchLedger
-    from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
+    from act_harness.support.processes import Processes
 
 __all__ = ["Measurement", "Work"]
 

@@ -14,7 +14,8 @@ import torch
 
 from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import BASES, base_of
-from act_harness.attention.placement import on_one_device, refuse_parts
+from act_harness.attention.parallel import refuse_parts
+from act_harness.attention.placement import on_one_device
 from act_harness.attention.rounding import alike, rounding
 from act_harness.attention.routes import passing
 from act_harness.errors import UnsupportedModelError
@@ -50,6 +51,8 @@ class OpenedModel:
         self.decoder: Any = decoder_of(model)
         self.device: torch.device = next(model.parameters()).device
         self._undo: list[Callable[[], object]] = []
+        self.by_position = False
+        """Whether a layer's attention comes with logits of single rows or columns."""
 
     def __enter__(self: _Opened) -> _Opened:
         base = base_of(self.decoder.config._attn_implementation)
@@ -58,7 +61,7 @@ class OpenedModel:
                 f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
                 "load it with attn_implementation=sdpa"
             )
-        refuse_parts(self.model)
+        refuse_parts(self.model, "the search")
         if not on_one_device(self.model):
             devices = {parameter.device for parameter in self.model.parameters()}
             raise UnsupportedModelError(
@@ -103,8 +106,9 @@ class OpenedModel:
         self._undo.append(led.close)
         led.enter_context(passing(self.decoder))
         found = probe.attention_modules(stock)
-        attentions = {layer: module for layer, (module, _) in sorted(found.items())}
-        heads = {count for _, count in found.values()}
+        attentions = {layer: one.module for layer, one in sorted(found.items())}
+        heads = {one.heads for one in found.values()}
+        self.by_position = any(one.by_position for one in found.values())
         if len(heads) != 1:
             raise UnsupportedModelError(f"the layers of {kind} differ in their number of heads")
         return attentions, heads.pop(), stock

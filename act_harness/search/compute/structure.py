@@ -104,11 +104,20 @@ def decoder_layers(
     )
 
 
-def whole_reason(model: PreTrainedModel, attentions: Mapping[int, nn.Module]) -> str | None:
+def whole_reason(
+    model: PreTrainedModel, attentions: Mapping[int, nn.Module], *, by_position: bool = False
+) -> str | None:
     """Return why texts cannot lie side by side in one row, nor be entered behind their first token.
 
     None where attention alone mixes tokens and goes by positions, as far as structure shows.
+
+    Args:
+        model: a loaded model.
+        attentions: its attention modules by layer.
+        by_position: whether logits of single rows or columns come with their calls.
     """
+    if by_position:
+        return "its attention has logits by position, which texts side by side share"
     config = model.config.get_text_config()
     missing = sorted(set(range(config.num_hidden_layers)) - set(attentions))
     if missing:

@@ -236,7 +236,7 @@ class Workbench(OpenedModel):
         self.model.eval()
         probe = Probe(self.model)
         self.attentions, self.heads, _ = self._find_attentions(probe)
-        self.obstacle = whole_reason(self.model, self.attentions)
+        self.obstacle = whole_reason(self.model, self.attentions, by_position=self.by_position)
         try:
             self.layers = decoder_layers(self.decoder, self.attentions, kind)
         except UnsupportedModelError as error:
