@@ -116,8 +116,6 @@ def whole_reason(
         attentions: its attention modules by layer.
         by_position: whether logits of single rows or columns come with their calls.
     """
-    if by_position:
-        return "its attention has logits by position, which texts side by side share"
     config = model.config.get_text_config()
     missing = sorted(set(range(config.num_hidden_layers)) - set(attentions))
     if missing:
@@ -129,6 +127,8 @@ def whole_reason(
         reason = None if family is None else family.search_obstacle(attention)
         if reason is not None:
             return reason
+    if by_position:
+        return "its attention has logits by position, which texts side by side share"
     return mixing_part(model, windowed=True)
 
 
