@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -445,8 +445,24 @@ class LayerPlan:
     strengths: tuple[HeadStrength, ...]
     layer: int = 0
     """Number of the layer: target ``random`` draws other columns in every layer."""
+    first_head: int = 0
+    """Number of head 0 in the whole model, whose heads may be split over processes."""
 
     @classmethod
     def uniform(cls, calibration: Calibration, heads: tuple[int, ...]) -> LayerPlan:
         """Give every head the calibration's own mass map."""
         return cls(calibration, heads, (calibration.strength_of_all,) * len(heads))
+
+    def part(self, first: int, count: int) -> LayerPlan:
+        """Return the plan of ``count`` heads from ``first`` on, which are numbered from 0 there."""
+        own = [
+            (head - first, strength)
+            for head, strength in zip(self.heads, self.strengths, strict=True)
+            if first <= head < first + count
+        ]
+        return replace(
+            self,
+            heads=tuple(head for head, _ in own),
+            strengths=tuple(strength for _, strength in own),
+            first_head=self.first_head + first,
+        )

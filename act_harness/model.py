@@ -27,14 +27,18 @@ from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, model_facts, stock_model
 from act_harness.attention import prepare as prepare_attachment
 from act_harness.attention.counters import CalibrationCounters, prompt_key
+from act_harness.attention.facts import base_model
 from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.attention.load import auto_class, has_encoder
+from act_harness.attention.parallel import check_even_share, check_shared
+from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, unknown_name
 from act_harness.mtbench.chat import ConversationMixin
 from act_harness.scoring.forwards import pad_tokens
 from act_harness.scoring.scorer import Item, Score, Scorer
 from act_harness.scoring.truncation import OVERLENGTH, Prepared, prepare
+from act_harness.support.launcher import launched
 from act_harness.support.model_arguments import (
     LEAST_LENGTH,
     check_arguments,
@@ -42,7 +46,9 @@ from act_harness.support.model_arguments import (
     loading,
     usable_device,
     usable_parallelize,
+    usable_tp_plan,
 )
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -107,7 +113,13 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         kwargs["device"] = usable_device(kwargs.get("device"))
         if kwargs.get("parallelize"):
             kwargs["parallelize"] = usable_parallelize(kwargs)
-        with loading(pretrained, known=_ARGUMENTS):
+        kwargs["tp_plan"] = usable_tp_plan(kwargs)
+        self._splits_heads = kwargs["tp_plan"] is not None
+        shares = isinstance(pretrained, str) and not self._splits_heads
+        processes = Processes.join() if shares else Processes()
+        with loading(pretrained, known=_ARGUMENTS), warnings.catch_warnings():
+            # how lm-eval hands the plan on is not the user's to change
+            warnings.filterwarnings("ignore", "Passing `tp_plan`", FutureWarning)
             super().__init__(pretrained, **kwargs)
         if self.backend != "causal":
             raise InputError(
@@ -125,12 +137,14 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self.engine = engine
         self.facts = model_facts(self.model, self.tokenizer, name=self._facts_name())
         self.counters = CalibrationCounters()
+        self.requests: list[int] = []
+        """Answered by each process since the arm was chosen."""
         self.attachment: Attachment | None = None
         self.token_budget: int | None = None
         self._warned_rolling = False
         self._will_calibrate = False
         self._marks: list[dict[str, Any] | None] = []
-        self._join_processes()
+        self.share_work(processes)
         self.use_artifact(artifact)
 
     def _get_backend(
@@ -151,16 +165,72 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             backend = "causal"
         super()._get_backend(config, backend=backend, trust_remote_code=trust_remote_code)
 
+    def _get_config(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as HFLM
+        """Read the configuration, and refuse numbers of processes that would cut heads apart."""
+        super()._get_config(*args, **kwargs)
+        if self._splits_heads:
+            config = self._config.get_text_config()
+            check_even_share(config, launched().count, f"a {config.model_type} model")
+
     def _facts_name(self) -> str | None:
         return self.pretrained if isinstance(self.pretrained, str) else None
 
-    def _join_processes(self) -> None:
-        """Take rank and world size from accelerate; HFLM sets them for several local GPUs only."""
+    # -- several processes ---------------------------------------------------------------------
+
+    def share_work(self, processes: Processes) -> None:
+        """Have lm-eval deal out documents to these processes.
+
+        HFLM counts the GPUs of this machine instead, and takes a process's number on it for its
+        number among all. Processes that share one model's heads (``tp_plan``) are one to lm-eval:
+        all of them compute every request.
+        """
+        self.head_group = check_shared(self.model)
+        self.processes = Processes() if self.head_group.is_split else processes
+        self._rank, self._world_size = self.processes.rank, self.processes.count
+        if self.head_group.is_split:
+            self._device = input_device(base_model(self.model))  # HFLM numbers CPUs too
         accelerator = getattr(self, "accelerator", None)
-        if accelerator is not None and accelerator.num_processes > 1:
-            self._rank = accelerator.process_index
-            self._world_size = accelerator.num_processes
+        if accelerator is not None:
             self._device = accelerator.device
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let this process ask the model inside the block what the others do not ask."""
+        before = self.processes
+        self.share_work(Processes(before.rank))
+        try:
+            yield
+        finally:
+            self.share_work(before)
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what each process gave: lm-eval asks how many requests they have of a task.
+
+        Raises:
+            InputError: one of them has none; lm-eval would wait for it for ever.
+        """
+        found = self.processes.gather(tensor.cpu())
+        if tensor.ndim == 0 and not all(map(bool, found)):
+            raise InputError(
+                f"{self.processes.count} processes were started for a task of fewer documents "
+                f"(process {min(n for n, one in enumerate(found) if not one)} has none); start "
+                "fewer, or raise --limit"
+            )
+        return torch.stack(found) if tensor.ndim == 0 else torch.cat(found)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:  # noqa: ANN401 - as HFLM
+        """Return in process ``dst`` what each process gave, and None in the others."""
+        found = self.processes.gather(obj)
+        return found if self.rank == dst else None
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        self.processes.meet()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and says what a run comes to: one of all that run it."""
+        return bool(self.rank == 0 and self.head_group.rank == 0)
 
     # -- arms --------------------------------------------------------------------------------
 
@@ -176,6 +246,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             self.model, found, facts=self.facts, engine=self.engine, tokenizer=self.tokenizer
         )
         self.counters = CalibrationCounters()
+        self.requests = []
 
     def _arm(self) -> AbstractContextManager[None]:
         """Have this arm, and nothing else, in force on the model inside the block."""
@@ -212,7 +283,9 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
         contexts: dict[str, list[int]] = {}
         pairs = []
-        for request in tqdm(requests, desc="Tokenizing inputs", disable=disable_tqdm):
+        for request in tqdm(
+            requests, desc="Tokenizing inputs", disable=disable_tqdm or not self.leads
+        ):
             context, continuation = request.args[:2]
             texts = (context, continuation)
             pairs.append((texts, *self._encode_request(context, continuation, contexts)))
@@ -278,7 +351,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             answer = (score.loglikelihood, score.is_greedy)
             answers.append(answer)
             self.cache_hook.add_partial("loglikelihood", texts, answer)
-        self._share_counters()
+        self._share_counters(len(requests))
         return answers
 
     def loglikelihood_rolling(
@@ -310,7 +383,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             at += count
             results.append(total)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        self._share_counters()
+        self._share_counters(len(requests))
         return results
 
     def _warn_rolling(self) -> None:
@@ -325,14 +398,6 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         )
 
     def _score(self, items: Sequence[Item], what: str, *, disable: bool) -> list[Score]:
-        if self.world_size > 1:
-            _logger.info(
-                "%s: process %d of %d takes %d requests",
-                what,
-                self.rank,
-                self.world_size,
-                len(items),
-            )
         scorer = self.scorer()
         with (
             self._arm(),
@@ -340,7 +405,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
                 total=len(items),
                 desc=f"Running {what} ({self.artifact.name if self.artifact else 'baseline'})",
                 unit="request",
-                disable=disable or self.rank != 0,
+                disable=disable or not self.leads,
             ) as bar,
         ):
             scores = scorer.score(items, progress=bar.update, on_prompt=self.counters.record)
@@ -382,7 +447,8 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         if self.token_budget is None:
             self.token_budget = _CPU_TOKEN_BUDGET
             if self.device.type == "cuda":
-                self.token_budget = _fitting_tokens(self.model, self.device, self.max_length)
+                fitting = _fitting_tokens(self.model, self.device, self.max_length)
+                self.token_budget = self.head_group.least(fitting)
         return self.token_budget
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -402,8 +468,10 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             for request in requests:
                 self.check_generation(request.args[1])
         with self._whole_batches():
-            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
-        self._share_counters()
+            answers: list[str] = super().generate_until(
+                requests, disable_tqdm=disable_tqdm or not self.leads
+            )
+        self._share_counters(len(requests))
         return answers
 
     def check_generation(self, settings: Mapping[str, Any]) -> None:
@@ -569,6 +637,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             "overlength": self.overlength,
             "model": self.facts.model_dump(),
             "counters": self.counters.summary(),
+            "requests_by_process": list(self.requests),
         }
         if "wandb" in sys.modules:  # lm_eval --wandb_args has a run open; this is its last call
             from act_harness.tracking.arms import log_to_open_run
@@ -580,14 +649,16 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self.counters.truncated |= {prompt_key(tokens) for tokens in prepared.truncated}
         self.counters.skipped |= {prompt_key(tokens) for tokens in prepared.skipped}
 
-    def _share_counters(self) -> None:
-        """Join the counters of all processes (the results are written by rank 0 alone)."""
-        if self.world_size <= 1:
-            return
-        gathered: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(gathered, self.counters)
-        for other in gathered:
+    def _share_counters(self, requests: int) -> None:
+        """Join the counters of all processes (the results are written by the first alone)."""
+        gathered = self.processes.gather((self.counters, requests))
+        for other, _ in gathered:
             self.counters.merge(other)
+        taken = [count for _, count in gathered]
+        if self.world_size > 1 and self.leads:
+            _logger.info("%d processes took %s requests", len(taken), ", ".join(map(str, taken)))
+        before = self.requests or [0] * len(taken)
+        self.requests = [sum(both) for both in zip(before, taken, strict=True)]
 
 
 _ARGUMENTS = sorted(

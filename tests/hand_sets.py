@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from act_harness.bench.null_search import _Memory
 from act_harness.search.choose.sets import Outcome, Place, SetMeasurement
 from act_harness.search.documents import Document
-from act_harness.search.processes import Processes
 from act_harness.search.recipe import Recipe, make_recipe
+from act_harness.support.processes import Processes
 
 A, B, C, D = (0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)
 """Four places."""

@@ -2,8 +2,8 @@
 
 python search_child.py kills METHOD FOLDER WHEN...
     one killed search for each WHEN, then a whole one: a number of writes, or of seconds with an "s"
-torchrun ... search_child.py join METHOD FOLDER
-    one search in all processes
+torchrun ... search_child.py join METHOD FOLDER [WHEN]
+    one search in all processes, the last of which dies at its WHEN-th write
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import gradient_runs
 import torch
 from tiny_search import drawn, tiny
 
+from act_harness.errors import InfrastructureError
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.recipe import make_recipe
 from act_harness.search.run import run_search
+from act_harness.support.processes import Processes
 
 
 def search(method: str, folder: Path) -> None:
@@ -109,11 +111,17 @@ def dawdle() -> None:
     SearchLedger.reload = late
 
 
-def join(method: str, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo")
-    if torch.distributed.get_rank() == 0:
+def join(method: str, folder: Path, moment: int = 0) -> None:
+    """Search in all processes; the last one dies at its ``moment``-th write, if there is one."""
+    processes = Processes.join()
+    if processes.rank == 0:
         dawdle()
-    search(method, folder)
+    if moment and processes.rank == processes.count - 1:
+        die_while_writing(moment)
+    try:
+        search(method, folder)
+    except InfrastructureError as error:
+        sys.exit(f"told: {error}")
     torch.distributed.destroy_process_group()
 
 
@@ -121,4 +129,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "kills":
         kills(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
     else:
-        join(sys.argv[2], Path(sys.argv[3]))
+        join(sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:]))

@@ -27,6 +27,7 @@ from act_harness.attention.facts import base_model, decoder_of
 from act_harness.attention.generation import Guard, guard
 from act_harness.attention.interface import BINDING, interface_name, register, stock_kernel
 from act_harness.attention.packing import active_packing
+from act_harness.attention.parallel import HeadGroup, check_shared
 from act_harness.attention.probe import Probe
 from act_harness.attention.routes import lead, passing, release
 from act_harness.attention.spans import FindSpan, SpanFinder, every_other
@@ -77,6 +78,7 @@ class Attachment:
         self.artifact = artifact
         self.engine = engine
         self.plans: dict[int, LayerPlan] = artifact.plans() if artifact else {}
+        """Of the whole model; a process that holds a part of it has its part in the bindings."""
         markers = None if artifact is None else artifact.calibration.markers
         self.spans: FindSpan | None = None
         """Finds the columns of target ``span``."""
@@ -85,7 +87,8 @@ class Attachment:
         self.calls = CallCounter()
         """How many layers each engine has computed."""
         self.reports: dict[int, Report] = {}
-        """What the latest forward with a prompt did, by layer."""
+        """What the latest forward with a prompt did to the heads in this process, by layer."""
+        self._summed: Tensor | None = None  # of all processes that share the model
         self.token = uuid.uuid4().hex
         """Names this attachment on the caches that it fills."""
         self._reported: Tensor | Sequence[int] = ()
@@ -186,6 +189,8 @@ class Attachment:
         None where nothing was calibrated. Made into records by :meth:`records_of`, later where the
         device should not be waited for.
         """
+        if self._summed is not None:
+            return self._summed
         return _totals(list(self.reports.values())) if self.reports else None
 
     def records_of(self, totals: Tensor, prompts: Sequence[int]) -> list[PromptRecord]:
@@ -336,6 +341,7 @@ class Attachment:
                 "attach(model, artifact, tokenizer=...)"
             )
         config = self._decoder.config
+        check_shared(self.model)
         probe = Probe(self.model)
         with stock_model(self.model):
             stock_kernel(config)
@@ -351,23 +357,25 @@ class Attachment:
         finally:
             self.spans = finder
         self.calls = CallCounter()
-        self.reports = {}
+        self.reports, self._summed = {}, None
 
     def _bind(self, modules: dict[int, FoundLayer]) -> None:
         kind = type(self.model).__name__
+        counts = {layer: one.heads for layer, one in modules.items()}
+        held = HeadGroup.of(self.model).held(counts, self._decoder.config)
         for layer, plan in self.plans.items():
             if layer not in modules:
                 raise UnsupportedModelError(
                     f"layer {layer} of {kind} does not pass its attention on "
                     f"(these do: {sorted(modules)}); take it out of the head set"
                 )
-            module, heads, _ = modules[layer]
+            heads = held[layer].total
             if max(plan.heads) >= heads:
                 raise UnsupportedModelError(
                     f"layer {layer} of {kind} has heads 0..{heads - 1}, "
                     f"the head set names {max(plan.heads)}"
                 )
-            self._bindings.append((module, Binding(self, layer, plan)))
+            self._bindings.append((modules[layer].module, Binding(self, layer, plan, held[layer])))
 
     # -- one forward -------------------------------------------------------------------------
 
@@ -409,7 +417,7 @@ class Attachment:
             given.get("input_ids"),
             maps=wants_maps(module, given),
         )
-        self.reports = {}
+        self.reports, self._summed = {}, None
         self._given = None if given.get("use_cache") is False else find_cache(args, kwargs)
         if self._given is not None:
             refuse_changed(self._given)
@@ -454,6 +462,10 @@ class Attachment:
                 "implementation after attaching, or torch.compile runs the layers from a graph; "
                 "detach, undo that, and attach again"
             )
+        if self.reports:
+            group = HeadGroup.of(self.model)
+            if group.is_split:  # now, while all are here: a record may be asked for in one
+                self._summed = group.summed(_totals(list(self.reports.values())))
         if self._watcher is not None and self.reports:
             self._watcher.append(self.records())
 

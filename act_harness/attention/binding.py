@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from act_harness.attention.cache import Forward, find_cache, recall, remember, seen_tokens
 from act_harness.attention.computing import in_full_precision, refuse_backward
 from act_harness.engines.geometry import Geometry
+from act_harness.engines.idle import empty_report, idle
 from act_harness.engines.operation import AttentionCall, LayerState, Stock
 from act_harness.engines.reference import selected_maps
 from act_harness.engines.segments import SegmentEngine
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from act_harness.attention.owner import Owner
+    from act_harness.attention.parallel import HeldHeads
     from act_harness.calibration import LayerPlan
+    from act_harness.engines.operation import Report
     from act_harness.engines.segments import Capacity, RaggedOutput, Segments
 
 __all__ = ["Binding"]
@@ -31,8 +34,18 @@ __all__ = ["Binding"]
 class Binding:
     """What a selected attention module carries: its plan, and the attachment it belongs to."""
 
-    def __init__(self, attachment: Owner, layer: int, plan: LayerPlan) -> None:
-        self.attachment, self.layer, self.plan = attachment, layer, plan
+    def __init__(self, attachment: Owner, layer: int, plan: LayerPlan, held: HeldHeads) -> None:
+        """Store what the layer is to do.
+
+        Args:
+            attachment: what it belongs to.
+            layer: its number.
+            plan: of all its heads.
+            held: which of them are in this process.
+        """
+        self.attachment, self.layer = attachment, layer
+        self.plan = plan if held.count == held.total else plan.part(held.first, held.count)
+        self.counted = held.counted
         engine = attachment.engine
         self.segment_engine = engine if isinstance(engine, SegmentEngine) else None
         self.cache: Cache | None = None  # the cache that the forward under way gave the layer
@@ -109,13 +122,15 @@ class Binding:
         engine, device = owner.engine, call.query.device.type
         owner.calls.add(engine.name)
         geometry = self._told(geometry, state)
-        if torch.is_autocast_enabled(device):
+        if not self.plan.heads:
+            result = idle(geometry, state, stock)
+        elif torch.is_autocast_enabled(device):
             compute = partial(engine, call, geometry=geometry, plan=self.plan, state=state)
             result = in_full_precision(compute, device, stock)
         else:  # called as it is: a partial a layer costs a decode step time
             result = engine(call, geometry=geometry, plan=self.plan, state=state, stock=stock)
         if result.report is not None:
-            owner.note_report(self.layer, result.report, geometry.prompt)
+            self._report(result.report, geometry.prompt)
         forward.reached.add(self.layer)
         output = result.output
         if torch.is_grad_enabled() and call.query.requires_grad:
@@ -158,9 +173,17 @@ class Binding:
         if engine is None:
             raise InternalError(f"engine {owner.engine.name} does not calibrate packed segments")
         owner.calls.add(owner.engine.name)
-        report = engine.calibrate_segments(call, stock, segments=segments, plan=self.plan)
-        owner.note_report(self.layer, report, prompts)
+        if self.plan.heads:
+            report = engine.calibrate_segments(call, stock, segments=segments, plan=self.plan)
+        else:
+            report = empty_report(segments.contexts, call.query.device)
+        self._report(report, prompts)
         self._forward().reached.add(self.layer)
+
+    def _report(self, report: Report, prompts: Tensor | Sequence[int]) -> None:
+        if not self.counted:
+            report = empty_report(report.facts.shape[1], report.facts.device)
+        self.attachment.note_report(self.layer, report, prompts)
 
     def _forward(self) -> Forward:
         if self.attachment.forward is None:

@@ -10,7 +10,6 @@ import torch
 
 from act_harness.artifact import ModelFacts
 from act_harness.attention.dimensions import head_count, of_layers
-from act_harness.attention.placement import refuse_parts
 from act_harness.attention.tokenizer_probe import chat_probe, tokenizer_probe
 from act_harness.errors import InputError, UnsupportedModelError
 from act_harness.support.provenance import sha256_text
@@ -57,9 +56,14 @@ def weights_fingerprint(model: PreTrainedModel) -> str | None:
 
     Hashed are name, shape and up to 256 evenly spaced values of every parameter, rounded to
     bfloat16: loading one checkpoint as float32 or as bfloat16 gives the same hash, and a 7B model
-    takes well under a second. None where weights are not in memory (offloaded to meta). Of a model
-    with peft adapters the base model's weights are hashed, under their own names.
+    takes well under a second. None where weights are not in memory (offloaded to meta), or are
+    parts that do not say of what (``tp_plan`` in older transformers). Of a model with peft adapters
+    the base model's weights are hashed, under their own names.
     """
+    if (getattr(base_model(model), "tp_size", None) or 1) > 1 and not any(
+        hasattr(parameter, "full_tensor") for parameter in model.parameters()
+    ):
+        return None
     return _fingerprint(_split_weights(model)[0])
 
 
@@ -133,8 +137,10 @@ def _fingerprint(weights: dict[str, nn.Parameter]) -> str | None:
     for name, parameter in sorted(weights.items()):
         if parameter.device.type == "meta":
             return None
-        held = parameter.detach()
-        if type(held) is not torch.Tensor and held.is_floating_point():
+        held: Any = parameter.detach()
+        if hasattr(held, "full_tensor"):  # processes hold it together, and hash it together
+            held = held.full_tensor()
+        elif type(held) is not torch.Tensor and held.is_floating_point():
             held = held.dequantize()  # torchao's and quanto's are of a type of their own
         flat = held.reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
@@ -167,7 +173,7 @@ def model_facts(
 
     Raises:
         InputError: this is no loaded model.
-        UnsupportedModelError: the model has no attention heads, or a part of them.
+        UnsupportedModelError: the model has no attention heads.
     """
     if not hasattr(base_model(model), "config"):
         raise InputError(
@@ -175,7 +181,6 @@ def model_facts(
             "transformers' AutoModelForCausalLM.from_pretrained returns it"
         )
     base = base_model(model)
-    refuse_parts(base)
     kind = type(base).__name__
     config = base.config.get_text_config()
     heads = head_count(config)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["input_device", "on_one_device", "refuse_parts"]
+__all__ = ["input_device", "on_one_device"]
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -37,21 +37,6 @@ def input_device(model: PreTrainedModel) -> torch.device:
         f"{type(model).__name__} is on the meta device, where there are no weights; load it with "
         "from_pretrained, on a device, or with a device_map"
     )
-
-
-def refuse_parts(model: PreTrainedModel) -> None:
-    """Refuse a model of which this process holds a part of every layer.
-
-    Raises:
-        UnsupportedModelError: its heads are split over processes.
-    """
-    size = getattr(model, "tp_size", None) or 1
-    if size > 1:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} was loaded with tp_plan over {size} processes, each of which "
-            "has a part of the heads, and head sets name them over the whole model; load it with "
-            "device_map='auto' (one process, all GPUs), or whole in every process"
-        )
 
 
 def on_one_device(model: PreTrainedModel) -> bool:

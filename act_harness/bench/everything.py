@@ -1,4 +1,4 @@
-"""Every benchmark that README's table of speed names, in one go, on one machine, at one commit.
+"""Every benchmark that the table of speed in docs names, in one go, on one machine, at one commit.
 
 Each part is a process of its own with a limit of time, and what it measured lies in the output
 folder as soon as it is measured: a part that fails, hangs or is killed loses only itself. The
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     Raises:
         InputError: see :func:`parts_of`.
     """
-    parser = argparse.ArgumentParser(description="All benchmarks that README names, in one go.")
+    parser = argparse.ArgumentParser(description="All benchmarks of the table of speed, in one go.")
     parser.add_argument("--model", type=Path, help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--requests", type=Path, help="act-harness bench scoring --export")
     parser.add_argument("--documents", type=Path, help="act-harness search --prepare")

@@ -212,7 +212,9 @@ _SHAPES = {
 }  # fmt: skip
 
 
-def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> Any:  # noqa: ANN401
+def random_llama(
+    shape: str, *, dtype: str = "float32", device: str = "cpu", vocabulary: int | None = None
+) -> Any:  # noqa: ANN401
     """Make a random Llama with planted attention sinks, for benchmarks.
 
     Every query gets a constant part, so that each head looks at the same few tokens in all rows:
@@ -223,6 +225,7 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
         shape: ``7b``, ``1b``, ``tiny``, or ``vocabulary``: small but for its 128k words.
         dtype: name of a torch dtype.
         device: where the model is made.
+        vocabulary: words, where the shape's own number will not do.
 
     Raises:
         InputError: there is no such shape.
@@ -232,7 +235,8 @@ def random_llama(shape: str, *, dtype: str = "float32", device: str = "cpu") -> 
     check_dtype(dtype)
     check_device(device)
     torch.manual_seed(0)
-    model: Any = _made(_SHAPES[shape], getattr(torch, dtype), device, attention_bias=True)
+    sizes = _SHAPES[shape] | ({} if vocabulary is None else {"vocab_size": vocabulary})
+    model: Any = _made(sizes, getattr(torch, dtype), device, attention_bias=True)
     config = model.config
     size = config.hidden_size // config.num_attention_heads
     slow = torch.arange(size, device=device) % (size // 2) >= size // 4

@@ -30,9 +30,9 @@ from act_harness.search.choose.judgement import LEVEL, conclude
 from act_harness.search.choose.select import Selection, refitted
 from act_harness.search.choose.sets import Place, SetMeasurement
 from act_harness.search.documents import Document
-from act_harness.search.processes import Processes
 from act_harness.search.recipe import Recipe, make_recipe
 from act_harness.support import atomic, provenance
+from act_harness.support.processes import Processes
 
 __all__ = ["RULES", "Tally", "World", "search_world", "simulate"]
 

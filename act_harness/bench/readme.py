@@ -1,7 +1,7 @@
-"""README's tables of speed and accuracy, made from the stored results: nothing is typed by hand.
+"""The pages' tables of speed and accuracy, made from the stored results: nothing is typed by hand.
 
     python -m act_harness.bench.readme            # print the tables
-    python -m act_harness.bench.readme --write    # put them into README.md
+    python -m act_harness.bench.readme --write    # put them into README.md and docs/measured.md
 
 Run it after the benchmarks or the reports were made anew. Every row names the file that its figures
 stand in, with the commit that was measured; weak figures come first. Rounding: two decimals below
@@ -19,16 +19,18 @@ from typing import Any, NamedTuple
 
 from act_harness.artifact import load_artifact
 from act_harness.bench.stock import LM_EVAL
+from act_harness.bench.summary import summary_table
 from act_harness.errors import InputError
 from act_harness.evidence.tables import Markup, markdown_table
 from act_harness.support import reading
 from act_harness.support.atomic import write_text
 
-__all__ = ["BLOCKS", "accuracy_table", "main", "replaced", "speed_table"]
+__all__ = ["PAGES", "accuracy_table", "main", "replaced", "speed_table"]
 
 BENCHMARKS = Path("results/benchmarks")
 REPORTS = Path("results/reports")
-BLOCKS = ("speed", "accuracy")
+PAGES = {"README.md": ("summary",), "docs/measured.md": ("speed", "accuracy")}
+"""Pages of a checkout, and the tables that are on each."""
 
 
 class Line(NamedTuple):
@@ -43,13 +45,13 @@ class Line(NamedTuple):
 
 
 def number(value: float) -> str:
-    """Return a figure as README shows it."""
+    """Return a figure as the pages show it."""
     size = abs(value)
     return f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 100 else f"{value:.0f}"
 
 
 def percent(value: float) -> str:
-    """Return a share as README shows it, in percent."""
+    """Return a share as the pages show it, in percent."""
     return f"{100 * value:.1f}"
 
 
@@ -279,37 +281,46 @@ def _range(draws: Sequence[dict[str, Any]], column: str) -> str:
     return f"{100 * min(changes):+.1f} to {100 * max(changes):+.1f}" if changes else "-"
 
 
-# -- README ----------------------------------------------------------------------------------------
+# -- the pages -------------------------------------------------------------------------------------
 
 
-def replaced(text: str, root: Path) -> str:
-    """Return README's text with both tables as the files have them.
+def replaced(page: str, text: str, root: Path) -> str:
+    """Return a page's text with its tables as the files have them.
+
+    Args:
+        page: One of :data:`PAGES`; links of its tables lead from there.
+        text: What stands on it now.
+        root: The checkout.
 
     Raises:
-        InputError: a mark is missing.
+        InputError: A mark is missing.
     """
-    made = {"speed": speed_table(root), "accuracy": accuracy_table(root)}
-    for block in BLOCKS:
+    tables = {"summary": summary_table, "speed": speed_table, "accuracy": accuracy_table}
+    up = "../" * page.count("/")
+    for block in PAGES[page]:
         before, first, rest = text.partition(f"<!-- {block}: ")
         mark, opened, rest = rest.partition("-->\n")
         _, last, after = rest.partition(f"<!-- end of {block} -->")
         if not (first and opened and last):
-            raise InputError(f"README has no marks around the table of {block}; put them back")
-        text = f"{before}{first}{mark}{opened}{made[block]}\n{last}{after}"
+            raise InputError(f"{page} has no marks around the table of {block}; put them back")
+        made = tables[block](root).replace("](results/", f"]({up}results/")
+        text = f"{before}{first}{mark}{opened}{made}\n{last}{after}"
     return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables, or write them into README."""
-    parser = argparse.ArgumentParser(description="README's tables from the stored results.")
+    """Print the tables, or write them into the pages."""
+    parser = argparse.ArgumentParser(description="The pages' tables from the stored results.")
     parser.add_argument("--root", type=Path, default=Path(), help="folder of the checkout")
-    parser.add_argument("--write", action="store_true", help="into README.md")
+    parser.add_argument("--write", action="store_true", help=f"into {' and '.join(PAGES)}")
     given = parser.parse_args(arguments)
     if given.write:
-        readme = given.root / "README.md"
-        write_text(readme, replaced(readme.read_text(encoding="utf-8"), given.root))
+        for page in PAGES:
+            path = given.root / page
+            write_text(path, replaced(page, path.read_text(encoding="utf-8"), given.root))
     else:
-        print(speed_table(given.root), accuracy_table(given.root), sep="\n\n")
+        made = (summary_table(given.root), speed_table(given.root), accuracy_table(given.root))
+        print(*made, sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from act_harness.search.compute.measure import Measurement
 from act_harness.search.compute.workbench import Workbench
 from act_harness.search.documents import Document, TaskDocuments
 from act_harness.search.ledger import SearchLedger
-from act_harness.search.processes import Processes
 from act_harness.search.recipe import Recipe
 from act_harness.search.run import kept_heads
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -38,6 +39,7 @@ from act_harness.cli.sinks import sinks
 from act_harness.cli.tasks import tasks
 from act_harness.errors import ActHarnessError, InputError, InternalError, one_line
 from act_harness.support.interruption import unwind_on_signals
+from act_harness.support.launcher import keep_quiet, launched
 from act_harness.support.places import remove_unused
 from act_harness.support.threads import wait_passively
 
@@ -53,7 +55,10 @@ _ORDER = (
     "eval", "search", "methods", "compare", "explore", "sinks", "report", "regress", "judge",
     "dashboard", "publish", "tasks", "fetch", "artifact", "bench", "run", "doctor", "tasks-path",
 )  # fmt: skip
-"""Commands as README introduces them; typer's order is that of the definitions, groups last."""
+"""Commands as docs/commands.md has them; typer's order is that of definitions, groups last."""
+
+_SHARED = ("eval", "run", "search", "regress")
+"""Commands whose work several processes share; of any other each would write the same files."""
 
 _NOBODY_READS = 141  # what shells give for a process that SIGPIPE ended
 
@@ -64,6 +69,16 @@ class _Commands(typer.core.TyperGroup):
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Return the commands as a reader needs them."""
         return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - click's
+        found = super().resolve_command(ctx, args)
+        count = launched().count
+        if count > 1 and found[0] not in _SHARED:
+            raise InputError(
+                f"{count} processes were started, and {found[0]} runs in one; start it without "
+                f"torchrun or accelerate launch ({', '.join(_SHARED)} share their work)"
+            )
+        return found
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's context; typer brings its own click
         try:
@@ -132,15 +147,37 @@ def main() -> NoReturn:
 def _tell(error: ActHarnessError | _StoppedError) -> int:
     """Say in one line what ended the command; return its exit code."""
     remove_unused()
+    place = _speak(error)
     if os.environ.get(_TRACEBACK, "") not in ("", "0"):
         traceback.print_exception(error)
-    print(f"act-harness: {one_line(error, limit=2000)}", file=sys.stderr)
+    print(f"act-harness{place}: {one_line(error, limit=2000)}", file=sys.stderr)
     return error.exit_code
+
+
+_loud: list[Callable[[], None]] = []
+"""How a process other than the first, which prints nothing, gets its standard error back."""
+
+
+def _take_place() -> None:
+    """Leave the printing to the first of several processes."""
+    _loud[:] = [keep_quiet()] if launched().rank else []
+
+
+def _speak(error: Exception) -> str:
+    """Have an error told, and say whose it is; what all on a machine find, its first one tells."""
+    if not _loud:
+        return ""
+    place = launched()
+    pressed = isinstance(error, _StoppedError) and error.exit_code == 128 + signal.SIGINT
+    if place.local == 0 or not (pressed or isinstance(error, InputError)):
+        _loud.pop()()
+    return f" (process {place.rank + 1} of {place.count})"
 
 
 def _run() -> NoReturn:
     try:
         try:
+            _take_place()
             code = app(prog_name="act-harness", standalone_mode=False)
         finally:
             _close_bars()
@@ -154,6 +191,7 @@ def _run() -> NoReturn:
     except Exception as error:  # noqa: BLE001 - exit code 1 is a verdict; a crash must not look so
         if hasattr(error, "format_message"):  # typer's own: click's, or its copy of click
             _wrong_call(error)
+        _speak(error)
         traceback.print_exc()
         sys.exit(InternalError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

@@ -88,8 +88,9 @@ _BENCHES = {
     "equality": "Log-likelihoods against stock, and one by one.",
     "rounding": "`hf-act` without heads against `hf`, in any dtype.",
     "random-scoring": "Random cases: shared, plain and reference scoring.",
+    "several": "Several GPUs against one: scores, search, text.",
     "coverage": "How often 95 % intervals hold the truth, simulated.",
-    "everything": "All that README's table of speed names, in parts.",
+    "everything": "All that the table of speed in docs names, in parts.",
 }
 _BENCH_EXAMPLES = {
     "attention": "--device cpu --dtype float32 --shapes 1x256 --rounds 3",
@@ -101,6 +102,7 @@ _BENCH_EXAMPLES = {
     "equality": "--model .demo/model --requests requests.json.gz --limit 8",
     "rounding": "--model .demo/model --tasks act_demo_word --dtype bfloat16 --limit 8",
     "random-scoring": "--cases 5000 --seed 0",
+    "several": "--devices 2 --cpu --pretrained .demo/model --tasks act_demo_word --only eval",
     "coverage": "--cases normal --units 5 --repetitions 50",
     "everything": "--model .demo/model --parts prefill --device cpu --rounds 1",
 }

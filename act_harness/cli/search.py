@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +23,7 @@ from act_harness.cli.options import (
     with_tracking,
 )
 from act_harness.cli.parsing import names
+from act_harness.support.launcher import launched
 from act_harness.tracking.tracker import TrackingSettings
 
 __all__ = ["search"]
@@ -143,7 +143,7 @@ def search(
         },
     )
     found = search_from_settings(settings)
-    if os.environ.get("RANK", "0") == "0":
+    if launched().rank == 0:
         print(found.summary())
         if tracking is not None and isinstance(found, SearchResult):
             from act_harness.search.report import track_search

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
 __all__ = ["Geometry"]
 
@@ -38,10 +38,12 @@ class Geometry:
     mask: Tensor | None = None  # (B or 1, 1, C, K) bool, the model's own; None: causal
     ids: Tensor | None = None  # (B, T) of the tokens, in a prefill; what target 'random' draws by
     span: Tensor | None = None  # (B, T) bool, in a prefill: the columns of target 'span'
-    scratched: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    scratched: dict[Hashable, Any] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     """What :meth:`scratch` has made, by key."""
 
-    def scratch(self, key: str, make: Callable[[], _Made]) -> _Made:
+    def scratch(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
         """Return what an engine derives from the geometry, made once for the layers that share it.
 
         Args:

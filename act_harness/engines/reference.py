@@ -80,20 +80,46 @@ def find_sinks(
     attention that column t gets. Columns that cannot be sinks have the ratio 0. Of target
     ``initial`` it is that token that is returned, and beside the sinks of target ``both``.
     """
-    column = torch.arange(sums.shape[-1], device=sums.device).expand_as(seen)
+    return _flagged(
+        sums, _eligible(seen, most, first, calibration, at_least, sums.dtype), calibration
+    )
+
+
+class _Eligible(NamedTuple):
+    """What decides which columns are sinks, apart from what they received."""
+
+    columns: Tensor  # (b, 1, ..., t) bool: those that can be one
+    rows: Tensor  # (b, 1, ..., t) that could see each, at least 1
+    threshold: Tensor  # (b, 1, ..., 1)
+    initial: Tensor | None  # (b, 1, ..., t) bool, of a target that the initial token is in
+
+
+def _eligible(
+    seen: Tensor,
+    most: Tensor,
+    first: Tensor,
+    calibration: Calibration,
+    at_least: int,
+    dtype: torch.dtype,
+) -> _Eligible:
+    column = torch.arange(seen.shape[-1], device=seen.device).expand_as(seen)
     target = member("target", calibration.target, COMPUTES)
-    initial = None
-    if target in ("initial", "both"):
-        initial = ((column == first) & (seen > 0)).expand_as(sums)
-        if target == "initial":
-            return initial, torch.zeros_like(sums)
-    most = most.clamp(min=1).to(sums.dtype)
+    initial = ((column == first) & (seen > 0)) if target in ("initial", "both") else None
+    most = most.clamp(min=1).to(dtype)
+    if target == "initial":  # of which nothing is detected
+        return _Eligible(seen > 0, seen, most, initial)
     member("rule", calibration.rule, COMPUTES)  # one that exists may be none of these
-    eligible = (seen >= calibration.required_rows(most, at_least=at_least)) & (seen > 0)
+    columns = (seen >= calibration.required_rows(most, at_least=at_least)) & (seen > 0)
     if member("protect", calibration.protect, COMPUTES) == "initial":
-        eligible = eligible & (column != first)
-    mean = sums / seen.clamp(min=1)
-    ratio = torch.where(eligible, mean / calibration.threshold(most), 0.0)
+        columns = columns & (column != first)
+    return _Eligible(columns, seen.clamp(min=1), calibration.threshold(most), initial)
+
+
+def _flagged(sums: Tensor, can: _Eligible, calibration: Calibration) -> tuple[Tensor, Tensor]:
+    initial = None if can.initial is None else can.initial.expand_as(sums)
+    if initial is not None and calibration.target == "initial":
+        return initial, torch.zeros_like(sums)
+    ratio = torch.where(can.columns, sums / can.rows / can.threshold, 0.0)
     sinks = ratio > 1
     if member("protect", calibration.protect, COMPUTES) == "first-flagged":
         lowest = sinks & (sinks.cumsum(dim=-1) == 1)
@@ -120,11 +146,14 @@ def prompt_target(sums: Tensor, geometry: Geometry, plan: LayerPlan) -> tuple[Te
         given = last_columns(geometry, calibration.count).expand(sums.shape)
     if given is not None:
         return given, torch.zeros_like(sums)
-    seen, most = geometry.prompt_census
-    first = geometry.first[:, None, None]
-    sinks, ratio = find_sinks(
-        sums, seen[:, None], most=most[:, None, None], first=first, calibration=calibration
-    )
+
+    def eligible() -> _Eligible:
+        seen, most = geometry.prompt_census
+        first = geometry.first[:, None, None]
+        return _eligible(seen[:, None], most[:, None, None], first, calibration, 1, sums.dtype)
+
+    can = geometry.scratch(("eligible", calibration, sums.dtype), eligible)
+    sinks, ratio = _flagged(sums, can, calibration)
     if target == "last":
         return last_columns(geometry, sinks.sum(dim=-1)), ratio
     if target == "random":

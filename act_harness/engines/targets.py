@@ -65,13 +65,14 @@ def drawn_columns(geometry: Geometry, plan: LayerPlan, count: Tensor) -> Tensor:
     if plan.calibration.draw == "anew":
         whole = (token * prompt).sum(dim=1, keepdim=True)  # each holds its position: order counts
         token = _hashed(token, whole)
-    heads = ids.new_tensor([plan.layer << 32 | head for head in plan.heads])
+    heads = ids.new_tensor([plan.layer << 32 | plan.first_head + head for head in plan.heads])
     rank = _hashed(token[:, None], heads[None, :, None])  # (b, h, t)
     column = torch.arange(geometry.total, device=ids.device)
     eligible = prompt & (column != geometry.first[:, None])
     rank = rank.masked_fill(~eligible[:, None], torch.iinfo(torch.long).max)
-    order = rank.argsort(dim=-1, stable=True).argsort(dim=-1)  # place of each column among them
-    return eligible[:, None] & (order < count[..., None])
+    last = (count - 1).clamp(0, geometry.total - 1)[..., None]
+    bound = rank.sort(dim=-1).values.gather(-1, last)  # (b, h, 1) the highest rank that is drawn
+    return eligible[:, None] & (rank <= bound) & (count > 0)[..., None]
 
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_harness.artifact import load_artifact, resolve_artifact
+from act_harness.attention.parallel import refuse_parts
 from act_harness.calibration import preset
 from act_harness.errors import InputError, TaskError
 from act_harness.exploration.effects import text_document
@@ -147,7 +148,9 @@ def load_model(given: Mapping[str, Any]) -> CalibratedHFLM:
     """Load the stock model as an evaluation would."""
     from act_harness.model import CalibratedHFLM
 
-    return CalibratedHFLM(artifact="none", **given)
+    lm = CalibratedHFLM(artifact="none", **given)
+    refuse_parts(lm.model, "an exploration")
+    return lm
 
 
 def task_documents(

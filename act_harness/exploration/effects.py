@@ -22,7 +22,6 @@ from act_harness.engines import select_engine
 from act_harness.errors import UnsupportedModelError
 from act_harness.exploration.maps import last_logits
 from act_harness.search.compute.exact import ChunkPass
-from act_harness.search.compute.layout import Layout
 from act_harness.search.compute.workbench import Workbench
 from act_harness.search.documents import Document
 
@@ -162,7 +161,7 @@ def _by_exact_pass(
     bar: Any,  # noqa: ANN401 - tqdm has no types
 ) -> None:
     share = calibration.decode != "running"
-    layout = Layout.of([document], device=bench.device, share=share)
+    layout = bench.lay_out([document], share=share)
     rows = _PACK_TOKENS.get(bench.device.type, 8 * _PACK_TOKENS["cpu"])
     passing = ChunkPass(
         bench,

@@ -12,6 +12,7 @@ import torch
 
 from act_harness.artifact import load_artifact
 from act_harness.attention import model_facts
+from act_harness.attention.parallel import refuse_parts
 from act_harness.calibration import Calibration, HeadStrength, preset
 from act_harness.errors import InputError, UnsupportedModelError, one_line
 from act_harness.exploration.effects import answer_scores, head_scores, margin, text_document
@@ -163,6 +164,7 @@ def explore_document(
     check_count(exact, "exact")
     if len(document.requests) < 2:
         raise InputError(f"{title} has {len(document.requests)} answer, expected two or more")
+    refuse_parts(model, "an exploration")
     facts = model_facts(model, tokenizer)
     if artifact is not None:
         artifact.verify(facts)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from act_harness.attention.head_set import head_set
 from act_harness.attention.lifecycle import prepare
+from act_harness.attention.parallel import refuse_parts
 from act_harness.attention.placement import input_device
 from act_harness.calibration import LayerPlan
 from act_harness.engines.operation import EngineResult, LayerState, unsupported
@@ -220,6 +221,7 @@ class Observation:
         tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
     ) -> None:
         """Check the model and the heads; see :func:`observe`."""
+        refuse_parts(model, "a look at its maps")
         own: dict[int, dict[int, Any]] = {}
         if artifact is not None:
             calibration = artifact.calibration

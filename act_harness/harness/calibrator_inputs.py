@@ -138,12 +138,14 @@ class InputsOfArm:
         """
         if not set(self.names) - {"batch"}:
             return {}
-        counters = self.lm.counters  # further prompts are no part of what was evaluated
-        self.lm.counters = type(counters)()
+        # Further prompts are no part of what was evaluated.
+        counters, requests = self.lm.counters, self.lm.requests
+        self.lm.counters, self.lm.requests = type(counters)(), []
         try:
-            found = self._of_tasks(tasks, samples)
+            with self.lm.alone():
+                found = self._of_tasks(tasks, samples)
         finally:
-            self.lm.counters = counters
+            self.lm.counters, self.lm.requests = counters, requests
         for (name, why), without in self._left_out.items():
             _logger.warning("no %s for %s: %s", name, ", ".join(without), why)
         self._left_out.clear()

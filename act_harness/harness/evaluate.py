@@ -10,10 +10,11 @@ runs; the averages and their spread are reported beside the pairs.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -237,6 +238,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     _check_samples(tasks or [], settings.samples)
     places.prepare_folder(settings.output)
     lm, artifact = load_model(settings)
+    _leave_out_idle(lm, tasks or [], settings)
     _check_template(lm, settings)
     _check_generation(lm, artifact, tasks or [], settings.gen_kwargs)
     _warn_of_other_prompts(artifact, settings)
@@ -245,7 +247,7 @@ def _run(settings: EvalSettings) -> EvalOutcome:
         labelled = labelled_documents(lm, artifact, selection, leaf_tasks(selection))
     model = places.file_name(Path(str(lm.pretrained)).name)
     stamp = datetime.now().isoformat(timespec="seconds").replace(":", "-")
-    folders = {} if lm.rank != 0 else _new_folders(settings.output, model, artifact, stamp)
+    folders = {} if not lm.leads else _new_folders(settings.output, model, artifact, stamp)
     try:
         with saved(lambda: _what_is_saved(folders)):
             return _run_arms(settings, lm, artifact, selection, tasks, folders, stamp, labelled)
@@ -304,7 +306,7 @@ def _run_arms(
             first = settings.write_out and not scores
             results = _evaluate(lm, settings, selection, seed, tasks, labelled, write_out=first)
             tasks = None  # they hold this arm's requests; the next one builds its own
-            if results is None:  # the first process has them all
+            if results is None or not lm.leads:  # the first process has them all
                 continue
             not_finite += len(lm.counters.not_finite)
             if arm == "act":
@@ -313,10 +315,10 @@ def _run_arms(
             place.mkdir(exist_ok=True)
             write_run(results, place, stamp)
             scores = scores or scores_of(results)
-        if artifact is not None and lm.rank == 0 and not settings.predict_only:
+        if artifact is not None and lm.leads and not settings.predict_only:
             pair = [folders[arm] / f"seed-{seed}" if several else folders[arm] for arm in arms]
             comparisons[seed] = compare(pair[0], pair[1])
-    if lm.rank != 0:  # nothing to report here, and nothing went wrong
+    if not lm.leads:  # nothing to report here, and nothing went wrong
         raise SystemExit(0)
     report = None
     averages = seed_averages(comparisons) if len(comparisons) > 1 else ()
@@ -458,6 +460,40 @@ def _check_samples(tasks: Sequence[Any], samples: Mapping[str, Sequence[int]] | 
             )
 
 
+def _leave_out_idle(lm: CalibratedHFLM, tasks: Sequence[Any], settings: EvalSettings) -> None:
+    """Let no more processes take part than the smallest task has documents.
+
+    lm-eval deals out each task's documents by itself and fails in a process that gets none.
+
+    Raises:
+        SystemExit: With status 0, on a process that is left out.
+    """
+    if lm.world_size == 1:
+        return
+    fewest = min((_documents(task, settings) for task in _leaves(tasks)), default=1)
+    if fewest >= lm.world_size:
+        return
+    taking_part = lm.processes.first(max(1, fewest))
+    if taking_part is None:
+        raise SystemExit(0)
+    warnings.warn(
+        f"a task has {fewest} documents, so {taking_part.count} of {lm.world_size} processes run",
+        stacklevel=2,
+    )
+    lm.share_work(taking_part)
+
+
+def _documents(task: Any, settings: EvalSettings) -> int:  # noqa: ANN401 - lm-eval's Task
+    """Return how many documents of a task are asked for."""
+    if settings.samples is not None and task.task_name in settings.samples:
+        return len(settings.samples[task.task_name])
+    there = len(task.eval_docs)
+    if settings.limit is None:
+        return there
+    wanted = settings.limit if settings.limit >= 1 else math.ceil(there * settings.limit)
+    return min(there, int(wanted))
+
+
 def _leaves(tasks: Sequence[Any]) -> list[Any]:
     """Return the tasks among lm-eval's task and group objects, and in the groups."""
     from lm_eval.api.group import Group
@@ -524,7 +560,13 @@ def _evaluate(
     import lm_eval
 
     built = tasks or load_tasks(selection)
-    with _few_resamples(), _hashes_of_any_text(), running("the evaluation"):
+    with (
+        _setting("DISABLE_MULTIPROC", "1"),  # no process for every core, for a hundred draws
+        # a model's processes ask all that follows together; lm-eval answers the first one alone
+        _setting("LOCAL_RANK", "0") if lm.head_group.is_split else nullcontext(),
+        _hashes_of_any_text(),
+        running("the evaluation"),
+    ):
         results = lm_eval.simple_evaluate(
             model=lm,
             tasks=built,
@@ -538,7 +580,7 @@ def _evaluate(
             gen_kwargs=dict(settings.gen_kwargs) or None,
             log_samples=True,
             predict_only=settings.predict_only,
-            write_out=write_out,
+            write_out=write_out and lm.leads,
             confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
             task_manager=selection.manager,
             random_seed=settings.seed,
@@ -561,11 +603,10 @@ intervals of the comparison; standard errors of means have a formula and cost no
 
 
 @contextmanager
-def _few_resamples() -> Iterator[None]:
-    """Keep lm-eval from starting a process for every core, for a hundred draws."""
-    name = "DISABLE_MULTIPROC"
+def _setting(name: str, value: str) -> Iterator[None]:
+    """Have a variable of the environment inside the block."""
     before = os.environ.get(name)
-    os.environ[name] = "1"
+    os.environ[name] = value
     try:
         yield
     finally:

@@ -91,7 +91,7 @@ class Session:
         tasks: dict[str, dict[str, TaskRecord]] = {}
         arms = {}
         with (
-            tqdm(self.artifacts, desc=title, unit="arm", disable=self.lm.rank != 0) as bar,
+            tqdm(self.artifacts, desc=title, unit="arm", disable=not self.lm.leads) as bar,
             _threads(varied.threads),
             _reversed(self.lm, varied.reverse),
             running(f"suite {self.suite.name}"),
@@ -117,7 +117,7 @@ class Session:
         Raises:
             SystemExit: With status 0, on the others: there is nothing to report there.
         """
-        if self.lm.rank != 0:
+        if not self.lm.leads:
             raise SystemExit(0)
 
     def _evaluate(self) -> dict[str, Any] | None:

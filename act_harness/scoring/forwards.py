@@ -26,6 +26,7 @@ from act_harness.attention import Attachment, select_cache, stock_model
 from act_harness.attention.capabilities import capabilities_of
 from act_harness.attention.packing import Packing, Rows, positions_of
 from act_harness.attention.packing_trial import packed_forward, packs_segments
+from act_harness.attention.parallel import HeadGroup
 from act_harness.attention.placement import input_device
 from act_harness.engines.segments import Capacity, lay_out, upload
 from act_harness.errors import InternalError, UnsupportedModelError
@@ -110,6 +111,7 @@ class Forwards:
         self.forward_context = forward_context
         self.work = Work()
         self.device = input_device(model)
+        self._together = HeadGroup.of(model).out_of_memory_together
         self.pads_left = capabilities_of(model).window.value is not None
         """On which side :meth:`prefill` pads; what extends a cache may need other pads."""
 
@@ -301,7 +303,7 @@ class Forwards:
         numbers[:count] = tokens
         numbers[capacity.tokens : capacity.tokens + count] = positions_of(lengths, answers)
         numbers[2 * capacity.tokens :] = lay_out(lengths, prompts, answers, capacity)
-        with torch.no_grad():
+        with torch.no_grad(), self._together():
             found = self._packed.run(numbers, capacity, prompts)
             picked = found.hidden[upload(np.asarray(wanted), self.device)]
             told = BatchResult()
@@ -344,7 +346,7 @@ class Forwards:
 
     def read(self, logits: Logits, rows: Sequence[int], tokens: Sequence[int]) -> RowScores:
         """Start to read log-probability and greediness of ``tokens[i]`` in row ``rows[i]``."""
-        with torch.no_grad(), self.forward_context():
+        with torch.no_grad(), self._together(), self.forward_context():
             return logits.read(rows, tokens, dtype=self.softmax_dtype)
 
     def mark(self) -> Callable[[], None]:
@@ -371,6 +373,7 @@ class Forwards:
         self.work.scored_rows += len(places)
         with (
             torch.no_grad(),
+            self._together(),
             self.forward_context(),
             rows_only(self.model, places, keep=bare) as picked,
         ):

@@ -27,6 +27,7 @@ from act_harness.attention.capabilities import Answer, GraphKind, capabilities_o
 from act_harness.attention.facts import decoder_of
 from act_harness.attention.packing import Packing
 from act_harness.attention.packing_trial import packed_forward
+from act_harness.attention.parallel import HeadGroup
 from act_harness.attention.placement import input_device
 from act_harness.attention.rounding import alike
 from act_harness.engines.segments import Capacity, Segments, upload
@@ -165,7 +166,9 @@ class PackedForwards:
         self._planned: dict[Capacity, Capacity] = {}  # shared capacity of each exact one
         self._capture: GraphCapture | None = None
         self._graphs: dict[Capacity, _Graph] = {}
-        self._refusal = ""
+        self._refusal = (
+            "its processes would have to record together" if HeadGroup.of(model).is_split else ""
+        )
         self._seconds = layer_seconds(model, 1)
 
     def plan(self, capacities: Sequence[Capacity]) -> None:

@@ -29,7 +29,6 @@ from act_harness.search.compute.measure import Work
 from act_harness.search.compute.objective import check_documents, has_fixed_choices
 from act_harness.search.compute.read_rows import tokens_of
 from act_harness.search.ledger import SearchLedger
-from act_harness.search.processes import Processes
 from act_harness.search.progress import Phase, Progress
 from act_harness.search.recipe import Controls
 from act_harness.search.record import (
@@ -41,6 +40,7 @@ from act_harness.search.record import (
 )
 from act_harness.search.tuning import Tuning, looked_at, reading_of, short, work_of_an_epoch
 from act_harness.support.interruption import saved
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,6 +12,7 @@ import torch
 from act_harness.artifact import load_artifact
 from act_harness.attention import model_facts
 from act_harness.attention.load import load_plain_model, load_plain_tokenizer
+from act_harness.attention.parallel import refuse_parts
 from act_harness.errors import RecipeError
 from act_harness.search.documents import (
     Prompting,
@@ -25,7 +26,9 @@ from act_harness.search.recipe import Recipe, load_recipe, make_recipe
 from act_harness.search.run import SearchResult, run_search
 from act_harness.support import places
 from act_harness.support.checks import check_count, check_kind, check_seed
+from act_harness.support.launcher import launched
 from act_harness.support.model_arguments import check_vocabulary, model_arguments
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -295,7 +298,9 @@ def _arguments(settings: SearchSettings) -> dict[str, Any]:
 def _load_model(given: dict[str, Any]) -> CalibratedHFLM:
     from act_harness.model import CalibratedHFLM
 
-    return CalibratedHFLM(artifact="none", **given)
+    lm = CalibratedHFLM(artifact="none", **given)
+    refuse_parts(lm.model, "the search")
+    return lm
 
 
 def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]:
@@ -307,6 +312,8 @@ def _plain_model(settings: SearchSettings) -> tuple[PreTrainedModel, ModelFacts]
     given = model_arguments(settings.pretrained, text, device=settings.device)
     folder, dtype = str(given.pop("pretrained")), given.pop("dtype", "auto")
     device = given.pop("device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
+    if Processes.join().count > 1 and str(device).startswith("cuda"):
+        device = f"cuda:{launched().local}"
     if given:
         raise RecipeError(
             f"with prepared documents the model takes pretrained and dtype only, got {list(given)}"

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from act_harness.search.choose.select import Selection
     from act_harness.search.compute.measure import Work
     from act_harness.search.documents import TaskDocuments
-    from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
+    from act_harness.support.processes import Processes
 
 __all__ = [
     "SearchResult",

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from act_harness.errors import InputError
-from act_harness.search.processes import Processes
+from act_harness.support.processes import Processes
 from act_harness.tracking import values as tracked
 from act_harness.tracking.arms import log_artifact
 from act_harness.tracking.wandb_run import open_tracker

@@ -21,7 +21,6 @@ from act_harness.search.choose.sets import ModelSets, SetMeasurement, try_all_he
 from act_harness.search.compute.measure import Measurement
 from act_harness.search.compute.workbench import Workbench
 from act_harness.search.ledger import SearchLedger
-from act_harness.search.processes import Processes
 from act_harness.search.progress import Progress, phases_of
 from act_harness.search.record import (
     SearchResult,
@@ -33,6 +32,7 @@ from act_harness.search.record import (
     stable_content,
 )
 from act_harness.support.interruption import saved
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -29,11 +29,11 @@ from act_harness.search.compute.training import score_rows
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.methods.arms import Arm, parts_of
 from act_harness.search.methods.table import Table, make_table
-from act_harness.search.processes import Processes
 from act_harness.search.progress import Phase, Progress
 from act_harness.search.record import ledger_folder
 from act_harness.search.tuning import Tuning
 from act_harness.support import atomic, provenance, reading
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,14 +98,18 @@ class PartOfSinks(StrengthenedModel):
     """Columns that strengths acted on, over all layers, heads and forwards so far."""
     _last: tuple[Forward, Tensor] | None = None
 
-    def _columns(self, layer: int, run: Forward, call: AttentionCall) -> tuple[Tensor, ...]:
+    def _columns(
+        self, layer: int, run: Forward, call: AttentionCall, visible: Tensor | None
+    ) -> tuple[Tensor, ...]:
         if self.part == "all":
-            return self._counted(super()._columns(layer, run, call))
+            return self._counted(super()._columns(layer, run, call, visible))
         if self._last is None or self._last[0] is not run:
             own = self.parts.columns(self.part, run.batch.ids, run.batch.prompt)
             self._last = run, own[:, None]
         own = self._last[1]
-        return self._counted(tuple(one & own for one in super()._columns(layer, run, call)))
+        return self._counted(
+            tuple(one & own for one in super()._columns(layer, run, call, visible))
+        )
 
     def _counted(self, found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():  # counting waits for the device, which tuning need not

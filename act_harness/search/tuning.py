@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from act_harness.search.compute.gradient import StrengthenedModel
     from act_harness.search.documents import Document, TaskDocuments
     from act_harness.search.ledger import SearchLedger
-    from act_harness.search.processes import Processes
     from act_harness.search.progress import Progress
     from act_harness.search.recipe import Recipe
+    from act_harness.support.processes import Processes
 
 __all__ = ["Tuning", "looked_at", "reading_of", "short", "work_of_an_epoch"]
 

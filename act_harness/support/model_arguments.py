@@ -31,6 +31,7 @@ from act_harness.errors import (
 )
 from act_harness.support import reading
 from act_harness.support.checks import check_batch_size, check_count
+from act_harness.support.launcher import launched
 
 __all__ = [
     "LEAST_LENGTH",
@@ -181,11 +182,20 @@ def check_arguments(pretrained: Any, given: Mapping[str, Any]) -> None:  # noqa:
 
 def _check_spread(given: Mapping[str, Any]) -> None:
     """Refuse what names no way to spread a model over devices, and say where it does nothing."""
-    if given.get("tp_plan") is not None:
-        raise InputError(
-            "tp_plan gives each process a part of the heads, which hf-act names over the whole "
-            "model; use parallelize=True, or --model hf"
-        )
+    plan = given.get("tp_plan")
+    if plan is not None:
+        if plan != "auto" and not isinstance(plan, Mapping):
+            hint = suggestion(str(plan), ["auto"])
+            raise InputError(
+                f"tp_plan={one_line(str(plan))} is unknown, expected auto, or a mapping of modules "
+                f"to transformers' styles{hint}"
+            )
+        for name in ("parallelize", "peft", "delta", "autogptq", "gptqmodel", "gguf_file"):
+            if given.get(name):
+                raise InputError(
+                    f"tp_plan and {name} cannot be used together: heads are split while plain "
+                    f"weights are read; leave one of them out"
+                )
     wanted = given.get("device_map")
     if wanted is None:
         return
@@ -207,6 +217,22 @@ def _check_spread(given: Mapping[str, Any]) -> None:
             )
     if not given.get("parallelize"):
         warnings.warn("device_map does nothing without parallelize=True", stacklevel=4)
+
+
+def usable_tp_plan(given: Mapping[str, Any]) -> Any:  # noqa: ANN401 - what a user gave
+    """Return ``tp_plan``, but None in one process, which holds the whole model without it.
+
+    Warns:
+        UserWarning: It was asked for and does nothing.
+    """
+    wanted = given.get("tp_plan")
+    if wanted is None or launched().count > 1:
+        return wanted
+    warnings.warn(
+        "tp_plan does nothing in one process; start several with torchrun --nproc-per-node N",
+        stacklevel=3,
+    )
+    return None
 
 
 def usable_parallelize(given: Mapping[str, Any]) -> Any:  # noqa: ANN401 - what a user gave

@@ -10,7 +10,6 @@ from act_harness.attention import attach, calibrated, detach
 from act_harness.attention.facts import base_model
 from act_harness.errors import UnsupportedModelError
 from act_harness.scoring.scorer import Item, Scorer
-from act_harness.search.compute.workbench import Workbench
 
 accelerate = pytest.importorskip("accelerate", reason="the package accelerate is not installed")
 
@@ -92,17 +91,6 @@ def test_a_model_without_weights_is_refused(tiny, make_artifact):
         attach(model, artifact)
     with pytest.raises(UnsupportedModelError, match="on the meta device, where there are no"):
         Scorer(model)
-
-
-def test_heads_that_are_split_over_processes_are_refused(tiny, make_artifact):
-    """Heads 0 and 1 of the head set were calibrated in each process, which has 2 of 4."""
-    model = tiny()
-    artifact = make_artifact(model, {0: (0, 1)})
-    model._tp_size = 2
-    with pytest.raises(UnsupportedModelError, match="over 2 processes, each of which has a part"):
-        attach(model, artifact)
-    with pytest.raises(UnsupportedModelError, match="over 2 processes"), Workbench(model):
-        pass
 
 
 def test_a_compiled_wrapper_is_the_model_in_it(tiny, make_artifact):

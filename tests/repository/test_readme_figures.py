@@ -1,8 +1,8 @@
-"""README's figures: each one stands in the file that its row names.
+"""The pages' figures: each one stands in the file that its row names.
 
 Two checks that do not know of each other. The tables are what the stored results give, to the
 letter; and, read by this file alone, every figure of a row is some number of the tables or arms of
-the JSON file that the row links to, rounded to the digits that README shows (shares of accuracy
+the JSON file that the row links to, rounded to the digits that are shown (shares of accuracy
 also in percent).
 """
 
@@ -19,9 +19,9 @@ import pytest
 from installed import REPOSITORY
 
 from act_harness.artifact import Artifact, ModelFacts, load_artifact, shipped_artifacts
-from act_harness.bench import readme
+from act_harness.bench import readme, summary
 from act_harness.calibration import Calibration
-from act_harness.errors import InputError
+from act_harness.errors import InputError, ResultError
 
 FIGURE = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.-])")
 LINK = re.compile(r"\[[^]]+\]\(([^)]+\.json)\)")
@@ -55,21 +55,31 @@ def stands(figure: str, known: set[float]) -> bool:
     return any(abs(number - float(written)) <= half for number in known)
 
 
-def unsupported(text: str, root: Path = REPOSITORY) -> list[str]:
-    """Figures of README's tables that their files do not hold, and rows without a file."""
+COLUMNS = {"summary": [1], "speed": [2], "accuracy": [1, 2]}
+BLOCKS = [(page, block) for page, blocks in readme.PAGES.items() for block in blocks]
+
+
+def the(page: str) -> str:
+    return (REPOSITORY / page).read_text(encoding="utf-8")
+
+
+def unsupported(page: str, text: str) -> list[str]:
+    """Figures of a page's tables that their files do not hold, and rows without a file."""
     wrong = []
-    for block, columns in (("speed", [2]), ("accuracy", [1, 2])):
+    for block in readme.PAGES[page]:
+        columns = COLUMNS[block]
         rows = rows_of(text, block)
         if not rows:
             wrong.append(f"{block}: no rows")
         for row in rows:
             linked = LINK.search(row[-1])
-            if linked is None or not (root / linked[1]).is_file():
+            file = REPOSITORY / Path(page).parent / (linked[1] if linked else "")
+            if not file.is_file():
                 wrong.append(f"{block}: no file for {row[0]}")
                 continue
-            content = json.loads((root / linked[1]).read_text(encoding="utf-8"))
-            known = set(numbers_of(content.get("tables", content.get("arms"))))
-            known |= {100 * number for number in known} if block == "accuracy" else set()
+            content = json.loads(file.read_text(encoding="utf-8"))
+            known = set(numbers_of(content.get("tables", content.get("arms", content))))
+            known |= {100 * number for number in known} if "arms" in content else set()
             for column in columns:
                 # Sizes in brackets of the speed table name the row's inputs and are numbers too.
                 found = FIGURE.findall(row[column])
@@ -79,42 +89,48 @@ def unsupported(text: str, root: Path = REPOSITORY) -> list[str]:
     return wrong
 
 
-def the_readme() -> str:
-    return (REPOSITORY / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_every_figure_stands_in_the_file_it_names(page):
+    assert unsupported(page, the(page)) == []
 
 
-def test_every_figure_stands_in_the_file_it_names():
-    assert unsupported(the_readme()) == []
-
-
-def test_the_tables_are_what_the_files_give():
-    text = the_readme()
-    assert readme.replaced(text, REPOSITORY) == text, (
-        "README is not what results/ gives: python -m act_harness.bench.readme --write"
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_the_tables_are_what_the_files_give(page):
+    text = the(page)
+    assert readme.replaced(page, text, REPOSITORY) == text, (
+        f"{page} is not what results/ gives: python -m act_harness.bench.readme --write"
     )
 
 
 @pytest.mark.parametrize(
-    ("block", "row", "column"), [("speed", 0, 2), ("speed", -1, 2), ("accuracy", 1, 2)]
+    ("page", "block", "row", "column"),
+    [
+        ("README.md", "summary", 0, 1),
+        ("README.md", "summary", -1, 1),
+        ("docs/measured.md", "speed", 0, 2),
+        ("docs/measured.md", "speed", -1, 2),
+        ("docs/measured.md", "accuracy", 1, 2),
+    ],
 )
-def test_a_figure_that_no_file_holds_is_found(block, row, column):
+def test_a_figure_that_no_file_holds_is_found(page, block, row, column):
     """The check itself: another last digit in one figure does not pass."""
-    text = the_readme()
+    text = the(page)
     cell = rows_of(text, block)[row][column]
     figure = FIGURE.findall(cell)[0]
     forged = f"{float(figure) + 7.77:.2f}"
     changed = text.replace(cell, cell.replace(figure, forged, 1), 1)
-    assert [one for one in unsupported(changed) if one.startswith(f"{block}: {forged} ")]
+    assert [one for one in unsupported(page, changed) if one.startswith(f"{block}: {forged} ")]
     with pytest.raises(AssertionError):
-        assert readme.replaced(changed, REPOSITORY) == changed
+        assert readme.replaced(page, changed, REPOSITORY) == changed
 
 
-def test_a_row_must_name_a_file_that_is_there():
-    text = the_readme()
-    link = LINK.search(rows_of(text, "speed")[0][-1])
+@pytest.mark.parametrize(("page", "block"), BLOCKS)
+def test_a_row_must_name_a_file_that_is_there(page, block):
+    text = the(page)
+    link = LINK.search(rows_of(text, block)[0][-1])
     assert link is not None
     changed = text.replace(link[1], "results/benchmarks/none.json")
-    assert any("no file for" in one for one in unsupported(changed))
+    assert any("no file for" in one for one in unsupported(page, changed))
 
 
 def test_rounding_by_value():
@@ -200,10 +216,10 @@ def test_accuracy_that_is_not_shown_comes_first(tmp_path):
 
 
 def test_what_is_not_shown_in_the_table_is_not_in_the_artifact():
-    """What README's table says of a shipped set, its own record (and so doctor) says too."""
+    """What the table says of a shipped set, its own record (and so doctor) says too."""
     shipped = {name.rpartition("/")[2]: path for name, path in shipped_artifacts().items()}
     found = 0
-    for row in rows_of(the_readme(), "accuracy"):
+    for row in rows_of(the("docs/measured.md"), "accuracy"):
         path = shipped.get(row[0].split(",")[0])
         if path is None:  # random sets, and parts of a set
             continue
@@ -219,5 +235,34 @@ def test_what_is_not_shown_in_the_table_is_not_in_the_artifact():
 
 
 def test_marks_that_are_gone_are_an_error(tmp_path):
-    with pytest.raises(InputError, match="no marks around the table of speed"):
-        readme.replaced("# README", tmp_path)
+    with pytest.raises(InputError, match=r"measured.md has no marks around the table of speed"):
+        readme.replaced("docs/measured.md", "# Figures", tmp_path)
+
+
+def test_the_short_table_has_the_weakest_gain_first_and_every_split(tmp_path):
+    place = tmp_path / "a.json"
+    arms = [{"name": "x", "raw": {"difference": 0.02, "interval": [0.011, 0.03]}}]
+    place.write_text(json.dumps({"d": {"1": [5, 4, 6], "2": [0.7, -0.5, 1.9]}, "arms": arms}))
+    (tmp_path / "b.json").write_text(
+        json.dumps({"tables": [
+            {"columns": ["variant", "ratio"],
+             "rows": [["stock", 1], ["act x", 1.2], ["act y", 0.9]]},
+            {"columns": ["other"], "rows": [[7]]},
+        ]})
+    )  # fmt: skip
+    gains = (
+        summary.Gain("arm", "a.json", (("arms", "x", "raw"),)),
+        summary.Gain("splits", "a.json", (("d", "1"), ("d", "2"))),
+    )
+    costs = (summary.Cost("cost", "b.json", "ratio", "act"),)
+    table = summary.summary_table(tmp_path, gains, costs)
+    assert [line.strip("| ").split(" | ")[:2] for line in table.splitlines()[2:]] == [
+        ["splits", "+0.7 (-0.5 to 1.9, not shown); +5.0 (4.0 to 6.0)"],
+        ["arm", "+2.0 (1.1 to 3.0)"],
+        ["cost", "0.90 to 1.20"],
+    ]
+    for wrong in (("d", "3"), ("arms", "y", "raw"), ("e", "1")):
+        with pytest.raises(ResultError, match=r"a\.json has no "):
+            summary.summary_table(tmp_path, (summary.Gain("none", "a.json", (wrong,)),), ())
+    with pytest.raises(ResultError, match=r"b\.json has no column 'speed'"):
+        summary.summary_table(tmp_path, (), (summary.Cost("none", "b.json", "speed"),))

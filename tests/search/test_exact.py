@@ -56,9 +56,7 @@ def exact_scores(model, docs, calibration, strengths, *, chunk_tokens=1 << 12, p
     found, counts, order = [], [], []
     with Workbench(model) as bench:
         for chunk in chunks_of(docs, chunk_tokens):
-            layout = Layout.of(
-                chunk.documents, device=bench.device, share=calibration.decode != "running"
-            )
+            layout = bench.lay_out(chunk.documents, share=calibration.decode != "running")
             run = ChunkPass(
                 bench,
                 layout,

@@ -18,11 +18,11 @@ from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.objective import objective_loss
 from act_harness.search.compute.training import Training
 from act_harness.search.documents import Document
-from act_harness.search.processes import Processes
 from act_harness.search.recipe import make_recipe
 from act_harness.search.run import stable_content
 from act_harness.search.tuning import looked_at
 from act_harness.support.atomic import canonical_json
+from act_harness.support.processes import Processes
 
 
 def test_objectives_by_hand():

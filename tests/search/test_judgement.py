@@ -12,7 +12,7 @@ from act_harness.search.choose.effects import HeadEffect
 from act_harness.search.choose.judgement import LEVEL, conclude, describe, judgement
 from act_harness.search.choose.select import Selection
 from act_harness.search.choose.sets import Outcome, SetMeasurement, make_heads
-from act_harness.search.processes import Processes
+from act_harness.support.processes import Processes
 
 
 def changed(gained, lost, kept=30):

@@ -21,7 +21,7 @@ LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
 
 
-def child(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
+def child(*arguments: str, launcher: tuple[str, ...] = (), dies: bool = False) -> str:
     environment = {
         **os.environ,
         "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{TESTS}",
@@ -36,8 +36,8 @@ def child(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert (done.returncode != 0) == dies, done.stderr
+    return done.stderr if dies else done.stdout
 
 
 def found_in(folder):
@@ -81,6 +81,17 @@ def test_two_processes_give_the_artifact_of_one(tmp_path, undisturbed):
     child("join", "screened", str(tmp_path), launcher=LAUNCHER)
     assert found_in(tmp_path) == undisturbed
     assert len(list((tmp_path / "ledgers").glob("*/part-*.jsonl"))) == 2
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_one_of_its_processes_was_killed(tmp_path, undisturbed):
+    """torchrun ends the other one; both start again from what was measured."""
+    told = child("join", "screened", str(tmp_path), "2", launcher=LAUNCHER, dies=True)
+    assert "Signal 9 (SIGKILL)" in told
+    assert told.count("Traceback") <= 1  # torchrun's own
+    assert not (tmp_path / "out.json").exists()
+    child("join", "screened", str(tmp_path), launcher=LAUNCHER)
+    assert found_in(tmp_path) == undisturbed
 
 
 @needs_fork

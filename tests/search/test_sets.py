@@ -17,7 +17,7 @@ from act_harness.attention import calibrated, model_facts
 from act_harness.bench.null_search import _Memory
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.choose.sets import ModelSets, SetMeasurement
-from act_harness.search.processes import Processes
+from act_harness.support.processes import Processes
 
 
 def through_the_adapter(model, docs, heads, given, strengths=None):

@@ -39,6 +39,8 @@ from act_harness.support.provenance import sha256_json, versions
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
+    from act_harness.attention.parallel import HeadGroup
+
 __all__ = ["Conversation", "ConversationMixin"]
 
 _logger = logging.getLogger(__name__)
@@ -138,7 +140,7 @@ class ConversationMixin:
 
     if TYPE_CHECKING:
         _overlong_prompt: Callable[[list[int], int], None]
-        _share_counters: Callable[[], None]
+        _share_counters: Callable[[int], None]
         _whole_batches: Callable[[], Any]
         _autocast: Callable[[], Any]
         _arm: Callable[[], Any]
@@ -156,7 +158,13 @@ class ConversationMixin:
         batch_size: int | str
         max_length: int
         rank: int
+        head_group: HeadGroup
         think_end_token: str | int | None
+
+        @property
+        def leads(self) -> bool:
+            """Whether this process says what a run comes to."""
+            ...
 
     def __init__(
         self,
@@ -193,22 +201,26 @@ class ConversationMixin:
                 total=sum(len(talk.turns) for talk in talks),
                 desc="Running conversations",
                 unit="turn",
-                disable=disable_tqdm or self.rank != 0,
+                disable=disable_tqdm or not self.leads,
             ) as bar,
         ):
             while waiting := [talk for talk in talks if len(talk.answers) < len(talk.turns)]:
                 self._answer_turn(waiting, stores, bar)
-        self._share_counters()
+        self._share_counters(len(requests))
         return [Conversation(talk.answers) for talk in talks]
 
     # -- one turn of all conversations ---------------------------------------------------------
 
     def _answer_turn(self, talks: list[_Talk], stores: dict[str, AnswerStore], bar: Any) -> None:  # noqa: ANN401
         missing: list[tuple[_Prompt, AnswerStore]] = []
-        for talk in talks:
-            prompt = self._prompt(talk)
-            store = self._store(talk.settings, prompt.seed, stores)
-            known = store.find(talk.question, prompt.turn, prompt.sha256)
+        prompts = [self._prompt(talk) for talk in talks]
+        places = [self._store(p.talk.settings, p.seed, stores) for p in prompts]
+        kept = [
+            store.find(prompt.talk.question, prompt.turn, prompt.sha256)
+            for prompt, store in zip(prompts, places, strict=True)
+        ]
+        kept = self.head_group.as_first(kept)  # what one process generates, all of its group do
+        for talk, prompt, store, known in zip(talks, prompts, places, kept, strict=True):
             if known is None and prompt.limit < 1:
                 known = prompt.answer("", 0, "skipped")
             if known is None:
@@ -267,7 +279,7 @@ class ConversationMixin:
         name = sha256_json(decisive)
         if name not in stores:
             stores[name] = AnswerStore(
-                self.answers,
+                self.answers if self.head_group.rank == 0 else None,
                 arm="baseline" if artifact is None else artifact.name,
                 settings=decisive,
                 rank=self.rank,
@@ -344,7 +356,8 @@ class ConversationMixin:
             "pad_token_id": self.tokenizer.pad_token_id,
         }
         attachment = self.attachment
-        with torch.no_grad(), self._autocast(), self._arm():
+        together = self.head_group.out_of_memory_together
+        with torch.no_grad(), together(), self._autocast(), self._arm():
             if attachment is None or not attachment.active:
                 return [], self.model.generate(**inputs, **fixed)
             with attachment.watch() as records:

@@ -15,6 +15,7 @@ import numpy as np
 
 from act_harness.artifact import Artifact, ModelFacts
 from act_harness.attention import attach
+from act_harness.attention.parallel import refuse_parts
 from act_harness.evidence.stats import RESAMPLES, PairedDifference, Part, combined_difference
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.choose.effects import Arm, Array, TaskScores
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
     from act_harness.search.documents import Document
     from act_harness.search.ledger import MeasuredUnits
-    from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
+    from act_harness.support.processes import Processes
 
 __all__ = [
     "ModelSets",
@@ -171,6 +172,7 @@ def try_all_heads(
     model: PreTrainedModel, facts: ModelFacts, recipe: Recipe, grid: dict[int, tuple[int, ...]]
 ) -> None:
     """Attach the heads at stake once: a model that takes none is found before any is measured."""
+    refuse_parts(model, "the search")
     trial = Artifact(name=recipe.name, model=facts, calibration=recipe.calibration, heads=grid)
     attach(model, trial, facts=facts, engine=recipe.engine).detach()
 

@@ -8,11 +8,15 @@ the baseline's, keys and values included. A sixth goes further: documents of a t
 same instruction, and where calibration does the same to those rows they are run once for all
 documents of a chunk. A variant enters layer l with the baseline's attention
 output plus ``(out'_h - out_h) W_o[h]`` and runs on from there.
+
+Models that are run as whole sequences (:attr:`Workbench.obstacle`) keep the first four savings; see
+:mod:`act_harness.search.compute.whole`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +25,14 @@ from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 from act_harness.errors import InternalError
 from act_harness.search.compute.layout import Layout
 from act_harness.search.compute.packs import GROUP_COST, Shared, Variants, packs_of
-from act_harness.search.compute.workbench import Group, LayerRecord, Workbench
+from act_harness.search.compute.records import Group, LayerRecord
+from act_harness.search.compute.whole import WholeLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from act_harness.engines.operation import Engine
+    from act_harness.search.compute.workbench import Workbench
 
 __all__ = ["ChunkPass", "Counts", "calibrated_change"]
 
@@ -38,6 +44,18 @@ class Counts(NamedTuple):
     """(sequence, head, strength) triples."""
     computed: int
     """Of them, with a changed row: the ones that were run."""
+
+
+class _Variants(Protocol):
+    """The variants of one layer of a chunk."""
+
+    def divided(self, triples: Tensor, first: Tensor, sinks: Tensor) -> Iterator[Variants]:
+        """Yield them in the order in which they are packed; see :meth:`_Layer.divided`."""
+        ...
+
+    def run(self, pack: Sequence[Variants]) -> Tensor:
+        """Return the change of every read token's log-probability, (V, N)."""
+        ...
 
 
 class ChunkPass:
@@ -117,7 +135,11 @@ class ChunkPass:
         first = moved.int().argmax(dim=2)[triples[:, 0], triples[:, 1], triples[:, 2]]
         total = moved.shape[0] * moved.shape[1] * moved.shape[3]
         progress(total - len(triples))
-        one = _Layer(self, layer, heads, change)
+        one: _Variants
+        if self.bench.obstacle is None:
+            one = _Layer(self, layer, heads, change)
+        else:
+            one = WholeLayer(self, layer, heads, change)
         for pack in packs_of(
             one.divided(triples, first, sinks),
             length=layout.length,
@@ -142,9 +164,35 @@ class ChunkPass:
             record,
             LayerPlan(self.calibration, heads, (strength,) * len(heads), layer),
             self.layout,
-            self.masks.visible(layer),
+            self.bench.visible(layer, record, self.masks),
             cache=self._geometries,
         )
+
+    def changes(self, read: Tensor, rows: int, run: Callable[..., Tensor]) -> Tensor:
+        """Run variants; return the change of every read token's log-probability, (V, N) float64.
+
+        Args:
+            read: (V, N) index of each answer token's row among those that are read, -1 where the
+                variant has none.
+            rows: how many are read.
+            run: given ``headless``, (rows,) bool, returns logits of the others.
+        """
+        layout, bench = self.layout, self.bench
+        found = torch.zeros(read.shape, dtype=torch.float64, device=read.device)
+        known = read >= 0  # (V, N)
+        level = layout.level[layout.read_place] & bench.plain_head  # (N,)
+        headless = torch.zeros(rows, dtype=torch.bool, device=read.device)
+        headless[read[known & level]] = True
+        logits = run(headless=headless)
+        index = (~headless).cumsum(dim=0) - 1  # of each row among those with logits
+        for some, before in ((known & level, self.base_logits), (known & ~level, self.base)):
+            place, tokens = read[some], layout.read_token.expand_as(read)[some]
+            if before is self.base:
+                after = bench.log_probabilities(logits, index[place], tokens)
+            else:
+                after = bench.logits_of(place, tokens)
+            found[some] = after.double() - before.double().expand_as(read)[some]
+        return found
 
     def _slots(self, tokens: Tensor) -> Tensor:
         """Sum (V, N) values of answer tokens to (V, documents * choices)."""
@@ -269,9 +317,8 @@ class _Layer:
         """
         layout = self.layout
         rows, read = self._rows(pack)
-        found = torch.zeros(read.shape, dtype=torch.float64, device=read.device)
         if not len(rows):
-            return found
+            return torch.zeros(read.shape, dtype=torch.float64, device=read.device)
         place = torch.cat([self._places(group).flatten() for group in pack])  # (R,)
         own = torch.cat([self._own(group) for group in pack])
         hidden, projected = self.hidden.flatten(0, 1)[place], self.projected.flatten(0, 1)[place]
@@ -283,11 +330,8 @@ class _Layer:
             hidden, projected, positions = hidden[rows], projected[rows], positions[rows]
             ids = ids[rows]
             places = torch.arange(len(rows), device=rows.device)
-        known = read >= 0  # (V, N)
-        level = layout.level[layout.read_place] & self.bench.plain_head  # (N,)
-        headless = torch.zeros(len(places), dtype=torch.bool, device=places.device)
-        headless[read[known & level]] = True
-        logits = self.bench.resume(
+        resumed = partial(
+            self.bench.resume,
             self.layer,
             ids=ids,
             hidden=hidden,
@@ -295,18 +339,8 @@ class _Layer:
             positions=positions,
             groups=groups,
             places=places,
-            headless=headless,
         )
-        index = (~headless).cumsum(dim=0) - 1  # of each row among those with logits
-        passing = self.passing
-        for some, before in ((known & level, passing.base_logits), (known & ~level, passing.base)):
-            place, tokens = read[some], layout.read_token.expand_as(read)[some]
-            if before is passing.base:
-                after = self.bench.log_probabilities(logits, index[place], tokens)
-            else:
-                after = self.bench.logits_of(place, tokens)
-            found[some] = after.double() - before.double().expand_as(read)[some]
-        return found
+        return self.passing.changes(read, len(places), resumed)
 
     def _places(self, group: Variants) -> Tensor:
         """Return (V, n) long: each variant's rows among all rows of the chunk."""
@@ -412,7 +446,7 @@ def calibrated_change(
     record: LayerRecord,
     plan: LayerPlan,
     layout: Layout,
-    visible: Tensor,
+    visible: Tensor | None,
     *,
     cache: dict[int, object] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -423,7 +457,7 @@ def calibrated_change(
         record: queries, keys, values and attention output of the layer.
         plan: heads and their mass maps.
         layout: the chunk.
-        visible: the layer's mask, (S, 1, T, T) bool.
+        visible: the layer's mask, (S or 1, 1, T, T) bool; None: causal.
         cache: keeps the geometry of each mask between calls.
 
     Returns:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from act_harness.attention.families.family import visible_columns
 from act_harness.attention.interface import BINDING
 from act_harness.attention.probe import Probe
 from act_harness.calibration import LayerPlan
@@ -30,10 +31,7 @@ from act_harness.search.compute.gradient_attention import (
     column_sums,
 )
 from act_harness.search.compute.opened import OpenedModel
-from act_harness.search.compute.structure import (
-    decoder_layers,
-    window_of,
-)
+from act_harness.search.compute.structure import decoder_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,31 +50,31 @@ class Forward:
 
     batch: Batch
     theta: Tensor | None
-    geometries: dict[int | None, Geometry] = field(default_factory=dict)
-    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    geometries: dict[int, Geometry] = field(default_factory=dict)
+    masks: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    """By identity: the model's masks, which live as long as they are known, and what they show."""
     columns: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     """Found once a layer: a layer that is computed again for its backward finds the same."""
     read: bool = False
 
-    def mask(self, window: int | None) -> Tensor | None:
-        """Return (1, 1, T, T) bool for a sliding window; None where causal is enough."""
-        total = self.batch.ids.shape[1]
-        if window is None or window >= total:
+    def visible(self, mask: Tensor | None) -> Tensor | None:
+        """Return (B or 1, 1, T, T) bool, what a model's mask shows; None where it is causal."""
+        if mask is None:
             return None
-        if window not in self.masks:
-            place = torch.arange(total, device=self.batch.ids.device)
-            distance = place[:, None] - place
-            self.masks[window] = ((distance >= 0) & (distance < window))[None, None]
-        return self.masks[window]
+        if id(mask) not in self.masks:
+            seen = visible_columns(mask)
+            causal = torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril()
+            self.masks[id(mask)] = mask, None if bool((seen == causal).all()) else seen
+        return self.masks[id(mask)][1]
 
-    def geometry(self, window: int | None) -> Geometry:
+    def geometry(self, visible: Tensor | None) -> Geometry:
         """Return which tokens are the prompt, and what its rows see."""
-        if window not in self.geometries:
+        if id(visible) not in self.geometries:
             batch = self.batch
-            self.geometries[window] = Geometry(
-                batch.real, batch.prompt, 0, 0, batch.ids.shape[1], self.mask(window), batch.ids
+            self.geometries[id(visible)] = Geometry(
+                batch.real, batch.prompt, 0, 0, batch.ids.shape[1], visible, batch.ids
             )
-        return self.geometries[window]
+        return self.geometries[id(visible)]
 
 
 class _Tap:
@@ -97,7 +95,7 @@ class _Tap:
         run = self.owner.running
         if run is None or run.theta is None:
             return stock(), None
-        return self.owner.attend(self.layer, run, call), None
+        return self.owner.attend(self.layer, run, call, run.visible(mask)), None
 
 
 class StrengthenedModel(OpenedModel):
@@ -119,7 +117,6 @@ class StrengthenedModel(OpenedModel):
         self.calibration, self.checkpointing = calibration, checkpointing
         self.running: Forward | None = None
         self.layers = self.heads = 0
-        self.windows: list[int | None] = []
         self.tokens = 0
         """Padded tokens that went through the model in forwards."""
 
@@ -146,9 +143,8 @@ class StrengthenedModel(OpenedModel):
                 self._undo.append(partial(parameter.requires_grad_, True))
         probe = Probe(model)
         attentions, self.heads, stock = self._find_attentions(probe)
-        self.layers = len(attentions)
-        self.windows = [window_of(model, attention) for attention in attentions]
-        for layer, attention in enumerate(attentions):
+        self.layers = self.decoder.config.get_text_config().num_hidden_layers
+        for layer, attention in attentions.items():
             setattr(attention, BINDING, _Tap(self, layer))
             self._undo.append(partial(delattr, attention, BINDING))
         if self.checkpointing:
@@ -188,7 +184,7 @@ class StrengthenedModel(OpenedModel):
         )
         with torch.no_grad():
             logits = self.logits(batch, torch.zeros(self.shape, device=self.device))
-        if not self._as_stock(logits, stock[0]):
+        if not self.as_stock(logits, stock[0]):
             raise UnsupportedModelError(
                 f"{kind} gives other logits when its attention is computed for the search; the "
                 "gradient search does not support this model"
@@ -227,20 +223,29 @@ class StrengthenedModel(OpenedModel):
         """Return (documents, choices) log-likelihoods of a batch; see :meth:`logits`."""
         return batch.scores(self.logits(batch, theta))
 
-    def attend(self, layer: int, run: Forward, call: AttentionCall) -> Tensor:
-        """Return (B, T, H, D) attention of a layer with its strengths."""
+    def attend(
+        self, layer: int, run: Forward, call: AttentionCall, visible: Tensor | None
+    ) -> Tensor:
+        """Return (B, T, H, D) attention of a layer with its strengths.
+
+        Args:
+            layer: its number.
+            run: the batch under way.
+            call: what the layer is to compute.
+            visible: what rows see, (B or 1, 1, T, T) bool; None: causal.
+        """
         if run.theta is None:
             raise InternalError("a layer without strengths attends with them")
         theta, own = run.theta[:, layer], self.calibration
         rows = run.batch.prompt if own.decode == "off" else None
         attend = partial(
             attention_with_bias, call.query, call.key, call.value, scale=call.scale,
-            softcap=call.softcap, mask=run.mask(self.windows[layer]), rows=rows,
+            softcap=call.softcap, added=call.bias, mask=visible, rows=rows,
             sink_logits=call.sink_logits,
         )  # fmt: skip
         if own.target != "head":
             if layer not in run.columns:
-                run.columns[layer] = self._columns(layer, run, call)
+                run.columns[layer] = self._columns(layer, run, call, visible)
             return attend(bias=column_bias(theta, run.columns[layer]))
         factor = theta[0].exp()
         none = theta.new_zeros(*call.query.shape[:3])
@@ -252,9 +257,11 @@ class StrengthenedModel(OpenedModel):
         return attend(bias=none) * gates.to(call.query.dtype)
 
     @torch.no_grad()
-    def _columns(self, layer: int, run: Forward, call: AttentionCall) -> tuple[Tensor, ...]:
+    def _columns(
+        self, layer: int, run: Forward, call: AttentionCall, visible: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """Return the sets of columns that the strengths act on, (B, H, T) bool each."""
-        geometry = run.geometry(self.windows[layer])
+        geometry = run.geometry(visible)
         own, every = self.calibration, tuple(range(self.heads))
         plan = LayerPlan(own, every, (own.strength_of_all,) * self.heads, layer)
         if own.detects:

@@ -11,6 +11,7 @@ B sequences, H query heads, G key heads, T tokens, D values per head, S strength
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,10 +41,9 @@ def column_bias(theta: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
         theta: (S, H) logarithms of the strengths.
         columns: S sets, (B, H or 1, T) bool.
     """
-    parts = [
-        own[None, :, None] * where for own, where in zip(theta, columns, strict=True)
-    ]  # sets may overlap nowhere, so the sum is one strength or none
-    return torch.stack(parts).sum(dim=0)
+    parts = (own[None, :, None] * where for own, where in zip(theta, columns, strict=True))
+    bias: Tensor = functools.reduce(torch.add, parts)  # no column is in two of them
+    return bias
 
 
 def attention_with_bias(
@@ -54,6 +54,7 @@ def attention_with_bias(
     bias: Tensor,
     scale: float,
     softcap: float | None = None,
+    added: Tensor | None = None,
     mask: Tensor | None = None,
     rows: Tensor | None = None,
     factor: Tensor | None = None,
@@ -68,12 +69,13 @@ def attention_with_bias(
         bias: (B, H, T) float32 or better; differentiable.
         scale: factor on query-key products.
         softcap: soft cap on them.
+        added: (B or 1, H, 1 or T, T) what a family adds to them (ALiBi).
         mask: (B or 1, 1, T, T) bool, what rows see; None: causal.
         rows: (B, T) bool, rows that bias and factor act on; None: all.
         factor: (H,) on what the softmax gets, an inverse temperature of each head.
         sink_logits: (1, H, 1) learned ones, whose share of a row stays what it is.
 
-    Models with a soft cap or learned sinks take a dense path, O(T x T).
+    Models with a soft cap, a bias or learned sinks take a dense path, O(T x T).
     """
     repeats = query.shape[1] // key.shape[1]
     key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
@@ -81,27 +83,29 @@ def attention_with_bias(
         factor = factor[:, None, None]
         if rows is not None:
             factor = torch.where(rows[:, None, :, None], factor, 1.0)
-    if softcap is not None or sink_logits is not None:
+    if softcap is not None or added is not None or sink_logits is not None:
         return _dense(
-            query, key, value, bias=bias, scale=scale, softcap=softcap, mask=mask, rows=rows,
-            factor=factor, sink_logits=sink_logits,
+            query, key, value, bias=bias, scale=scale, softcap=softcap, added=added, mask=mask,
+            rows=rows, factor=factor, sink_logits=sink_logits,
         )  # fmt: skip
     if factor is not None:
         query = query * factor.to(query.dtype)
     extra = _parts(bias / scale, query.dtype)  # (B, H, T, parts)
-    size, parts = query.shape[-1], extra.shape[-1]
+    size, own, parts = query.shape[-1], value.shape[-1], extra.shape[-1]
     ones = query.new_ones(*query.shape[:3], parts)
     if rows is not None:
         ones = ones * rows[:, None, :, None]
-    pads = query.new_zeros(*query.shape[:3], -(size + parts) % _MULTIPLE)
+    width = max(size + parts, own)  # latent attention has values of another size
+    width += -width % _MULTIPLE
+    pads = query.new_zeros(*query.shape[:3], width - size - parts)
     query = torch.cat([query, ones, pads], dim=-1)
     key = torch.cat([key, extra, pads], dim=-1)
-    value = torch.nn.functional.pad(value, (0, parts + pads.shape[-1]))
+    value = torch.nn.functional.pad(value, (0, width - own))
     with sdpa_kernel(_KERNELS):
         output = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
         )
-    return output[..., :size].transpose(1, 2)
+    return output[..., :own].transpose(1, 2)
 
 
 def _parts(wanted: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,6 +131,7 @@ def _dense(
     bias: Tensor,
     scale: float,
     softcap: float | None,
+    added: Tensor | None,
     mask: Tensor | None,
     rows: Tensor | None,
     factor: Tensor | None,
@@ -137,12 +142,13 @@ def _dense(
     if mask is None:
         square = (query.shape[2], key.shape[2])
         mask = torch.ones(square, dtype=torch.bool, device=query.device).tril()
-    logits = masked_logits(query.to(dtype), key.to(dtype), mask, scale, softcap)
+    added = None if added is None else added.to(dtype)
+    logits = masked_logits(query.to(dtype), key.to(dtype), mask, scale, softcap, bias=added)
     mass = None if sink_logits is None else visible_mass(logits, sink_logits)
     if factor is not None:
         logits = logits * factor
-    added = bias[:, :, None]
-    logits = logits + (added if rows is None else added * rows[:, None, :, None])
+    strength = bias[:, :, None]
+    logits = logits + (strength if rows is None else strength * rows[:, None, :, None])
     weights = torch.softmax(logits.masked_fill(~mask, torch.finfo(dtype).min), dim=-1)
     output = weights @ value.to(dtype)
     if mass is not None:
@@ -165,15 +171,23 @@ def column_sums(
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     batch, heads, total = query.shape[:3]
     query, key = query.to(dtype), key.to(dtype).repeat_interleave(heads // key.shape[1], dim=1)
-    prompt = geometry.prompt_rows.to(dtype)[:, None, None]
+    prompt = geometry.scratch(
+        ("prompt rows", dtype), lambda: geometry.prompt_rows.to(dtype)[:, None, None]
+    )
     sums = query.new_zeros(batch, heads, total)
     block = max(1, min(total, block_elements // max(1, batch * heads * total)))
     for start in range(0, total, block):
         stop = min(start + block, total)
         width = stop if geometry.mask is None else total
-        visible = geometry.visible(start, stop)[..., :width]
+        see = functools.partial(geometry.visible, start, stop)
+        # kept for all layers where one block is all: more would be N x N in memory
+        visible = geometry.scratch("visible", see) if block == total else see()[..., :width]
+        bias = call.bias
+        if bias is not None:
+            bias = bias if bias.shape[2] == 1 else bias[:, :, start:stop]
+            bias = bias[..., :width].to(dtype)
         weights = masked_softmax(
-            query[:, :, start:stop], key[:, :, :width], visible, scale, softcap
+            query[:, :, start:stop], key[:, :, :width], visible, scale, softcap, bias=bias
         )
         sums[..., :width] += (prompt[..., start:stop] @ weights)[:, :, 0]
     return sums

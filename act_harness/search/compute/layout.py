@@ -4,14 +4,16 @@ A sequence is a prompt with the tokens of all its answers behind it, side by sid
 see the prompt and themselves, never another answer, and carry the positions that follow the prompt.
 One forward so scores every choice of a question. Sequences are padded on the left, so that every
 window of last rows is one slice for the whole chunk. With decode ``running`` a row's sinks depend
-on all rows before it, so each answer gets a sequence of its own.
+on all rows before it, so each answer of several tokens gets a sequence of its own. So it does in
+models with layers that are not attention, which would also see pads on the left: theirs stand on
+the right, behind all that is read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,7 +109,12 @@ class Layout:
 
     @classmethod
     def of(
-        cls, documents: Sequence[Document], *, device: torch.device, share: bool = True
+        cls,
+        documents: Sequence[Document],
+        *,
+        device: torch.device,
+        share: bool = True,
+        pads: Literal["left", "right"] = "left",
     ) -> Layout:
         """Lay out a chunk.
 
@@ -115,9 +122,10 @@ class Layout:
             documents: at least one.
             device: where the tensors go.
             share: let all answers of a context share one sequence.
+            pads: where shorter sequences are padded.
         """
         sequences = list(_sequences(documents, share=share))
-        builder = _Builder(sequences, documents)
+        builder = _Builder(sequences, documents, pads)
         return builder.build(device)
 
     @cached_property
@@ -171,8 +179,8 @@ class Layout:
         seen |= torch.eye(self.length, dtype=torch.bool, device=seen.device)
         return seen[:, None]
 
-    def geometry(self, visible: Tensor) -> Geometry:
-        """Return the geometry for engines: one forward over everything."""
+    def geometry(self, visible: Tensor | None) -> Geometry:
+        """Return the geometry for engines: one forward over everything; None: causal."""
         return Geometry(
             real=self.real,
             prompt=self.prompt,
@@ -190,16 +198,23 @@ def _sequences(documents: Sequence[Document], *, share: bool) -> list[_Sequence]
         for context, answers in _by_context(document).items():
             if share:
                 found.append(_Sequence(number, context, tuple(answers)))
-            else:
-                found.extend(_Sequence(number, context, (answer,)) for answer in answers)
+                continue
+            short = tuple(answer for answer in answers if len(answer) == 1)  # they add no rows
+            if short:
+                found.append(_Sequence(number, context, short))
+            found.extend(
+                _Sequence(number, context, (answer,)) for answer in answers if len(answer) > 1
+            )
     return found
 
 
 class _Builder:
     """Fills the lists that become a layout's tensors."""
 
-    def __init__(self, sequences: list[_Sequence], documents: Sequence[Document]) -> None:
-        self.sequences, self.documents = sequences, documents
+    def __init__(
+        self, sequences: list[_Sequence], documents: Sequence[Document], pads: str
+    ) -> None:
+        self.sequences, self.documents, self.pads = sequences, documents, pads
         self.longest = max(sequence.size for sequence in sequences)
         self.choices = max(len(document.requests) for document in documents)
         self.rows: dict[str, list[list[int]]] = {"ids": [], "position": [], "segment": []}
@@ -232,8 +247,8 @@ class _Builder:
         )
 
     def _add(self, number: int, sequence: _Sequence) -> None:
-        pads = self.longest - sequence.size
-        size = len(sequence.context)
+        missing = self.longest - sequence.size
+        pads, size = missing if self.pads == "left" else 0, len(sequence.context)
         ids, position = [0] * pads, [0] * pads
         segment = [-1] * pads
         ids += sequence.context
@@ -254,5 +269,6 @@ class _Builder:
                 ids.append(token)
                 position.append(size + offset)
                 segment.append(n)
-        for key, row in (("ids", ids), ("position", position), ("segment", segment)):
-            self.rows[key].append(row)
+        behind = missing - pads
+        for key, row, pad in (("ids", ids, 0), ("position", position, 0), ("segment", segment, -1)):
+            self.rows[key].append(row + [pad] * behind)

@@ -19,18 +19,19 @@ from act_harness.engines import refuse_unsupported
 from act_harness.errors import CalibrationError, InfrastructureError
 from act_harness.search.choose.effects import TaskScores, not_finite
 from act_harness.search.compute.exact import ChunkPass
-from act_harness.search.compute.layout import Chunk, Layout, chunks_of
+from act_harness.search.compute.layout import Chunk, chunks_of
 from act_harness.search.compute.screen import estimate_chunk, score_weights
 
 if TYPE_CHECKING:
     from act_harness.engines.operation import Engine
     from act_harness.search.choose.effects import Array
     from act_harness.search.choose.sets import Place
+    from act_harness.search.compute.layout import Layout
     from act_harness.search.compute.workbench import Workbench
     from act_harness.search.documents import Document
     from act_harness.search.ledger import SearchLedger
-    from act_harness.search.processes import Processes
     from act_harness.search.recipe import Recipe
+    from act_harness.support.processes import Processes
 
 __all__ = ["Measurement", "Work"]
 
@@ -86,7 +87,7 @@ class Measurement:
     def layout(self, chunk: Chunk, bench: Workbench) -> Layout:
         """Lay out a chunk for the model at hand."""
         share = self.recipe.calibration.decode != "running"
-        return Layout.of(chunk.documents, device=bench.device, share=share)
+        return bench.lay_out(chunk.documents, share=share)
 
     def run(
         self,

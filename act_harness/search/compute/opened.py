@@ -14,11 +14,11 @@ import torch
 
 from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import BASES, base_of
-from act_harness.attention.placement import on_one_device, refuse_parts
+from act_harness.attention.parallel import refuse_parts
+from act_harness.attention.placement import on_one_device
 from act_harness.attention.rounding import alike, rounding
 from act_harness.attention.routes import passing
 from act_harness.errors import UnsupportedModelError
-from act_harness.search.compute.structure import refuse_unsearchable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +50,8 @@ class OpenedModel:
         self.model = model
         self.decoder: Any = decoder_of(model)
         self.device: torch.device = next(model.parameters()).device
+        self.by_position = False
+        """Whether logits of single rows or columns come with the calls of its attention."""
         self._undo: list[Callable[[], object]] = []
 
     def __enter__(self: _Opened) -> _Opened:
@@ -59,7 +61,7 @@ class OpenedModel:
                 f"the model runs attention {base!r}, the search builds on {' or '.join(BASES)}; "
                 "load it with attn_implementation=sdpa"
             )
-        refuse_parts(self.model)
+        refuse_parts(self.model, "the search")
         if not on_one_device(self.model):
             devices = {parameter.device for parameter in self.model.parameters()}
             raise UnsupportedModelError(
@@ -89,35 +91,29 @@ class OpenedModel:
         while self._undo:
             self._undo.pop()()
 
-    def _find_attentions(self, probe: Probe) -> tuple[list[nn.Module], int, Tensor]:
+    def _find_attentions(self, probe: Probe) -> tuple[dict[int, nn.Module], int, Tensor]:
         """Lead every layer's attention through the door.
 
         Returns:
-            The attention modules by layer, their number of query heads, and what the stock decoder
-            gave for the probe's tokens.
+            The attention modules by layer (a hybrid has layers without), their number of query
+            heads, and what the stock decoder gave for the probe's tokens.
 
         Raises:
-            UnsupportedModelError: layers are missing there, differ, or cannot be searched.
+            UnsupportedModelError: no layer attends there, or they differ in their heads.
         """
         stock, kind = probe.hidden(), type(self.model).__name__
         led = contextlib.ExitStack()
         self._undo.append(led.close)
         led.enter_context(passing(self.decoder))
         found = probe.attention_modules(stock)
-        count = self.decoder.config.get_text_config().num_hidden_layers
-        if sorted(found) != list(range(count)):
-            raise UnsupportedModelError(
-                f"only layers {sorted(found)} of the {count} of {kind} pass their attention on; "
-                "the search needs all of them"
-            )
-        layers = [found[layer] for layer in range(count)]
-        refuse_unsearchable(layers, kind)
-        attentions, heads = [layer.module for layer in layers], {layer.heads for layer in layers}
+        attentions = {layer: one.module for layer, one in sorted(found.items())}
+        heads = {one.heads for one in found.values()}
+        self.by_position = any(one.by_position for one in found.values())
         if len(heads) != 1:
             raise UnsupportedModelError(f"the layers of {kind} differ in their number of heads")
         return attentions, heads.pop(), stock
 
-    def _as_stock(self, found: Tensor, stock: Tensor) -> bool:
+    def as_stock(self, found: Tensor, stock: Tensor) -> bool:
         """Say whether logits (T, vocabulary) are the stock model's, but for rounding.
 
         How much that is, is asked of the stock model where a dtype's own precision does not

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from act_harness.calibration import LayerPlan
 from act_harness.search.compute.exact import calibrated_change
-from act_harness.search.compute.workbench import LayerRecord, Workbench
+from act_harness.search.compute.records import LayerRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from act_harness.engines.operation import Engine
     from act_harness.search.choose.effects import TaskScores
     from act_harness.search.compute.layout import Layout
+    from act_harness.search.compute.workbench import Workbench
 
 __all__ = ["estimate_chunk", "score_weights"]
 
@@ -99,7 +100,7 @@ def estimate_chunk(
                     fixed,
                     LayerPlan(calibration, grid[layer], (strength,) * len(grid[layer]), layer),
                     layout,
-                    masks.visible(layer),
+                    bench.visible(layer, record, masks),
                     cache=geometries,
                 )[0]
                 for strength in strengths

@@ -13,17 +13,17 @@ from transformers.pytorch_utils import Conv1D
 
 from act_harness.attention.dimensions import of_layers
 from act_harness.attention.families import family_of
+from act_harness.attention.structure import mixing_part
 from act_harness.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from transformers import PreTrainedModel
 
-    from act_harness.attention.probe import FoundLayer
     from act_harness.search.compute.layout import Layout
 
-__all__ = ["Masks", "decoder_layers", "output_projection", "refuse_unsearchable", "window_of"]
+__all__ = ["Masks", "decoder_layers", "output_projection", "whole_reason", "window_of"]
 
 
 class Masks:
@@ -32,7 +32,7 @@ class Masks:
     def __init__(
         self,
         layout: Layout,
-        windows: Sequence[int | None],
+        windows: Mapping[int, int | None],
         *,
         additive: bool,
         dtype: torch.dtype,
@@ -80,13 +80,22 @@ class Masks:
         return additive.masked_fill_(~seen, torch.finfo(self._dtype).min)
 
 
-def decoder_layers(decoder: nn.Module, attentions: list[nn.Module], kind: str) -> list[nn.Module]:
-    """Find the list of layers whose members hold the attention modules, one each."""
+def decoder_layers(
+    decoder: Any,  # noqa: ANN401 - of any family
+    attentions: Mapping[int, nn.Module],
+    kind: str,
+) -> list[nn.Module]:
+    """Find the list of a decoder's layers, by the attention modules that its members hold.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    count = decoder.config.get_text_config().num_hidden_layers
     for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == len(attentions):
+        if isinstance(module, nn.ModuleList) and len(module) == count:
             held = [
-                any(part is a for part in m.modules())
-                for m, a in zip(module, attentions, strict=True)
+                any(part is attention for part in module[layer].modules())
+                for layer, attention in attentions.items()
             ]
             if all(held):
                 return list(module)
@@ -95,23 +104,27 @@ def decoder_layers(decoder: nn.Module, attentions: list[nn.Module], kind: str) -
     )
 
 
-def refuse_unsearchable(layers: Sequence[FoundLayer], kind: str) -> None:
-    """Refuse a model of which the search would compute something else than it does.
+def whole_reason(
+    model: PreTrainedModel, attentions: Mapping[int, nn.Module], *, by_position: bool
+) -> str | None:
+    """Return why texts cannot lie side by side in one row, nor be entered behind their first token.
 
-    Raises:
-        UnsupportedModelError: a family outside the attention interface says so, or a layer's
-            attention has logits by position.
+    None where attention alone mixes tokens and goes by positions, as far as structure shows.
     """
-    for layer in layers:
-        family = family_of(layer.module)
-        reason = None if family is None else family.search_obstacle(layer.module)
-        if reason is None and layer.by_position:
-            reason = "its attention has logits by position, which texts side by side share"
+    config = model.config.get_text_config()
+    missing = sorted(set(range(config.num_hidden_layers)) - set(attentions))
+    if missing:
+        return f"layers {missing} do not attend"
+    if any(size is not None for size in of_layers(config, "attention_chunk_size")):
+        return "it attends in chunks"
+    if by_position:
+        return "its attention has logits by position, which texts side by side would share"
+    for attention in attentions.values():
+        family = family_of(attention)
+        reason = None if family is None else family.search_obstacle(attention)
         if reason is not None:
-            raise UnsupportedModelError(
-                f"{kind} cannot be searched: {reason}; make a head set by hand (act-harness "
-                "artifact) or calibrate it with one of another source"
-            )
+            return reason
+    return mixing_part(model, windowed=True)
 
 
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
@@ -142,10 +155,6 @@ def output_projection(attention: nn.Module) -> Tensor:
 def window_of(model: PreTrainedModel, attention: nn.Module) -> int | None:
     """Return the sliding window of a layer in tokens, None where it sees everything."""
     config = model.config.get_text_config()
-    if any(size is not None for size in of_layers(config, "attention_chunk_size")):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} attends in chunks; the search does not support this model"
-        )
     found: Any
     if hasattr(attention, "sliding_window"):
         found = attention.sliding_window

@@ -28,8 +28,8 @@ from act_harness.search.compute.read_rows import batches_of, tokens_of
 if TYPE_CHECKING:
     from act_harness.search.compute.gradient import StrengthenedModel
     from act_harness.search.documents import Document
-    from act_harness.search.processes import Processes
     from act_harness.search.recipe import GradientMethod
+    from act_harness.support.processes import Processes
 
 __all__ = ["State", "Training", "score_rows", "scored"]
 

@@ -5,7 +5,12 @@ wrapper for the time of the search; what a forward is to do differently stands i
 skip the layers below the calibrated one and go in with known hidden states, take a known attention
 output there instead of computing it, prepend known keys and values to those of the rows that are
 computed, and read the output head on wanted rows only. Everything else (norms, rotary embedding,
-soft caps) is the model's own code, so any decoder of the Llama shape works; others are refused.
+soft caps) is the model's own code, so any decoder of the Llama shape works.
+
+Others are run as *whole* sequences, each from its first token on (``obstacle`` says why): where
+layers that are not attention carry a state along, where a bias or a window counts columns, or where
+what attention gives does not simply add up in its output projection. A calibrated attention output
+is then put in place inside the attention module, and all that follows is again the model's own.
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from act_harness.attention.families.family import visible_columns
 from act_harness.attention.interface import BINDING
 from act_harness.attention.packing import packed
 from act_harness.attention.probe import Probe
@@ -25,10 +32,13 @@ from act_harness.errors import InternalError, UnsupportedModelError
 from act_harness.search.compute.layout import Layout
 from act_harness.search.compute.linears import MOST_BYTES, laid_out_linear
 from act_harness.search.compute.opened import OpenedModel
+from act_harness.search.compute.opening import Opening
+from act_harness.search.compute.records import Group, LayerRecord
 from act_harness.search.compute.structure import (
     Masks,
     decoder_layers,
     output_projection,
+    whole_reason,
     window_of,
 )
 
@@ -38,49 +48,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from act_harness.engines.operation import AttentionCall
+    from act_harness.search.documents import Document
 
-__all__ = ["Group", "LayerRecord", "Workbench"]
+__all__ = ["Workbench"]
 
 _BLOCK = 64
 """Rows of a block of attention on the CPU."""
 
 _LOGIT_BYTES = 1 << 28
 """Logits become log-probabilities in pieces of at most this many bytes."""
-
-
-@dataclass
-class LayerRecord:
-    """What one layer did in a recorded forward."""
-
-    hidden: Tensor | None = None  # (S, T, hidden): the layer's input
-    call: AttentionCall | None = None  # rows and columns are the S sequences of T tokens
-    key: Tensor | None = None  # (S, G, T, D)
-    value: Tensor | None = None  # (S, G, T, D)
-    attention: Tensor | None = None  # (S, T, H, D): before the output projection
-    projected: Tensor | None = None  # (S, T, hidden): the attention module's output
-
-    def columns(self) -> tuple[Tensor, Tensor]:
-        """Return keys and values.
-
-        Raises:
-            InternalError: they were not recorded.
-        """
-        if self.key is None or self.value is None:
-            raise InternalError("a layer's keys were not recorded")
-        return self.key, self.value
-
-
-class Group(NamedTuple):
-    """Rows of a resumed forward that attend together: V sequences of n rows, one after another."""
-
-    sequences: int
-    rows: int
-    mask: Callable[[int], Tensor]
-    """(V, 1, n, T) by layer, T columns being those before the rows and the rows."""
-    prefix: Callable[[int], tuple[Tensor, Tensor] | None]
-    """Keys and values of the columns before the rows by layer, (V, G, T - n, D)."""
-    own: Callable[[int], tuple[Tensor, Tensor]]
-    """Those of the rows by layer, (V, G, n, D), of layers that the run does not enter."""
 
 
 @dataclass
@@ -92,6 +68,10 @@ class _Run:
     groups: Sequence[Group] = ()
     start: int = 0
     hidden: Tensor | None = None
+    attention: Tensor | None = None
+    """(S, T, H, D) of layer ``start``, of whole sequences that are run from it on."""
+    own: Callable[[int], tuple[Tensor, Tensor]] | None = None
+    """Keys and values by layer, (S, G, T, D), where such a run does not enter the layer."""
     projected: dict[int, Tensor] = field(default_factory=dict)
     """Attention outputs that are known and not computed, by layer."""
     places: Tensor | None = None  # (P, 2)
@@ -106,6 +86,7 @@ class _Run:
     """Layer whose attention is computed for all rows and the rest of it for the read ones only."""
     stopped: Tensor | None = None  # (V, n, hidden): the attention output of that layer
     read: bool = field(default=False)
+    replaced: bool = field(default=False)
 
     def picked(self, rows: Tensor | None) -> Tensor:
         """Return the rows that are read, (1, P, hidden)."""
@@ -152,14 +133,6 @@ class _Grouped:
         return torch.cat(parts)[None]
 
 
-def _cannot_follow(kind: str, error: Exception) -> UnsupportedModelError:
-    said = " ".join(str(error).split())[:120]
-    return UnsupportedModelError(
-        f"the decoder layers of {kind} cannot be entered one by one ({said}); the search does not "
-        "support this model"
-    )
-
-
 def _by_blocks(
     run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
     projected: list[Tensor],
@@ -203,13 +176,17 @@ class _Tap:
         stock_maps: Callable[[], Tensor | None],
     ) -> tuple[Tensor, Tensor | None]:
         """See :class:`act_harness.attention.interface.BoundLayer`."""
-        output = stock()
         run = self.bench.running
+        if run is not None and run.attention is not None and run.start == self.layer:
+            run.replaced = True
+            return run.attention, None
+        output = stock()
         if run is not None and run.record is not None:
             record = run.record.setdefault(self.layer, LayerRecord())
             record.key, record.value = call.key, call.value
             if self.layer >= run.keep_from:
                 record.call, record.attention = call, output
+                record.mask = mask if self.bench.obstacle is not None else None
                 if run.on_attention is not None:
                     run.on_attention(self.layer, record)
         return output, None  # nobody asks a search's forward for its maps
@@ -226,9 +203,13 @@ class Workbench(OpenedModel):
         """
         super().__init__(model)
         self.running: _Run | None = None
+        self.obstacle: str | None = None
+        """Why variants are run as whole sequences; None where they are rows of one."""
         self.layers: list[nn.Module] = []
-        self.attentions: list[nn.Module] = []
-        self.windows: list[int | None] = []
+        """Empty where they were not found; runs then begin at the first one."""
+        self.attentions: dict[int, nn.Module] = {}
+        """By layer; hybrids have layers without."""
+        self.windows: dict[int, int | None] = {}
         self.heads = 0
         self.rows_computed = 0
         """Rows that went through a decoder layer, summed over layers: the work done."""
@@ -239,11 +220,14 @@ class Workbench(OpenedModel):
         """(P, hidden) rows of the places of the latest forward, before the output head."""
         self.plain_head = False
         """Whether logits are what a linear output head gives, and nothing is done to them."""
+        self.narrows = True
+        """Whether the last layer may go on with the read rows alone."""
+        self.enters = True
+        """Whether whole sequences may be entered at a layer, else they begin at the first one."""
         self._weights: dict[int, Tensor] = {}
         self._stores: dict[int, tuple[str, ...]] = {}
         """Layers whose keys later layers attend over (Gemma 4), and the names of the stores."""
         self._base = ""
-        self._narrows = True  # whether the last layer may go on with the read rows alone
 
     # -- opening and closing -----------------------------------------------------------------
 
@@ -252,28 +236,25 @@ class Workbench(OpenedModel):
         self.model.eval()
         probe = Probe(self.model)
         self.attentions, self.heads, _ = self._find_attentions(probe)
-        self.layers = decoder_layers(self.decoder, self.attentions, kind)
-        self.windows = [window_of(self.model, attention) for attention in self.attentions]
-        for layer in range(len(self.layers)):
-            self._wrap(layer)
+        self.obstacle = whole_reason(self.model, self.attentions, by_position=self.by_position)
+        try:
+            self.layers = decoder_layers(self.decoder, self.attentions, kind)
+        except UnsupportedModelError as error:
+            self.obstacle, self.enters = self.obstacle or str(error), False
+        for layer, attention in self.attentions.items():
+            self.windows[layer] = window_of(self.model, attention)
+            setattr(attention, BINDING, _Tap(self, layer))
+            self._undo.append(partial(delattr, attention, BINDING))
+            self._replace(attention, self._attention_forward(layer, attention.forward))
+        for layer, block in enumerate(self.layers):
+            self._replace(block, self._layer_forward(layer, block.forward))
         self._wrap_ends()
         self._lay_out_linears()
-        try:
-            self._check(kind)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # GPT-2's decoder gives its output the shape of its input
-            self._narrows = False
-            self._check_or_refuse(kind)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise _cannot_follow(kind, error) from error
-
-    def _wrap(self, layer: int) -> None:
-        attention, block = self.attentions[layer], self.layers[layer]
-        setattr(attention, BINDING, _Tap(self, layer))
-        self._undo.append(lambda: delattr(attention, BINDING))
-        self._replace(block, self._layer_forward(layer, block.forward))
-        self._replace(attention, self._attention_forward(layer, attention.forward))
+        opening = Opening(self)
+        if self.obstacle is None:
+            self.obstacle = opening.rows_obstacle()
+        if self.obstacle is not None:
+            opening.whole_sequences()
 
     def _layer_forward(self, layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
         names = list(inspect.signature(original).parameters)[1:]
@@ -290,22 +271,27 @@ class Workbench(OpenedModel):
             shared = kwargs.get("shared_kv_states")
             if shared is not None and run.groups and layer <= run.start:
                 self._hand_on(layer, run.groups, shared)
-            if layer < run.start:
+            if shared is not None and run.own is not None and self.enters and layer < run.start:
+                for name in self._stores.get(layer, ()):
+                    shared[name] = run.own(layer)
+            if layer < run.start and self.enters:
                 return (hidden,) if in_tuple else hidden
-            kwargs.update(zip(names, args, strict=False))  # GPT-2 passes its mask by place
             if layer == run.start and run.hidden is not None:
                 hidden = run.hidden
-            if run.record is not None and layer >= run.keep_from:
+            if run.record is not None and layer >= run.keep_from and layer in self.attentions:
                 run.record.setdefault(layer, LayerRecord()).hidden = hidden
-            mask = None if run.mask is None else run.mask(layer)
-            kwargs.update({"attention_mask": mask, cache: None, "use_cache": False})
-            self.rows_computed += hidden.shape[0] * hidden.shape[1]
+            if self.obstacle is None:
+                kwargs.update(zip(names, args, strict=False))  # GPT-2 passes its mask by place
+                mask = None if run.mask is None else run.mask(layer)
+                kwargs.update({"attention_mask": mask, cache: None, "use_cache": False})
+                args = ()
+            self.rows_computed += hidden.shape[-3] * hidden.shape[-2]
             if layer == run.stops:
                 with contextlib.suppress(_AttentionDone):
                     original(hidden, **kwargs)
                 hidden, run.projected[layer] = run.picked(hidden), run.picked(run.stopped)
             before = set(shared or ())
-            output = original(hidden, **kwargs)
+            output = original(hidden, *args, **kwargs)
             if shared is not None and set(shared) != before:
                 self._stores[layer] = tuple(set(shared) - before)
             return output
@@ -340,7 +326,7 @@ class Workbench(OpenedModel):
                 run.stopped = output[0]
                 raise _AttentionDone
             if run is not None and run.record is not None and layer >= run.keep_from:
-                run.record[layer].projected = output[0]
+                run.record[layer].projected = None if self.obstacle else output[0]
             return output
 
         return forward
@@ -380,82 +366,26 @@ class Workbench(OpenedModel):
         self._undo.append(head.register_forward_pre_hook(select).remove)
         self._undo.append(words.register_forward_hook(embed).remove)
 
-    def _check_or_refuse(self, kind: str) -> None:
-        try:
-            self._check(kind)
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise _cannot_follow(kind, error) from error
+    def lay_out(self, documents: Sequence[Document], *, share: bool) -> Layout:
+        """Lay out a chunk for this model.
 
-    def _check(self, kind: str) -> None:
-        """Run a tiny chunk whole and from the middle: both must give the stock model's logits."""
-        ids = (
-            torch.arange(8, device=self.device)[None]
-            % self.model.config.get_text_config().vocab_size
-        )
-        with torch.no_grad():
-            stock = self.model(input_ids=ids, use_cache=False).logits[0]
-        layout = Layout(
-            ids=ids,
-            real=torch.ones_like(ids, dtype=torch.bool),
-            prompt=torch.ones_like(ids, dtype=torch.bool),
-            position=torch.arange(8, device=self.device)[None],
-            segment=torch.zeros_like(ids),
-            owner=torch.zeros(1, dtype=torch.long, device=self.device),
-            places=torch.tensor([[0, t] for t in range(8)], device=self.device),
-            read_place=torch.zeros(0, dtype=torch.long),
-            read_token=torch.zeros(0, dtype=torch.long),
-            read_slot=torch.zeros(0, dtype=torch.long),
-            documents=1,
-            choices=1,
-            right=(0,),
-            counts=(1,),
-        )
-        masks = self.masks(layout)
-        with torch.no_grad():
-            logits, records = self.recorded(layout, masks, keep_from=0)
-            middle = (len(self.layers) - 1) // 2  # before the last one, which may narrow
-            known = records[middle]
-            if known.hidden is None or known.projected is None:
-                raise UnsupportedModelError(
-                    f"the decoder layers of {kind} cannot be followed; the search does not "
-                    "support this model"
-                )
-
-            def prefix(layer: int) -> tuple[Tensor, Tensor]:
-                key, value = records[layer].columns()
-                return key[:, :, :3], value[:, :, :3]
-
-            def own(layer: int) -> tuple[Tensor, Tensor]:
-                key, value = records[layer].columns()
-                return key[:, :, 3:], value[:, :, 3:]
-
-            group = Group(1, 5, lambda layer: masks.of(layer)[:, :, 3:], prefix, own)
-            again = self.resume(
-                middle,
-                ids=layout.ids[0, 3:],
-                hidden=known.hidden[0, 3:],
-                projected=known.projected[0, 3:],
-                positions=layout.position[0, 3:],
-                groups=[group],
-                places=torch.tensor([0, 2, 4], device=self.device),
-            )
-            head: Any = self.model.get_output_embeddings()
-            self.recorded(layout, masks, keep_from=len(self.layers))
-            self.plain_head = type(head) is nn.Linear and torch.equal(
-                head(self.head_input[None])[0].to(logits), logits
-            )
-        for found, expected in ((logits, stock), (again, stock[3::2])):
-            if not self._as_stock(found, expected):
-                raise UnsupportedModelError(
-                    f"{kind} gives other logits when it is entered at a layer; the search does "
-                    "not support this model"
-                )
+        Args:
+            documents: at least one.
+            share: let all answers of a context share one sequence, where the model allows it.
+        """
+        if self.obstacle is None:
+            return Layout.of(documents, device=self.device, share=share)
+        return Layout.of(documents, device=self.device, share=False, pads="right")
 
     def masks(self, layout: Layout) -> Masks:
         """Return the masks of a chunk on this model."""
         return Masks(layout, self.windows, additive=self._base == "eager", dtype=self.model.dtype)
+
+    def visible(self, layer: int, record: LayerRecord, masks: Masks) -> Tensor | None:
+        """Return what rows see in a recorded layer, (S or 1, 1, T, T) bool; None: causal."""
+        if self.obstacle is None:
+            return masks.visible(layer)
+        return None if record.mask is None else visible_columns(record.mask)
 
     # -- forwards ----------------------------------------------------------------------------
 
@@ -480,7 +410,7 @@ class Workbench(OpenedModel):
         """
         records: dict[int, LayerRecord] = {}
         run = _Run(
-            mask=masks.of,
+            mask=masks.of if self.obstacle is None else None,
             places=layout.places,
             record=records,
             keep_from=keep_from,
@@ -528,7 +458,7 @@ class Workbench(OpenedModel):
             start=layer,
             hidden=hidden[None],
             projected={layer: projected[None]},
-            stops=last if layer < last and self._narrows else None,
+            stops=last if layer < last and self.narrows else None,
             places=torch.stack([torch.zeros_like(places), places], dim=1),
             record=record,
             keep_from=len(self.layers),
@@ -537,21 +467,99 @@ class Workbench(OpenedModel):
         with packed(_Grouped(self)):
             return self._call(run, ids[None], positions[None])
 
-    def _call(self, run: _Run, ids: Tensor, positions: Tensor) -> Tensor:
+    def replay(
+        self,
+        layer: int,
+        *,
+        ids: Tensor,
+        hidden: Tensor,
+        attention: Tensor,
+        own: Callable[[int], tuple[Tensor, Tensor]],
+        places: Tensor,
+        headless: Tensor | None = None,
+    ) -> Tensor:
+        """Run whole sequences from ``layer`` on, its attention given; return their logits.
+
+        Args:
+            layer: one that attends.
+            ids: (V, T) tokens, pads on the right.
+            hidden: (V, T, hidden) input of that layer.
+            attention: (V, T, H, D) output of its attention, before the output projection.
+            own: keys and values of the layers before it, (V, G, T, D).
+            places: (P, 2) rows to read, (sequence, t).
+            headless: (P,) bool, rows without logits; see :meth:`logits_of`.
+
+        Returns:
+            (P, vocabulary) logits, of the places that are not headless.
+        """
+        run = _Run(
+            start=layer,
+            hidden=hidden if self.enters else None,
+            attention=attention,
+            own=own,
+            places=places,
+            headless=headless,
+        )
+        return self._call(run, ids, None)
+
+    def _call(self, run: _Run, ids: Tensor, positions: Tensor | None) -> Tensor:
         self.running = run
         self.forwards += 1
-        # a mask of four axes is taken as it is, so that none is built; the layers get their own
-        mask = None if run.mask is None else run.mask(0)
+        given: dict[str, Any] = {}  # whole sequences have the model's own masks and positions
+        if self.obstacle is None:
+            # a mask of four axes is taken as it is, so that none is built; layers get their own
+            mask = None if run.mask is None else run.mask(0)
+            given = {"attention_mask": mask, "position_ids": positions}
         try:
-            output = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-            )
+            output = self.model(input_ids=ids, use_cache=False, **given)
         finally:
             self.running = None
         if not run.read:
             raise InternalError("the model does not call its output head as a module")
+        if run.attention is not None and not run.replaced:
+            raise InternalError("a layer whose attention is given was not run")
         logits: Tensor = output.logits[0]
         return logits
+
+    def projected_by_model(
+        self,
+        layer: int,
+        layout: Layout,
+        masks: Masks,
+        *,
+        hidden: Tensor,
+        attention: Tensor,
+        own: Callable[[int], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Return what a layer's attention module makes of an attention output, (S, T, hidden).
+
+        Args:
+            layer: one that attends.
+            layout: the chunk.
+            masks: its masks.
+            hidden: (S, T, hidden) input of that layer.
+            attention: (S, T, H, D).
+            own: keys and values of the layers before it, (S, G, T, D).
+
+        Raises:
+            InternalError: the module was not run.
+        """
+        records: dict[int, LayerRecord] = {}
+        run = _Run(
+            mask=masks.of,
+            start=layer,
+            hidden=hidden,
+            attention=attention,
+            own=own,
+            places=layout.places,
+            record=records,
+            keep_from=layer,
+        )
+        self._call(run, layout.ids, layout.position)
+        found = records[layer].projected
+        if found is None:
+            raise InternalError("a layer's attention module was not run")
+        return found
 
     def output_weight(self, layer: int) -> Tensor:
         """Return the output projection of a layer by head, (H, D, hidden).

@@ -21,10 +21,10 @@ from act_harness.search.methods.context import Method, MethodContext
 from act_harness.search.methods.recorded import record_judgements
 from act_harness.search.methods.registry import METHODS
 from act_harness.search.methods.strength import Match, divergence, matching_power, scaled
-from act_harness.search.processes import Processes
 from act_harness.search.record import measured_facts
 from act_harness.support import atomic, places, reading
 from act_harness.support.interruption import saved
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,0 +1,178 @@
+"""README's one table: what heads are worth and what they cost, from the stored results.
+
+A row is added to :data:`GAINS` or :data:`COSTS`: what it says, the file, and where in the file its
+figures stand. Nothing is typed: gains come with their 95 % intervals, every split or set that was
+measured, weakest first; costs with the range over shapes or tasks. Written into README by
+``python -m act_harness.bench.readme --write``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from act_harness.errors import ResultError
+from act_harness.evidence.tables import Markup, markdown_table
+from act_harness.support import reading
+
+__all__ = ["COSTS", "GAINS", "Cost", "Gain", "summary_table"]
+
+_REPORTS = "results/reports"
+_BENCHMARKS = "results/benchmarks"
+_JOINT = f"{_REPORTS}/2026-11-29-joint-search.json"
+_GENERAL = f"{_REPORTS}/2026-11-29-heldout-general.json"
+_FIRST, _MORE = ("differences",), ("more_seeds", "differences")
+
+
+class Gain(NamedTuple):
+    """A change against the untouched model, once for each split of the documents."""
+
+    what: str
+    file: str
+    places: tuple[tuple[str, ...], ...]
+    """Keys down to a change: ``[difference, low, high]`` in points, or an arm's (in shares)."""
+
+
+class Cost(NamedTuple):
+    """Figures of one column of a benchmark."""
+
+    what: str
+    file: str
+    column: str
+    variant: str = ""
+    """How the column ``variant`` begins, where the table has one."""
+
+
+def _splits(measure: str, others: str) -> tuple[tuple[str, ...], ...]:
+    """Return where the report of joint searches has its splits 0, 1 and 2."""
+    return (
+        (*_FIRST, f"{measure}/sinks-0"),
+        *((*_MORE, f"{seed}/{others}/signed") for seed in (1, 2)),
+    )
+
+
+GAINS = (
+    Gain(
+        "40 heads found one by one, 15 tasks, corrected",
+        _GENERAL,
+        (("arms", "general", "corrected"),),
+    ),
+    Gain(
+        "multiple choice, beyond scaled scores",
+        _JOINT,
+        _splits("multiple choice/supervised", "supervised_other_tasks"),
+    ),
+    Gain("multiple choice", _JOINT, _splits("multiple choice/raw", "raw_other_tasks")),
+    Gain(
+        "classification, beyond scaled scores",
+        _JOINT,
+        _splits("classification/supervised", "supervised"),
+    ),
+    Gain("classification, corrected", _JOINT, _splits("classification/corrected", "batch")),
+    Gain(
+        "control: the prompt's last tokens in place of sinks, corrected",
+        _JOINT,
+        ((*_FIRST, "classification/corrected/last-0"),),
+    ),
+    Gain(
+        "classification, corrected, first token tuned too",
+        _JOINT,
+        ((*_FIRST, "classification/corrected/both-0"),),
+    ),
+)
+
+COSTS = (
+    Cost(
+        "prefill: time over stock's, SmolLM2, CPU",
+        f"{_BENCHMARKS}/attention-prefill-cpu.json",
+        "ratio",
+        "act",
+    ),
+    Cost(
+        "decoding: time over stock's, 7B shape, H200",
+        f"{_BENCHMARKS}/attention-decode-cuda.json",
+        "ratio",
+        "act",
+    ),
+    Cost(
+        "prefill: time over stock's, 7B shape, H200",
+        f"{_BENCHMARKS}/attention-prefill-cuda.json",
+        "ratio",
+        "act",
+    ),
+    Cost(
+        "scoring: speed over lm-eval's `hf`, 7B shape, H200",
+        f"{_BENCHMARKS}/scoring-7b-cuda.json",
+        "ACT / stock",
+    ),
+)
+
+
+def summary_table(root: Path, gains: Sequence[Gain] = GAINS, costs: Sequence[Cost] = COSTS) -> str:
+    """Return the table from the results below a checkout, the weakest gain first.
+
+    Raises:
+        ResultError: A file has no such figure.
+    """
+    found = [(_changes(root, gain), gain) for gain in gains]
+    found.sort(key=lambda pair: pair[0][0][1])
+    rows = [(gain.what, "; ".join(map(_change, changes)), gain.file) for changes, gain in found]
+    rows += [(cost.what, _range(root, cost), cost.file) for cost in costs]
+    header = ["what", "points against the untouched model (95 % interval); costs: ratios", "file"]
+    cells = [[Markup(what), said, _link(file)] for what, said, file in rows]
+    return markdown_table(header, cells, compact=True).rstrip()
+
+
+def _link(file: str) -> Markup:
+    name = re.sub(r"^[\d-]+", "", Path(file).stem)  # without a report's date
+    return Markup(f"[{name}]({file})")
+
+
+def _changes(root: Path, gain: Gain) -> list[tuple[float, float, float]]:
+    """Return difference, low and high end in points for each place, weakest first."""
+    report = reading.read_json(root / gain.file, lenient=True)
+    found = []
+    for place in gain.places:
+        at: Any = report
+        for key in place:
+            if isinstance(at, list):  # arms
+                at = next((one for one in at if one.get("name") == key), None)
+            else:
+                at = at.get(key)
+            if at is None:
+                raise ResultError(f"{gain.file} has no {' / '.join(place)}; see bench/summary.py")
+        found.append(_points(at))
+    return sorted(found, key=lambda change: change[1])
+
+
+def _points(stored: Mapping[str, Any] | Sequence[float]) -> tuple[float, float, float]:
+    if isinstance(stored, Mapping):
+        low, high = stored["interval"]
+        return 100 * stored["difference"], 100 * low, 100 * high
+    difference, low, high = stored
+    return difference, low, high
+
+
+def _change(change: tuple[float, float, float]) -> str:
+    difference, low, high = change
+    shown = "" if low > 0 else ", not shown"
+    return f"{difference:+.1f} ({low:.1f} to {high:.1f}{shown})"
+
+
+def _range(root: Path, cost: Cost) -> str:
+    """Return the least and the largest figure of the column."""
+    tables = reading.read_json(root / cost.file, lenient=True)["tables"]
+    found = list(_column(tables, cost))
+    if not found:
+        raise ResultError(f"{cost.file} has no column {cost.column!r}; see bench/summary.py")
+    return f"{min(found):.2f} to {max(found):.2f}"
+
+
+def _column(tables: Sequence[Mapping[str, Any]], cost: Cost) -> Iterator[float]:
+    for table in tables:
+        for row in table["rows"]:
+            record = dict(zip(table["columns"], row, strict=True))
+            if cost.column in record and str(record.get("variant", "")).startswith(cost.variant):
+                yield record[cost.column]
