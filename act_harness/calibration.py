@@ -112,8 +112,9 @@ def _keys_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - a type, or a form of one
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+    # Python 3.10 takes list[int] for a class, which issubclass() then refuses.
+    if get_origin(annotation) is None and isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
     return [found for part in get_args(annotation) for found in _models_in(part)]
 
 

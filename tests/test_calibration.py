@@ -8,8 +8,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from act_harness.calibration import PRESETS, Calibration, HeadStrength, LayerPlan, preset
+from act_harness.calibration import (
+    PRESETS,
+    Calibration,
+    HeadStrength,
+    LayerPlan,
+    _keys_at,
+    preset,
+    validation_line,
+)
 from act_harness.errors import CalibrationError, InputError
 
 
@@ -187,3 +196,21 @@ def test_a_mass_map_that_does_not_exist_has_no_strength():
         CalibrationError, match=r"^mass 'clip' is unknown, expected one of damp, rew"
     ):
         _ = made.strength
+
+
+def test_a_key_beside_a_list_has_a_nearest():
+    """Python 3.10 takes ``list[int]`` for a class, and fell over it in the search for a name."""
+
+    class Inner(BaseModel):
+        beta: float = 1.0
+
+    class Outer(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        layers: list[int] = []
+        inner: dict[str, list[Inner]] = {}
+
+    with pytest.raises(ValidationError) as refused:
+        Outer.model_validate({"layer": [1]})
+    assert validation_line(refused.value, Outer) == "layer: unknown key; did you mean 'layers'?"
+    assert _keys_at(Outer, ("layers", 0)) == []
+    assert _keys_at(Outer, ("inner", "a", 0)) == ["beta"]

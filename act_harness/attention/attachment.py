@@ -361,7 +361,7 @@ class Attachment:
 
     def _bind(self, modules: dict[int, FoundLayer]) -> None:
         kind = type(self.model).__name__
-        counts = {layer: found.heads for layer, found in modules.items()}
+        counts = {layer: one.heads for layer, one in modules.items()}
         held = HeadGroup.of(self.model).held(counts, self._decoder.config)
         for layer, plan in self.plans.items():
             if layer not in modules:

@@ -260,9 +260,11 @@ def _counting(cache: Cache, layer: int) -> int:
     """Return the layer whose cache counts a layer's tokens: the one before that shares its keys.
 
     Gemma 3n and 4 attend over an earlier layer's keys in their last layers, whose own part of the
-    cache is empty. Earlier layers have added the rows of the call under way.
+    cache is empty, or left out (transformers before 5.21). Earlier layers have added the rows of
+    the call under way.
     """
-    while 0 < layer < len(cache.layers) and not hasattr(cache.layers[layer], "get_seq_length"):
+    layer = max(0, min(layer, len(cache.layers) - 1))
+    while layer > 0 and not hasattr(cache.layers[layer], "get_seq_length"):
         layer -= 1
     return layer
 

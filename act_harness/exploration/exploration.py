@@ -113,12 +113,12 @@ class Exploration:
         whole = "" if self.after is None else (
             f", {float(margin(self.after, self.right)):+.4f} with head set {self.artifact}"
         )  # fmt: skip
+        attending = int(np.isfinite(effects).sum())
         about = "" if self.exact[layer, head] else "about "
         return (
             f"{self.title}: margin of {self.labels[self.right]!r} {start:+.4f} nats{whole}\n"
             f"head {layer}.{head} alone changes it by {about}{effects[layer, head]:+.4f}; "
-            f"{int(self.sinks.any(axis=2).sum())} of {int(np.isfinite(effects).sum())} heads "
-            "have sinks"
+            f"{int(self.sinks.any(axis=2).sum())} of {attending} heads have sinks"
         )
 
     def html(self) -> str:

@@ -192,7 +192,7 @@ class _Counter:
             scored=_SCORED.get(str(settings.get("output_type")), "-"),
             source=source,
             dataset=path,
-            checked=self.folder is not None or source not in self._published.unchecked,
+            checked=bool(built or self.folder) or source not in self._published.unchecked,
         )
 
     def _count(self, name: str, path: str, configuration: str | None, split: str) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, StaticCache
 
 from act_harness.attention import calibrated, select_cache
-from act_harness.attention.cache import Forward
+from act_harness.attention.cache import Forward, seen_tokens
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.errors import UnsupportedCallError, UnsupportedModelError
 
@@ -433,3 +433,12 @@ def test_a_compiled_model_is_calibrated_where_its_graph_may_break(tiny, make_art
         assert attachment.calls.calls["torch"] == calls + 1
     torch.testing.assert_close(found, want, rtol=0, atol=1e-9)
     torch._dynamo.reset()
+
+
+def test_a_layer_that_a_cache_leaves_out_shares_an_earlier_ones_keys():
+    """Gemma 3n's last layers before transformers 5.21: they had a cache of minus one token."""
+    cache = DynamicCache()
+    for layer in range(2):
+        cache.update(torch.ones(1, 2, 7, 4), torch.ones(1, 2, 7, 4), layer)
+    assert [seen_tokens(cache, layer, 1) for layer in (0, 1, 2, 5)] == [6, 6, 6, 6]
+    assert seen_tokens(DynamicCache(), 3, 0) == 0

@@ -54,10 +54,10 @@ def test_every_choice_is_keyed_by_what_decides_it():
     made = []
     for dtype in (torch.float32, torch.bfloat16):
         query = torch.ones(1, 4, 1, 16, dtype=dtype)
-        key = torch.ones(1, 2, 5, 16, dtype=dtype)
+        key = torch.ones(1, 4, 5, 16, dtype=dtype)
         made.append(chosen(query, key, key))
         chosen(query, key, key[..., :8])
-    wide = torch.ones(1, 4, 1, 16), torch.ones(1, 2, 5, 16)
+    wide = torch.ones(1, 4, 1, 16), torch.ones(1, 4, 5, 16)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         assert chosen(*wide, wide[1]) is None
     assert chosen(*wide, wide[1]) is made[0]

@@ -20,7 +20,7 @@ from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import Stock, unsupported
 from act_harness.engines.reference import COMPUTES as MEMBERS
 from act_harness.engines.reference import ReferenceEngine, calibrate_weights, row_factors
-from act_harness.engines.stock import attend_with_lse
+from act_harness.engines.stock import _knows_groups, attend_with_lse
 from act_harness.engines.torch import TorchEngine
 from act_harness.errors import CalibrationError, InputError
 
@@ -503,6 +503,9 @@ def test_the_kernels_own_log_sum_exp(dtype, groups):
     stock = ec.stock_of(case, geometry)
     found = attend_with_lse(case.call(), geometry=geometry, stock=stock)
     assert torch.equal(found.output, stock())
+    if groups < 4 and not _knows_groups("cpu"):  # torch 2.6 has no fused kernel for groups there
+        assert found.lse is None
+        return
     assert found.lse is not None
     key = case.key.repeat_interleave(4 // groups, dim=1)
     products = case.query.double() @ key.double().transpose(-1, -2) * case.scale

@@ -50,6 +50,8 @@ class OpenedModel:
         self.model = model
         self.decoder: Any = decoder_of(model)
         self.device: torch.device = next(model.parameters()).device
+        self.by_position = False
+        """Whether logits of single rows or columns come with the calls of its attention."""
         self._undo: list[Callable[[], object]] = []
         self.by_position = False
         """Whether a layer's attention comes with logits of single rows or columns."""

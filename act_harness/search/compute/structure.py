@@ -105,7 +105,7 @@ def decoder_layers(
 
 
 def whole_reason(
-    model: PreTrainedModel, attentions: Mapping[int, nn.Module], *, by_position: bool = False
+    model: PreTrainedModel, attentions: Mapping[int, nn.Module], *, by_position: bool
 ) -> str | None:
     """Return why texts cannot lie side by side in one row, nor be entered behind their first token.
 
@@ -116,19 +116,21 @@ def whole_reason(
         attentions: its attention modules by layer.
         by_position: whether logits of single rows or columns come with their calls.
     """
-    if by_position:
-        return "its attention has logits by position, which texts side by side share"
     config = model.config.get_text_config()
     missing = sorted(set(range(config.num_hidden_layers)) - set(attentions))
     if missing:
         return f"layers {missing} do not attend"
     if any(size is not None for size in of_layers(config, "attention_chunk_size")):
         return "it attends in chunks"
+    if by_position:
+        return "its attention has logits by position, which texts side by side would share"
     for attention in attentions.values():
         family = family_of(attention)
         reason = None if family is None else family.search_obstacle(attention)
         if reason is not None:
             return reason
+    if by_position:
+        return "its attention has logits by position, which texts side by side share"
     return mixing_part(model, windowed=True)
 
 
