@@ -85,9 +85,9 @@ def test_both_arms_run_in_two_processes(tiny_checkpoint, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
          "-m", "act_harness", "eval", "--pretrained", str(tiny_checkpoint), "--model-args",
-         "dtype=float32", "--artifact", str(artifact), "--tasks", "act_demo_sentiment", "--limit", "5",
-         "--calibrators", "content-free",
-         "--device", "cpu", "--output", str(tmp_path / "out")],
+         "dtype=float32", "--artifact", str(artifact), "--tasks", "act_demo_sentiment",
+         "--limit", "5", "--calibrators", "content-free", "--device", "cpu",
+         "--output", str(tmp_path / "out")],
         env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
