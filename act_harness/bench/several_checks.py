@@ -24,6 +24,7 @@ from act_harness.bench.several_compare import (
 from act_harness.bench.several_runs import Ran, Runner, kill_once_written, own_lines
 from act_harness.errors import ActHarnessError, InputError
 from act_harness.support.atomic import write_text
+from act_harness.support.model_arguments import loading
 
 __all__ = ["CHECKS", "Check", "Row", "SeveralDevices"]
 
@@ -76,7 +77,8 @@ class SeveralDevices:
         """Read what an artifact must know off the configuration; the model is large."""
         from transformers import AutoConfig
 
-        found = AutoConfig.from_pretrained(self.pretrained)
+        with loading(self.pretrained):
+            found = AutoConfig.from_pretrained(self.pretrained)
         config = found.get_text_config()
         return ModelFacts(
             id=Path(self.pretrained).name,
