@@ -166,8 +166,8 @@ def test_a_check_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsy
 @pytest.mark.skipif(find_spec("vaderSentiment") is None, reason="the demo tasks need it")
 def test_two_processes_evaluate_as_one(tiny_checkpoint, tmp_path):
     path = several.main([
-        "--cpu", "--pretrained", str(tiny_checkpoint), "--tasks", "act_demo_sentiment", "--limit", "5",
-        "--output", str(tmp_path), "--only", "eval", "--timeout", "600", "--name", "several",
+        "--cpu", "--pretrained", str(tiny_checkpoint), "--tasks", "act_demo_sentiment",
+        "--limit", "5", "--output", str(tmp_path), "--only", "eval", "--timeout", "600", "--name", "several",
     ])  # fmt: skip
     text = path.read_text()
     (row,) = json.loads(path.with_suffix(".json").read_text())["tables"][0]["rows"]
