@@ -123,8 +123,8 @@ def compare(before: FamilyTable, after: FamilyTable) -> Changes:
         old, new = before.rows.get(kind), after.rows.get(kind)
         if old is None or new is None:
             bad = old is not None and old["result"] == "works"
-            told = [row["result"] if row else "-" for row in (old, new)]
-            changed.append((kind, "gone" if old else "new", *told, _verdict(bad)))
+            was, now = (row["result"] if row else "-" for row in (old, new))
+            changed.append((kind, "gone" if old else "new", was, now, _verdict(bad)))
             continue
         broken = old["result"] == "works" != new["result"]
         for column in get_args(Column):
