@@ -103,14 +103,15 @@ format: venv
 	$(BIN)/ruff format .
 
 # Commands, scoring, both arms, a search and a judge: the parts that call other packages.
-LOWEST_TESTS = cli/test_cli test_model harness/test_evaluate search/test_run mtbench/test_judge \
+LOWEST_TESTS = cli/test_cli cli/test_bad_inputs test_calibration test_model harness/test_evaluate \
+               search/test_run mtbench/test_judge attention/test_families attention/test_composites \
                attention/test_tokenizer_probe
 
 lowest: export PIP_CONSTRAINT = constraints-lowest.txt
 lowest:
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet \
-	    --editable '.[wandb,mtbench,report,triton]' pytest hypothesis
+	    --editable '.[demo,wandb,mtbench,report,triton]' pytest hypothesis
 	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS:%=tests/%.py) $(PYTEST_ARGS)
 
 # The package asks for Python 3.12 and an older huggingface-hub than ours: an environment of its own.

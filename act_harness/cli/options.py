@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -88,9 +88,7 @@ def with_tracking(command: Callable[..., None]) -> Callable[..., None]:
     then hands the settings to :func:`act_harness.tracking.wandb_run.open_tracker` or a function
     above it.
     """
-    hints = get_type_hints(command, include_extras=True)
-    own = inspect.signature(command).parameters
-    kept = [p.replace(annotation=hints[p.name]) for p in own.values() if p.name != "tracking"]
+    kept = [parameter for parameter in _options_of(command) if parameter.name != "tracking"]
     added = _options_of(_tracking_settings)
 
     @functools.wraps(command)
@@ -105,9 +103,9 @@ def with_tracking(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    hints = get_type_hints(function, include_extras=True)
-    parameters = inspect.signature(function).parameters.values()
-    return [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]
+    # Not get_type_hints(): Python 3.10's hides an Annotated whose default is None in an Optional,
+    # and typer then takes the argument for an option.
+    return list(inspect.signature(function, eval_str=True).parameters.values())
 
 
 def _tracking_settings(

@@ -406,3 +406,18 @@ import torch
             timeout=300,
         )
         assert f"OMP_WAIT_POLICY = '{expected}'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [(("search",), "recipe"), (("methods",), "recipe"), (("eval",), None), (("regress",), None)],
+)
+def test_arguments_and_options_are_what_they_were_declared(words, argument):
+    """Python 3.10 made an option of every argument without a value: `search demo` was refused."""
+    command = typer.main.get_command(cli.app).commands[words[0]]
+    arguments = [one.name for one in command.params if one.param_type_name == "argument"]
+    assert arguments == ([argument] if argument else [])
+    assert "tracking" not in [one.name for one in command.params]
+    if words == ("eval",):
+        config = next(one for one in command.params if one.name == "config")
+        assert config.is_eager  # read before the others
