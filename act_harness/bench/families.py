@@ -162,10 +162,14 @@ def _tiny_settings(given: dict[str, Any]) -> dict[str, Any]:
             made[name] = [size, 2 * size] * (_LAYERS // 2) if isinstance(value, list) else size
         elif name == "is_decoder":
             made[name] = True
+        elif name == "attn_layer_indices":  # Bamba's
+            made[name] = list(range(1, _LAYERS, 2))
         elif name == "attention_types":  # GPT-Neo's
             made[name] = [[["global", "local"], _LAYERS // 2]]
     if "num_kv_shared_layers" in made:  # Gemma's: the first layers' keys serve the last ones
         made["layer_types"] = ["sliding_attention", "full_attention"] * (_LAYERS // 2)
+    if given.get("model_type") == "granitemoehybrid":  # whose own layers are all recurrent
+        made["layer_types"] = ["mamba", "attention"] * (_LAYERS // 2)
     if given.get("per_layer_config") and given.get("layer_types"):
         made |= _tiny_layers(given, made)
     return made

@@ -13,7 +13,7 @@ from act_harness.bench import families, family_table
 from act_harness.bench.families import architectures, build_tiny, try_family
 from act_harness.bench.family_table import FamilyTable, compare, make_table, read_table, write_table
 from act_harness.cli.app import app
-from act_harness.errors import ResultError
+from act_harness.errors import ResultError, UnsupportedModelError
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from act_harness.errors import ResultError
     [
         ("llama", "packed", "yes"),
         ("gptj", "over the cache", "yes"),
-        ("mpt", None, "no: "),
+        ("mpt", None, "yes"),
         ("gpt_oss", "packed", "yes"),  # with learned sinks
         ("mimo_v2_flash", "packed", "yes"),
     ],
@@ -40,12 +40,18 @@ def test_architectures_with_parts_in_other_places_work(kind):
     assert try_family(kind).result == "works"
 
 
-def test_a_model_that_the_search_cannot_follow_is_refused_by_it():
-    """DeepSeek's indexed layers want more than their input; the search's check crashed first."""
-    row = try_family("deepseek_v32")
-    assert row.result == "works"
-    assert row.search.startswith("no: the decoder layers of DeepseekV32ForCausalLM cannot be")
-    assert try_family("jetmoe").search == "yes"  # attends with a bias behind its maps
+@pytest.mark.parametrize("kind", ["deepseek_v32", "jetmoe"])
+def test_layers_that_want_more_than_their_input_are_searched(kind):
+    """DeepSeek's choose columns by an index, JetMoE's give a bias behind their maps."""
+    assert try_family(kind).search == "yes"
+
+
+def test_what_only_one_way_of_searching_opens_is_said(monkeypatch):
+    def refused(self, base):
+        raise UnsupportedModelError("not this one")
+
+    monkeypatch.setattr(families.StrengthenedModel, "_open", refused)
+    assert try_family("llama").search == "yes; by gradient no: not this one"
 
 
 def test_architectures_that_do_not_work_say_why():

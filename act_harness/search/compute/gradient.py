@@ -95,7 +95,8 @@ class _Tap:
         run = self.owner.running
         if run is None or run.theta is None:
             return stock(), None
-        return self.owner.attend(self.layer, run, call, run.visible(mask)), None
+        output = self.owner.attend(self.layer, run, call, run.visible(mask))
+        return output.contiguous(), None  # as stock kernels give it: Afmoe's gate takes a view
 
 
 class StrengthenedModel(OpenedModel):
