@@ -398,6 +398,8 @@ def test_weights_that_are_fetched_give_the_same_scores(
     tiny_checkpoint, artifact_file, tmp_path, places, scoring
 ):
     """Accelerate keeps them on a meta device, which computes nothing and which autocast refuses."""
+    if places == {"": "disk"}:
+        pytest.importorskip("accelerate", "1.15", reason="before, not all of a model may lie there")
     spread = make(
         tiny_checkpoint, artifact_file, scoring=scoring, parallelize=True, device_map=places,
         offload_folder=str(tmp_path / "offload"),

@@ -118,7 +118,7 @@ def compare(before: FamilyTable, after: FamilyTable) -> Changes:
     Worse is a model type that worked and does not (or is gone), a search or generation that did,
     a slower route of scoring, and an engine less.
     """
-    changed: list[tuple[str, str, str, str, str]] = []
+    changed: list[tuple[str, ...]] = []
     for kind in sorted(before.rows.keys() | after.rows.keys()):
         old, new = before.rows.get(kind), after.rows.get(kind)
         if old is None or new is None:

@@ -59,6 +59,8 @@ def found(model, artifact):
     ],
 )
 def test_weights_that_are_kept_elsewhere_give_the_same(saved, make_artifact, tmp_path, given):
+    if given == {"device_map": {"": "disk"}}:
+        pytest.importorskip("accelerate", "1.15", reason="before, not all of a model may lie there")
     plain = AutoModelForCausalLM.from_pretrained(saved).eval()
     artifact = make_artifact(plain, alpha=2.0)
     if callable(given):
