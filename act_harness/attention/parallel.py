@@ -113,6 +113,7 @@ class HeadGroup:
     def summed(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over the processes; each gets the same bits."""
         if self.is_split:
+            values = values.contiguous()  # as NCCL asks
             torch.distributed.all_reduce(values, group=self._group)
         return values
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import types
 
 import numpy as np
 import pytest
@@ -66,7 +67,9 @@ def test_an_unknown_method_is_one_line_with_the_nearest():
 def test_one_strength_takes_the_factor_that_verify_likes_best():
     class Context:
         def __init__(self):
-            self.facts, self.recipe = ModelFacts(**MODEL), recipe(layers=[1, 2])
+            model = tiny()
+            self.scorer = types.SimpleNamespace(model=model)
+            self.facts, self.recipe = model_facts(model), recipe(layers=[1, 2])
             self.detection = {"alpha": 2.0}
 
         def verified(self, artifact):
