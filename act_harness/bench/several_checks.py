@@ -181,9 +181,10 @@ def _row(given: SeveralDevices, name: str, found: Difference, *runs: str, note: 
     )
 
 
-def _compared(given: SeveralDevices, arms: dict[str, Arm]) -> Difference:
+def _compared(given: SeveralDevices, arms: dict[str, Arm], *, split: bool = False) -> Difference:
     exact = given.dtype in ("float32", "float64")
-    return compare_arms(given.one(), arms, given.tolerance, exact=exact)
+    tolerance = given.tolerance.of_split_sums() if split else given.tolerance
+    return compare_arms(given.one(), arms, tolerance, exact=exact)
 
 
 def _shares(arms: dict[str, Arm]) -> str:
@@ -228,7 +229,8 @@ def _placed(given: SeveralDevices, name: str, *, more: str = "", last: bool = Fa
     arms = given.evaluated(name, several=several, more=more, number=number)
     used = ", ".join(f"{most:.1f}" for most in given.runner.ran[name].memory)
     note = f"GiB in use by GPU: {used}" if used else ""
-    return _row(given, name, _compared(given, arms), "eval-one", name, note=note)
+    found = _compared(given, arms, split=several)
+    return _row(given, name, found, "eval-one", name, note=note)
 
 
 def _tensor_parallel(given: SeveralDevices, name: str) -> Row:
@@ -251,10 +253,11 @@ def _search(given: SeveralDevices, name: str, *, method: str) -> Row:
     # A search measures each unit in one process; a gradient is a sum over processes.
     tolerance = 1e-3 if method == "gradient" else given.tolerance.absolute
     found = compare_artifacts(one, several, tolerance=tolerance)
-    heads = load_artifact(several).head_count()
-    if not heads:
-        found = Difference(found.largest, (*found.faults, "no head was found: nothing compared"))
-    note = f"{heads} heads"
+    artifact = load_artifact(several)
+    rows = len(((artifact.search or {}).get("table") or {}).get("heads", {}).get("rows", ()))
+    if not rows:
+        found = Difference(found.largest, (*found.faults, "nothing was measured, nor compared"))
+    note = f"{artifact.head_count()} heads found, {rows} rows of effects compared"
     return _row(given, name, found, f"{method}-one", f"{method}-several", note=note)
 
 

@@ -24,6 +24,8 @@ class Tolerance(NamedTuple):
     counters: float
     """Of a counter, or of its size where that is above 1."""
     words: str
+    by_rounding: bool = False
+    """Whether what rounding decides, near a threshold, may come out otherwise."""
 
     @classmethod
     def of(cls, dtype: str) -> Tolerance:
@@ -35,7 +37,19 @@ class Tolerance(NamedTuple):
             return cls(1e-4, 0.0, 1e-4, "1e-4")
         bits = {"bfloat16": 8, "float16": 11}[dtype]
         step = 2.0 ** (1 - bits)
-        return cls(step, step, 0.02, f"2^{1 - bits} of a log-likelihood, two roundings of {dtype}")
+        words = f"2^{1 - bits} of a log-likelihood, two roundings of {dtype}"
+        return cls(step, step, 0.02, words, by_rounding=True)
+
+    def of_split_sums(self) -> Tolerance:
+        """Return it for layers whose sums are made of one part a process.
+
+        Each part is rounded to the dtype before it is added, in every layer; what a coarse one
+        leaves of a log-likelihood is eight times as far off.
+        """
+        more = self if self.relative == 0 else self._replace(
+            absolute=8 * self.absolute, relative=8 * self.relative, words=f"8 x {self.words}"
+        )  # fmt: skip
+        return more._replace(by_rounding=True)
 
     def holds(self, found: float, expected: float) -> bool:
         """Whether a log-likelihood is near enough."""
@@ -136,17 +150,16 @@ def compare_arms(
 def _counted(
     expected: Mapping[str, Any], found: Mapping[str, Any], tolerance: Tolerance
 ) -> list[str]:
-    coarse = tolerance.relative > 0
     return [
         f"counter {name} is {found.get(name)} instead of {value}"
         for name, value in expected.items()
-        if not (coarse and name in _BY_ROUNDING)
+        if not (tolerance.by_rounding and name in _BY_ROUNDING)
         and not _near(found.get(name), value, tolerance.counters)
     ]
 
 
 _BY_ROUNDING = {"prompts_near_threshold"}
-"""Counters of what a coarse dtype decides by its rounding, so that it follows the batch."""
+"""Counters of what rounding decides: in a coarse dtype it follows the batch."""
 
 
 def _near(found: Any, expected: Any, tolerance: float) -> bool:  # noqa: ANN401 - any JSON value
