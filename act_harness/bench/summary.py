@@ -23,7 +23,6 @@ _REPORTS = "results/reports"
 _BENCHMARKS = "results/benchmarks"
 _JOINT = f"{_REPORTS}/2026-11-29-joint-search.json"
 _GENERAL = f"{_REPORTS}/2026-11-29-heldout-general.json"
-_FIRST, _MORE = ("differences",), ("more_seeds", "differences")
 
 
 class Gain(NamedTuple):
@@ -45,12 +44,9 @@ class Cost(NamedTuple):
     """How the column ``variant`` begins, where the table has one."""
 
 
-def _splits(measure: str, others: str) -> tuple[tuple[str, ...], ...]:
-    """Return where the report of joint searches has its splits 0, 1 and 2."""
-    return (
-        (*_FIRST, f"{measure}/sinks-0"),
-        *((*_MORE, f"{seed}/{others}/signed") for seed in (1, 2)),
-    )
+def _splits(column: str, method: str) -> tuple[tuple[str, ...], ...]:
+    """Return where the report of joint searches has a method's change with each of its splits."""
+    return tuple(("methods", f"{split}/{column}/{method}") for split in (0, 1, 2))
 
 
 GAINS = (
@@ -59,28 +55,27 @@ GAINS = (
         _GENERAL,
         (("arms", "general", "corrected"),),
     ),
+    Gain("multiple choice", _JOINT, _splits("raw_other_tasks", "signed")),
     Gain(
         "multiple choice, beyond scaled scores",
         _JOINT,
-        _splits("multiple choice/supervised", "supervised_other_tasks"),
+        _splits("supervised_other_tasks", "signed"),
     ),
-    Gain("multiple choice", _JOINT, _splits("multiple choice/raw", "raw_other_tasks")),
+    Gain("multiple choice, first token tuned too", _JOINT, _splits("raw_other_tasks", "both")),
+    Gain("classification, corrected", _JOINT, _splits("batch", "signed")),
+    Gain("classification, beyond scaled scores", _JOINT, _splits("supervised", "signed")),
+    Gain("classification, corrected, first token tuned too", _JOINT, _splits("batch", "both")),
     Gain(
-        "classification, beyond scaled scores",
+        "control, corrected: random tokens instead of sinks",
         _JOINT,
-        _splits("classification/supervised", "supervised"),
-    ),
-    Gain("classification, corrected", _JOINT, _splits("classification/corrected", "batch")),
-    Gain(
-        "control: the prompt's last tokens in place of sinks, corrected",
-        _JOINT,
-        ((*_FIRST, "classification/corrected/last-0"),),
+        _splits("batch", "random-columns"),
     ),
     Gain(
-        "classification, corrected, first token tuned too",
+        "control, corrected: the prompt's last tokens instead",
         _JOINT,
-        ((*_FIRST, "classification/corrected/both-0"),),
+        _splits("batch", "last-columns"),
     ),
+    Gain("control, corrected: whole heads scaled instead", _JOINT, (("methods", "1/batch/gate"),)),
 )
 
 COSTS = (
