@@ -159,13 +159,22 @@ def _write_comparison(comparison: Comparison, folder: Path) -> Path:
 def counters_line(counters: dict[str, Any]) -> str:
     """Return what calibration did, as one line."""
     share, moved = counters["share_of_pairs_with_sink"], counters["mean_moved_mass"]
+    if not counters["prompts"]:
+        return "no head was in force; nothing was calibrated, both arms are the stock model"
+    way = "onto" if moved is not None and moved < 0 else "off"
     parts = [
         f"{counters['prompts']} prompts",
         f"{shown(share)} of (head, prompt) pairs with a sink",
-        f"{shown(moved)} of the attention moved",
+        # Heads that amplify count against heads that damp: their sum may be near 0 for a large set.
+        f"{shown(None if moved is None else abs(moved))} of the attention moved {way} calibrated columns, net",
     ]
-    for key in ("prompts_near_threshold", "prompts_too_short", "prompts_truncated"):
-        if counters[key]:
+    for key in (
+        "prompts_near_threshold",
+        "prompts_too_short",
+        "prompts_truncated",
+        "documents_open_to_search",
+    ):
+        if counters.get(key):
             parts.append(f"{counters[key]} {key.replace('_', ' ')}")
     line = ", ".join(parts)
     # Zero is no rounding here: no head saw a sink, so nothing of what is compared was calibrated.

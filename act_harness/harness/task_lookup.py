@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from act_harness.errors import ActHarnessError, InfrastructureError, TaskError, one_line, suggestion
+from act_harness.errors import (
+    ActHarnessError,
+    InfrastructureError,
+    TaskError,
+    nearest,
+    one_line,
+)
 from act_harness.harness.data_folder import first_line
 from act_harness.support import paths, reading
 
@@ -127,7 +133,7 @@ def _check_folders(include_path: Sequence[str | os.PathLike[str]]) -> None:
         if not reading.is_folder(folder):
             raise TaskError(
                 f"--include_path {folder}: no such folder; name the one that holds the YAML files "
-                "of your tasks"
+                f"of your tasks{reading.nearest_beside(folder)}"
             )
 
 
@@ -149,7 +155,9 @@ def _names_of(
 def _files(pattern: str) -> list[str]:
     found = sorted(glob.glob(os.path.expanduser(pattern)))  # noqa: PTH111, PTH207 - user's pattern
     if not found:
-        raise TaskError(f"no task file {pattern}; check the path, or give the name of a task")
+        hint = reading.nearest_beside(pattern, "*.yaml", "*.yml")
+        end = hint or "; check the path, or give the name of a task"
+        raise TaskError(f"no task file {pattern}{end}")
     return found
 
 
@@ -210,8 +218,10 @@ def _unknown(
                 _read(file)
             except TaskError as error:  # lm-eval skips such a file without a word
                 return TaskError(f"unknown task {task!r}, and {error}")
-    hint = suggestion(task, manager.all_tasks)
-    end = f"{hint} " if hint else "; "
+    files = {file.stem: str(file) for file in sorted(Path().glob("*.yaml"))}
+    near = nearest(task, [*files, *manager.all_tasks])
+    meant = f"the file {files[near]!r}" if near in files else repr(near)
+    end = "; " if near is None else f"; did you mean {meant}? "
     return TaskError(
         f"unknown task {task!r}{end}`act-harness run ls tasks` lists all of them; own ones need "
         "--include_path FOLDER or the path of their YAML file"
