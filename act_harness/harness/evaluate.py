@@ -312,6 +312,7 @@ def _run_arms(
             not_finite += len(lm.counters.not_finite)
             if arm == "act":
                 counters = lm.counters.summary() | searched
+                results["act_harness"] |= searched
             place = folders[arm] / f"seed-{seed}" if several else folders[arm]
             place.mkdir(exist_ok=True)
             write_run(results, place, stamp)

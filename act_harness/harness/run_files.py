@@ -161,12 +161,13 @@ def counters_line(counters: dict[str, Any]) -> str:
     share, moved = counters["share_of_pairs_with_sink"], counters["mean_moved_mass"]
     if not counters["prompts"]:
         return "no head was in force; nothing was calibrated, both arms are the stock model"
+    # Heads that amplify count against heads that damp: the sum of a large set may be near 0.
     way = "onto" if moved is not None and moved < 0 else "off"
+    size = shown(None if moved is None else abs(moved))
     parts = [
         f"{counters['prompts']} prompts",
         f"{shown(share)} of (head, prompt) pairs with a sink",
-        # Heads that amplify count against heads that damp: their sum may be near 0 for a large set.
-        f"{shown(None if moved is None else abs(moved))} of the attention moved {way} calibrated columns, net",
+        f"{size} of the attention moved {way} calibrated columns, net",
     ]
     for key in (
         "prompts_near_threshold",

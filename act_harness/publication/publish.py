@@ -176,6 +176,13 @@ def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Files) -
         markdown_table(("arm", "model", "attention"), rows).rstrip(),
         *(f"Artifact: sha256 `{digest}`." for digest in dict.fromkeys(digests)),
     ]
+    searched = [arm.noted("act_harness", "documents_open_to_search") for arm in arms.values()]
+    parts += [
+        f"{number} of the documents scored are of the splits that the heads were found on: what is "
+        "gained on them shows nothing."
+        for number in searched
+        if isinstance(number, int) and number > 0
+    ]
     for seed, comparison in evaluation.comparisons.items():
         heading = (
             "Paired comparison" if seed is None else f"Paired comparison, few-shot seed {seed}"

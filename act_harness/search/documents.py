@@ -311,6 +311,7 @@ class _Draw:
             raise TaskError(
                 f"task {self.name!r} has {len(drawn)} documents for the search split ({source}), "
                 f"the recipe asks for {samples}; lower samples"
+                + (", or give the task a training_split" if source.startswith(_DIVIDED) else "")
             )
         rest = iter(search[self._used :]) if verify is None else iter(verify)
         left = self._take(rest, verify_samples + judge_samples)

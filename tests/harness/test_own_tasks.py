@@ -122,14 +122,14 @@ def test_an_unknown_task_says_how_own_tasks_are_used(own):
 
 
 def test_a_misspelt_file_and_the_name_of_a_file_say_what_was_meant(own, monkeypatch):
-    """The first thing that is typed after writing `my_task.yaml`: its name, and its name wrong."""
+    """Typed first after writing `my_task.yaml`: its name, and its name wrong."""
     monkeypatch.chdir(own.parent)
     with pytest.raises(TaskError, match=re.escape(f"did you mean '{own.name}/fr_mc.yaml'?")):
         find_tasks([f"{own.name}/fr_mcc.yaml"])
     monkeypatch.chdir(own)
-    with pytest.raises(TaskError, match=r"unknown task 'fr_mc'; did you mean the file 'fr_mc.yaml'"):
+    with pytest.raises(TaskError, match=r"'fr_mc'; did you mean the file 'fr_mc.yaml'"):
         find_tasks(["fr_mc"])
-    with pytest.raises(TaskError, match=r"unknown task 'fr_mcc'; did you mean the file 'fr_mc.yaml'"):
+    with pytest.raises(TaskError, match=r"'fr_mcc'; did you mean the file 'fr_mc.yaml'"):
         find_tasks(["fr_mcc"])
     (own / "act_dema_wird.yaml").write_text("task: act_dema_wird\n")
     with pytest.raises(TaskError, match="did you mean 'act_demo_word'"):  # nearer than any file
@@ -172,7 +172,7 @@ def test_heads_found_on_the_documents_that_are_scored_are_told(
     own, tiny_checkpoint, artifact_file, tmp_path, monkeypatch, capfd
 ):
     """A task of one split shares it with its search; the comparison has to say so, too."""
-    monkeypatch.chdir(tmp_path)  # no repository: git's "fatal" would be the first thing that is read
+    monkeypatch.chdir(tmp_path)  # no repository: git would say "fatal"
     content = json.loads(artifact_file.read_text())
     source = {"fr_mc": {"source": "hash of test"}, "fr_two": {"source": "train"}}
     (tmp_path / "found.json").write_text(json.dumps(content | {"search": {"splits": source}}))
@@ -190,6 +190,8 @@ def test_heads_found_on_the_documents_that_are_scored_are_told(
     assert len(told) == 1
     assert told[0].startswith(f"{seen} of the {len(hashes)} documents of 'fr_mc' are of the half")
     assert f", {seen} documents open to search" in outcome.report.read_text()
+    (result,) = outcome.folders["act"].glob("results_*.json")
+    assert json.loads(result.read_text())["act_harness"]["documents_open_to_search"] == seen
     assert "fatal" not in capfd.readouterr().err
 
 
