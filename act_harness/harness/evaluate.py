@@ -397,7 +397,7 @@ def _searched_documents(
     from act_harness.search.documents import open_to_search
 
     splits = ((artifact.search if artifact else None) or {}).get("splits")
-    if artifact is None or not isinstance(splits, dict):
+    if artifact is None or not artifact.head_count() or not isinstance(splits, dict):
         return {}
     total = 0
     for task in _leaves(tasks):

@@ -135,16 +135,16 @@ def write_report(
 ) -> Path:
     """Write the comparison (one for each seed) and what calibration did; return the main file."""
     atomic.write_json(folder / "counters.json", counters)
+    told = f"\nCalibration: {counters_line(counters)}\n"
     if len(comparisons) == 1:
         (only,) = comparisons.values()
         written = _write_comparison(only, folder)
-        text = written.read_text(encoding="utf-8") + f"\nCalibration: {counters_line(counters)}\n"
-        return atomic.write_text(written, text)
+        return atomic.write_text(written, written.read_text(encoding="utf-8") + told)
     for seed, comparison in comparisons.items():
         _write_comparison(comparison, folder / f"seed-{seed}")
     text = averages_table(averages, len(comparisons))
     links = "\n".join(f"- [seed {s}](seed-{s}/comparison.md)" for s in comparisons)
-    return atomic.write_text(folder / "comparison.md", f"{text}\n\n{links}\n")
+    return atomic.write_text(folder / "comparison.md", f"{text}\n\n{links}\n{told}")
 
 
 def _write_comparison(comparison: Comparison, folder: Path) -> Path:

@@ -159,6 +159,10 @@ def test_several_fewshot_seeds_are_averaged(tiny_checkpoint, artifact_file, tmp_
         for comparison in outcome.comparisons.values()
     ]
     (average,) = (a for a in outcome.averages if a.metric == "acc")
+    assert (
+        f"\nCalibration: {run_files.counters_line(outcome.counters)}\n"
+        in outcome.report.read_text()
+    )
     assert average.baseline == pytest.approx(sum(row.score_a for row in rows) / 3)
     assert average.act == pytest.approx(sum(row.score_b for row in rows) / 3)
     prompts = {
