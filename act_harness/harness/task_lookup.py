@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
+from datasets.exceptions import DatasetGenerationError
 
 from act_harness.errors import (
     ActHarnessError,
@@ -308,10 +309,17 @@ def _task_errors(name: str, selection: TaskSelection) -> Iterator[None]:
     except Exception as error:
         leaf_tasks(TaskSelection(selection.manager, (name,)))  # says so where a member is unknown
         place = _place(error)
+        if isinstance(error, DatasetGenerationError) and not isinstance(error.__cause__, OSError):
+            said = one_line(error.__cause__ or error)  # `datasets` itself says that it failed
+            raise TaskError(
+                f"the rows of task {name!r} cannot be read: {said.rstrip('.')}; check the files "
+                "that it names: the same keys and kinds of values in every row and split"
+            ) from error
         if isinstance(error, OSError) or any(part in place.modules for part in _OF_DATA):
             raise InfrastructureError(
                 f"the data of task {name!r} cannot be had: {one_line(first_line(error), limit=300)}"
-                "; give --data-dir, a folder filled by `act-harness fetch`"
+                "; give --data-dir, a folder filled by `act-harness fetch`, or check the task's "
+                "data_files where they are your own"
             ) from error
         what = f"{type(error).__name__}: {one_line(first_line(error), limit=300)}"
         raise TaskError(

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -102,6 +103,29 @@ def test_a_file_that_is_no_task_is_one_line(tmp_path, text, words):
     file.write_text(text)
     with pytest.raises((TaskError, InfrastructureError), match=words) as caught:
         load_tasks(find_tasks([str(file)]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ({"test": '{"q": 1}\n{"q": 1 "a": 2}\n'}, "Missing a comma"),
+        ({"train": '{"q": 1}\n', "test": '{"q": 1, "a": 2}\n'}, "column names don't match"),
+    ],
+    ids=["no JSON", "other keys"],
+)
+def test_rows_that_cannot_be_read_say_why(tmp_path, rows, reason):
+    """It was "An error occurred while generating the dataset; give --data-dir", exit code 3."""
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in rows}
+    for split, text in rows.items():
+        Path(files[split]).write_text(text)
+    task = {"task": "mine", "dataset_path": "json", "dataset_kwargs": {"data_files": files}}
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump(task | {"test_split": "test"}, sort_keys=False)
+    )
+    with pytest.raises(TaskError, match="the rows of task 'mine' cannot be read") as caught:
+        load_tasks(find_tasks([str(tmp_path / "mine.yaml")]))
+    assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
