@@ -132,6 +132,13 @@ def _contents(
     if not evaluation.comparisons:
         notes.append("one arm alone: no paired difference")
     report = _report(evaluation)
+    here = str(evaluation.folder.resolve()).encode()
+    if any(here in content for content in report.values()):
+        report = {}
+        notes.append(
+            "no report: its page names folders of this machine; make it from a path relative to "
+            "where you are"
+        )
     files |= report
     files["README.md"] = _page(evaluation, entries, report).encode()
     return files, entries, tuple(notes)

@@ -173,6 +173,18 @@ def test_a_report_page_is_taken_along(tmp_path):
     }  # fmt: skip
 
 
+def test_a_report_page_that_names_folders_of_this_machine_is_left_out(tmp_path):
+    """`report /home/me/out` writes that path, and it was published with the page."""
+    folders = write_evaluation(tmp_path / "out")
+    place = folders["comparison"].parent / "report"
+    place.mkdir()
+    (place / "report.html").write_text(f"<p>A: {folders['act']}/results.json")
+    done = publish(tmp_path / "out", str(tmp_path / "to"))
+    assert not (tmp_path / "to" / "report").exists()
+    assert "report" not in (tmp_path / "to" / "README.md").read_text()
+    assert any("names folders of this machine" in note for note in done.notes)
+
+
 # -- lm-eval's own results -------------------------------------------------------------------------
 
 
