@@ -213,8 +213,8 @@ def test_a_map_lies_in_its_frame_beside_a_scrollbar(page, downloads):
         inside, map_, frame = browser.execute_script(
             """
             const sides = (name) => {
-              const {left, right, top, bottom} = document.querySelector(name).getBoundingClientRect();
-              return [left, right, top, bottom];
+              const box = document.querySelector(name).getBoundingClientRect();
+              return [box.left, box.right, box.top, box.bottom];
             };
             return [innerWidth - document.documentElement.clientWidth,
                     sides("#map-drawing canvas"), sides("#map-drawing svg > rect")];
