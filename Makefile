@@ -55,6 +55,7 @@ $(VENV)/.installed: export PIP_BUILD_CONSTRAINT = constraints.txt
 $(VENV)/.installed: pyproject.toml constraints.txt $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "make: $(PYTHON) is too old; Python 3.10 or newer is needed: make PYTHON=python3.11 venv" >&2; exit 2; }
+	@echo "make: installing some 200 packages into $(VENV), quietly: minutes, the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(LOCK),$(PIP) install --quiet --require-hashes --requirement $(LOCK))
 	$(PIP) install --quiet $(if $(LOCK),--no-deps) --editable '.[$(EXTRAS)]'

@@ -462,7 +462,7 @@ def _shipped_path(name: str) -> Path:
     if matches:
         raise ArtifactError(f"artifact {name!r} is ambiguous, name one of {', '.join(matches)}")
     short = {key.rpartition("/")[2] for key in known}
-    hint = suggestion(name, [*known, *short])
+    hint = reading.nearest_beside(name, "*.json") or suggestion(name, [*known, *short])
     raise ArtifactError(
         f"artifact {name!r} is neither a file nor a shipped artifact{hint}"
         if hint

@@ -39,6 +39,7 @@ __all__ = [
     "UnsupportedCallError",
     "UnsupportedModelError",
     "install_command",
+    "nearest",
     "one_line",
     "suggestion",
     "unknown_name",
@@ -101,8 +102,14 @@ class InternalError(ActHarnessError):
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of ``known``, or an empty string."""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return what of ``known`` a misspelt name may mean; None where nothing is like it."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return near[0] if near else None
 
 
 def unknown_name(shown: str, name: object, known: Iterable[str], *, listed: bool = True) -> str:

@@ -15,7 +15,7 @@ __all__ = ["chromium", "show", "transgressions"]
 
 
 @contextmanager
-def chromium(downloads: Path) -> Iterator[Any]:
+def chromium(downloads: Path, *, scrollbars: bool = False) -> Iterator[Any]:
     """Start a browser, or skip the test with the reason why there is none."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     program, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -25,8 +25,12 @@ def chromium(downloads: Path) -> Iterator[Any]:
     options.binary_location = program
     # As root there is no sandbox, and a container's /dev/shm is small.
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage",
-                 "hide-scrollbars", "no-first-run", "disable-background-networking"):  # fmt: skip
+                 "no-first-run", "disable-background-networking"):  # fmt: skip
         options.add_argument(f"--{flag}")
+    if scrollbars:  # a headless one hides them unless it is told not to
+        options.add_experimental_option("excludeSwitches", ["hide-scrollbars"])
+    else:
+        options.add_argument("--hide-scrollbars")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:

@@ -37,6 +37,7 @@ from act_harness.cli.report import report
 from act_harness.cli.search import search
 from act_harness.cli.sinks import sinks
 from act_harness.cli.tasks import tasks
+from act_harness.cli.warned import plain_warnings
 from act_harness.errors import ActHarnessError, InputError, InternalError, one_line
 from act_harness.support.interruption import unwind_on_signals
 from act_harness.support.launcher import keep_quiet, launched
@@ -178,7 +179,8 @@ def _run() -> NoReturn:
     try:
         try:
             _take_place()
-            code = app(prog_name="act-harness", standalone_mode=False)
+            with plain_warnings():
+                code = app(prog_name="act-harness", standalone_mode=False)
         finally:
             _close_bars()
             sys.stdout.flush()

@@ -109,10 +109,8 @@ def _origin(artifact: Artifact) -> str:
         return "none; a published or hand-made list"
     tasks = recipe.get("tasks")
     named = ", ".join(map(str, tasks)) if isinstance(tasks, list) else str(tasks)
-    return (
-        f"{recipe.get('method')}, rule {recipe.get('rule')}, {recipe.get('samples')} documents of "
-        f"each of {named}"
-    )
+    rule = f", rule {recipe['rule']}" if recipe.get("rule") else ""  # gradient has none
+    return f"{recipe.get('method')}{rule}, {recipe.get('samples')} documents of each of {named}"
 
 
 @artifact_app.command(cls=Command)

@@ -198,7 +198,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     if reading.is_folder(given):
         return _load_folder(given)
     if not reading.is_file(given):
-        raise ResultError(f"{given}: no such file or folder; check the path")
+        hint = reading.nearest_beside(given) or "; check the path"
+        raise ResultError(f"{given}: no such file or folder{hint}")
     if given.name.startswith("samples_") or given.suffix == ".jsonl":
         task = _DATE.sub("", given.name).removeprefix("samples_").removesuffix(".jsonl")
         return Run(label=given.parent.name, path=given, data={}, sample_files={task: given})

@@ -175,7 +175,7 @@ def _artifacts() -> list[Finding]:
         return [Finding("artifacts", "fail", str(error))]
     text = f"{len(found)} shipped: {', '.join(found) or '-'}"
     judged = [
-        Finding(f"  {name.rpartition('/')[2]}", "ok", artifact.judgement()[0])
+        Finding("", "ok", f"{name}: {artifact.judgement()[0]}")  # of its model alone
         for name, artifact in found.items()
         if artifact.search is not None
     ]

@@ -295,6 +295,7 @@ def _run_arms(
 ) -> EvalOutcome:
     model = places.file_name(Path(str(lm.pretrained)).name)
     arms = ["baseline"] if artifact is None else ["baseline", "act"]
+    searched = _searched_documents(artifact, tasks or [], settings)
     comparisons: dict[int, Comparison] = {}
     counters: dict[str, Any] = {}
     not_finite = 0
@@ -310,7 +311,8 @@ def _run_arms(
                 continue
             not_finite += len(lm.counters.not_finite)
             if arm == "act":
-                counters = lm.counters.summary()
+                counters = lm.counters.summary() | searched
+                results["act_harness"] |= searched
             place = folders[arm] / f"seed-{seed}" if several else folders[arm]
             place.mkdir(exist_ok=True)
             write_run(results, place, stamp)
@@ -386,6 +388,33 @@ def _warn_of_other_prompts(artifact: Artifact | None, settings: EvalSettings) ->
                 f"{name}={recipe[name]!r}, this evaluation uses {given!r}",
                 stacklevel=2,
             )
+
+
+def _searched_documents(
+    artifact: Artifact | None, tasks: Sequence[Any], settings: EvalSettings
+) -> dict[str, int]:
+    """Count, and say, where heads were found on documents of the very split that is scored."""
+    from act_harness.search.documents import open_to_search
+
+    splits = ((artifact.search if artifact else None) or {}).get("splits")
+    if artifact is None or not artifact.head_count() or not isinstance(splits, dict):
+        return {}
+    total = 0
+    for task in _leaves(tasks):
+        split = splits.get(task.task_name)
+        numbers = (settings.samples or {}).get(task.task_name, range(_documents(task, settings)))
+        rows = (task.eval_docs[number] for number in numbers)
+        source = str(split.get("source")) if isinstance(split, dict) else ""
+        if seen := open_to_search(rows, source):
+            total += seen
+            warnings.warn(
+                f"{seen} of the {len(numbers)} documents of {task.task_name!r} are of the half "
+                f"from which the search of {artifact.name!r} drew, as the task has no training "
+                "split: a gain on them shows nothing; give the task a training_split and search "
+                "again",
+                stacklevel=2,
+            )
+    return {"documents_open_to_search": total} if total else {}
 
 
 def load_model(settings: EvalSettings) -> tuple[CalibratedHFLM, Any]:
@@ -565,6 +594,7 @@ def _evaluate(
         # a model's processes ask all that follows together; lm-eval answers the first one alone
         _setting("LOCAL_RANK", "0") if lm.head_group.is_split else nullcontext(),
         _hashes_of_any_text(),
+        _without_a_repository(),
         running("the evaluation"),
     ):
         results = lm_eval.simple_evaluate(
@@ -630,3 +660,22 @@ def _hashes_of_any_text() -> Iterator[None]:
         yield
     finally:
         evaluator.hash_string = before
+
+
+@contextmanager
+def _without_a_repository() -> Iterator[None]:
+    """Keep git from saying "fatal" where nothing failed: lm-eval asks it in any folder.
+
+    Where there is no repository lm-eval's answer is None, with git's word for it on the terminal.
+    """
+    from lm_eval import evaluator
+
+    before = evaluator.get_git_commit_hash
+    here = Path.cwd()
+    named = "GIT_DIR" in os.environ
+    if not named and not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = before

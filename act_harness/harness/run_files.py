@@ -135,16 +135,16 @@ def write_report(
 ) -> Path:
     """Write the comparison (one for each seed) and what calibration did; return the main file."""
     atomic.write_json(folder / "counters.json", counters)
+    told = f"\nCalibration: {counters_line(counters)}\n"
     if len(comparisons) == 1:
         (only,) = comparisons.values()
         written = _write_comparison(only, folder)
-        text = written.read_text(encoding="utf-8") + f"\nCalibration: {counters_line(counters)}\n"
-        return atomic.write_text(written, text)
+        return atomic.write_text(written, written.read_text(encoding="utf-8") + told)
     for seed, comparison in comparisons.items():
         _write_comparison(comparison, folder / f"seed-{seed}")
     text = averages_table(averages, len(comparisons))
     links = "\n".join(f"- [seed {s}](seed-{s}/comparison.md)" for s in comparisons)
-    return atomic.write_text(folder / "comparison.md", f"{text}\n\n{links}\n")
+    return atomic.write_text(folder / "comparison.md", f"{text}\n\n{links}\n{told}")
 
 
 def _write_comparison(comparison: Comparison, folder: Path) -> Path:
@@ -159,13 +159,23 @@ def _write_comparison(comparison: Comparison, folder: Path) -> Path:
 def counters_line(counters: dict[str, Any]) -> str:
     """Return what calibration did, as one line."""
     share, moved = counters["share_of_pairs_with_sink"], counters["mean_moved_mass"]
+    if not counters["prompts"]:
+        return "no head was in force; nothing was calibrated, both arms are the stock model"
+    # Heads that amplify count against heads that damp: the sum of a large set may be near 0.
+    way = "onto" if moved is not None and moved < 0 else "off"
+    size = shown(None if moved is None else abs(moved))
     parts = [
         f"{counters['prompts']} prompts",
         f"{shown(share)} of (head, prompt) pairs with a sink",
-        f"{shown(moved)} of the attention moved",
+        f"{size} of the attention moved {way} calibrated columns, net",
     ]
-    for key in ("prompts_near_threshold", "prompts_too_short", "prompts_truncated"):
-        if counters[key]:
+    for key in (
+        "prompts_near_threshold",
+        "prompts_too_short",
+        "prompts_truncated",
+        "documents_open_to_search",
+    ):
+        if counters.get(key):
             parts.append(f"{counters[key]} {key.replace('_', ' ')}")
     line = ", ".join(parts)
     # Zero is no rounding here: no head saw a sink, so nothing of what is compared was calibrated.

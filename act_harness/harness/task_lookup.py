@@ -17,8 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
+from datasets.exceptions import DatasetGenerationError
 
-from act_harness.errors import ActHarnessError, InfrastructureError, TaskError, one_line, suggestion
+from act_harness.errors import (
+    ActHarnessError,
+    InfrastructureError,
+    TaskError,
+    nearest,
+    one_line,
+)
 from act_harness.harness.data_folder import first_line
 from act_harness.support import paths, reading
 
@@ -127,7 +134,7 @@ def _check_folders(include_path: Sequence[str | os.PathLike[str]]) -> None:
         if not reading.is_folder(folder):
             raise TaskError(
                 f"--include_path {folder}: no such folder; name the one that holds the YAML files "
-                "of your tasks"
+                f"of your tasks{reading.nearest_beside(folder)}"
             )
 
 
@@ -149,7 +156,9 @@ def _names_of(
 def _files(pattern: str) -> list[str]:
     found = sorted(glob.glob(os.path.expanduser(pattern)))  # noqa: PTH111, PTH207 - user's pattern
     if not found:
-        raise TaskError(f"no task file {pattern}; check the path, or give the name of a task")
+        hint = reading.nearest_beside(pattern, "*.yaml", "*.yml")
+        end = hint or "; check the path, or give the name of a task"
+        raise TaskError(f"no task file {pattern}{end}")
     return found
 
 
@@ -210,8 +219,10 @@ def _unknown(
                 _read(file)
             except TaskError as error:  # lm-eval skips such a file without a word
                 return TaskError(f"unknown task {task!r}, and {error}")
-    hint = suggestion(task, manager.all_tasks)
-    end = f"{hint} " if hint else "; "
+    files = {file.stem: str(file) for file in sorted(Path().glob("*.yaml"))}
+    near = nearest(task, [*files, *manager.all_tasks])
+    meant = f"the file {files[near]!r}" if near in files else repr(near)
+    end = "; " if near is None else f"; did you mean {meant}? "
     return TaskError(
         f"unknown task {task!r}{end}`act-harness run ls tasks` lists all of them; own ones need "
         "--include_path FOLDER or the path of their YAML file"
@@ -298,10 +309,17 @@ def _task_errors(name: str, selection: TaskSelection) -> Iterator[None]:
     except Exception as error:
         leaf_tasks(TaskSelection(selection.manager, (name,)))  # says so where a member is unknown
         place = _place(error)
+        if isinstance(error, DatasetGenerationError) and not isinstance(error.__cause__, OSError):
+            said = one_line(error.__cause__ or error)  # `datasets` itself says that it failed
+            raise TaskError(
+                f"the rows of task {name!r} cannot be read: {said.rstrip('.')}; check the files "
+                "that it names: the same keys and kinds of values in every row and split"
+            ) from error
         if isinstance(error, OSError) or any(part in place.modules for part in _OF_DATA):
             raise InfrastructureError(
                 f"the data of task {name!r} cannot be had: {one_line(first_line(error), limit=300)}"
-                "; give --data-dir, a folder filled by `act-harness fetch`"
+                "; give --data-dir, a folder filled by `act-harness fetch`, or check the task's "
+                "data_files where they are your own"
             ) from error
         what = f"{type(error).__name__}: {one_line(first_line(error), limit=300)}"
         raise TaskError(

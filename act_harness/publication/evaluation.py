@@ -184,7 +184,8 @@ def find_evaluation(path: str | os.PathLike[str], *, model_id: str | None = None
     """
     given = Path(path)
     if not reading.is_file(given) and not reading.is_folder(given):
-        raise ResultError(f"{given}: no such file or folder; {_EXPECTED}")
+        hint = reading.nearest_beside(given)
+        raise ResultError(f"{given}: no such file or folder; {_EXPECTED}{hint}")
     groups: dict[tuple[Path, str], list[Path]] = {}
     for file in _result_files(given):
         groups.setdefault(_belongs_to(file), []).append(file)

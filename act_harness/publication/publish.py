@@ -132,6 +132,13 @@ def _contents(
     if not evaluation.comparisons:
         notes.append("one arm alone: no paired difference")
     report = _report(evaluation)
+    here = str(evaluation.folder.resolve()).encode()
+    if any(here in content for content in report.values()):
+        report = {}
+        notes.append(
+            "no report: its page names folders of this machine; make it from a path relative to "
+            "where you are"
+        )
     files |= report
     files["README.md"] = _page(evaluation, entries, report).encode()
     return files, entries, tuple(notes)
@@ -175,6 +182,13 @@ def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Files) -
         f"# Results on {markdown_cell(evaluation.arms[0].base_model)}",
         markdown_table(("arm", "model", "attention"), rows).rstrip(),
         *(f"Artifact: sha256 `{digest}`." for digest in dict.fromkeys(digests)),
+    ]
+    searched = [arm.noted("act_harness", "documents_open_to_search") for arm in arms.values()]
+    parts += [
+        f"{number} of the documents scored are of the splits that the heads were found on: what is "
+        "gained on them shows nothing."
+        for number in searched
+        if isinstance(number, int) and number > 0
     ]
     for seed, comparison in evaluation.comparisons.items():
         heading = (

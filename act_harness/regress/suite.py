@@ -53,7 +53,8 @@ class ModelSource(BaseModel):
         if given is not None:
             there = reading.is_folder(given) or reading.is_file(given)
             if not there and (given.startswith((".", "/", "~")) or "/" not in given):
-                raise InfrastructureError(f"no model at {given}; check --pretrained")
+                hint = reading.nearest_beside(given, "*/config.json") or "; check --pretrained"
+                raise InfrastructureError(f"no model at {given}{hint}")
             return given
         folders = [Path(os.path.expandvars(name)).expanduser() for name in self.look_in]
         for folder in folders:
@@ -179,7 +180,8 @@ def load_suite(reference: str, *, root: Path | None = None) -> tuple[Suite, Path
     path = known.get(reference, Path(reference))
     path = path / SUITE_FILE if reading.is_folder(path) else path
     if not reading.is_file(path):
-        hint = suggestion(reference, known) or f"; there are {', '.join(known) or 'none'}"
+        hint = reading.nearest_beside(reference) or suggestion(reference, known)
+        hint = hint or f"; there are {', '.join(known) or 'none'}"
         raise RecipeError(f"no suite {reference!r}{hint}")
     given = reading.read_yaml(path, error=RecipeError, advice="expected a suite's settings")
     if not isinstance(given, dict):

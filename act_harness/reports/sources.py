@@ -61,7 +61,8 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
                 s.path.resolve(): s for s in _in_folder(path) if s.path.resolve() not in found
             }
         else:
-            raise ResultError(f"{path}: no such file or folder; {_EXPECTED}")
+            hint = reading.nearest_beside(path)
+            raise ResultError(f"{path}: no such file or folder; {_EXPECTED}{hint}")
     if not found:
         raise ResultError(f"nothing to report in {', '.join(map(str, paths))}; {_EXPECTED}")
     return list(found.values())

@@ -41,6 +41,7 @@ __all__ = [
     "facts_of_tokens",
     "held_out",
     "load_documents",
+    "open_to_search",
     "read_documents",
     "write_documents",
 ]
@@ -51,6 +52,9 @@ Encode = Callable[[str, str], tuple[Sequence[int], Sequence[int]]]
 _PARTS = 4
 """A task without a second split gives its documents of hash 0, of 4, to search, and those of hash 1
 to verify and judge."""
+
+_DIVIDED = "hash of "
+"""Before the name of an evaluation split that was divided so, in ``TaskDocuments.source``."""
 
 Split = Literal["search", "verify", "judge"]
 
@@ -139,6 +143,18 @@ def held_out(key: str) -> bool:
         key: lm-eval's hash of the document.
     """
     return _part(key) > 1
+
+
+def open_to_search(documents: Iterable[Any], source: str) -> int:
+    """Count the documents of an evaluation that a search of the same task may have drawn.
+
+    Args:
+        documents: Rows of the evaluation split.
+        source: Where the search drew its documents from, as :class:`TaskDocuments` has it.
+    """
+    if not source.startswith(_DIVIDED):
+        return 0
+    return sum(not held_out(_document_hash(doc)) for doc in documents)
 
 
 def _part(key: str) -> int:
@@ -295,6 +311,7 @@ class _Draw:
             raise TaskError(
                 f"task {self.name!r} has {len(drawn)} documents for the search split ({source}), "
                 f"the recipe asks for {samples}; lower samples"
+                + (", or give the task a training_split" if source.startswith(_DIVIDED) else "")
             )
         rest = iter(search[self._used :]) if verify is None else iter(verify)
         left = self._take(rest, verify_samples + judge_samples)
@@ -351,7 +368,7 @@ class _Draw:
             pool = self._ordered(task.eval_docs, set(), seed)
             search = [row for row in pool if _part(row[0]) == 0]
             verify = [row for row in pool if _part(row[0]) == 1]
-            return f"hash of {evaluation}", evaluation, search, verify
+            return f"{_DIVIDED}{evaluation}", evaluation, search, verify
         taken = {self._identity(doc) for doc in task.eval_docs}
         return source, evaluation, self._ordered(rows, taken, seed), None
 

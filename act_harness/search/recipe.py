@@ -448,7 +448,8 @@ def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN40
     if not reading.is_file(path):
         shipped = shipped_recipes()
         if str(reference) not in shipped:
-            hint = suggestion(str(reference), shipped) or f"; shipped are {', '.join(shipped)}"
+            hint = reading.nearest_beside(path, "*.yaml") or suggestion(str(reference), shipped)
+            hint = hint or f"; shipped are {', '.join(shipped)}"
             raise RecipeError(f"recipe {str(reference)!r} is neither a file nor shipped{hint}")
         path = shipped[str(reference)]
     advice = "expected a recipe as those in search/recipes"

@@ -229,7 +229,14 @@ def _origin(artifact: Artifact) -> Iterator[str]:
     rows = list(_documents(splits)) if isinstance(splits, Mapping) else []
     if rows:
         header = ("task", "from", "search", "verify", "judge")
-        yield "\nDocuments of the search, which never meet its evaluation:\n\n"
+        shared = any(source.startswith("hash of") for _, source, *_ in rows)
+        yield "\nDocuments of the search"
+        yield (
+            ". *hash of*: the task has one split, shared by a hash of each document, and an "
+            "evaluation of the whole split meets documents that the heads were found on:\n\n"
+            if shared
+            else ", which never meet its evaluation:\n\n"
+        )
         yield markdown_table(header, rows, right=())
     made = artifact.provenance
     known = [f"{word} {_code(made[key])}" for key, word in _MADE if isinstance(made.get(key), str)]

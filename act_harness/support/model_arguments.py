@@ -336,8 +336,9 @@ def check_place(pretrained: str, given: Mapping[str, Any] | None = None) -> None
         try:
             validate_repo_id(pretrained)
         except HFValidationError as error:
+            hint = _model_beside(pretrained) or "; check the path"
             raise InfrastructureError(
-                f"no model at {shown}: no such folder, and no hub id (OWNER/NAME); check the path"
+                f"no model at {shown}: no such folder, and no hub id (OWNER/NAME){hint}"
             ) from error
         return
     if more.get("revision") not in (None, "main"):
@@ -386,10 +387,18 @@ def loading(pretrained: Any, known: Iterable[str] = ()) -> Iterator[None]:  # no
             hint = suggestion(unknown[1], names) or "; hf-act takes those of lm-eval's hf"
             raise InputError(f"unknown model argument {unknown[1]!r}{hint}") from error
         reason = one_line(error, limit=300)
+        hint = _model_beside(pretrained) if isinstance(pretrained, str) else ""
         raise InfrastructureError(
             f"the model {shown} cannot be loaded ({type(error).__name__}: "
-            f"{reason.rstrip('.')}); check its name, its files and the model's arguments"
+            f"{reason.rstrip('.')}); check its name, its files and the model's arguments{hint}"
         ) from error
+
+
+def _model_beside(pretrained: str) -> str:
+    """Suggest a model's folder for one that is not there: its name may be a hub id as well."""
+    if reading.is_folder(pretrained):
+        return ""
+    return reading.nearest_beside(pretrained, "*/config.json")
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:  # noqa: ANN401 - any model, any tokenizer

@@ -26,12 +26,13 @@ from typing import Any, Literal, NoReturn, TypeVar
 import yaml
 from pydantic import BaseModel
 
-from act_harness.errors import ActHarnessError, InfrastructureError, ResultError
+from act_harness.errors import ActHarnessError, InfrastructureError, ResultError, nearest
 from act_harness.support.strict_yaml import MOST_DEPTH, WIDEST, Loader, shown
 
 __all__ = [
     "is_file",
     "is_folder",
+    "nearest_beside",
     "parse_json",
     "parse_yaml",
     "read_json",
@@ -77,6 +78,27 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return Path(path).is_dir()
     except (OSError, ValueError):
         return False
+
+
+def nearest_beside(path: str | os.PathLike[str], *patterns: str) -> str:
+    """Return ``"; did you mean 'out/heads.json'?"`` where a path that is not there has such a kin.
+
+    Args:
+        path: What was named.
+        patterns: Of what may have been meant, as ``Path.glob`` takes them, in the path's own
+            folder: ``*.yaml``, or ``*/config.json`` for a folder that holds one; without any, all.
+
+    Returns:
+        An empty string where nothing in that folder has a name like it.
+    """
+    place = Path(path)
+    depth = len(place.parent.parts)
+    try:
+        found = [kin for pattern in patterns or ("*",) for kin in place.parent.glob(pattern)]
+    except (OSError, ValueError):
+        return ""
+    near = nearest(place.name, sorted({kin.parts[depth] for kin in found}))
+    return f"; did you mean {str(place.with_name(near))!r}?" if near else ""
 
 
 def read_text(
@@ -200,7 +222,8 @@ def _cannot_read(
 ) -> NoReturn:
     shown = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
     if isinstance(problem, FileNotFoundError):
-        raise error(f"{shown}: no such file; {advice}") from problem
+        hint = nearest_beside(path)
+        raise error(f"{shown}: no such file; {advice}{hint}") from problem
     reason = getattr(problem, "strerror", None) or str(problem)
     if not isinstance(problem, OSError) or problem.errno in (None, *_WRONG_PATH):
         raise error(f"cannot read {shown}: {reason}; {advice}") from problem

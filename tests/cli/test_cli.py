@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import typer
@@ -122,6 +123,30 @@ def test_a_wrong_call_is_bad_input(call, arguments):
     code, _, err = call(*arguments)
     assert code == 2
     assert "Traceback" not in err
+
+
+def test_a_warning_of_ours_is_one_line(call, monkeypatch):
+    """It came as Python has it: a file of the installation, and the line of code behind it."""
+    raised = "import warnings\nwarnings.warn('of the search', stacklevel=1)"
+    texts = {}
+
+    def command(**_):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            monkeypatch.setattr(warnings, "showwarning", keep)
+            exec(compile(raised, cli.__file__, "exec"))  # noqa: S102
+            exec(compile(raised, "/elsewhere/package.py", "exec"))  # noqa: S102
+        return 0
+
+    def keep(message, category, filename, lineno, file=None, line=None):
+        texts[filename] = warnings.formatwarning(message, category, filename, lineno, line)
+
+    monkeypatch.setattr(cli, "app", command)
+    before = warnings.formatwarning
+    assert call()[0] == 0
+    assert texts[cli.__file__] == "warning: of the search\n"
+    assert texts["/elsewhere/package.py"].startswith("/elsewhere/package.py:2: UserWarning: of")
+    assert warnings.formatwarning is before
 
 
 def test_run_hands_every_argument_on(call, monkeypatch):

@@ -205,6 +205,25 @@ def test_the_picture_of_a_map_is_that_of_its_numbers(browser, page, parts, heads
                 assert light[row].argmin() == int(values[row].argmax())
 
 
+def test_a_map_lies_in_its_frame_beside_a_scrollbar(page, downloads):
+    """The bar came when all was drawn: the drawing shrank with the page, the map below did not."""
+    with pages.chromium(downloads, scrollbars=True) as browser:
+        pages.show(browser, page, width=1100)
+        browser.refresh()  # drawn anew, in a window that nobody resizes
+        inside, map_, frame = browser.execute_script(
+            """
+            const sides = (name) => {
+              const box = document.querySelector(name).getBoundingClientRect();
+              return [box.left, box.right, box.top, box.bottom];
+            };
+            return [innerWidth - document.documentElement.clientWidth,
+                    sides("#map-drawing canvas"), sides("#map-drawing svg > rect")];
+            """
+        )
+    assert inside > 5, "there is a scrollbar"
+    assert map_ == pytest.approx(frame, abs=1.5)
+
+
 def test_columns_are_two_marks_however_many_there_are(browser, page, found):
     """One stands for all sinks, one for all others; each column at the height of its mean."""
     pages.show(browser, page)

@@ -159,6 +159,10 @@ def test_several_fewshot_seeds_are_averaged(tiny_checkpoint, artifact_file, tmp_
         for comparison in outcome.comparisons.values()
     ]
     (average,) = (a for a in outcome.averages if a.metric == "acc")
+    assert (
+        f"\nCalibration: {run_files.counters_line(outcome.counters)}\n"
+        in outcome.report.read_text()
+    )
     assert average.baseline == pytest.approx(sum(row.score_a for row in rows) / 3)
     assert average.act == pytest.approx(sum(row.score_b for row in rows) / 3)
     prompts = {
@@ -362,3 +366,23 @@ def test_an_arm_in_which_no_head_was_calibrated_is_named(moved, said):
     }  # fmt: skip
     line = run_files.counters_line(counters)
     assert ("nothing was calibrated, both arms are the stock model" in line) is said
+
+
+@pytest.mark.parametrize(
+    ("prompts", "moved", "words"),
+    [
+        (114, -0.0013, "0.0013 of the attention moved onto calibrated columns, net"),
+        (114, 0.0604, "0.0604 of the attention moved off calibrated columns, net"),
+        (0, None, "nothing was calibrated, both arms are the stock model"),
+    ],
+)
+def test_the_line_of_an_arm_is_read_right(prompts, moved, words):
+    """ "-0.0013 of the attention moved" was an amplifying set; "0 prompts, -" an empty one."""
+    counters = {
+        "prompts": prompts, "share_of_pairs_with_sink": 0.7 if prompts else None,
+        "mean_moved_mass": moved, "prompts_near_threshold": 0, "prompts_too_short": 0,
+        "prompts_truncated": 0,
+    }  # fmt: skip
+    line = run_files.counters_line(counters)
+    assert words in line
+    assert "-0" not in line

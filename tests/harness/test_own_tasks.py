@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -105,6 +106,29 @@ def test_a_file_that_is_no_task_is_one_line(tmp_path, text, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ({"test": '{"q": 1}\n{"q": 1 "a": 2}\n'}, "Missing a comma"),
+        ({"train": '{"q": 1}\n', "test": '{"q": 1, "a": 2}\n'}, "column names don't match"),
+    ],
+    ids=["no JSON", "other keys"],
+)
+def test_rows_that_cannot_be_read_say_why(tmp_path, rows, reason):
+    """It was "An error occurred while generating the dataset; give --data-dir", exit code 3."""
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in rows}
+    for split, text in rows.items():
+        Path(files[split]).write_text(text)
+    task = {"task": "mine", "dataset_path": "json", "dataset_kwargs": {"data_files": files}}
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump(task | {"test_split": "test"}, sort_keys=False)
+    )
+    with pytest.raises(TaskError, match="the rows of task 'mine' cannot be read") as caught:
+        load_tasks(find_tasks([str(tmp_path / "mine.yaml")]))
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_task_says_how_own_tasks_are_used(own):
     with pytest.raises(TaskError, match=r"unknown task 'fr_mc'.*--include_path FOLDER"):
         find_tasks(["fr_mc"])
@@ -119,6 +143,21 @@ def test_an_unknown_task_says_how_own_tasks_are_used(own):
     for task in (str(own / "gone.yaml"), f"{'x' * 5000}.yaml"):
         with pytest.raises(TaskError, match="no task file"):
             find_tasks([task])
+
+
+def test_a_misspelt_file_and_the_name_of_a_file_say_what_was_meant(own, monkeypatch):
+    """Typed first after writing `my_task.yaml`: its name, and its name wrong."""
+    monkeypatch.chdir(own.parent)
+    with pytest.raises(TaskError, match=re.escape(f"did you mean '{own.name}/fr_mc.yaml'?")):
+        find_tasks([f"{own.name}/fr_mcc.yaml"])
+    monkeypatch.chdir(own)
+    with pytest.raises(TaskError, match=r"'fr_mc'; did you mean the file 'fr_mc.yaml'"):
+        find_tasks(["fr_mc"])
+    with pytest.raises(TaskError, match=r"'fr_mcc'; did you mean the file 'fr_mc.yaml'"):
+        find_tasks(["fr_mcc"])
+    (own / "act_dema_wird.yaml").write_text("task: act_dema_wird\n")
+    with pytest.raises(TaskError, match="did you mean 'act_demo_word'"):  # nearer than any file
+        find_tasks(["act_demo_wrd"])
 
 
 def test_fetch_finds_the_datasets_of_own_tasks(own):
@@ -151,6 +190,33 @@ def test_eval_with_an_own_file_as_lm_eval_takes_it(
     for run in (base, act):
         assert len(run.samples("fr_mc")) == 8
     assert str(own) not in json.dumps(sorted(base.data["results"]))
+
+
+def test_heads_found_on_the_documents_that_are_scored_are_told(
+    own, tiny_checkpoint, artifact_file, tmp_path, monkeypatch, capfd
+):
+    """A task of one split shares it with its search; the comparison has to say so, too."""
+    monkeypatch.chdir(tmp_path)  # no repository: git would say "fatal"
+    content = json.loads(artifact_file.read_text())
+    source = {"fr_mc": {"source": "hash of test"}, "fr_two": {"source": "train"}}
+    (tmp_path / "found.json").write_text(json.dumps(content | {"search": {"splits": source}}))
+    settings = EvalSettings(
+        tasks=("fr_mc", "fr_two"), include_path=(own,), pretrained=tiny_checkpoint, device="cpu",
+        artifact=tmp_path / "found.json", output=tmp_path / "out",
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="a gain on them shows nothing") as caught:
+        outcome = run_eval(settings)
+    samples = next(outcome.folders["act"].glob("samples_fr_mc_*")).read_text().splitlines()
+    hashes = [json.loads(line)["doc_hash"] for line in samples]
+    seen = sum(int(one[:8], 16) % 4 < 2 for one in hashes)
+    assert 0 < seen < len(hashes)
+    told = [str(w.message) for w in caught if "shows nothing" in str(w.message)]
+    assert len(told) == 1
+    assert told[0].startswith(f"{seen} of the {len(hashes)} documents of 'fr_mc' are of the half")
+    assert f", {seen} documents open to search" in outcome.report.read_text()
+    (result,) = outcome.folders["act"].glob("results_*.json")
+    assert json.loads(result.read_text())["act_harness"]["documents_open_to_search"] == seen
+    assert "fatal" not in capfd.readouterr().err
 
 
 def test_every_option_of_lm_evals_is_there_or_said_to_be_missing():

@@ -148,6 +148,18 @@ def test_the_address_of_a_tracked_run_is_published(tmp_path):
     assert entry["source"]["url"] == url
 
 
+@pytest.mark.parametrize(("noted", "said"), [(14, True), (0, False), ("14", False), (None, False)])
+def test_a_gain_on_documents_of_the_search_is_published_as_that(tmp_path, noted, said):
+    folders = write_evaluation(tmp_path / "out")
+    (file,) = folders["act"].glob("results_*.json")
+    content = json.loads(file.read_text())
+    content.setdefault("act_harness", {})["documents_open_to_search"] = noted
+    file.write_text(json.dumps(content))
+    publish(tmp_path / "out", str(tmp_path / "to"))
+    page = (tmp_path / "to" / "README.md").read_text()
+    assert ("14 of the documents scored are of the splits that the heads" in page) is said
+
+
 def test_a_report_page_is_taken_along(tmp_path):
     folders = write_evaluation(tmp_path / "out")
     place = folders["comparison"].parent / "report"
@@ -159,6 +171,18 @@ def test_a_report_page_is_taken_along(tmp_path):
     assert {str(k): v for k, v in copied.items()} == {
         "report.html": b"<p>report", "figures/1-forest.csv": b"task",
     }  # fmt: skip
+
+
+def test_a_report_page_that_names_folders_of_this_machine_is_left_out(tmp_path):
+    """`report /home/me/out` writes that path, and it was published with the page."""
+    folders = write_evaluation(tmp_path / "out")
+    place = folders["comparison"].parent / "report"
+    place.mkdir()
+    (place / "report.html").write_text(f"<p>A: {folders['act']}/results.json")
+    done = publish(tmp_path / "out", str(tmp_path / "to"))
+    assert not (tmp_path / "to" / "report").exists()
+    assert "report" not in (tmp_path / "to" / "README.md").read_text()
+    assert any("names folders of this machine" in note for note in done.notes)
 
 
 # -- lm-eval's own results -------------------------------------------------------------------------

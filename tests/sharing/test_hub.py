@@ -297,6 +297,17 @@ def test_the_card_says_the_weak_reading_first_with_its_controls(mine):
     assert '"hub:me/heads/heads.json"' in card
 
 
+@pytest.mark.parametrize(("source", "shared"), [("hash of test", True), ("train", False)])
+def test_a_card_says_where_an_evaluation_meets_the_search(mine, source, shared):
+    """The card promised of every search that its documents never meet those of an evaluation."""
+    splits = {"t": {"source": source, "search": {"n": 9}, "verify": {"n": 4}}}
+    searched = mine.model_copy(update=_judged({}, splits=splits))
+    card = model_card(searched, CardFacts(HubFile("me/heads"), "mit"))
+    assert f"| t | {source} | 9 | 4 | none |" in card
+    assert ("whole split meets documents that the heads were found on" in card) is shared
+    assert ("which never meet its evaluation" in card) is not shared
+
+
 @pytest.mark.parametrize("record", [{}, {"columns": 3}, {"columns": {"raw": {}}}, {"columns": []}])
 def test_a_record_that_cannot_be_read_is_said(mine, record):
     broken = mine.model_copy(update={"search": {"judgement": record, "splits": {"a": 3}}})

@@ -32,10 +32,13 @@ from act_harness.mtbench.judge.client import (
 from act_harness.mtbench.judge.ledger import Judgments
 from act_harness.mtbench.judge.prompts import load_prompts, load_references
 from act_harness.mtbench.judge.settings import load_judge_settings
+from act_harness.publication.evaluation import find_evaluation
 from act_harness.regress.baseline import load_baseline
 from act_harness.regress.suite import load_suite, shipped_suites
+from act_harness.reports.sources import find_sources
 from act_harness.search.recipe import load_recipe
 from act_harness.support import atomic, reading
+from act_harness.support.model_arguments import check_place, loading
 from act_harness.support.paths import recipes_path
 
 PACKAGE = Path(act_harness.__file__).parent
@@ -483,3 +486,48 @@ def test_what_is_written_is_read_again(tmp_path, value):
 def has_wide_integer(value):
     found = re.findall(r"\d{18,}", json.dumps(value))
     return any(int(one) >= 2**64 for one in found if len(one) < sys.get_int_max_str_digits())
+
+
+@pytest.mark.parametrize(
+    ("read", "there", "misspelt"),
+    [
+        (load_artifact, "by-hand.json", "by-hnd.json"),
+        (load_recipe, "my_recipe.yaml", "my_recpe.yaml"),
+        (load_judge_settings, "judge.yaml", "jugde.yaml"),
+        (load_run, "results", "result"),
+        (find_evaluation, "results", "result"),
+        (lambda path: find_sources([Path(path)]), "results", "result"),
+        (load_suite, "nightly.yaml", "nigthly.yaml"),
+    ],
+    ids=["artifact", "recipe", "settings", "run", "publish", "report", "suite"],
+)
+def test_a_path_that_is_not_there_names_its_neighbour(tmp_path, monkeypatch, read, there, misspelt):
+    """Misspelt files are as common as misspelt names, and had no suggestion."""
+    (tmp_path / "mine" / there).mkdir(parents=True)
+    if "." in there:
+        (tmp_path / "mine" / there).rmdir()
+        (tmp_path / "mine" / there).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ActHarnessError, match=re.escape(f"did you mean 'mine/{there}'?")):
+        read(f"mine/{misspelt}")
+    monkeypatch.chdir(tmp_path / "mine")
+    with pytest.raises(ActHarnessError, match=re.escape(f"did you mean '{there}'?")):
+        read(misspelt)
+
+
+def test_a_models_folder_is_suggested_where_it_holds_one(tmp_path, monkeypatch):
+    """`mymodl` may be a hub id, so the hub is asked; a folder of nearly that name is then meant."""
+    for name in ("mymodel", "mymodul"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "mymodel" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    meant = re.escape("did you mean 'mymodel'?")
+    with pytest.raises(InfrastructureError, match=meant), loading("mymodl"):
+        raise OSError("no connection")
+    with pytest.raises(InfrastructureError, match=re.escape(f"{tmp_path / 'mymodel'}'?")):
+        check_place(str(tmp_path / "mymodl"))
+    with pytest.raises(InfrastructureError) as caught, loading("mymodel"):  # it is there, and bad
+        raise OSError("no weights")
+    assert "did you mean" not in str(caught.value)
+    assert reading.nearest_beside("nowhere/mymodl") == ""
+    assert reading.nearest_beside("x\0y") == reading.nearest_beside("") == ""
