@@ -24,7 +24,9 @@ __all__ = ["INSTALL", "check_line", "check_lm_eval", "command_lines", "parse"]
 def command_lines(block: str) -> list[str]:
     """Return the commands of a shell block: lines joined where they go on, remarks left out."""
     lines = re.sub(r"\\\n\s*", " ", block).splitlines()
-    return [line for line in (re.sub(r"\s+# .*", "", one).strip() for one in lines) if line]
+    told = (re.sub(r"\s+# .*", "", one).strip() for one in lines)
+    # a script's first lines, and what it asks of the machine, are none of ours
+    return [line for line in told if line and not re.match(r"#|\w+=\$\(", line)]
 
 
 def parse(words):
@@ -53,13 +55,16 @@ def check_line(line: str) -> str:
         assert words[:2] == ["launch", "--num_processes"]
         assert words[3:5] == ["-m", "act_harness"]
         program, words = "act-harness", words[5:]
+    if program in ("torchrun", "srun"):  # their own options end where a module begins
+        module, *words = words[words.index("-m") + 1 :]
+        program = {"act_harness": "act-harness"}.get(module, module)
     if program == "make":
         made = re.findall(r"(?m)^([a-z-]+):", (REPOSITORY / "Makefile").read_text())
         assert words[0] in made
     elif program == "act-harness":
         parse(words)
     elif program == "lm_eval":
-        check_lm_eval(words)
+        check_lm_eval(words[words[:1] == ["run"] :])
     else:
         assert line in INSTALL
     return program

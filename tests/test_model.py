@@ -14,6 +14,7 @@ from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
 from act_harness.errors import ArtifactError, InputError, UnsupportedCallError
 from act_harness.model import CalibratedHFLM, _refuse_virtual_tokens
+from act_harness.support.processes import Processes
 
 QUESTIONS = [
     ("The cat sat on the", [" mat", " moon", " the other cat there"]),
@@ -355,14 +356,17 @@ def test_a_machine_without_a_gpu_needs_no_device_argument(tiny_checkpoint):
     assert lm.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_rank_and_world_come_from_accelerate(tiny_checkpoint):
+def test_rank_and_world_are_those_of_the_processes(tiny_checkpoint):
     lm = make(tiny_checkpoint)
     assert (lm.rank, lm.world_size) == (0, 1)
     lm.accelerator = SimpleNamespace(
-        num_processes=4, process_index=2, local_process_index=0, device=torch.device("cpu")
+        num_processes=2, process_index=0, device=torch.device("cpu"), unwrap_model=lambda own: own
     )
-    lm._join_processes()
-    assert (lm.rank, lm.world_size) == (2, 4)
+    lm.share_work(Processes(2, 4))  # over all machines; the accelerator's device is this one's
+    assert (lm.rank, lm.world_size, lm.device) == (2, 4, torch.device("cpu"))
+    with lm.alone():
+        assert (lm.rank, lm.world_size) == (2, 1)
+    assert lm.world_size == 4
 
 
 def test_adapters_with_virtual_tokens_are_refused(tiny):

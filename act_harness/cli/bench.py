@@ -102,7 +102,7 @@ _BENCH_EXAMPLES = {
     "equality": "--model .demo/model --requests requests.json.gz --limit 8",
     "rounding": "--model .demo/model --tasks act_demo_word --dtype bfloat16 --limit 8",
     "random-scoring": "--cases 5000 --seed 0",
-    "several": "--devices 2 --cpu --pretrained .demo/model --tasks act_demo_word --only eval",
+    "several": "--devices 2 --cpu --pretrained .demo/model --tasks act_demo --only eval",
     "coverage": "--cases normal --units 5 --repetitions 50",
     "everything": "--model .demo/model --parts prefill --device cpu --rounds 1",
 }

@@ -119,7 +119,9 @@ def test_a_model_that_forgets_its_cache_is_refused_with_figures(tiny, make_artif
         return forward(*args, past_key_values=DynamicCache(config=model.config), **kwargs)
 
     model.forward = forgetful
-    with pytest.raises(UnsupportedModelError, match=r"standard deviations off .* \(stock: "):
+    with pytest.raises(
+        UnsupportedModelError, match=r"stock model's own logits over a cache are .* standard dev"
+    ):
         calibrated(model, make_artifact(model)).__enter__()
 
 

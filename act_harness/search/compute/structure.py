@@ -122,15 +122,13 @@ def whole_reason(
         return f"layers {missing} do not attend"
     if any(size is not None for size in of_layers(config, "attention_chunk_size")):
         return "it attends in chunks"
-    if by_position:
-        return "its attention has logits by position, which texts side by side would share"
     for attention in attentions.values():
         family = family_of(attention)
         reason = None if family is None else family.search_obstacle(attention)
         if reason is not None:
             return reason
     if by_position:
-        return "its attention has logits by position, which texts side by side share"
+        return "its attention has logits by position, which texts side by side would share"
     return mixing_part(model, windowed=True)
 
 
