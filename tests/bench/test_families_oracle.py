@@ -37,9 +37,11 @@ def test_calibrated_logits_are_the_oracles(kind, monkeypatch):
     ids = IDS % model.config.get_text_config().vocab_size
     stock = logits(model, ids, use_cache=False)
     expected = Oracle(monkeypatch, -1, layers=len(heads)).logits(model, ids)
-    with calibrated(model, artifact, engine="reference") as attachment:
-        with attachment.prompts([PROMPT]):
-            found = logits(model, ids, use_cache=False)
+    with (
+        calibrated(model, artifact, engine="reference") as attachment,
+        attachment.prompts([PROMPT]),
+    ):
+        found = logits(model, ids, use_cache=False)
     moved = float((expected - stock).abs().max())
     assert moved > 1e-4
     torch.testing.assert_close(found, expected, atol=min(1e-4, 0.02 * moved), rtol=0)
