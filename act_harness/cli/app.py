@@ -165,12 +165,19 @@ def _take_place() -> None:
 
 
 def _speak(error: Exception) -> str:
-    """Have an error told, and say whose it is; what all on a machine find, its first one tells."""
+    """Have an error told, and say whose it is; what all on a machine find, its first one tells.
+
+    Once the processes share documents, bad input may be in the share of one: it is told by whoever
+    finds it first.
+    """
+    processes = sys.modules.get("act_harness.support.processes")
+    first = processes.leave_word(str(error)) if processes is not None else None
     if not _loud:
         return ""
     place = launched()
     pressed = isinstance(error, _StoppedError) and error.exit_code == 128 + signal.SIGINT
-    if place.local == 0 or not (pressed or isinstance(error, InputError)):
+    others = pressed or (isinstance(error, InputError) and not first)
+    if place.local == 0 or not others:
         _loud.pop()()
     return f" (process {place.rank + 1} of {place.count})"
 

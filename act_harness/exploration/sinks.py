@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from act_harness.attention.dimensions import head_count
+from act_harness.attention.probe import attending_layers
 from act_harness.engines.reference import find_sinks
 from act_harness.errors import CalibrationError, TaskError
 from act_harness.exploration.maps import LayerMaps, Observation
@@ -108,12 +108,14 @@ class _Task:
 class SinkStatistics:
     """What is kept of all documents so far."""
 
-    def __init__(self, calibration: Calibration, shape: tuple[int, int], vocabulary: int) -> None:
+    def __init__(
+        self, calibration: Calibration, attending: Mapping[int, int], vocabulary: int
+    ) -> None:
         """Begin with nothing.
 
         Args:
             calibration: how sinks are detected.
-            shape: layers and heads.
+            attending: number of heads of each layer that attends; means are over those alone.
             vocabulary: token ids are below it.
 
         Raises:
@@ -124,7 +126,9 @@ class SinkStatistics:
                 f"target {calibration.target!r} detects no sinks; expected a calibration with "
                 "target 'sinks', as preset 'paper'"
             )
-        self.calibration, self.shape = calibration, shape
+        self.calibration, self.attending = calibration, dict(attending)
+        self._all_heads = sum(attending.values())
+        shape = (max(attending) + 1, max(attending.values()))
         settings = calibration.settings()
         self._variants = [type(calibration)(**settings | {"min_rows": one}) for one in _VARIANTS]
         self.flags = [Flags(np.zeros(shape), np.zeros(shape)) for _ in _VARIANTS]
@@ -199,7 +203,7 @@ class SinkStatistics:
         return "\n".join(lines)
 
     def head_rows(self) -> list[dict[str, Any]]:
-        """Return a row for each head: means over all documents."""
+        """Return a row for each head of layers that attend: means over all documents."""
         count = max(1, self.documents)
         return [
             {
@@ -211,7 +215,8 @@ class SinkStatistics:
                 "mass_on_sinks": self.sink_mass[layer, head] / count,
                 "mass_on_first_token": self.first_mass[layer, head] / count,
             }
-            for layer, head in np.ndindex(*self.shape)
+            for layer, heads in self.attending.items()
+            for head in range(heads)
         ]
 
     def position_rows(self) -> list[dict[str, Any]]:
@@ -228,7 +233,6 @@ class SinkStatistics:
 
     def token_rows(self, tokenizer: Any) -> list[dict[str, Any]]:  # noqa: ANN401
         """Return a row for each of the tokens with most flags, those of the calibration itself."""
-        heads = self.shape[0] * self.shape[1]
         order = np.argsort(-self.token_flags, kind="stable")[:_TOP_TOKENS]
         rows = []
         for token in map(int, order[self.token_flags[order] > 0]):
@@ -242,7 +246,7 @@ class SinkStatistics:
                     "flags": self.token_flags[token],
                     "share_of_flags": self.token_flags[token] / self.token_flags.sum(),
                     "mean_attention_by_threshold": self.token_ratio[token]
-                    / (self.seen_tokens[token] * heads),
+                    / (self.seen_tokens[token] * self._all_heads),
                 }
             )
         return rows
@@ -268,7 +272,7 @@ class SinkStatistics:
 
     def task_rows(self) -> list[dict[str, Any]]:
         """Return a row for each task: means over documents, masses over heads too."""
-        heads = self.shape[0] * self.shape[1]
+        heads = self._all_heads
         return [
             {
                 "task": name,
@@ -379,10 +383,9 @@ def count_sinks(
         CalibrationError: the calibration detects nothing.
         UnsupportedModelError: the model cannot be calibrated.
     """
-    config = model.config.get_text_config()
-    shape = (config.num_hidden_layers, head_count(config) or 0)
-    found = SinkStatistics(calibration, shape, vocabulary)
-    heads = {layer: range(shape[1]) for layer in range(shape[0])}
+    attending = attending_layers(model)
+    found = SinkStatistics(calibration, attending, vocabulary)
+    heads = {layer: range(count) for layer, count in attending.items()}
     with Observation(model, heads, calibration=calibration) as observation:
         for document in documents:
             prompt = document.requests[document.right][0]

@@ -18,10 +18,12 @@ import torch
 from jinja2 import TemplateError
 
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError, TaskError, one_line
+from act_harness.support.launcher import launched
 
 __all__ = ["complaint_of_harness", "explained", "infrastructure", "running", "task_failure"]
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_NO_DOCUMENTS = "did not find any docs"
 _NO_DEVICE = ("No CUDA GPUs", "Found no NVIDIA driver", "CUDA error", "not compiled with CUDA")
 _HARNESS = (
     "lm_eval._cli",
@@ -204,6 +206,12 @@ def complaint_of_harness(error: BaseException) -> InputError | None:
         return None
     whose = module.partition(".")[0].replace("_", "-")
     said = _first(error).rstrip(".")
+    count = launched().count
+    if _NO_DOCUMENTS in said and count > 1:  # the task has some: this process got none of them
+        return InputError(
+            f"{count} processes were started for a task of fewer documents; start fewer, or raise "
+            "--limit"
+        )
     return InputError(f"{whose} refuses these settings: {said}; change them, or the task")
 
 

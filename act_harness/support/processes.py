@@ -9,19 +9,23 @@ it know at once. NCCL would let them wait for minutes and then end them with pag
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import torch
 
-from act_harness.errors import InfrastructureError, one_line
+from act_harness.errors import InfrastructureError, InputError, one_line
 from act_harness.support.launcher import launched
+from act_harness.support.provenance import sha256_text
 
-__all__ = ["Processes"]
+__all__ = ["Processes", "leave_word"]
 
 _LONGEST_WAIT = timedelta(days=2)
 """Of one process for another. One that ends is noticed at once; this is for a machine that vanished
@@ -29,6 +33,10 @@ without a word, and must not end a run whose first process has more to do than t
 
 _LONGEST_START = timedelta(minutes=15)
 """Until all processes are there, the last of which may still read its tasks' data."""
+
+
+_boards: list[Any] = []
+"""Where processes that have met leave word for one another: torch's store."""
 
 
 class _Rereadable(Protocol):
@@ -61,7 +69,7 @@ class Processes:
         Raises:
             InfrastructureError: there are more processes on this machine than GPUs, or the others
                 cannot be reached.
-            InputError: the launcher's environment cannot be read.
+            InputError: the launcher's environment cannot be read, or names no place to meet.
         """
         place = launched()
         if place.count == 1 or torch.distributed.is_initialized():
@@ -76,12 +84,17 @@ class Processes:
             torch.cuda.set_device(place.local)
         from torch.distributed.rendezvous import rendezvous  # not there in every build of torch
 
-        with _told_when_one_ends():
+        def meet() -> None:
             store, rank, count = next(rendezvous("env://", timeout=_LONGEST_START))
+            _boards[:] = [store]
             torch.distributed.init_process_group(  # NCCL begins with its first use, none of ours
                 "cpu:gloo,cuda:nccl" if gpus else "gloo",
                 store=store, rank=rank, world_size=count, timeout=_LONGEST_WAIT,
             )  # fmt: skip
+
+        _check_address()
+        with _told_when_one_ends():
+            _interruptible(meet)
         return cls.here()
 
     def first(self, count: int) -> Processes | None:
@@ -126,6 +139,50 @@ class Processes:
         if self.count > 1:
             with _told_when_one_ends():  # a barrier of torch's own would be NCCL's on GPUs
                 torch.distributed.all_reduce(torch.zeros(1), group=self.group)
+
+
+def leave_word(text: str) -> bool | None:
+    """Note that this process tells a line that ends the run.
+
+    Returns:
+        Whether it is the first to do so; None where the processes have not met, so that what one
+        finds about the command all others find, too.
+    """
+    if not _boards:
+        return None
+    try:
+        return bool(_boards[0].add(f"told {sha256_text(text)}", 1) == 1)
+    except RuntimeError:  # the process that kept it is gone, and may have gone without a word
+        return True
+
+
+def _check_address() -> None:
+    """Refuse an environment that does not say where the processes meet."""
+    host, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if not host or not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) < 1 << 16):
+        raise InputError(
+            f"MASTER_ADDR is {one_line(repr(host))} and MASTER_PORT {one_line(repr(port))} in the "
+            "environment, expected the host and port where the processes of RANK and WORLD_SIZE "
+            "meet; start processes by torchrun or accelerate launch, or unset all four"
+        )
+
+
+def _interruptible(work: Callable[[], None]) -> None:
+    """Do work that waits outside of Python, where no signal would reach this thread."""
+    ends: SimpleQueue[Exception | None] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
+            ends.put(error)
+        else:
+            ends.put(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    error = ends.get()
+    if error is not None:
+        raise error
 
 
 @contextmanager

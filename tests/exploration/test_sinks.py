@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from tiny_hybrids import KINDS, hybrid
 from tiny_models import make_tiny
 
 import act_harness
@@ -92,6 +93,33 @@ def test_counts_are_those_of_the_maps():
     listed = found.token_rows(Words())
     assert [row["flags"] for row in listed] == sorted(tokens[tokens > 0], reverse=True)
     assert {row["kind"] for row in listed if row["token"] == 11} <= {"special"}
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1", "jamba", "lfm2"])
+def test_layers_that_do_not_attend_are_in_no_mean(kind):
+    """Means of a hybrid are over the heads that it has; a recurrent layer has no row of zeros."""
+    model, attending = hybrid(kind), KINDS[kind][1]
+    prompt = np.random.default_rng(0).integers(5, 97, size=21).tolist()
+    found = count_sinks(model, [document("a", prompt)], calibration=SETTINGS, vocabulary=97)
+
+    def tokens(text):
+        return {"input_ids": prompt}
+
+    flags, first = [], []
+    for layer in attending:
+        for head in range(4):
+            maps = act_harness.maps(model, tokens, "", layer, head, calibration=SETTINGS)
+            flags.append(int(maps.sinks.sum()))
+            first.append(float(maps.before[:, 0].mean()))
+    rows = found.head_rows()
+    assert [(r["layer"], r["head"]) for r in rows] == [(n, h) for n in attending for h in range(4)]
+    assert [row["sinks"] for row in rows] == flags
+    (task,) = found.task_rows()
+    assert task["sinks_per_head"] == pytest.approx(np.mean(flags))
+    assert task["mass_on_first_token"] == pytest.approx(np.mean(first), abs=1e-5)
+    for row in found.token_rows(Words()):
+        mean = found.token_ratio[row["token"]] / (prompt.count(row["token"]) * len(flags))
+        assert row["mean_attention_by_threshold"] == pytest.approx(mean)
 
 
 def test_equal_counts_give_equal_pictures(tmp_path):

@@ -23,6 +23,7 @@ from act_harness.evidence.results import load_run
 from act_harness.harness import fetch
 from act_harness.harness.evaluate import EvalSettings, run_eval
 from act_harness.harness.task_lookup import find_tasks, leaf_tasks, load_tasks
+from act_harness.support.failures import explained
 
 pytest.importorskip("matplotlib")
 
@@ -586,3 +587,17 @@ def test_a_class_of_tasks_is_not_loaded_twice(own, tmp_path, tiny_checkpoint, mo
     )  # fmt: skip
     assert len(loads) == 1
     assert "lm_eval" in sys.modules
+
+
+def test_a_process_without_documents_says_how_many_were_started(tmp_path, monkeypatch):
+    """lm-eval only says that it found none, in the process that got none; the task has some."""
+    write_own_tasks(tmp_path, "own_few")
+    selection = find_tasks(("own_few",), include_path=(tmp_path,))
+    (task,) = load_tasks(selection)
+    with pytest.raises(ValueError, match="did not find any docs") as raised:
+        task.build_requests(limit=1, rank=1, world_size=2)
+    assert "refuses these settings" in str(explained(raised.value))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    told = str(explained(raised.value))
+    assert told.startswith("2 processes were started for a task of fewer documents; start fewer")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from installed import REPOSITORY
 
-from act_harness.errors import InfrastructureError
+from act_harness.errors import InfrastructureError, InputError
 from act_harness.support.processes import Processes
 
 
@@ -70,3 +70,51 @@ def test_alone_nothing_is_waited_for():
     alone.sum_together(values)
     alone.meet()
     assert (alone.gather("mine"), values.item(), alone.first(1)) == (["mine"], 1.5, alone)
+
+
+WAITING = """
+from act_harness.support.interruption import Terminated, unwind_on_signals
+from act_harness.support.processes import Processes
+
+unwind_on_signals()
+try:
+    Processes.join()
+except Terminated:
+    print("ended")
+"""
+
+
+def test_a_signal_ends_the_wait_for_the_others():
+    """gloo and its store wait in C++, where a handler of Python's is never called."""
+    with socket.create_server(("127.0.0.1", 0)) as first:  # takes the call and never answers
+        first.settimeout(120)
+        given = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **given, "PYTHONPATH": str(REPOSITORY),
+                 "MASTER_PORT": str(first.getsockname()[1]), "CUDA_VISIBLE_DEVICES": "",
+                 "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
+        )  # fmt: skip
+        try:
+            call, _ = first.accept()
+            with call:
+                call.recv(1)  # it is in its store now
+                waiting.send_signal(signal.SIGTERM)
+                said, _ = waiting.communicate(timeout=60)
+        finally:
+            waiting.kill()
+            waiting.wait()
+    assert (waiting.returncode, said) == (0, "ended\n")
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("", "29500"), ("localhost", ""), ("localhost", "abc"), ("localhost", "0")]
+)
+def test_an_environment_that_names_no_place_to_meet_is_refused(monkeypatch, host, port):
+    """No other process has ended there, and none has said anything."""
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": host, "MASTER_PORT": port}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    told = f"MASTER_ADDR is '{host}' and MASTER_PORT '{port}' in the environment, expected"
+    with pytest.raises(InputError, match=told):
+        Processes.join()

@@ -6,9 +6,11 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from act_harness.cli.app import main
 from act_harness.errors import InputError
+from act_harness.support import processes
 from act_harness.support.launcher import Launched, keep_quiet, launched
 
 
@@ -85,6 +87,16 @@ def test_one_command_prints_once(started, monkeypatch, capfd):
     # bad input is told by the first process of the machine; what may be this one's own, by itself
     (line,) = told.err.splitlines()
     assert line.startswith("act-harness (process 2 of 2): no model at /nowhere")
+
+
+def test_bad_input_in_one_share_is_told_by_its_process(started, monkeypatch, capfd):
+    """The first one only knows that another has ended; a line that was told is told once."""
+    started(1, 2, 1)
+    monkeypatch.setattr(processes, "_boards", [torch.distributed.HashStore()])
+    for _ in range(2):
+        assert call(monkeypatch, "eval", "--tasks", "act_demo_word", "--limit", "-1") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("act-harness (process 2 of 2): --limit is -1")
 
 
 @pytest.mark.parametrize("command", ["methods", "report", "judge", "explore", "doctor"])
