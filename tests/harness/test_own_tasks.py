@@ -595,7 +595,7 @@ def test_a_process_without_documents_says_how_many_were_started(tmp_path, monkey
     selection = find_tasks(("own_few",), include_path=(tmp_path,))
     (task,) = load_tasks(selection)
     with pytest.raises(ValueError, match="did not find any docs") as raised:
-        task.build_requests(limit=1, rank=1, world_size=2)
+        task.build_all_requests(limit=1, rank=1, world_size=2)
     assert "refuses these settings" in str(explained(raised.value))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
