@@ -79,7 +79,8 @@ def unsupported(page: str, text: str) -> list[str]:
                 continue
             content = json.loads(file.read_text(encoding="utf-8"))
             known = set(numbers_of(content.get("tables", content.get("arms", content))))
-            known |= {100 * number for number in known} if "arms" in content else set()
+            if content.keys() & {"arms", "methods"}:  # whose changes are shares
+                known |= {100 * number for number in known}
             for column in columns:
                 # Sizes in brackets of the speed table name the row's inputs and are numbers too.
                 found = FIGURE.findall(row[column])
