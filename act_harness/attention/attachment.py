@@ -341,14 +341,14 @@ class Attachment:
                 "attach(model, artifact, tokenizer=...)"
             )
         config = self._decoder.config
-        check_shared(self.model)
+        group = check_shared(self.model)
         probe = Probe(self.model)
         with stock_model(self.model):
             stock_kernel(config)
             before = probe.hidden()
             with passing(self._decoder):
                 modules = probe.attention_modules(before)
-        self._bind(modules)
+        self._bind(modules, group)
         finder = self.spans
         self.spans = None if finder is None else every_other
         try:
@@ -359,10 +359,10 @@ class Attachment:
         self.calls = CallCounter()
         self.reports, self._summed = {}, None
 
-    def _bind(self, modules: dict[int, FoundLayer]) -> None:
+    def _bind(self, modules: dict[int, FoundLayer], group: HeadGroup) -> None:
         kind = type(self.model).__name__
         counts = {layer: one.heads for layer, one in modules.items()}
-        held = HeadGroup.of(self.model).held(counts, self._decoder.config)
+        held = group.held(counts, self._decoder.config)
         for layer, plan in self.plans.items():
             if layer not in modules:
                 raise UnsupportedModelError(

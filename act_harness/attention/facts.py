@@ -23,6 +23,7 @@ __all__ = [
     "base_model",
     "decoder_of",
     "model_facts",
+    "process_count",
     "tokenizer_fingerprint",
     "weights_fingerprint",
 ]
@@ -40,6 +41,11 @@ def base_model(model: nn.Module) -> PreTrainedModel:
             model = cast("Any", model).get_base_model()
         else:
             return cast("PreTrainedModel", model)
+
+
+def process_count(model: nn.Module) -> int:
+    """Return over how many processes a model's heads are split (``tp_plan``); 1: it is whole."""
+    return getattr(base_model(model), "tp_size", None) or 1
 
 
 def decoder_of(model: PreTrainedModel) -> Any:  # noqa: ANN401 - a decoder is no class of its own
@@ -60,7 +66,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str | None:
     parts that do not say of what (``tp_plan`` in older transformers). Of a model with peft adapters
     the base model's weights are hashed, under their own names.
     """
-    if (getattr(base_model(model), "tp_size", None) or 1) > 1 and not any(
+    if process_count(model) > 1 and not any(
         hasattr(parameter, "full_tensor") for parameter in model.parameters()
     ):
         return None

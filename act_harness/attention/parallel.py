@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from act_harness.attention.dimensions import of_layers
-from act_harness.attention.facts import base_model
+from act_harness.attention.facts import base_model, process_count
 from act_harness.errors import InfrastructureError, UnsupportedModelError
+from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,13 +60,14 @@ class HeadGroup:
             UnsupportedModelError: its processes share more than heads, or cannot be found.
         """
         model = base_model(model)
-        if (getattr(model, "tp_size", None) or 1) == 1:
+        count = process_count(model)
+        if count == 1:
             return cls()
         kind = type(model).__name__
         mesh: Any = getattr(model, "_device_mesh", None)
         if mesh is None:
             raise UnsupportedModelError(
-                f"{kind} says that {model.tp_size} processes hold its heads and not which; load it "
+                f"{kind} says that {count} processes hold its heads and not which; load it "
                 "with from_pretrained(..., tp_plan='auto') under torchrun"
             )
         heads = mesh["tp"] if mesh.ndim > 1 else mesh
@@ -119,11 +121,11 @@ class HeadGroup:
 
     def least(self, value: int) -> int:
         """Return the smallest number among the processes."""
-        return min(self._all(value)) if self.is_split else value
+        return min(self._all(value))
 
     def as_first(self, value: _Any) -> _Any:
         """Return what the first process has there."""
-        return self._all(value)[0] if self.is_split else value
+        return self._all(value)[0]
 
     @contextmanager
     def out_of_memory_together(self) -> Iterator[None]:
@@ -143,9 +145,7 @@ class HeadGroup:
             ) from error
 
     def _all(self, value: _Any) -> list[_Any]:
-        found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, value, group=self._group)
-        return found
+        return Processes(self.rank, self.size, self._group).gather(value)
 
 
 def check_even_share(config: PretrainedConfig, size: int, kind: str) -> None:
@@ -209,11 +209,10 @@ def refuse_parts(model: nn.Module, what: str) -> None:
     Raises:
         UnsupportedModelError: its heads are split.
     """
-    model = base_model(model)
-    size = getattr(model, "tp_size", None) or 1
+    size = process_count(model)
     if size > 1:
         raise UnsupportedModelError(
-            f"{type(model).__name__} was loaded with tp_plan over {size} processes, each of which "
-            f"has a part of the heads, and {what} needs all of them in one; load it without "
-            "tp_plan"
+            f"{type(base_model(model)).__name__} was loaded with tp_plan over {size} processes, "
+            f"each of which has a part of the heads, and {what} needs all of them in one; load it "
+            "without tp_plan"
         )
