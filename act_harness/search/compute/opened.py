@@ -53,8 +53,6 @@ class OpenedModel:
         self.by_position = False
         """Whether logits of single rows or columns come with the calls of its attention."""
         self._undo: list[Callable[[], object]] = []
-        self.by_position = False
-        """Whether a layer's attention comes with logits of single rows or columns."""
 
     def __enter__(self: _Opened) -> _Opened:
         base = base_of(self.decoder.config._attn_implementation)

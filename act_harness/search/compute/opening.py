@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from act_harness.attention.rounding import alike
-from act_harness.errors import UnsupportedModelError
+from act_harness.errors import UnsupportedModelError, one_line
 from act_harness.search.compute.layout import Layout
 from act_harness.search.compute.records import Group
 
@@ -62,7 +62,7 @@ class Opening:
             except torch.OutOfMemoryError:
                 raise
             except _FAILURES as error:
-                said = _line(error)
+                said = one_line(error, limit=120)
                 if not isinstance(error, RuntimeError):
                     break
         return f"its layers cannot be entered one by one ({said})"
@@ -85,7 +85,7 @@ class Opening:
             except torch.OutOfMemoryError:
                 raise
             except _FAILURES as error:
-                said = _line(error)
+                said = one_line(error, limit=120)
         raise UnsupportedModelError(
             f"{type(bench.model).__name__} cannot be searched: its texts cannot lie in one row "
             f"({bench.obstacle}), and followed by layer it is not the stock model ({said}); make a "
@@ -245,7 +245,3 @@ def _one_of_each(
 
 def _precision(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float64 else dtype
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
