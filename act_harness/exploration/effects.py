@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-__all__ = ["answer_scores", "head_scores", "margin", "text_document"]
+__all__ = ["answer_scores", "grid_shape", "head_scores", "margin", "text_document"]
 
 _PACK_TOKENS = {"cpu": 8_192}
 """Rows of a packed forward of the exact pass; an accelerator takes eight times as many."""
@@ -46,6 +46,14 @@ def margin(scores: Array, right: int) -> Array:
     """Return (...) margins in nats of (..., choices) log-likelihoods."""
     others = np.delete(scores, right, axis=-1)
     return np.asarray(scores[..., right] - others.max(axis=-1))
+
+
+def grid_shape(
+    model: PreTrainedModel, strengths: Mapping[tuple[int, int], HeadStrength]
+) -> tuple[int, int]:
+    """Return (layers, heads) of a table that has all of a model's layers, attending or not."""
+    layers: int = model.config.get_text_config().num_hidden_layers
+    return layers, max(head for _, head in strengths) + 1
 
 
 def text_document(
@@ -132,8 +140,7 @@ def head_scores(
     Raises:
         UnsupportedModelError: the model cannot be calibrated.
     """
-    layers = model.config.get_text_config().num_hidden_layers
-    shape = (layers, max(head for _, head in strengths) + 1)
+    shape = grid_shape(model, strengths)
     some = {place: own for place, own in strengths.items() if heads is None or place in heads}
     scores = np.full((*shape, len(before)), np.nan)
     for place in some:

@@ -21,6 +21,7 @@ from act_harness.attention.lifecycle import prepare
 from act_harness.engines.operation import EngineResult, LayerState, unsupported
 from act_harness.engines.reference import COMPUTES, selected_maps
 from act_harness.errors import UnsupportedModelError
+from act_harness.exploration.effects import grid_shape
 from act_harness.exploration.maps import groups_of, last_logits
 from act_harness.search.compute.read_rows import rows_of
 
@@ -107,8 +108,7 @@ def first_order_effects(
     Raises:
         UnsupportedModelError: the model cannot be calibrated, or passes no gradient on.
     """
-    layers = model.config.get_text_config().num_hidden_layers
-    shape = (layers, max(head for _, head in strengths) + 1)
+    shape = grid_shape(model, strengths)
     places: dict[int, tuple[int, ...]] = {}
     for layer, head in sorted(strengths):
         places[layer] = (*places.get(layer, ()), head)
