@@ -79,11 +79,10 @@ def run_by_gradient(
     known = facts or model_facts(model)
     grid, processes = heads_at_stake(model, known, recipe), Processes.here()
     device = input_device(model)
-    recipe = recipe.on(device.type)
+    recipe, checkpointing = _sized(recipe, model, documents)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     identity = {**identity, "processes": processes.count}
     tokens = recipe.size("chunk_tokens")
-    checkpointing = _checkpointing(recipe, model, documents)
     with (
         SearchLedger.opened(folder, identity=identity, rank=processes.rank) as ledger,
         saved(lambda: f"what was tuned is in {ledger.folder}"),
@@ -150,20 +149,33 @@ def _phases(
     return found
 
 
-def _checkpointing(
+def _sized(
     recipe: Recipe, model: PreTrainedModel, documents: Sequence[TaskDocuments]
-) -> bool:
-    """Say whether layers are computed again in the backward; see the recipe's setting."""
-    if recipe.gradient.checkpointing is not None:
-        return recipe.gradient.checkpointing
-    device = next(model.parameters()).device
+) -> tuple[Recipe, bool]:
+    """Return the recipe with its sizes, and whether layers are computed again in the backward.
+
+    Neither where half of the device's memory holds what layers keep of a step's tokens. Where the
+    recipe leaves both open, smaller forwards come before computing again; the documents of one
+    task's batch are held together either way.
+    """
+    device = input_device(model)
+    sized = recipe.on(device.type)
+    again = recipe.gradient.checkpointing
     if device.type != "cuda":
-        return False
+        return sized, bool(again)
     config = model.config.get_text_config()
-    batches = (sorted(map(tokens_of, one.search))[-recipe.gradient.batch :] for one in documents)
-    held = max(recipe.size("chunk_tokens"), *map(sum, batches))  # see Training's groups of tasks
-    kept = sum(16 * config.hidden_size + 4 * wide for wide in widths(config)) * model.dtype.itemsize
-    return bool(2 * held * kept > torch.cuda.get_device_properties(device).total_memory)
+    values = sum(12 * config.hidden_size + 3.5 * wide for wide in widths(config))
+    memory = torch.cuda.get_device_properties(device).total_memory
+    room = int(memory / 2 / (values * model.dtype.itemsize))
+    least = max(
+        sum(sorted(map(tokens_of, one.search))[-recipe.gradient.batch :]) for one in documents
+    )
+    if again is None:
+        again = room < max(least, recipe.chunk_tokens or 0)
+    if not again and recipe.chunk_tokens is None:
+        tokens = max(least, min(sized.size("chunk_tokens"), room))
+        sized = sized.model_copy(update={"chunk_tokens": tokens})
+    return sized, again
 
 
 def _selection(
