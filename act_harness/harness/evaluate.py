@@ -394,7 +394,7 @@ def _searched_documents(
     artifact: Artifact | None, tasks: Sequence[Any], settings: EvalSettings
 ) -> dict[str, int]:
     """Count, and say, where heads were found on documents of the very split that is scored."""
-    from act_harness.search.documents import open_to_search
+    from act_harness.search.splits import open_to_search
 
     splits = ((artifact.search if artifact else None) or {}).get("splits")
     if artifact is None or not artifact.head_count() or not isinstance(splits, dict):
