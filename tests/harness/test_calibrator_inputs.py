@@ -30,7 +30,8 @@ from act_harness.harness.calibrator_inputs import (
     labelled_documents,
     premise_of,
 )
-from act_harness.harness.evaluate import EvalSettings, run_eval
+from act_harness.harness.eval_settings import EvalSettings
+from act_harness.harness.evaluate import run_eval
 from act_harness.harness.run_files import write_run
 from act_harness.harness.task_lookup import find_tasks
 from act_harness.search.command import search_documents

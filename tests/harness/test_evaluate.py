@@ -25,7 +25,8 @@ from act_harness.errors import (
 )
 from act_harness.evidence.results import load_run
 from act_harness.harness import evaluate, run_files
-from act_harness.harness.evaluate import EvalSettings, _new_folders, run_eval
+from act_harness.harness.eval_settings import EvalSettings
+from act_harness.harness.evaluate import _new_folders, run_eval
 from act_harness.harness.run_files import write_run
 from act_harness.support import reading
 
@@ -236,7 +237,7 @@ def test_a_run_that_fails_leaves_no_empty_folders(tiny_checkpoint, tmp_path, mon
     def fails(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "_evaluate", fails)
+    monkeypatch.setattr(evaluate, "evaluate_arm", fails)
     with pytest.raises(KeyboardInterrupt, match="no arm was complete"):
         run_eval(settings(tiny_checkpoint, tmp_path, "none"))
     assert list(tmp_path.iterdir()) == []
@@ -323,7 +324,7 @@ def test_a_model_that_cannot_be_calibrated_is_found_before_it_is_scored(
     model.save_pretrained(tmp_path / "model")
     artifact = make_artifact(model).save(tmp_path / "heads.json")
     scored = []
-    monkeypatch.setattr(evaluate, "_evaluate", lambda *given, **more: scored.append(given))
+    monkeypatch.setattr(evaluate, "evaluate_arm", lambda *given, **more: scored.append(given))
     with pytest.raises(UnsupportedModelError):
         run_eval(settings(tmp_path / "model", tmp_path / "out", artifact))
     assert scored == []

@@ -21,7 +21,8 @@ from act_harness.cli.evaluate import LEFT_OUT
 from act_harness.errors import InfrastructureError, InputError, TaskError
 from act_harness.evidence.results import load_run
 from act_harness.harness import fetch
-from act_harness.harness.evaluate import EvalSettings, run_eval
+from act_harness.harness.eval_settings import EvalSettings
+from act_harness.harness.evaluate import run_eval
 from act_harness.harness.task_lookup import find_tasks, leaf_tasks, load_tasks
 from act_harness.support.failures import explained
 
@@ -296,16 +297,16 @@ def test_examples_in_one_turn_and_a_named_template(tiny_checkpoint, own, tmp_pat
 
 def test_the_named_template_is_the_one_that_renders(tiny_checkpoint, own, tmp_path):
     """lm-eval looks the name up for its results, and renders with the default one."""
-    from act_harness.harness import evaluate
+    from act_harness.harness import eval_checks
     from act_harness.model import CalibratedHFLM
 
     lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", device="cpu")
     lm.tokenizer.chat_template = {"default": "default", "short": "{{ messages[0].content }}!"}
     settings = EvalSettings(tasks=("x",), apply_chat_template="short")
-    evaluate._check_template(lm, settings)
+    eval_checks.check_template(lm, settings)
     assert lm.apply_chat_template([{"role": "user", "content": "Hello"}]) == "Hello!"
     with pytest.raises(InputError, match="no chat template 'shrt'; did you mean 'short'"):
-        evaluate._check_template(lm, EvalSettings(tasks=("x",), apply_chat_template="shrt"))
+        eval_checks.check_template(lm, EvalSettings(tasks=("x",), apply_chat_template="shrt"))
 
 
 def write_talk(own):
