@@ -9,7 +9,6 @@ runs; the averages and their spread are reported beside the pairs.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -65,8 +64,6 @@ __all__ = [
     "run_eval",
     "track_eval",
 ]
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

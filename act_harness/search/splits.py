@@ -179,15 +179,15 @@ def _datasets_from(data_dir: Path | None) -> Any:  # noqa: ANN401 - a context ma
 
 def _load_tasks(tasks: Sequence[str] | TaskSelection) -> dict[str, Any]:
     """Load tasks, through groups and tags, by the name of each."""
-    from lm_eval.api.group import Group
-
-    from act_harness.harness.task_lookup import TaskSelection, find_tasks, load_tasks
+    from act_harness.harness.task_lookup import (
+        TaskSelection,
+        find_tasks,
+        load_tasks,
+        single_tasks,
+    )
 
     selection = tasks if isinstance(tasks, TaskSelection) else find_tasks(tasks)
-    found: dict[str, Any] = {}
-    for one in load_tasks(selection):
-        for task in one.get_all_tasks() if isinstance(one, Group) else [one]:
-            found[task.task_name] = task
+    found = {task.task_name: task for task in single_tasks(load_tasks(selection))}
     for name, task in found.items():
         _check_kind(name, task)
     return found
