@@ -20,8 +20,8 @@ from act_harness.search.compute.records import Group
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from act_harness.search.compute.entered import EnteredModel
     from act_harness.search.compute.records import LayerRecord
-    from act_harness.search.compute.workbench import Workbench
 
 __all__ = ["Opening"]
 
@@ -37,7 +37,7 @@ _FAILURES = (
 class Opening:
     """Eight tokens, and what the stock model makes of them."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: EnteredModel) -> None:
         """Run the stock model.
 
         Args:
