@@ -13,7 +13,8 @@ from lm_eval.models.huggingface import HFLM
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
 from act_harness.errors import ArtifactError, InputError, UnsupportedCallError
-from act_harness.model import CalibratedHFLM, _refuse_virtual_tokens
+from act_harness.model import CalibratedHFLM
+from act_harness.model.calibrated import _refuse_virtual_tokens
 from act_harness.support.processes import Processes
 
 QUESTIONS = [
