@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from act_harness.attention.facts import base_model
 from act_harness.attention.parallel import HeadGroup, check_shared
 from act_harness.attention.placement import input_device
-from act_harness.errors import InputError
+from act_harness.support.launcher import too_few_documents
 from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
@@ -68,11 +68,8 @@ class ProcessesMixin(HFLM):
         """
         found = self.processes.gather(tensor.cpu())
         if tensor.ndim == 0 and not all(map(bool, found)):
-            raise InputError(
-                f"{self.processes.count} processes were started for a task of fewer documents "
-                f"(process {min(n for n, one in enumerate(found) if not one)} has none); start "
-                "fewer, or raise --limit"
-            )
+            without = next(n for n, one in enumerate(found) if not one)
+            raise too_few_documents(self.processes.count, without=without)
         return torch.stack(found) if tensor.ndim == 0 else torch.cat(found)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:  # noqa: ANN401 - as HFLM
