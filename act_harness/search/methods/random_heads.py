@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from act_harness.attention.probe import attending_layers
 from act_harness.search.choose.heldout import random_artifact
 
 if TYPE_CHECKING:
@@ -35,8 +34,7 @@ class RandomHeads(NamedTuple):
         like = context.artifact_of(self.of)
         if like is None or not like.head_count():
             return None
-        layers = attending_layers(context.scorer.model)
-        return random_artifact(like, seed=self.number, layers=layers)
+        return random_artifact(like, seed=self.number, layers=context.layers)
 
 
 RANDOM_HEADS = tuple(RandomHeads(number) for number in range(1, 11))
