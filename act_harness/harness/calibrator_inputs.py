@@ -12,7 +12,6 @@ Not here: what is computed from it (:mod:`act_harness.evidence.calibrators`).
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections import defaultdict
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from act_harness.errors import InputError
 from act_harness.evidence.calibrators import CalibratorInputs, LabelledScores, lengths_of
 from act_harness.support.failures import running
+from act_harness.support.sequences import common_start
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact
@@ -274,9 +274,8 @@ def premise_of(contexts: Sequence[str]) -> str:
     distinct = set(contexts)
     if len(distinct) < 2:
         raise _DoesNotApplyError("its prompts do not differ")
-    first, last = min(one[::-1] for one in distinct), max(one[::-1] for one in distinct)
-    equal = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    common = "".join(letter for letter, _ in equal)[::-1]
+    reversed_ = [one[::-1] for one in distinct]
+    common = reversed_[0][: common_start(reversed_)][::-1]
     for gap in ("\n", " "):
         _, there, rest = common.partition(gap)
         if there and rest.strip():

@@ -10,6 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from act_harness.attention.counters import CalibrationCounters, prompt_key
 from act_harness.errors import InputError
 from act_harness.scoring.forwards import pad_tokens
+from act_harness.support.sequences import common_start
 
 __all__ = ["PromptsMixin"]
 
@@ -39,9 +40,7 @@ class PromptsMixin(HFLM):
         whole = self.tok_encode(context + continuation)
         if len(whole) > len(before):
             return before, whole[len(before) :]
-        shared = 0
-        while shared < len(whole) and before[shared] == whole[shared]:
-            shared += 1
+        shared = common_start((before, whole))
         self.counters.empty_continuation.add(prompt_key([*before, -1, *whole]))
         return (whole[:shared] or [self.prefix_token_id]), whole[shared:]
 
