@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from act_harness.errors import InputError
+from act_harness.evidence.head_effects import head_effects
 from act_harness.support.processes import Processes
 from act_harness.tracking import values as tracked
 from act_harness.tracking.arms import log_artifact
@@ -176,17 +177,12 @@ def single_effects(artifact: Artifact) -> npt.NDArray[np.float64]:
     Raises:
         InputError: it is of no search that measured heads one by one.
     """
-    table = (artifact.search or {}).get("table", {}).get("heads", {})
-    columns = table.get("columns", [])
-    if "effect" not in columns:
+    found = head_effects(artifact)
+    if found is None:
         raise InputError(
             f"artifact {artifact.name!r} has no effects of single heads to compare with, expected "
             "one of method 'exhaustive' or 'screened'"
         )
-    facts, place = artifact.model, columns.index("effect")
-    found = np.full((facts.num_hidden_layers, facts.num_attention_heads), np.nan)
-    for row in table["rows"]:
-        found[row[0], row[1]] = np.fmax(found[row[0], row[1]], row[place])
     return found
 
 
