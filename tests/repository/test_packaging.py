@@ -37,6 +37,8 @@ IMPORTABLE_WITHOUT_TORCH = (
     "harness.doctor",
     "harness.launch",
     "plugin",
+    "search.methods.registry",
+    "search.recipe",
     "support.atomic",
     "support.paths",
     "support.provenance",
