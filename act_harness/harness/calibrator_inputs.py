@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from act_harness.errors import InputError
 from act_harness.evidence.calibrators import CalibratorInputs, LabelledScores, lengths_of
+from act_harness.search.splits import Prompting, prompt_of
 from act_harness.support.failures import running
 from act_harness.support.sequences import common_start
 
@@ -52,24 +53,13 @@ class _DoesNotApplyError(Exception):
 class Prompts:
     """How an evaluation builds prompts, to build further ones alike."""
 
-    fewshot_seed: int
-    apply_chat_template: bool
-    fewshot_as_multiturn: bool
-    system_instruction: str | None
+    prompting: Prompting
     chat_template: Callable[..., str] | None
 
     def of(self, task: Any, doc: Doc) -> str:  # noqa: ANN401 - lm-eval's Task
         """Return a document's prompt; every call draws the same examples."""
-        task.set_fewshot_seed(seed=self.fewshot_seed)
-        text = task.fewshot_context(
-            doc,
-            num_fewshot=int(task.get_config("num_fewshot") or 0),
-            system_instruction=self.system_instruction,
-            apply_chat_template=self.apply_chat_template,
-            fewshot_as_multiturn=self.fewshot_as_multiturn,
-            chat_template=self.chat_template,
-            gen_prefix=task.doc_to_prefix(doc),
-        )
+        task.set_fewshot_seed(seed=self.prompting.fewshot_seed)
+        text = prompt_of(task, doc, self.prompting, self.chat_template)
         if not isinstance(text, str):
             raise _DoesNotApplyError("its prompts differ by choice")
         return text

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from act_harness.harness.calibrator_inputs import InputsOfArm, Labelled, Prompts
 from act_harness.harness.task_lookup import TaskSelection, load_tasks, single_tasks
+from act_harness.search.splits import Prompting
 from act_harness.support import provenance
 from act_harness.support.failures import running
 
@@ -23,14 +24,14 @@ __all__ = ["evaluate_arm"]
 def _calibrator_inputs(
     lm: CalibratedHFLM, settings: EvalSettings, seed: int, labelled: Labelled
 ) -> InputsOfArm:
-    prompts = Prompts(
+    prompting = Prompting(
         fewshot_seed=seed,
         apply_chat_template=bool(settings.apply_chat_template),
         fewshot_as_multiturn=settings.multiturn,
         system_instruction=settings.system_instruction,
-        chat_template=lm.apply_chat_template if settings.apply_chat_template else None,
     )
-    return InputsOfArm(lm, settings.calibrators, prompts, labelled)
+    template = lm.apply_chat_template if settings.apply_chat_template else None
+    return InputsOfArm(lm, settings.calibrators, Prompts(prompting, template), labelled)
 
 
 def evaluate_arm(

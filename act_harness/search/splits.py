@@ -35,6 +35,7 @@ __all__ = [
     "held_out",
     "load_documents",
     "open_to_search",
+    "prompt_of",
     "task_requests",
 ]
 
@@ -60,6 +61,24 @@ class Prompting:
     apply_chat_template: bool = False
     fewshot_as_multiturn: bool = False
     system_instruction: str | None = None
+
+
+def prompt_of(
+    task: Any,  # noqa: ANN401 - lm-eval's Task
+    doc: Any,  # noqa: ANN401 - a row of any dataset
+    prompting: Prompting,
+    chat_template: Callable[..., str] | None,
+) -> Any:  # noqa: ANN401 - a text, or one for each choice
+    """Return what lm-eval puts before the answers to a document."""
+    return task.fewshot_context(
+        doc,
+        num_fewshot=int(task.get_config("num_fewshot") or 0),
+        system_instruction=prompting.system_instruction,
+        apply_chat_template=prompting.apply_chat_template,
+        fewshot_as_multiturn=prompting.fewshot_as_multiturn,
+        chat_template=chat_template,
+        gen_prefix=task.doc_to_prefix(doc),
+    )
 
 
 def held_out(key: str) -> bool:
@@ -333,15 +352,7 @@ class _Draw:
     def _build(self, key: str, doc: Any) -> Document:  # noqa: ANN401
         task, options = self.task, self.prompting
         with _without_itself(task):
-            context = task.fewshot_context(
-                doc,
-                num_fewshot=int(task.get_config("num_fewshot") or 0),
-                system_instruction=options.system_instruction,
-                apply_chat_template=options.apply_chat_template,
-                fewshot_as_multiturn=options.fewshot_as_multiturn,
-                chat_template=self.chat_template,
-                gen_prefix=task.doc_to_prefix(doc),
-            )
+            context = prompt_of(task, doc, options, self.chat_template)
         instances = task.construct_requests(
             doc=doc,
             ctx=context,
