@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_heads import save_heads
 
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
@@ -37,14 +38,8 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(scope="module")
 def artifact_file(tiny_checkpoint, tmp_path_factory):
-    from act_harness.model import CalibratedHFLM
-
-    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
-    artifact = Artifact(
-        name="tiny heads/1", model=lm.facts, calibration=Calibration(alpha=1.5, beta=0.0),
-        heads={0: (0, 1, 2), 1: (1, 3), 2: (0, 1)},
-    )  # fmt: skip
-    return artifact.save(tmp_path_factory.mktemp("artifact") / "tiny-heads.json")
+    path = tmp_path_factory.mktemp("artifact") / "tiny-heads.json"
+    return save_heads(tiny_checkpoint, path, name="tiny heads/1", alpha=1.5, beta=0.0)
 
 
 def settings(checkpoint: Path, output: Path, artifact, **more) -> EvalSettings:

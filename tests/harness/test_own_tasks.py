@@ -13,9 +13,9 @@ import typer
 import yaml
 from installed import REPOSITORY
 from own_tasks import caller, few_tasks, write_own_tasks
+from tiny_heads import save_heads
 
-from act_harness.artifact import Artifact, load_artifact
-from act_harness.calibration import Calibration
+from act_harness.artifact import load_artifact
 from act_harness.cli import app as cli
 from act_harness.cli.evaluate import LEFT_OUT
 from act_harness.errors import InfrastructureError, InputError, TaskError
@@ -47,14 +47,8 @@ def own(tmp_path):
 
 @pytest.fixture(scope="module")
 def artifact_file(tiny_checkpoint, tmp_path_factory):
-    from act_harness.model import CalibratedHFLM
-
-    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
-    artifact = Artifact(
-        name="tiny", model=lm.facts, calibration=Calibration(alpha=1.5, beta=0.0),
-        heads={0: (0, 1, 2), 1: (1, 3), 2: (0, 1)},
-    )  # fmt: skip
-    return artifact.save(tmp_path_factory.mktemp("artifact") / "tiny.json")
+    path = tmp_path_factory.mktemp("artifact") / "tiny.json"
+    return save_heads(tiny_checkpoint, path, name="tiny", alpha=1.5, beta=0.0)
 
 
 # -- looking up ------------------------------------------------------------------------------------
