@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from act_harness.errors import InputError
 from act_harness.evidence.calibrators import CalibratorInputs, LabelledScores, lengths_of
-from act_harness.search.splits import Prompting, prompt_of
+from act_harness.search.prompting import Prompting, prompt_of
 from act_harness.support.failures import running
 from act_harness.support.sequences import common_start
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from act_harness.harness.calibrator_inputs import InputsOfArm, Labelled, Prompts
 from act_harness.harness.task_lookup import TaskSelection, load_tasks, single_tasks
-from act_harness.search.splits import Prompting
+from act_harness.search.prompting import Prompting
 from act_harness.support import provenance
 from act_harness.support.failures import running
 

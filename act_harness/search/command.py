@@ -20,9 +20,10 @@ from act_harness.search.documents import (
     read_documents,
     write_documents,
 )
+from act_harness.search.prompting import Prompting
 from act_harness.search.recipe import Recipe, load_recipe, make_recipe
 from act_harness.search.run import SearchResult, run_search
-from act_harness.search.splits import Prompting, load_documents
+from act_harness.search.splits import load_documents
 from act_harness.support import places
 from act_harness.support.checks import check_count, check_kind, check_seed
 from act_harness.support.launcher import launched

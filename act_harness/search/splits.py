@@ -15,13 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_harness.errors import TaskError
 from act_harness.search.documents import Document, TaskDocuments
+from act_harness.search.prompting import Prompting, prompt_of, without_itself
 from act_harness.support.failures import running
 
 if TYPE_CHECKING:
@@ -30,12 +31,10 @@ if TYPE_CHECKING:
     from act_harness.harness.task_lookup import TaskSelection
 
 __all__ = [
-    "Prompting",
     "evaluation_documents",
     "held_out",
     "load_documents",
     "open_to_search",
-    "prompt_of",
     "task_requests",
 ]
 
@@ -49,36 +48,6 @@ to verify and judge."""
 
 _DIVIDED = "hash of "
 """Before the name of an evaluation split that was divided so, in ``TaskDocuments.source``."""
-
-
-@dataclass(frozen=True)
-class Prompting:
-    """How prompts are built around a document, as lm-eval's options of the same names say it."""
-
-    num_fewshot: int | None = None
-    """Examples in the prompt; None: the task's own number, or none."""
-    fewshot_seed: int = 1234
-    apply_chat_template: bool = False
-    fewshot_as_multiturn: bool = False
-    system_instruction: str | None = None
-
-
-def prompt_of(
-    task: Any,  # noqa: ANN401 - lm-eval's Task
-    doc: Any,  # noqa: ANN401 - a row of any dataset
-    prompting: Prompting,
-    chat_template: Callable[..., str] | None,
-) -> Any:  # noqa: ANN401 - a text, or one for each choice
-    """Return what lm-eval puts before the answers to a document."""
-    return task.fewshot_context(
-        doc,
-        num_fewshot=int(task.get_config("num_fewshot") or 0),
-        system_instruction=prompting.system_instruction,
-        apply_chat_template=prompting.apply_chat_template,
-        fewshot_as_multiturn=prompting.fewshot_as_multiturn,
-        chat_template=chat_template,
-        gen_prefix=task.doc_to_prefix(doc),
-    )
 
 
 def held_out(key: str) -> bool:
@@ -351,7 +320,7 @@ class _Draw:
 
     def _build(self, key: str, doc: Any) -> Document:  # noqa: ANN401
         task, options = self.task, self.prompting
-        with _without_itself(task):
+        with without_itself(task):
             context = prompt_of(task, doc, options, self.chat_template)
         instances = task.construct_requests(
             doc=doc,
@@ -404,23 +373,6 @@ def _document_hash(doc: Any) -> str:  # noqa: ANN401 - a row of any dataset
 
     text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     return str(hash_string(text))
-
-
-@contextmanager
-def _without_itself(task: Any) -> Iterator[None]:  # noqa: ANN401 - lm-eval's Task
-    """Keep a document out of its own few-shot examples.
-
-    lm-eval leaves a document out only where the examples come from the test split, since it never
-    scores another split's; the search does.
-    """
-    config, split = task.config, getattr(task.fewshot_cfg, "split", None)
-    before = config.test_split
-    if split is not None:
-        config.test_split = split
-    try:
-        yield
-    finally:
-        config.test_split = before
 
 
 def task_requests(

@@ -35,8 +35,8 @@ from act_harness.harness.evaluate import run_eval
 from act_harness.harness.run_files import write_run
 from act_harness.harness.task_lookup import find_tasks
 from act_harness.search.command import search_documents
+from act_harness.search.prompting import Prompting
 from act_harness.search.recipe import Recipe
-from act_harness.search.splits import Prompting
 
 TASK = "act_demo_sentiment"
 PLAIN = Prompts(Prompting(), None)

@@ -18,7 +18,8 @@ from act_harness.search.documents import (
     read_documents,
     write_documents,
 )
-from act_harness.search.splits import Prompting, held_out, load_documents
+from act_harness.search.prompting import Prompting
+from act_harness.search.splits import held_out, load_documents
 
 
 def encode(context: str, continuation: str) -> tuple[list[int], list[int]]:
