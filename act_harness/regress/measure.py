@@ -19,7 +19,8 @@ from tqdm import tqdm
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.attention.counters import PromptRecord, prompt_key
 from act_harness.errors import InfrastructureError, RecipeError, suggestion
-from act_harness.evidence.results import Sample, choice_scores, run_from_memory
+from act_harness.evidence.results import run_from_memory
+from act_harness.evidence.samples import Sample, choice_scores
 from act_harness.harness.eval_settings import EvalSettings
 from act_harness.harness.evaluate import load_model
 from act_harness.harness.task_lookup import find_tasks, load_tasks, single_tasks

@@ -20,7 +20,8 @@ from act_harness.errors import InputError
 from act_harness.evidence.calibrators import CalibratorInputs, option_prior
 from act_harness.evidence.choices import label_prior_corrected
 from act_harness.evidence.compare import compare
-from act_harness.evidence.results import choice_scores, load_run
+from act_harness.evidence.results import load_run
+from act_harness.evidence.samples import choice_scores
 from act_harness.evidence.scaling import fit_scaling
 from act_harness.harness import calibrator_inputs as inputs
 from act_harness.harness.calibrator_inputs import (
