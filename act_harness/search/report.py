@@ -29,7 +29,7 @@ from act_harness.tracking.wandb_run import open_tracker
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact
-    from act_harness.evidence.plots import Curve
+    from act_harness.evidence.head_plots import Curve
     from act_harness.search.run import SearchResult
     from act_harness.tracking.tracker import TrackingSettings
 
@@ -84,7 +84,7 @@ def plots_of(artifact: Artifact, *, against: Artifact | None = None) -> dict[str
     Raises:
         InputError: ``against`` has no effects of single heads.
     """
-    from act_harness.evidence.plots import head_map, rank_plot
+    from act_harness.evidence.head_plots import head_map, rank_plot
 
     name, search = artifact.name, artifact.search or {}
     if search["rule"]["name"] == "gradient":
@@ -116,7 +116,7 @@ def plots_of(artifact: Artifact, *, against: Artifact | None = None) -> dict[str
 
 def _tuned(artifact: Artifact, against: Artifact | None) -> dict[str, Plot]:
     """Return what draws the strengths tuned, how that went, and single heads' effects beside."""
-    from act_harness.evidence.plots import head_map
+    from act_harness.evidence.head_plots import head_map
     from act_harness.evidence.tuning_plots import strengths_against_effects, training_curves
 
     search, name = artifact.search or {}, artifact.name
@@ -222,7 +222,7 @@ _LABELS = {
 
 def measured_sets(search: dict[str, Any]) -> Sets:
     """Return how sets changed what they were chosen by, and how the one taken did elsewhere."""
-    from act_harness.evidence.plots import Curve
+    from act_harness.evidence.head_plots import Curve
 
     judgement, rule = search.get("judgement", {}), search["rule"]
     held = judgement.get("chosen_by")

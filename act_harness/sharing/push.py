@@ -189,7 +189,7 @@ def picture_of(artifact: Artifact) -> bytes | None:
             stacklevel=3,
         )
         return None
-    from act_harness.evidence.plots import head_map
+    from act_harness.evidence.head_plots import head_map
 
     values, label = head_effects(artifact), "effect of a head alone in the search"
     if values is None or not np.isfinite(values).any():
