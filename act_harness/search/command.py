@@ -15,15 +15,15 @@ from act_harness.attention.load import load_plain_model, load_plain_tokenizer
 from act_harness.attention.parallel import refuse_parts
 from act_harness.errors import RecipeError
 from act_harness.search.documents import (
-    Prompting,
     TaskDocuments,
     facts_of_tokens,
-    load_documents,
     read_documents,
     write_documents,
 )
+from act_harness.search.prompting import Prompting
 from act_harness.search.recipe import Recipe, load_recipe, make_recipe
 from act_harness.search.run import SearchResult, run_search
+from act_harness.search.splits import load_documents
 from act_harness.support import places
 from act_harness.support.checks import check_count, check_kind, check_seed
 from act_harness.support.launcher import launched

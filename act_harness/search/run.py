@@ -64,7 +64,7 @@ def run_search(
     Args:
         recipe: what to search for.
         model: a loaded causal language model.
-        documents: of every task, as :func:`act_harness.search.documents.load_documents` gives them.
+        documents: of every task, as :func:`act_harness.search.splits.load_documents` gives them.
         facts: what identifies the model; read off it when None.
         ledgers: folder of the ledgers.
         output: the artifact's file; None: not written.

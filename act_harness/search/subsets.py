@@ -34,6 +34,7 @@ from act_harness.search.record import ledger_folder
 from act_harness.search.tuning import Tuning
 from act_harness.support import atomic, provenance, reading
 from act_harness.support.processes import Processes
+from act_harness.support.sequences import common_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,8 +64,8 @@ class PromptParts:
         for one in documents:
             splits = (one.search, one.verify, one.judge, one.held_out)
             prompts = {prompt for some in splits for d in some for prompt, _ in d.requests}
-            before = _alike(prompts)
-            behind = _alike({prompt[::-1] for prompt in prompts})
+            before = common_start(prompts)
+            behind = common_start({prompt[::-1] for prompt in prompts})
             for prompt in prompts:
                 count = len(prompt)
                 self.of[prompt] = [
@@ -192,13 +193,6 @@ def compare_parts(
     atomic.write_json(folder / "parts.json", found)
     atomic.write_text(folder / "parts.md", _markdown(found))
     return found
-
-
-def _alike(prompts: set[tuple[int, ...]]) -> int:
-    """Return how many tokens all prompts begin with."""
-    first, last = min(prompts), max(prompts)
-    most = min(len(first), len(last))
-    return next((n for n in range(most) if first[n] != last[n]), most)
 
 
 def _tuned(

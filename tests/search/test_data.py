@@ -12,15 +12,14 @@ from lm_eval.api.task import ConfigurableTask
 
 from act_harness.artifact import ModelFacts
 from act_harness.errors import TaskError
-from act_harness.search import documents as data
+from act_harness.search import splits
 from act_harness.search.documents import (
-    Prompting,
     facts_of_tokens,
-    held_out,
-    load_documents,
     read_documents,
     write_documents,
 )
+from act_harness.search.prompting import Prompting
+from act_harness.search.splits import held_out, load_documents
 
 
 def encode(context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -51,8 +50,8 @@ def task(splits: dict[str, list[dict]], **settings) -> ConfigurableTask:
     )
 
 
-def draw(made: ConfigurableTask, prompting: Prompting | None = None) -> data._Draw:
-    return data._Draw("made", made, prompting or Prompting(), encode, 400, None)
+def draw(made: ConfigurableTask, prompting: Prompting | None = None) -> splits._Draw:
+    return splits._Draw("made", made, prompting or Prompting(), encode, 400, None)
 
 
 def test_documents_are_lm_evals_own_requests():
@@ -246,4 +245,4 @@ def test_unknown_and_unfit_tasks_are_refused():
 def test_a_task_that_is_not_multiple_choice_is_refused():
     made = task({"train": rows(4), "test": rows(2, 50)}, output_type="loglikelihood")
     with pytest.raises(TaskError, match="'made' is of type loglikelihood"):
-        data._check_kind("made", made)
+        splits._check_kind("made", made)

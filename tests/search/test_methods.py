@@ -7,6 +7,7 @@ import json
 import math
 import os
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +22,11 @@ from act_harness.attention import model_facts
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
 from act_harness.errors import InputError, RecipeError
 from act_harness.search.documents import Document
+from act_harness.search.methods import context as context_module
 from act_harness.search.methods.arms import Arm, ArmScorer, computing_engine, parts_of
 from act_harness.search.methods.comparison import compare_methods
 from act_harness.search.methods.one_strength import OneStrength
+from act_harness.search.methods.random_heads import RANDOM_HEADS
 from act_harness.search.methods.registry import METHODS, chosen_methods
 from act_harness.search.methods.report import write_report
 from act_harness.search.methods.strength import divergence, matching_power, scaled
@@ -244,6 +247,26 @@ def test_what_never_gets_there_says_so():
     match = matching_power(lambda power: min(power, 2.0) * 0.01, 1.0)
     assert not match.reached
     assert match.divergence == pytest.approx(0.02)
+
+
+def test_every_draw_of_random_heads_reads_the_layers_of_one_probe(monkeypatch):
+    model, probes = tiny(), []
+    facts = model_facts(model)
+    signed = Artifact(
+        name="signed", model=facts, calibration=Calibration(alpha=2.0), heads={1: (0, 2)}
+    )
+    attending = context_module.attending_layers
+    monkeypatch.setattr(
+        context_module, "attending_layers", lambda one: probes.append(one) or attending(one)
+    )
+    context = context_module.MethodContext(
+        recipe(), facts, DOCUMENTS, ArmScorer(model, facts),
+        Path("ledgers"), lambda name: signed,
+    )  # fmt: skip
+    drawn = [one.find(context) for one in RANDOM_HEADS]
+    assert [one.head_count() for one in drawn] == [2] * 10
+    assert len({one.sha256() for one in drawn}) > 5
+    assert probes == [model]
 
 
 # -- the whole -------------------------------------------------------------------------------------

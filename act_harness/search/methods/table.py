@@ -24,7 +24,7 @@ from act_harness.evidence.calibrators import (
     lengths_of,
 )
 from act_harness.evidence.choices import padded
-from act_harness.evidence.results import ChoiceScores
+from act_harness.evidence.samples import ChoiceScores
 from act_harness.evidence.stats import (
     RESAMPLES,
     PairedDifference,
