@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from act_harness.attention.cache import visible_of
+from act_harness.attention.cache import cache_argument, cache_of, visible_of
 from act_harness.attention.capabilities import Answer, Noise, capabilities_of
 from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import Seen, recording
@@ -198,9 +198,10 @@ class Probe:
             steps: one token at a time, else all together.
         """
         with torch.no_grad():
-            cache = self.model(input_ids=self.ids[:, :_PROMPT], use_cache=True).past_key_values
+            cache = cache_of(self.model(input_ids=self.ids[:, :_PROMPT], use_cache=True))
+            given = {cache_argument(self.model.forward): cache, "use_cache": True}
             parts = [
-                self.model(input_ids=tokens, past_key_values=cache, use_cache=True).logits
+                self.model(input_ids=tokens, **given).logits
                 for tokens in self.ids[:, _PROMPT:].split(1 if steps else _TOKENS, dim=1)
             ]
         return torch.cat(parts, dim=1).float().cpu()
