@@ -18,6 +18,7 @@ from tiny_models import make_tiny
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from act_harness.attention import attach, calibrated, select_cache
+from act_harness.attention.families import FAMILIES, family_of
 from act_harness.attention.interface import BINDING
 from act_harness.bench.families import build_tiny
 from act_harness.engines.reference import ReferenceEngine
@@ -49,8 +50,8 @@ LEARNED = {
 
 KINDS = {
     **LEARNED,
-    "gptj": ("gptj", {**GPT, "rotary_dim": 4}),
-    "codegen": ("codegen", {**GPT, "rotary_dim": 4}),
+    "gptj": ("gptj", {**GPT, "rotary_dim": 4, "attn_implementation": "eager"}),
+    "codegen": ("codegen", {**GPT, "rotary_dim": 4, "attn_implementation": "eager"}),
     "gpt_neo": (
         "gpt_neo",
         {
@@ -284,3 +285,14 @@ def test_in_half_precision_engines_agree_better_than_calibration_changes(name, m
     with calibrated(model, settings(make_artifact, model), engine="torch"):
         found = logits(model).float()
     assert (expected - stock).abs().mean() > 4 * (found - expected).abs().mean()
+
+
+@pytest.mark.parametrize("brought", [False, True])
+def test_a_family_is_left_to_the_interface_where_its_code_asks_that(brought):
+    """transformers 5.24 brought GPT-J and CodeGen over; the others may follow."""
+    place = {"__name__": "transformers.models.mpt.modeling_mpt", "Module": torch.nn.Module}
+    if brought:
+        place["ALL_ATTENTION_FUNCTIONS"] = {}
+    exec("class MptAttention(Module):\n def forward(self): ...", place)  # noqa: S102 - of a release
+    family = family_of(place["MptAttention"]())
+    assert family is (None if brought else FAMILIES["MptAttention"])
