@@ -86,6 +86,7 @@ class Probe:
             )
         with recording() as calls:
             logits = self.hidden()
+        calls = [seen for seen in calls if not _is_beside_tokens(seen)]
         if not calls:
             raise UnsupportedModelError(
                 f"{kind} does not pass its attention through transformers' AttentionInterface and "
@@ -218,6 +219,14 @@ def attending_layers(model: PreTrainedModel) -> dict[int, int]:
     with passing(decoder_of(model)):
         found = probe.attention_modules(before)
     return {layer: one.heads for layer, one in sorted(found.items())}
+
+
+def _is_beside_tokens(seen: Seen) -> bool:
+    """Whether a call has neither rows nor columns that are tokens: it is no layer's attention.
+
+    Inkling 2's residuals attend, at each token by itself, to the outputs of earlier blocks.
+    """
+    return seen.layer is None and _TOKENS not in (seen.call.query.shape[2], seen.call.key.shape[2])
 
 
 def _refuse_layer(kind: str, seen: Seen) -> None:

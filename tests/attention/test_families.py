@@ -15,6 +15,7 @@ import torch
 import transformers
 from oracle import BETA, IDS, PROMPT, Oracle, calibrate_by_hand, logits, settings
 from tiny_models import make_tiny
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from act_harness.attention import attach, calibrated, select_cache
@@ -296,3 +297,25 @@ def test_a_family_is_left_to_the_interface_where_its_code_asks_that(brought):
     exec("class MptAttention(Module):\n def forward(self): ...", place)  # noqa: S102 - of a release
     family = family_of(place["MptAttention"]())
     assert family is (None if brought else FAMILIES["MptAttention"])
+
+
+def test_attention_over_other_things_than_tokens_is_left_alone(make_artifact, monkeypatch):
+    """As Inkling 2's residuals attend over blocks, by the interface from transformers 5.24 on."""
+    model, beside = make_tiny("llama"), torch.nn.Module()
+    beside.is_causal, beside.num_key_value_groups = False, 1
+    norm, sizes = model.model.norm.forward, []
+
+    def attending(hidden):
+        states = norm(hidden)[:, :, None]  # (B, tokens, 1 block, hidden)
+        sizes.append(states.shape[1])
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(model.config._attn_implementation, None)
+        return kernel(beside, states, states, states, None, scaling=1.0)[0][:, 0]
+
+    artifact = settings(make_artifact, model)
+    with calibrated(model, artifact):
+        expected = logits(model)
+    monkeypatch.setattr(model.model.norm, "forward", attending)
+    with calibrated(model, artifact):
+        found = logits(model)
+    assert sizes[-1] == IDS.shape[1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)  # over one block it is that one
