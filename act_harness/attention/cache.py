@@ -9,6 +9,7 @@ reordered in size, or filled by somebody else is an error, never a silent baseli
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,10 +30,14 @@ from act_harness.engines.operation import LayerState
 from act_harness.errors import InternalError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from act_harness.attention.spans import FindSpan
 
 __all__ = [
     "Forward",
+    "cache_argument",
+    "cache_of",
     "find_cache",
     "recall",
     "refuse_changed",
@@ -235,8 +240,25 @@ def visible_of(mask: Tensor | None, columns: int) -> Tensor | None:
     return seen
 
 
+_NAMES = ("cache", "past_key_values", "layer_past")
+"""What transformers calls a cache: the first from 5.24 on, the second before, the third in layers
+of models that have kept an older name."""
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """Return the name by which a model's or a layer's forward takes its cache."""
+    names = inspect.signature(forward).parameters
+    return next((name for name in _NAMES if name in names), "past_key_values")
+
+
+def cache_of(output: Mapping[str, Any]) -> Cache | None:
+    """Return the cache that a model's output holds, by whichever name; None where it has none."""
+    held = output.keys()  # asking for the older name itself warns from 5.24 on
+    return next((output[name] for name in _NAMES if name in held), None)
+
+
 def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
-    """Return the cache among the arguments of an attention module."""
+    """Return the cache among the arguments of a call, by its type: names differ by release."""
     for item in (*kwargs.values(), *args):
         if isinstance(item, EncoderDecoderCache):  # RoCBert makes one, without an encoder
             return item.self_attention_cache

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 
+from act_harness.attention.cache import find_cache
 from act_harness.errors import UnsupportedCallError
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def refuse_unsupported_forward(module: nn.Module, given: dict[str, Any], *, pack
         )
     if packed:
         return
-    _refuse_mask(given.get("attention_mask"), given.get("past_key_values"))
+    _refuse_mask(given.get("attention_mask"), find_cache((), given))
     named = [name for name in _FLATTENED if given.get(name) is not None]
     if named:
         raise UnsupportedCallError(

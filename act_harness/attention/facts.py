@@ -64,13 +64,27 @@ def weights_fingerprint(model: PreTrainedModel) -> str | None:
     bfloat16: loading one checkpoint as float32 or as bfloat16 gives the same hash, and a 7B model
     takes well under a second. None where weights are not in memory (offloaded to meta), or are
     parts that do not say of what (``tp_plan`` in older transformers). Of a model with peft adapters
-    the base model's weights are hashed, under their own names.
+    the base model's weights are hashed, under their own names. A model of compressed-tensors is
+    decompressed for it, as its first forward would do.
     """
+    _decompress(base_model(model))
     if process_count(model) > 1 and not any(
         hasattr(parameter, "full_tensor") for parameter in model.parameters()
     ):
         return None
     return _fingerprint(_split_weights(model)[0])
+
+
+def _decompress(base: nn.Module) -> None:
+    """Give a model the parameters that it has after its first forward (compressed-tensors).
+
+    What it is loaded with are packed integers under other names, which its own hook exchanges: a
+    hash of those would refuse the same model a forward later.
+    """
+    handle = getattr(base, "ct_decompress_hook", None)
+    hook: Any = None if handle is None else base._forward_pre_hooks.get(handle.id)
+    if hook is not None and all(part.device.type != "meta" for part in base.parameters()):
+        hook(base, ())
 
 
 def adapter_fingerprint(model: nn.Module) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import StaticCache
 
+from act_harness.attention.cache import find_cache
 from act_harness.attention.calls import named_arguments
 from act_harness.errors import UnsupportedCallError
 
@@ -83,7 +84,7 @@ def refuse_unsupported_generation(model: PreTrainedModel, arguments: dict[str, A
             raise UnsupportedCallError(
                 f"{name}: {reason}; use greedy decoding or sampling while attention is calibrated"
             )
-    _refuse_cache(setting("cache_implementation"), arguments.get("past_key_values"))
+    _refuse_cache(setting("cache_implementation"), find_cache((), arguments))
 
 
 def _refuse_cache(implementation: str | None, cache: object) -> None:

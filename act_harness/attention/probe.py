@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from act_harness.attention.cache import visible_of
+from act_harness.attention.cache import cache_argument, cache_of, visible_of
 from act_harness.attention.capabilities import Answer, Noise, capabilities_of
 from act_harness.attention.facts import decoder_of
 from act_harness.attention.interface import Seen, recording
@@ -86,6 +86,7 @@ class Probe:
             )
         with recording() as calls:
             logits = self.hidden()
+        calls = [seen for seen in calls if not _is_beside_tokens(seen)]
         if not calls:
             raise UnsupportedModelError(
                 f"{kind} does not pass its attention through transformers' AttentionInterface and "
@@ -198,9 +199,10 @@ class Probe:
             steps: one token at a time, else all together.
         """
         with torch.no_grad():
-            cache = self.model(input_ids=self.ids[:, :_PROMPT], use_cache=True).past_key_values
+            cache = cache_of(self.model(input_ids=self.ids[:, :_PROMPT], use_cache=True))
+            given = {cache_argument(self.model.forward): cache, "use_cache": True}
             parts = [
-                self.model(input_ids=tokens, past_key_values=cache, use_cache=True).logits
+                self.model(input_ids=tokens, **given).logits
                 for tokens in self.ids[:, _PROMPT:].split(1 if steps else _TOKENS, dim=1)
             ]
         return torch.cat(parts, dim=1).float().cpu()
@@ -217,6 +219,14 @@ def attending_layers(model: PreTrainedModel) -> dict[int, int]:
     with passing(decoder_of(model)):
         found = probe.attention_modules(before)
     return {layer: one.heads for layer, one in sorted(found.items())}
+
+
+def _is_beside_tokens(seen: Seen) -> bool:
+    """Whether a call has neither rows nor columns that are tokens: it is no layer's attention.
+
+    Inkling 2's residuals attend, at each token by itself, to the outputs of earlier blocks.
+    """
+    return seen.layer is None and _TOKENS not in (seen.call.query.shape[2], seen.call.key.shape[2])
 
 
 def _refuse_layer(kind: str, seen: Seen) -> None:

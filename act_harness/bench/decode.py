@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from act_harness.attention.cache import cache_argument, cache_of
 from act_harness.bench.common import Timing, alternate, ratio
 from act_harness.bench.models import Arms, bench_model, random_tokens
 
@@ -28,18 +29,13 @@ class _Generation:
         self.model = model
         with torch.no_grad():
             out = model(input_ids=tokens, use_cache=True, logits_to_keep=1)
-        self.cache = out.past_key_values
+        self.given = {cache_argument(model.forward): cache_of(out), "use_cache": True}
         self.token = out.logits[:, -1:].argmax(dim=-1)
 
     def step(self) -> None:
         """Generate one token."""
         with torch.no_grad():
-            out = self.model(
-                input_ids=self.token,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            out = self.model(input_ids=self.token, **self.given, logits_to_keep=1)
         self.token = out.logits[:, -1:].argmax(dim=-1)
 
 

@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 
 from act_harness.artifact import Artifact
 from act_harness.attention import Attachment, calibrated, model_facts
+from act_harness.attention.cache import cache_argument, cache_of
 from act_harness.attention.load import auto_class
 from act_harness.attention.probe import attending_layers
 from act_harness.calibration import Calibration
@@ -287,9 +288,10 @@ def _check_batch(model: PreTrainedModel, attachment: Attachment) -> None:
 def _check_pieces(model: PreTrainedModel, attachment: Attachment, whole: Tensor) -> None:
     ids = torch.tensor([_IDS])
     with torch.no_grad():
-        cache = model(input_ids=ids[:, :_PROMPT], use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=ids[:, :_PROMPT], use_cache=True))
+        given = {cache_argument(model.forward): cache, "use_cache": True}
         parts = [
-            model(input_ids=ids[:, at : at + 1], past_key_values=cache, use_cache=True).logits[0]
+            model(input_ids=ids[:, at : at + 1], **given).logits[0]
             for at in range(_PROMPT, len(_IDS))
         ]
     _require(torch.cat(parts), whole[_PROMPT:], "cached tokens score otherwise than in one piece")

@@ -83,13 +83,18 @@ def _chosen(call: AttentionCall, causal: bool) -> FusedKernel | None:
     else:
         choice = choose(query, key, value, None, 0.0, causal, scale=scale, enable_gqa=grouped)
     device = query.device.type
-    if device == "cpu" and choice == SDPBackend.FLASH_ATTENTION.value:
+    if device == "cpu" and choice == _FLASH_CHOICE:
         return _flash_on_cpu
-    if device == "cuda" and choice == SDPBackend.CUDNN_ATTENTION.value:
+    if device == "cuda" and choice == _CUDNN_CHOICE:
         return _cudnn
-    if device == "cuda" and choice == SDPBackend.FLASH_ATTENTION.value and not query.shape[-1] % 8:
+    if device == "cuda" and choice == _FLASH_CHOICE and not query.shape[-1] % 8:
         return _flash
     return None
+
+
+# Numbers, read here: where a compiled model's graph breaks, torch 2.15 cannot trace the property.
+_FLASH_CHOICE = SDPBackend.FLASH_ATTENTION.value
+_CUDNN_CHOICE = SDPBackend.CUDNN_ATTENTION.value
 
 
 def _operator(name: str) -> Any:  # noqa: ANN401 - torch's own

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from act_harness.attention import Attachment, select_cache, stock_model
+from act_harness.attention.cache import cache_argument, cache_of
 from act_harness.attention.capabilities import capabilities_of
 from act_harness.attention.packing import Packing, Rows, positions_of
 from act_harness.attention.packing_trial import packed_forward, packs_segments
@@ -185,7 +186,7 @@ class Forwards:
             "input_ids": ids,
             "attention_mask": torch.cat([prefilled.real[index], mask], dim=1).long(),
             "position_ids": prefilled.lengths[index, None] + step,
-            "past_key_values": select_cache(prefilled.cache, index),
+            cache_argument(self.model.forward): select_cache(prefilled.cache, index),
             "use_cache": True,
         }
         self.work.tokens += len(places)
@@ -383,7 +384,7 @@ class Forwards:
                 f"{type(self.model).__name__} does not call its output head as a module (a model "
                 "that torch.compile runs from a graph does not); score it uncompiled"
             )
-        cache = output.get("past_key_values")
+        cache = cache_of(output)
         if bare:
             head = self.model.get_output_embeddings()
             return Logits(picked[0], head, output.logits.shape[-1]), cache

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from act_harness.attention import packing_trial
+from act_harness.attention.cache import cache_argument
 from act_harness.attention.capabilities import (
     MODEL_FAILURES,
     Answer,
@@ -109,7 +110,8 @@ def _cached_otherwise(model: PreTrainedModel) -> str | None:
     ids = torch.tensor([tokens], device=forwards.device)
     try:
         first = forwards.prefill([tokens[:8]], [[7]], prompts=[8], use_cache=True)
-        rest = model(input_ids=ids[:, 8:], past_key_values=first.cache, use_cache=True).logits[0]
+        given = {cache_argument(model.forward): first.cache, "use_cache": True}
+        rest = model(input_ids=ids[:, 8:], **given).logits[0]
     except torch.OutOfMemoryError:  # says nothing about the model
         raise
     except MODEL_FAILURES as error:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -173,7 +173,7 @@ def _task_and_document(steps: list[_Step]) -> tuple[str, str]:
     for number, step in reversed(list(enumerate(steps))):
         if not step.module.startswith("lm_eval."):
             continue
-        found: dict[str, Any] = step.frame.f_locals
+        found = dict(step.frame.f_locals)  # from Python 3.13 on a proxy, whose keys are a list
         name = getattr(getattr(found.get("self"), "config", None), "task", None)
         task = task or name or found.get("task_name") or ""
         if document or not {"doc", "doc_id"} <= found.keys():

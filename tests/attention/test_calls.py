@@ -11,9 +11,10 @@ import torch
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, StaticCache
 
 from act_harness.attention import calibrated, select_cache
-from act_harness.attention.cache import Forward, seen_tokens
+from act_harness.attention.cache import Forward, cache_argument, cache_of, seen_tokens
 from act_harness.engines.reference import ReferenceEngine
 from act_harness.errors import UnsupportedCallError, UnsupportedModelError
+from act_harness.scoring.scorer import Item, Scorer
 
 PROMPT = torch.tensor([[5, 17, 3, 88, 41, 9, 33, 60, 12, 7, 29, 54]])
 
@@ -35,6 +36,61 @@ def model(tiny):
 @pytest.fixture
 def artifact(model, make_artifact):
     return make_artifact(model)
+
+
+# -- caches by name ------------------------------------------------------------------------------
+
+
+def _older(input_ids, past_key_values=None, use_cache=None):
+    """As transformers' forwards before 5.24."""
+
+
+def _newer(input_ids, cache=None, use_cache=None, **more):
+    """As they are from 5.24 on."""
+
+
+def _layer(hidden, layer_past=None):
+    """As BLOOM's layers in all releases."""
+
+
+def _wrapper(*args, **kwargs):
+    """As peft's, which hands everything on."""
+
+
+@pytest.mark.parametrize(
+    ("forward", "name"),
+    [
+        (_older, "past_key_values"),
+        (_newer, "cache"),
+        (_layer, "layer_past"),
+        (_wrapper, "past_key_values"),  # which the later releases take too
+    ],
+)
+def test_a_cache_is_given_by_the_name_that_a_forward_has_for_it(forward, name):
+    assert cache_argument(forward) == name
+
+
+def test_a_cache_is_found_in_an_output_by_either_name(model):
+    cache = DynamicCache()
+    assert cache_of({"logits": 1, "cache": cache}) is cache
+    assert cache_of({"logits": 1, "past_key_values": cache}) is cache
+    assert cache_of({"logits": 1}) is None
+    assert cache_of(model(PROMPT, use_cache=True)).get_seq_length() == PROMPT.shape[1]
+    assert cache_of(model(PROMPT, use_cache=False)) is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "mpt", "bloom"])
+def test_nothing_of_ours_says_an_old_name(tiny, make_artifact, kind, caplog):
+    model = tiny(kind, dtype=torch.float32)
+    items = [Item(tuple(range(3, 24)), answer) for answer in ((40, 50, 30), (41, 49))]
+    # as it is asked for over a cache, by the probe, the trials and the scorer
+    with warnings.catch_warnings(), caplog.at_level("WARNING", "transformers"):
+        warnings.filterwarnings("error", ".*past_key_values.*is deprecated")
+        with calibrated(model, make_artifact(model)) as attachment:
+            scorer = Scorer(model, attachment)
+            scorer.score(items)
+            assert scorer.work.forwards > 0
+    assert "past_key_values" not in caplog.text
 
 
 # -- generate ------------------------------------------------------------------------------------
@@ -94,6 +150,8 @@ def test_decoding_loops_from_elsewhere_are_refused(model, artifact, tiny):
         with refused("static cache"):
             cache = StaticCache(config=model.config, max_cache_len=40)
             model.generate(PROMPT, past_key_values=cache, max_new_tokens=2, pad_token_id=0)
+        with refused("static cache"):  # the name from transformers 5.24 on
+            model.generate(PROMPT, cache=cache, max_new_tokens=2, pad_token_id=0)
         with pytest.raises(TypeError):
             model.generate(PROMPT, None, generation_config=None)
     assert torch.equal(model.generate(PROMPT, custom_generate=mine, max_new_tokens=2), PROMPT)
@@ -421,6 +479,7 @@ def test_traced_models_are_refused_by_name(model, artifact):
     torch._dynamo.reset()
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 @pytest.mark.slow
 def test_a_compiled_model_is_calibrated_where_its_graph_may_break(tiny, make_artifact):
     model = tiny(num_hidden_layers=1)

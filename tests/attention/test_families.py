@@ -15,9 +15,11 @@ import torch
 import transformers
 from oracle import BETA, IDS, PROMPT, Oracle, calibrate_by_hand, logits, settings
 from tiny_models import make_tiny
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from act_harness.attention import attach, calibrated, select_cache
+from act_harness.attention.families import FAMILIES, family_of
 from act_harness.attention.interface import BINDING
 from act_harness.bench.families import build_tiny
 from act_harness.engines.reference import ReferenceEngine
@@ -49,8 +51,8 @@ LEARNED = {
 
 KINDS = {
     **LEARNED,
-    "gptj": ("gptj", {**GPT, "rotary_dim": 4}),
-    "codegen": ("codegen", {**GPT, "rotary_dim": 4}),
+    "gptj": ("gptj", {**GPT, "rotary_dim": 4, "attn_implementation": "eager"}),
+    "codegen": ("codegen", {**GPT, "rotary_dim": 4, "attn_implementation": "eager"}),
     "gpt_neo": (
         "gpt_neo",
         {
@@ -284,3 +286,36 @@ def test_in_half_precision_engines_agree_better_than_calibration_changes(name, m
     with calibrated(model, settings(make_artifact, model), engine="torch"):
         found = logits(model).float()
     assert (expected - stock).abs().mean() > 4 * (found - expected).abs().mean()
+
+
+@pytest.mark.parametrize("brought", [False, True])
+def test_a_family_is_left_to_the_interface_where_its_code_asks_that(brought):
+    """transformers 5.24 brought GPT-J and CodeGen over; the others may follow."""
+    place = {"__name__": "transformers.models.mpt.modeling_mpt", "Module": torch.nn.Module}
+    if brought:
+        place["ALL_ATTENTION_FUNCTIONS"] = {}
+    exec("class MptAttention(Module):\n def forward(self): ...", place)  # noqa: S102 - of a release
+    family = family_of(place["MptAttention"]())
+    assert family is (None if brought else FAMILIES["MptAttention"])
+
+
+def test_attention_over_other_things_than_tokens_is_left_alone(make_artifact, monkeypatch):
+    """As Inkling 2's residuals attend over blocks, by the interface from transformers 5.24 on."""
+    model, beside = make_tiny("llama"), torch.nn.Module()
+    beside.is_causal, beside.num_key_value_groups = False, 1
+    norm, sizes = model.model.norm.forward, []
+
+    def attending(hidden):
+        states = norm(hidden)[:, :, None]  # (B, tokens, 1 block, hidden)
+        sizes.append(states.shape[1])
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(model.config._attn_implementation, None)
+        return kernel(beside, states, states, states, None, scaling=1.0)[0][:, 0]
+
+    artifact = settings(make_artifact, model)
+    with calibrated(model, artifact):
+        expected = logits(model)
+    monkeypatch.setattr(model.model.norm, "forward", attending)
+    with calibrated(model, artifact):
+        found = logits(model)
+    assert sizes[-1] == IDS.shape[1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)  # over one block it is that one

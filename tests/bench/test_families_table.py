@@ -20,7 +20,7 @@ from act_harness.errors import ResultError, UnsupportedModelError
     ("kind", "route", "search"),
     [
         ("llama", "packed", "yes"),
-        ("gptj", "over the cache", "yes"),
+        ("gpt_neo", "over the cache", "yes"),
         ("mpt", None, "yes"),
         ("gpt_oss", "packed", "yes"),  # with learned sinks
         ("mimo_v2_flash", "packed", "yes"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any
 
 from act_harness.attention.families.bloom import Bloom
 from act_harness.attention.families.codegen import CodeGen
@@ -26,7 +27,17 @@ FAMILIES = {family.attention: family for family in _ALL}
 
 
 def family_of(module: nn.Module) -> Family | None:
-    """Return what serves this attention module; None where the interface does, or nothing."""
+    """Return what serves this attention module; None where the interface does, or nothing.
+
+    Releases of transformers bring families over to the interface (5.24 did GPT-J and CodeGen).
+    """
     kind = type(module)
     ours = kind.__module__.startswith("transformers.models.")
-    return FAMILIES.get(kind.__name__) if ours else None
+    family = FAMILIES.get(kind.__name__) if ours else None
+    return None if family is None or _asks_the_interface(kind) else family
+
+
+def _asks_the_interface(kind: type[nn.Module]) -> bool:
+    """Whether the code of an attention class looks its function up by the configuration's name."""
+    forward: Any = inspect.unwrap(kind.forward)
+    return "ALL_ATTENTION_FUNCTIONS" in forward.__globals__

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from act_harness.attention.cache import find_cache
 from act_harness.attention.families.family import ALIBI, Family, visible_columns
 from act_harness.engines.operation import AttentionCall
 
@@ -35,9 +36,9 @@ class MPT(Family):
         attend: Attend,
         hidden_states: Tensor,  # (B, C, hidden)
         position_bias: Tensor | None,  # (H, 1, longest)
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,  # (B, 1, C, K) true where hidden
-        **_: Any,  # noqa: ANN401 - what this class ignores too
+        **given: Any,  # noqa: ANN401 - the cache by its older name, and what this class ignores too
     ) -> tuple[Tensor, Tensor | None]:
         """Do what ``forward`` does."""
         fused = module.Wqkv(hidden_states)
@@ -47,8 +48,9 @@ class MPT(Family):
         query, key, value = (
             part.unflatten(-1, heads).transpose(1, 2) for part in fused.chunk(3, dim=2)
         )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, module.layer_idx)
+        cache = find_cache((cache,), given)
+        if cache is not None:
+            key, value = cache.update(key, value, module.layer_idx)
         bias = None if position_bias is None else position_bias[..., -key.shape[2] :]
         dropout = module.attn_dropout_p if module.training else 0.0
 

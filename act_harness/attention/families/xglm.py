@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from act_harness.attention.cache import find_cache
 from act_harness.attention.families.family import Family
 from act_harness.engines.operation import AttentionCall
 from act_harness.errors import UnsupportedCallError
@@ -32,9 +33,9 @@ class XGLM(Family):
         attend: Attend,
         hidden_states: Tensor,  # (B, C, hidden)
         key_value_states: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,
-        **_: Any,  # noqa: ANN401 - what this class ignores too
+        **given: Any,  # noqa: ANN401 - the cache by its older name, and what this class ignores too
     ) -> tuple[Tensor, Tensor | None]:
         """Do what ``forward`` does."""
         if key_value_states is not None:
@@ -45,8 +46,9 @@ class XGLM(Family):
         query = _heads(module, module.q_proj(hidden_states) * module.scaling)
         key = _heads(module, module.k_proj(hidden_states))
         value = _heads(module, module.v_proj(hidden_states))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, module.layer_idx)
+        cache = find_cache((cache,), given)
+        if cache is not None:
+            key, value = cache.update(key, value, module.layer_idx)
         dropout = module.dropout if module.training else 0.0
 
         def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -301,9 +301,10 @@ def moves(m, strength, mass_map, MAPS: tl.constexpr):
     changes = m > 0
     nothing = m < 0
     if MAPS == "raise":
-        raised = mass_map == 2
+        # Of m's shape: Triton 3.9's interpreter makes integers of a scalar truth value beside rows.
+        raised = m * 0.0 + mass_map == 2
         nothing = changes & raised & (m < 1e-30)
-        changes = changes & (nothing == 0) & ((mass_map != 2) | (m < strength))
+        changes = changes & (nothing == 0) & ((raised == 0) | (m < strength))
     return changes, nothing
 
 

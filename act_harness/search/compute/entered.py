@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from act_harness.attention.cache import cache_argument
 from act_harness.attention.interface import BINDING
 from act_harness.attention.packing import packed
 from act_harness.attention.probe import Probe
@@ -110,7 +111,7 @@ class EnteredModel(OpenedModel):
 
     def _layer_forward(self, layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
         names = list(inspect.signature(original).parameters)[1:]
-        cache = "layer_past" if "layer_past" in names else "past_key_values"
+        cache = cache_argument(original)
         behind: int | None = None  # what the decoder expects after the layer's output in a tuple
 
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
