@@ -26,7 +26,7 @@ from act_harness.search.choose.select import Selection
 from act_harness.search.choose.sets import ModelSets, SetMeasurement, heads_at_stake
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.measure import Work
-from act_harness.search.compute.objective import check_documents, has_fixed_choices
+from act_harness.search.compute.objective import has_fixed_choices
 from act_harness.search.compute.read_rows import tokens_of
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.progress import Phase, Progress
@@ -70,7 +70,6 @@ def run_by_gradient(
     recipe = recipe.model_copy(update={"calibration": recipe.tuned_calibration()})
     recipe = recipe.model_copy(update={"controls": _controls(recipe, documents)})
     for one in documents:
-        check_documents([*one.search, *one.verify], recipe.objective)
         if len(one.verify) < 2:
             raise RecipeError(
                 f"task {one.task!r} has {len(one.verify)} verify documents, method 'gradient' "

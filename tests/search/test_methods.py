@@ -6,10 +6,13 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from method_runs import DOCUMENTS, RECIPE
@@ -19,7 +22,13 @@ from tiny_search import drawn, tiny
 from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import model_facts
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
-from act_harness.errors import InputError, RecipeError
+from act_harness.errors import (
+    ArtifactError,
+    InfrastructureError,
+    InputError,
+    RecipeError,
+    ResultError,
+)
 from act_harness.search.documents import Document
 from act_harness.search.methods.arms import Arm, ArmScorer, computing_engine, parts_of
 from act_harness.search.methods.comparison import compare_methods
@@ -373,6 +382,101 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(compared, tmp_path):
     assert [one.match for one in found.equal] == [
         equal[one.arm.method].match for one in found.equal
     ]
+
+
+KEPT = ["scores/signed.json", "equal/signed.json"]
+
+
+def copy_of(compared, tmp_path):
+    return Path(shutil.copytree(compared[0], tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: text.replace('"heads":', '"head":', 1),
+        lambda text: text.replace("-", "", 1),  # a number that is another one
+        lambda text: text.replace("[[-", "[[NaN,-", 1),
+    ],
+)
+def test_a_damaged_file_of_the_folder_is_one_line(compared, tmp_path, name, change):
+    folder = copy_of(compared, tmp_path)
+    text = (folder / name).read_text()
+    assert change(text) != text
+    (folder / name).write_text(change(text))
+    with pytest.raises(ResultError, match=rf"{name}.*; delete it, and it is computed again"):
+        compare(folder, ["signed"])
+
+
+def test_scores_are_of_the_head_set_beside_them(compared, tmp_path):
+    folder = copy_of(compared, tmp_path)
+    shutil.copy(folder / "artifacts/gate.json", folder / "artifacts/signed.json")
+    with pytest.raises(ResultError, match=r"signed\.json is not of the head set in .*; delete the"):
+        compare(folder, ["signed"])
+    shutil.copy(folder / "scores/gate.json", folder / "scores/signed.json")
+    with pytest.raises(ResultError, match="is not of the head set in"):
+        compare(folder, ["signed"])
+    (folder / "scores/signed.json").unlink()  # then it is taken for what signed found
+    assert compare(folder, ["signed"]).arms[0].heads == load_artifact(
+        folder / "artifacts/gate.json"
+    ).head_count()  # fmt: skip
+
+
+def test_an_artifact_of_another_model_is_refused_though_its_scores_are_there(compared, tmp_path):
+    folder = copy_of(compared, tmp_path)
+    path = folder / "artifacts/signed.json"
+    content = json.loads(path.read_text())
+    content["model"]["num_hidden_layers"] = 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"was made for .* with num_hidden_layers 7"):
+        compare(folder, ["signed"])
+
+
+def test_a_lost_head_set_is_read_off_the_ledger_again(compared, tmp_path):
+    folder = copy_of(compared, tmp_path)
+    before = load_artifact(folder / "artifacts/signed.json")
+    (folder / "artifacts/signed.json").unlink()
+    assert compare(folder, ["signed"], equal_strength=False).arms[0].heads == before.head_count()
+    assert load_artifact(folder / "artifacts/signed.json").sha256() == before.sha256()
+
+
+def test_scores_that_are_not_finite_are_one_line(tmp_path):
+    model = tiny()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = torch.nan
+    with pytest.raises(InfrastructureError, match="has scores that are not finite; check the"):
+        compare_methods(
+            recipe(), model=model, facts=model_facts(model), documents=DOCUMENTS,
+            methods=chosen_methods(["signed"]), folder=tmp_path, show_progress=False,
+        )  # fmt: skip
+    assert not (tmp_path / "scores").exists()
+
+
+def test_tasks_that_give_no_table_are_refused_before_anything_is_computed():
+    def changed(**changes):
+        return [dataclasses.replace(DOCUMENTS[0], **changes), DOCUMENTS[1]]
+
+    def each(change):
+        splits = ("search", "verify", "judge")
+        return changed(**{s: tuple(map(change, getattr(DOCUMENTS[0], s))) for s in splits})
+
+    for given_documents, words in (
+        ([DOCUMENTS[0]] * 2, "a task comes twice"),
+        (changed(verify=()), "8 search and 0 verify documents"),
+        (changed(search=DOCUMENTS[0].search[:1], verify=DOCUMENTS[0].verify[:2]), "needs 2 that"),
+        (each(lambda one: dataclasses.replace(one, choices=("a", "b"))), "lacks its label or the"),
+        (
+            each(lambda one: dataclasses.replace(
+                one, requests=one.requests[:1], choices=("a",), right=0)),
+            "has one choice",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(RecipeError, match=words):
+            parts_of(given_documents)
 
 
 def test_a_task_that_cannot_judge_is_refused(tmp_path):

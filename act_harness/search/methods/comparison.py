@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from act_harness.artifact import Artifact, load_artifact
-from act_harness.errors import RecipeError
+from act_harness.errors import RecipeError, ResultError
 from act_harness.search.documents import digest_of
 from act_harness.search.methods.arms import Arm, ArmScorer, Parts, parts_of
 from act_harness.search.methods.context import Method, MethodContext
@@ -22,7 +22,7 @@ from act_harness.search.methods.recorded import record_judgements
 from act_harness.search.methods.registry import METHODS
 from act_harness.search.methods.strength import Match, divergence, matching_power, scaled
 from act_harness.search.record import measured_facts
-from act_harness.support import atomic, places, reading
+from act_harness.support import atomic, places, reading, sealed
 from act_harness.support.interruption import saved
 from act_harness.support.processes import Processes
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EqualArm", "MethodArms", "compare_methods"]
 
-_VERSION = 1
+_VERSION = 2
 _REFERENCE = "signed"
 """Whose strength the others are brought to, where it is compared and found heads."""
 
@@ -72,9 +72,11 @@ class _Comparison:
 
     def artifact(self, method: Method) -> Artifact | None:
         """Return what a method finds, from its file where it is there."""
-        path = self.folder / "artifacts" / f"{method.name}.json"
+        path = self._artifact_file(method)
         if path.is_file():
-            return load_artifact(path)
+            stored = load_artifact(path)
+            stored.verify(self.context.facts)
+            return stored
         if method.name != "none":
             self.say(f"{method.name}: finding heads ({method.note})")
         found = method.find(self.context)
@@ -82,8 +84,15 @@ class _Comparison:
             found.save(path)
         return found
 
+    def _artifact_file(self, method: Method) -> Path:
+        return self.folder / "artifacts" / f"{method.name}.json"
+
     def arm(self, method: Method) -> Arm:
-        """Return the scores of a method's head set, from their file where it is there."""
+        """Return the scores of a method's head set, from their file where it is there.
+
+        Raises:
+            ResultError: the file was changed, or is not of the head set beside it.
+        """
         path = self.folder / "scores" / f"{method.name}.json"
         if not path.is_file():
             artifact = self.artifact(method)
@@ -92,8 +101,17 @@ class _Comparison:
                 note = "found no heads: the untouched model"
             self.say(f"{method.name}: scoring")
             arm = self.scorer.arm(method.name, artifact, self.parts, note=note)
-            atomic.write_json(path, arm._asdict(), canonical=True)
-        return Arm(**reading.read_json(path))
+            _keep(path, arm._asdict())
+        arm = Arm(**_kept(path))
+        there = arm.heads or self._artifact_file(method).is_file()
+        artifact = self.artifact(method) if there else None
+        scored = artifact.sha256() if artifact and artifact.head_count() else None
+        if (arm.method, arm.artifact_sha256) != (method.name, scored):
+            raise ResultError(
+                f"{path} is not of the head set in {self._artifact_file(method)}; delete the "
+                "scores and they are computed again, or put back what was there"
+            )
+        return arm
 
     def equal_arm(self, method: Method, untouched: Arm, wanted: float) -> EqualArm:
         """Return a method's scores at the power that moves the answers as far as ``wanted``."""
@@ -101,9 +119,10 @@ class _Comparison:
         artifact = self.artifact(method)
         if artifact is None:
             raise RecipeError(f"method {method.name!r} found no heads that could be scaled")
-        kept = reading.read_json(path) if path.is_file() else {}
-        if kept.get("wanted") != wanted:
-            kept = {"wanted": wanted, "tried": []}
+        new = {"of": artifact.sha256(), "wanted": wanted}
+        kept = _kept(path) if path.is_file() else {}
+        if {key: kept.get(key) for key in new} != new:
+            kept = {**new, "tried": []}
         tried: dict[float, float] = dict(kept["tried"])
 
         def measure(power: float) -> float:
@@ -112,7 +131,7 @@ class _Comparison:
                 found = self.scorer.scores(scaled(artifact, power), parts)
                 tried[power] = divergence(untouched.scores["verify"], found["verify"])
                 kept["tried"] = list(tried.items())
-                atomic.write_json(path, kept, canonical=True)
+                _keep(path, kept)
             return tried[power]
 
         self.say(f"{method.name}: at equal strength")
@@ -120,7 +139,7 @@ class _Comparison:
         if "arm" not in kept:
             arm = self.scorer.arm(method.name, scaled(artifact, match.power), self.parts)
             kept["arm"] = arm._asdict()
-            atomic.write_json(path, kept, canonical=True)
+            _keep(path, kept)
         return EqualArm(Arm(**kept["arm"]), match)
 
     def say(self, text: str) -> None:
@@ -157,6 +176,7 @@ def compare_methods(
     Raises:
         RecipeError: the folder is of another recipe, model or documents; documents lack what a
             table needs; several processes were started.
+        ResultError: what the folder holds was changed since it was written.
         InfrastructureError: a file cannot be written; what was computed is kept.
     """
     if Processes.here().count > 1:
@@ -199,6 +219,15 @@ def compare_methods(
             if method.name in able
         )
     return MethodArms(parts, untouched, tuple(arms), moved, reference, equal)
+
+
+def _keep(path: Path, content: dict[str, Any]) -> None:
+    atomic.write_json(path, sealed.seal(content), canonical=True)
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    advice = "delete it, and it is computed again"
+    return sealed.unsealed(reading.read_json(path, advice=advice), source=str(path), advice=advice)
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
