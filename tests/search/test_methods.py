@@ -30,6 +30,7 @@ from act_harness.errors import (
     ResultError,
 )
 from act_harness.search.documents import Document
+from act_harness.search.methods import report as methods_report
 from act_harness.search.methods.arms import Arm, ArmScorer, computing_engine, parts_of
 from act_harness.search.methods.comparison import compare_methods
 from act_harness.search.methods.one_strength import OneStrength
@@ -346,6 +347,91 @@ def test_the_report_says_what_was_scored(compared):
     assert {"methods.md", "methods.json", "forest.png", "forest-equal.png"} <= {
         path.name for path in folder.iterdir()
     }
+
+
+def test_every_figure_follows_from_what_the_folder_holds(compared):
+    """Accuracy, label prior, KL and p of a method from scores and labels alone, computed anew."""
+    folder, _ = compared
+    stored = json.loads((folder / "methods.json").read_text())
+    labels = json.loads((folder / "labels.json").read_text())["evaluation"]["a"]
+    assert [key for key, _ in labels] == [one.key for one in DOCUMENTS[0].judge]
+    right = np.array([label for _, label in labels])
+
+    def scores(name, split, task):
+        kept = json.loads((folder / "scores" / f"{name}.json").read_text())
+        return np.array(kept["scores"][split][task])
+
+    for name in ("gate", "signed", "both"):
+        own = scores(name, "evaluation", "a")
+        cells = stored["methods"][name]["columns"]
+        assert cells["raw"]["accuracy"] == np.mean(own.argmax(axis=1) == right)
+        less = own - own.mean(axis=0)
+        assert cells["batch"]["accuracy"] == np.mean(less.argmax(axis=1) == right)
+        stock = scores("none", "evaluation", "a").argmax(axis=1) == right
+        gained = int(((own.argmax(axis=1) == right) & ~stock).sum())
+        lost = int((stock & (own.argmax(axis=1) != right)).sum())
+        p = min(1.0, 2 * sum(math.comb(gained + lost, k) for k in range(min(gained, lost) + 1))
+                / 2 ** (gained + lost))  # fmt: skip
+        assert cells["raw"]["p"] == pytest.approx(p)
+        moved = []
+        for task in ("a", "b"):
+            q, p = (np.exp(scores(who, "verify", task)) for who in ("none", name))
+            q, p = q / q.sum(axis=1, keepdims=True), p / p.sum(axis=1, keepdims=True)
+            moved.append(np.mean((p * np.log(p / q)).sum(axis=1)))
+        assert stored["methods"][name]["divergence"] == pytest.approx(np.mean(moved))
+    tests = {name: one["columns"]["raw"]["p"] for name, one in stored["methods"].items()}
+    order = sorted(tests, key=tests.get)
+    adjusted = [tests[name] * len(order) / (rank + 1) for rank, name in enumerate(order)]
+    for rank, name in enumerate(order):
+        found = stored["methods"][name]["columns"]["raw"]["p_adjusted"]
+        assert found == pytest.approx(min(1.0, *adjusted[rank:]))
+
+
+def test_a_method_without_heads_has_no_figures_of_its_own(compared, tmp_path):
+    """It was drawn as a control that gains +0.0 (-2.7 to +2.7), which nobody had measured."""
+    _, arms = compared
+    bare = arms.untouched._replace(method="gate", note="found no heads: the untouched model")
+    others = [one for one in arms.arms if one.method == "signed"]
+    given = dataclasses.replace(
+        arms, arms=(*others, bare), equal=(), reference=None, divergences={"signed": 1.0, "gate": 0}
+    )
+    report = write_report(recipe(), given, tmp_path)
+    (row,) = (line for line in report.markdown().splitlines() if line.startswith("| gate |"))
+    (stock,) = (line for line in report.markdown().splitlines() if line.startswith("| none |"))
+    assert row.split("|")[4:] == stock.split("|")[4:]
+    assert "Found no heads: `gate`. Nothing they tried did better on verify" in report.markdown()
+    assert report.measured() == ["signed"]
+    assert {one.name for one in methods_report._rows(report.table, report.measured())} == {"signed"}
+    empty = dataclasses.replace(given, arms=(bare,))
+    assert "forest.png" not in write_report(recipe(), empty, tmp_path).files
+    assert not (tmp_path / "forest.png").exists()  # the first call's
+
+
+def test_a_report_names_model_objective_and_what_columns_are(compared, tmp_path):
+    _, arms = compared
+    report = write_report(recipe(), arms, tmp_path)
+    text = report.markdown()
+    assert "(LlamaForCausalLM, float32), objective corrected, seed 1234; documents to find" in text
+    assert "choose heads by: a 8 + 8, b 8 + 8." in text
+    assert "- batch: each choice's mean score over the documents subtracted; a\n" in text
+    stored = json.loads((tmp_path / "methods.json").read_text())
+    assert stored["model"]["architecture"] == "LlamaForCausalLM"
+    assert "forest-equal.png" in report.files
+    without = dataclasses.replace(arms, equal=(), reference=None)
+    assert "forest-equal.png" not in write_report(recipe(), without, tmp_path).files
+    assert not (tmp_path / "forest-equal.png").exists()
+    blind = recipe(objective="entropy")
+    assert "Objective entropy is that of methods without labels alone" in (
+        write_report(blind, without, tmp_path).markdown()
+    )
+
+
+def test_a_later_call_with_fewer_methods_keeps_what_a_head_set_was_held_against(compared, tmp_path):
+    folder = copy_of(compared, tmp_path)
+    before = load_artifact(folder / "artifacts/signed.json").search["held_out"]
+    assert len(before["columns"]["raw"]["random_sets"]["scores"]) == 1
+    compare(folder, ["signed"], equal_strength=False)
+    assert load_artifact(folder / "artifacts/signed.json").search["held_out"] == before
 
 
 def test_what_was_found_is_not_found_again(compared, monkeypatch):

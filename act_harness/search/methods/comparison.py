@@ -1,8 +1,8 @@
 """A comparison of methods: find every head set, score it, and once more at equal strength.
 
 One folder holds all of it: ``artifacts/`` and ``scores/`` a file a method, ``equal/`` the same at
-equal strength, beside the ledgers of the searches. What is there is not computed again, so that a
-comparison that was killed, or gets another method, goes on.
+equal strength, ``labels.json`` the right choices, beside the ledgers of the searches. What is there
+is not computed again, so that a comparison that was killed, or gets another method, goes on.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class EqualArm(NamedTuple):
 class MethodArms:
     """Every method's scores."""
 
+    model: ModelFacts
     parts: Parts
     untouched: Arm
     arms: tuple[Arm, ...]
@@ -112,6 +113,13 @@ class _Comparison:
                 "scores and they are computed again, or put back what was there"
             )
         return arm
+
+    def other_arms(self, methods: Sequence[Method]) -> list[Arm]:
+        """Return the arms that earlier calls have scored: what a head set is held against stays."""
+        others = [one for one in METHODS.values() if one not in methods and one.name != "none"]
+        scored = (self.folder / "scores" / f"{one.name}.json" for one in others)
+        there = [path.is_file() for path in scored]
+        return [self.arm(one) for one, known in zip(others, there, strict=True) if known]
 
     def equal_arm(self, method: Method, untouched: Arm, wanted: float) -> EqualArm:
         """Return a method's scores at the power that moves the answers as far as ``wanted``."""
@@ -199,26 +207,36 @@ def compare_methods(
         saved(lambda: f"what was found and scored is in {folder}"),
     ):
         _claim(folder, identity)
+        atomic.write_json(folder / "labels.json", _labels(parts), canonical=True)
         context = MethodContext(
             recipe, facts, [replace(one, judge=(), held_out=()) for one in documents], scorer,
             ledgers or folder / "ledgers", lambda name: run.artifact(METHODS[name]), show_progress,
         )  # fmt: skip
         run = _Comparison(folder, context, scorer, parts)
         untouched, *arms = [run.arm(method) for method in methods]
-        record_judgements(folder / "artifacts", untouched, arms, parts["evaluation"])
+        known = [*arms, *run.other_arms(methods)]
+        record_judgements(folder / "artifacts", untouched, known, parts["evaluation"])
         moved = {
             arm.method: divergence(untouched.scores["verify"], arm.scores["verify"]) for arm in arms
         }
         able = [name for name, found in moved.items() if found > 0.0]
         reference = _REFERENCE if _REFERENCE in able else next(iter(able), None)
         if not equal_strength or reference is None:
-            return MethodArms(parts, untouched, tuple(arms), moved, None, ())
+            return MethodArms(facts, parts, untouched, tuple(arms), moved, None, ())
         equal = tuple(
             run.equal_arm(method, untouched, moved[reference])
             for method in methods
             if method.name in able
         )
-    return MethodArms(parts, untouched, tuple(arms), moved, reference, equal)
+    return MethodArms(facts, parts, untouched, tuple(arms), moved, reference, equal)
+
+
+def _labels(parts: Parts) -> dict[str, dict[str, list[tuple[str, int]]]]:
+    """Return key and right choice of each document, in the order of the rows of scores."""
+    return {
+        split: {task: [(one.key, one.right) for one in found] for task, found in tasks.items()}
+        for split, tasks in parts.items()
+    }
 
 
 def _keep(path: Path, content: dict[str, Any]) -> None:

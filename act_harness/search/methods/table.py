@@ -61,6 +61,8 @@ class Column(NamedTuple):
     title: str
     tasks: tuple[str, ...]
     hits: Hits
+    says: str
+    """Which choice it takes for the answer, in a clause."""
 
 
 class Cell(NamedTuple):
@@ -143,16 +145,21 @@ def _columns(parts: Parts) -> tuple[Column, ...]:
     ):
         if not tasks:
             continue
-        found.append(Column(f"raw{ending}", f"raw{words}", tasks, _raw))
+        readings: list[tuple[str, Hits, str]] = [("raw", _raw, "scores as the model gives them")]
         if any_choices:
-            found.append(
-                Column(f"by_characters{ending}", f"by characters{words}", tasks, _by_characters)
-            )
-            found.append(Column(f"by_tokens{ending}", f"by tokens{words}", tasks, _by_tokens))
-        for one in CALIBRATORS.values():
-            if one.needs in (None, "labelled") and (one.any_choices or not any_choices):
-                hits = partial(_calibrated, one.name)
-                found.append(Column(f"{one.name}{ending}", f"{one.name}{words}", tasks, hits))
+            readings += [
+                ("by_characters", _by_characters, "scores divided by characters (acc_norm)"),
+                ("by_tokens", _by_tokens, "scores divided by tokens"),
+            ]
+        readings += [
+            (one.name, partial(_calibrated, one.name), one.says)
+            for one in CALIBRATORS.values()
+            if one.needs in (None, "labelled") and (one.any_choices or not any_choices)
+        ]
+        found += [
+            Column(f"{name}{ending}", name.replace("_", " ") + words, tasks, hits, says)
+            for name, hits, says in readings
+        ]
     return tuple(found)
 
 
