@@ -79,9 +79,10 @@ class SearchLedger:
                 unit = line
                 if sealed.is_sealed(line):  # else of a version that did not seal
                     unit = sealed.unsealed(line, source=f"{path}: line {number}", advice=_DAMAGED)
-                if not isinstance(unit, dict) or not isinstance(unit.get("key"), list):
+                whole = isinstance(unit, dict) and isinstance(unit.get("key"), list)
+                if not (whole and isinstance(unit.get("value"), dict)):
                     raise ResultError(f"{path}: line {number} is no unit of a ledger; {_DAMAGED}")
-                self.units.setdefault(tuple(unit["key"]), unit.get("value"))
+                self.units.setdefault(tuple(unit["key"]), unit["value"])
 
     def __contains__(self, key: Key) -> bool:
         return key in self.units
