@@ -199,13 +199,10 @@ def _judgement(
     search: Tuning,
     tokens: int,
 ) -> dict[str, Any]:
-    tasks: dict[str, Sequence[Document]] = {one.task: one.judge for one in documents if one.judge}
-    if recipe.objective == "entropy":
-        tasks = {
-            task: found
-            for task, found in tasks.items()
-            if all(0 <= document.right < len(document.requests) for document in found)
-        }
+    blind = _unlabelled(documents)
+    tasks: dict[str, Sequence[Document]] = {
+        one.task: one.judge for one in documents if one.judge and one.task not in blind
+    }
     judge = None
     if tasks:
         judge = SetMeasurement(
@@ -213,6 +210,15 @@ def _judgement(
             search.processes, "judge", search.progress.done("judge"),
         )  # fmt: skip
     return judged(selection, recipe, grid=search.grid, judge=judge, reading=reading_of(recipe))
+
+
+def _unlabelled(documents: Sequence[TaskDocuments]) -> list[str]:
+    """Return the tasks whose documents that judge are not all labelled, as ``entropy`` has them."""
+    return [
+        one.task
+        for one in documents
+        if not all(0 <= document.right < len(document.requests) for document in one.judge)
+    ]
 
 
 def _content(
@@ -234,6 +240,9 @@ def _content(
     notes = []
     if theta is None:
         notes.append("no strengths improved on the untouched model; the artifact is empty")
+    blind = _unlabelled(search.documents)
+    if blind:
+        notes.append(f"not judged on {', '.join(blind)}: documents without a label")
     if recipe.objective == "corrected" and loose:
         notes.append(f"no label prior in {', '.join(loose)}: choices differ by document")
     return {

@@ -285,6 +285,7 @@ def search_documents(
         ),
         chat_template=lm.apply_chat_template if recipe.apply_chat_template else None,
         data_dir=data_dir,
+        labels=recipe.objective != "entropy",
     )
 
 

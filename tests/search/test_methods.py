@@ -195,6 +195,11 @@ def test_p_values_are_adjusted_over_the_methods_of_a_column():
     found = [table.cells[name]["raw"] for name in "abc"]
     assert [one.result.p_value for one in found] == pytest.approx([2**-5, 2**-7, 1.0])
     assert [one.p_adjusted for one in found] == pytest.approx([1.5 * 2**-5, 3 * 2**-7, 1.0])
+    bare = arm("d", 0)._replace(heads=0)  # of which nothing was tested
+    table = make_table(arm("none", 0), [arm("a", 6), bare, arm("b", 8)], parts)
+    assert [table.cells[name]["raw"].p_adjusted for name in "adb"] == pytest.approx(
+        [2**-5, 1.0, 2 * 2**-7]
+    )
     assert [one.verdict for one in found] == ["improved", "improved", "inconclusive"]
 
 
@@ -354,8 +359,8 @@ def test_every_figure_follows_from_what_the_folder_holds(compared):
     folder, _ = compared
     stored = json.loads((folder / "methods.json").read_text())
     labels = json.loads((folder / "labels.json").read_text())["evaluation"]["a"]
-    assert [key for key, _ in labels] == [one.key for one in DOCUMENTS[0].judge]
-    right = np.array([label for _, label in labels])
+    assert [one["key"] for one in labels] == [one.key for one in DOCUMENTS[0].judge]
+    right = np.array([one["right"] for one in labels])
 
     def scores(name, split, task):
         kept = json.loads((folder / "scores" / f"{name}.json").read_text())
@@ -379,7 +384,14 @@ def test_every_figure_follows_from_what_the_folder_holds(compared):
             q, p = q / q.sum(axis=1, keepdims=True), p / p.sum(axis=1, keepdims=True)
             moved.append(np.mean((p * np.log(p / q)).sum(axis=1)))
         assert stored["methods"][name]["divergence"] == pytest.approx(np.mean(moved))
-    tests = {name: one["columns"]["raw"]["p"] for name, one in stored["methods"].items()}
+        other = json.loads((folder / "labels.json").read_text())["evaluation"]["b"]
+        for column in ("characters", "tokens"):
+            best = (scores(name, "evaluation", "b") / [one[column] for one in other]).argmax(axis=1)
+            hits = best == [one["right"] for one in other]
+            assert cells[f"by_{column}_other_tasks"]["accuracy"] == np.mean(hits)
+    tests = {
+        name: one["columns"]["raw"]["p"] for name, one in stored["methods"].items() if one["heads"]
+    }
     order = sorted(tests, key=tests.get)
     adjusted = [tests[name] * len(order) / (rank + 1) for rank, name in enumerate(order)]
     for rank, name in enumerate(order):

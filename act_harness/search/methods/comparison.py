@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.errors import RecipeError, ResultError
+from act_harness.evidence.calibrators import lengths_of
 from act_harness.search.documents import digest_of
 from act_harness.search.methods.arms import Arm, ArmScorer, Parts, parts_of
 from act_harness.search.methods.context import Method, MethodContext
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from act_harness.artifact import ModelFacts
-    from act_harness.search.documents import TaskDocuments
+    from act_harness.search.documents import Document, TaskDocuments
     from act_harness.search.recipe import Recipe
 
 __all__ = ["EqualArm", "MethodArms", "compare_methods"]
@@ -231,11 +232,21 @@ def compare_methods(
     return MethodArms(facts, parts, untouched, tuple(arms), moved, reference, equal)
 
 
-def _labels(parts: Parts) -> dict[str, dict[str, list[tuple[str, int]]]]:
-    """Return key and right choice of each document, in the order of the rows of scores."""
+def _labels(parts: Parts) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return what columns need of each document beside its scores, in the order of their rows."""
     return {
-        split: {task: [(one.key, one.right) for one in found] for task, found in tasks.items()}
+        split: {task: [_label(document) for document in found] for task, found in tasks.items()}
         for split, tasks in parts.items()
+    }
+
+
+def _label(document: Document) -> dict[str, Any]:
+    return {
+        "key": document.key,
+        "right": document.right,
+        "characters": [len(text) for text in document.choices],
+        "characters_without_spaces_around": lengths_of(document.choices),
+        "tokens": [len(answer) for _, answer in document.requests],
     }
 
 

@@ -48,7 +48,8 @@ class MethodsReport:
             self._what(),
             f"Documents that neither found nor chose anything: {counts}. Mean accuracy over tasks "
             "in %; in brackets the difference from the untouched model, paired by document, its "
-            "95 % interval, and p adjusted over the methods of a column (Benjamini-Hochberg). "
+            "95 % interval, and p adjusted over the methods of a column that found heads "
+            "(Benjamini-Hochberg). "
             "Bold: improved; italic: regressed. KL: mean divergence of the answers on verify from "
             "the untouched model's, in nats.\n",
             self._columns_text(),
@@ -59,15 +60,16 @@ class MethodsReport:
         if bare:
             lines.append(
                 f"Found no heads: {', '.join(bare)}. Nothing they tried did better on verify than "
-                "the untouched model, whose figures stand in their rows. There was no head set to "
-                "measure, so these rows are not what such a control gains, which is not known.\n"
+                "the untouched model (or there was nothing to copy), whose figures stand in their "
+                "rows. No head set was measured, so what such a method or control would gain is "
+                "not known.\n"
             )
         if self.equal is not None:
             reference = self.arms.reference
             lines += [
                 "## At equal strength\n",
                 f"Every strength to the power that moves the answers on verify as far as "
-                f"{reference} does, KL {self.arms.divergences[str(reference)]:.4f}; a power with "
+                f"{reference} does, KL {self.arms.divergences[str(reference)]:.3g}; a power with "
                 "a star did not get there.\n",
                 self._table(self.equal, [one.arm for one in self.arms.equal], equal=True),
             ]
@@ -113,7 +115,7 @@ class MethodsReport:
             moved = self.arms.divergences[arm.method] if match is None else match.divergence
             power = [] if match is None else [f"{match.power:.3g}{'' if match.reached else '*'}"]
             figures = [_figure(own[column.name]) for column in columns] if arm.heads else level
-            rows.append([arm.method, str(arm.heads), *power, f"{moved:.4f}", *figures])
+            rows.append([arm.method, str(arm.heads), *power, f"{moved:.3g}", *figures])
         head = ["method", "heads", *(["power"] if equal else []), "KL"]
         return markdown_table([*head, *(column.title for column in columns)], rows)
 

@@ -3,7 +3,8 @@
 Columns are raw accuracy, accuracy by length where choices differ by document, and every calibration
 of scores that asks the model nothing more (:mod:`act_harness.evidence.calibrators`), apart for
 tasks whose choices are the same for every document and tasks where they differ. Differences are
-paired by document, p-values adjusted over the methods of a column.
+paired by document, p-values adjusted over the methods of a column that found heads: whether one did
+was decided by other documents, and one that did not is the untouched model.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Cell(NamedTuple):
     result: PairedDifference
     """Against the untouched model."""
     p_adjusted: float
-    """After Benjamini-Hochberg over the methods of the column."""
+    """After Benjamini-Hochberg over the methods of the column that found heads; 1 without heads."""
     verdict: Verdict
     by_task: dict[str, float]
     """Accuracy by task."""
@@ -128,8 +129,12 @@ def make_table(
             )
             for own in hits.values()
         ]
-        adjusted = benjamini_hochberg([one.p_value for one in results]).adjusted.tolist()
-        for (name, own), result, p in zip(hits.items(), results, adjusted, strict=True):
+        tested = [number for number, arm in enumerate(arms) if arm.heads]
+        adjusted = np.ones(len(arms))
+        if tested:
+            found = benjamini_hochberg([results[number].p_value for number in tested])
+            adjusted[tested] = found.adjusted
+        for (name, own), result, p in zip(hits.items(), results, adjusted.tolist(), strict=True):
             cells[name][column.name] = Cell(result, p, verdict(result, p), _means(own))
     return Table(columns, {name: _means(own) for name, own in base.items()}, cells)
 
