@@ -9,13 +9,15 @@ Not here: whether it belongs to the question at hand, which its reader compares.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from act_harness.errors import ActHarnessError, ResultError
-from act_harness.support.atomic import plain
+from act_harness.support.atomic import plain, write_json
 from act_harness.support.provenance import sha256_json
+from act_harness.support.reading import read_json
 
-__all__ = ["is_sealed", "seal", "unsealed"]
+__all__ = ["is_sealed", "read_sealed", "seal", "unsealed", "write_sealed"]
 
 _SEAL = "sha256"
 
@@ -53,6 +55,26 @@ def unsealed(
         if stored.get(_SEAL) == _hash(content):
             return content
     raise error(f"{source} is not as it was written: its sha256 is another; {advice}")
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with its seal.
+
+    Raises:
+        InfrastructureError: the file cannot be written.
+    """
+    write_json(path, seal(content), canonical=True)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_sealed` wrote: something that is computed again where it is missing.
+
+    Raises:
+        ResultError: it was changed since it was written.
+        InfrastructureError: it cannot be read.
+    """
+    advice = "delete it, and it is computed again"
+    return unsealed(read_json(path, advice=advice), source=str(path), advice=advice)
 
 
 def _hash(content: Mapping[str, Any]) -> str:

@@ -446,6 +446,14 @@ def test_a_later_call_with_fewer_methods_keeps_what_a_head_set_was_held_against(
     assert load_artifact(folder / "artifacts/signed.json").search["held_out"] == before
 
 
+def test_what_a_killed_process_was_writing_is_removed(compared, tmp_path):
+    folder = copy_of(compared, tmp_path)
+    for kind in ("artifacts", "scores", "equal"):
+        (folder / kind / ".signed.json.0123abcd.tmp").write_text("{")
+    compare(folder, ["signed"], equal_strength=False)
+    assert not [*folder.rglob("*.tmp")]
+
+
 def test_what_was_found_is_not_found_again(compared, monkeypatch):
     folder, arms = compared
     monkeypatch.setattr(ArmScorer, "scores", None)

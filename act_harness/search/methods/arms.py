@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from act_harness.attention import attach
 from act_harness.attention.placement import input_device
@@ -14,7 +14,8 @@ from act_harness.errors import RecipeError
 from act_harness.evidence.scaling import FOLDS
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.choose.effects import not_finite
-from act_harness.search.record import set_tokens
+from act_harness.search.documents import digest_of
+from act_harness.search.record import measured_facts, set_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,8 +23,17 @@ if TYPE_CHECKING:
     from act_harness.artifact import Artifact, ModelFacts
     from act_harness.calibration import LayerPlan
     from act_harness.search.documents import Document, TaskDocuments
+    from act_harness.search.recipe import Recipe
 
-__all__ = ["Arm", "ArmScorer", "Parts", "Scores", "computing_engine", "parts_of"]
+__all__ = [
+    "Arm",
+    "ArmScorer",
+    "Parts",
+    "Scores",
+    "computing_engine",
+    "identity_of",
+    "parts_of",
+]
 
 Scores = dict[str, dict[str, list[list[float]]]]
 """Split to task to log-likelihoods, a row a document, as long as its choices."""
@@ -93,6 +103,19 @@ def _check_task(one: TaskDocuments) -> None:
                 f"document {document.key} of task {one.task!r} has one choice, a table of methods "
                 "needs at least two to tell apart; leave the task out"
             )
+
+
+def identity_of(recipe: Recipe, facts: ModelFacts, parts: Parts, device: str) -> dict[str, Any]:
+    """Return all that decides what arms find and score; what was kept of another is refused."""
+    return {
+        "recipe": recipe.content(),
+        "model": measured_facts(facts),
+        "documents": {
+            split: {task: digest_of(found) for task, found in tasks.items()}
+            for split, tasks in parts.items()
+        },
+        "device": device,
+    }
 
 
 @dataclass(frozen=True)

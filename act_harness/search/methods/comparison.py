@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.errors import RecipeError, ResultError
 from act_harness.evidence.calibrators import lengths_of
-from act_harness.search.documents import digest_of
-from act_harness.search.methods.arms import Arm, ArmScorer, Parts, parts_of
+from act_harness.search.methods.arms import Arm, ArmScorer, Parts, identity_of, parts_of
 from act_harness.search.methods.context import Method, MethodContext
 from act_harness.search.methods.recorded import record_judgements
 from act_harness.search.methods.registry import METHODS
 from act_harness.search.methods.strength import Match, divergence, matching_power, scaled
-from act_harness.search.record import measured_facts
-from act_harness.support import atomic, places, reading, sealed
+from act_harness.support import atomic, places, reading
 from act_harness.support.interruption import saved
 from act_harness.support.processes import Processes
+from act_harness.support.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,8 +102,8 @@ class _Comparison:
                 note = "found no heads: the untouched model"
             self.say(f"{method.name}: scoring")
             arm = self.scorer.arm(method.name, artifact, self.parts, note=note)
-            _keep(path, arm._asdict())
-        arm = Arm(**_kept(path))
+            write_sealed(path, arm._asdict())
+        arm = Arm(**read_sealed(path))
         there = arm.heads or self._artifact_file(method).is_file()
         artifact = self.artifact(method) if there else None
         scored = artifact.sha256() if artifact and artifact.head_count() else None
@@ -129,7 +128,7 @@ class _Comparison:
         if artifact is None:
             raise RecipeError(f"method {method.name!r} found no heads that could be scaled")
         new = {"of": artifact.sha256(), "wanted": wanted}
-        kept = _kept(path) if path.is_file() else {}
+        kept = read_sealed(path) if path.is_file() else {}
         if {key: kept.get(key) for key in new} != new:
             kept = {**new, "tried": []}
         tried: dict[float, float] = dict(kept["tried"])
@@ -140,7 +139,7 @@ class _Comparison:
                 found = self.scorer.scores(scaled(artifact, power), parts)
                 tried[power] = divergence(untouched.scores["verify"], found["verify"])
                 kept["tried"] = list(tried.items())
-                _keep(path, kept)
+                write_sealed(path, kept)
             return tried[power]
 
         self.say(f"{method.name}: at equal strength")
@@ -148,7 +147,7 @@ class _Comparison:
         if "arm" not in kept:
             arm = self.scorer.arm(method.name, scaled(artifact, match.power), self.parts)
             kept["arm"] = arm._asdict()
-            _keep(path, kept)
+            write_sealed(path, kept)
         return EqualArm(Arm(**kept["arm"]), match)
 
     def say(self, text: str) -> None:
@@ -192,22 +191,16 @@ def compare_methods(
         raise RecipeError("methods are compared in one process; start it without torchrun")
     parts = parts_of(documents)
     scorer = ArmScorer(model, facts, recipe.engine)
-    identity = {
-        "version": _VERSION,
-        "recipe": recipe.content(),
-        "model": measured_facts(facts),
-        "documents": {
-            split: {task: digest_of(found) for task, found in tasks.items()}
-            for split, tasks in parts.items()
-        },
-        "device": scorer.device,
-    }
+    identity = {"version": _VERSION, **identity_of(recipe, facts, parts, scorer.device)}
     refusal = f"another process compares methods in {folder}; wait for it or end it"
     with (
         places.sole_writer(folder / "lock", refusal),
         saved(lambda: f"what was found and scored is in {folder}"),
     ):
         _claim(folder, identity)
+        for kind in ("artifacts", "scores", "equal"):
+            for half in (folder / kind).glob(".*.tmp"):  # of a process that was killed in writing
+                half.unlink(missing_ok=True)
         atomic.write_json(folder / "labels.json", _labels(parts), canonical=True)
         context = MethodContext(
             recipe, facts, [replace(one, judge=(), held_out=()) for one in documents], scorer,
@@ -248,15 +241,6 @@ def _label(document: Document) -> dict[str, Any]:
         "characters_without_spaces_around": lengths_of(document.choices),
         "tokens": [len(answer) for _, answer in document.requests],
     }
-
-
-def _keep(path: Path, content: dict[str, Any]) -> None:
-    atomic.write_json(path, sealed.seal(content), canonical=True)
-
-
-def _kept(path: Path) -> dict[str, Any]:
-    advice = "delete it, and it is computed again"
-    return sealed.unsealed(reading.read_json(path, advice=advice), source=str(path), advice=advice)
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
