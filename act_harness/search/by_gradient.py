@@ -26,7 +26,7 @@ from act_harness.search.choose.select import Selection
 from act_harness.search.choose.sets import ModelSets, SetMeasurement, heads_at_stake
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.measure import Work
-from act_harness.search.compute.objective import check_documents, has_fixed_choices
+from act_harness.search.compute.objective import has_fixed_choices
 from act_harness.search.compute.read_rows import tokens_of
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.progress import Phase, Progress
@@ -70,7 +70,6 @@ def run_by_gradient(
     recipe = recipe.model_copy(update={"calibration": recipe.tuned_calibration()})
     recipe = recipe.model_copy(update={"controls": _controls(recipe, documents)})
     for one in documents:
-        check_documents([*one.search, *one.verify], recipe.objective)
         if len(one.verify) < 2:
             raise RecipeError(
                 f"task {one.task!r} has {len(one.verify)} verify documents, method 'gradient' "
@@ -212,13 +211,10 @@ def _judgement(
     search: Tuning,
     tokens: int,
 ) -> dict[str, Any]:
-    tasks: dict[str, Sequence[Document]] = {one.task: one.judge for one in documents if one.judge}
-    if recipe.objective == "entropy":
-        tasks = {
-            task: found
-            for task, found in tasks.items()
-            if all(0 <= document.right < len(document.requests) for document in found)
-        }
+    blind = _unlabelled(documents)
+    tasks: dict[str, Sequence[Document]] = {
+        one.task: one.judge for one in documents if one.judge and one.task not in blind
+    }
     judge = None
     if tasks:
         judge = SetMeasurement(
@@ -226,6 +222,15 @@ def _judgement(
             search.processes, "judge", search.progress.done("judge"),
         )  # fmt: skip
     return judged(selection, recipe, grid=search.grid, judge=judge, reading=reading_of(recipe))
+
+
+def _unlabelled(documents: Sequence[TaskDocuments]) -> list[str]:
+    """Return the tasks whose documents that judge are not all labelled, as ``entropy`` has them."""
+    return [
+        one.task
+        for one in documents
+        if not all(0 <= document.right < len(document.requests) for document in one.judge)
+    ]
 
 
 def _content(
@@ -247,6 +252,9 @@ def _content(
     notes = []
     if theta is None:
         notes.append("no strengths improved on the untouched model; the artifact is empty")
+    blind = _unlabelled(search.documents)
+    if blind:
+        notes.append(f"not judged on {', '.join(blind)}: documents without a label")
     if recipe.objective == "corrected" and loose:
         notes.append(f"no label prior in {', '.join(loose)}: choices differ by document")
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ __all__ = [
     "search_documents",
     "search_from_settings",
 ]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,7 @@ def search_documents(
         ),
         chat_template=lm.apply_chat_template if recipe.apply_chat_template else None,
         data_dir=data_dir,
+        labels=recipe.objective != "entropy",
     )
 
 
@@ -335,6 +339,11 @@ def _fitting(documents: list[TaskDocuments], recipe: Recipe) -> list[TaskDocumen
     held = {one.task: one for one in documents}
     if set(recipe.tasks) <= set(held):
         documents = [held[name] for name in recipe.tasks]
+    else:  # a group's name, which nothing here can resolve, or other documents
+        _logger.warning(
+            "recipe %s names %s; the prepared documents are of %s, and all of these are taken",
+            recipe.name, ", ".join(recipe.tasks), ", ".join(held),
+        )  # fmt: skip
     for one in documents:
         if len(one.search) != recipe.samples:
             raise RecipeError(

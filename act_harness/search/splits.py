@@ -88,6 +88,7 @@ def load_documents(
     prompting: Prompting | None = None,
     chat_template: Callable[..., str] | None = None,
     data_dir: Path | None = None,
+    labels: bool = True,
 ) -> list[TaskDocuments]:
     """Draw and tokenise the documents of several tasks.
 
@@ -105,6 +106,7 @@ def load_documents(
         prompting: few-shot examples, chat template, system message.
         chat_template: renders a list of messages; needed with ``apply_chat_template``.
         data_dir: folder that datasets are read from.
+        labels: refuse a document without one right choice; else it has ``right`` -1.
 
     Raises:
         TaskError: a task is unknown, not multiple choice, or has too few documents.
@@ -115,7 +117,7 @@ def load_documents(
         loaded = _load_tasks(tasks)
         result = []
         for name, task in loaded.items():
-            draw = _Draw(name, task, options, encode, max_length, chat_template)
+            draw = _Draw(name, task, options, encode, max_length, chat_template, labels=labels)
             with running(f"the documents of task {name!r}"):
                 found = draw.documents(samples, verify_samples, seed, judge_samples=judge_samples)
                 result.append(replace(found, held_out=draw.held_out(held_out_samples, seed)))
@@ -201,8 +203,10 @@ class _Draw:
         encode: Encode,
         max_length: int,
         chat_template: Callable[..., str] | None,
+        *,
+        labels: bool = True,
     ) -> None:
-        self.name, self.task, self.prompting = name, task, prompting
+        self.name, self.task, self.prompting, self.labels = name, task, prompting, labels
         self.encode, self.max_length, self.chat_template = encode, max_length, chat_template
         own = task.get_config("num_fewshot")
         if prompting.num_fewshot is not None and own != 0:  # as lm-eval's own evaluation does it
@@ -338,16 +342,19 @@ class _Draw:
         return Document(self.name, key, tuple(requests), right, choices)
 
     def _right(self, doc: Any, choices: tuple[str, ...]) -> int:  # noqa: ANN401
-        """Return the index of the right choice, as the task's metric reads it."""
+        """Return the index of the right choice, as the metric reads it; -1: none is known."""
         target = self.task.doc_to_text(doc) if self.task.multiple_input else None
         if target is None:
             target = self.task.doc_to_target(doc)
         if isinstance(target, str) and target in choices:
             target = choices.index(target)
         if not isinstance(target, int) or not 0 <= target < len(choices):
+            if not self.labels:
+                return -1
             raise TaskError(
                 f"task {self.name!r} names {target!r} as the right choice of a document with "
-                f"{len(choices)} choices; the search needs exactly one right choice"
+                f"{len(choices)} choices; the search needs exactly one right choice (method "
+                "'gradient' with objective 'entropy' needs none)"
             )
         return target
 

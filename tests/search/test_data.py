@@ -164,6 +164,18 @@ def test_too_few_documents_are_one_clear_line(splits, message):
     assert "\n" not in str(caught.value)
 
 
+def test_documents_without_a_label_are_drawn_where_none_is_needed():
+    """Objective entropy needs no labels, but a task that has none could not be drawn."""
+    blind = [{**one, "label": -1} for one in rows(30)]
+    made = task({"train": blind, "test": rows(4, 100)})
+    with pytest.raises(TaskError, match=r"needs exactly one right choice .*objective 'entropy'"):
+        draw(made).documents(5, 4, 1)
+    drawer = data._Draw("made", made, Prompting(), encode, 400, None, labels=False)
+    found = drawer.documents(5, 4, 1)
+    assert {one.right for one in (*found.search, *found.verify)} == {-1}
+    assert {one.right for one in drawer.held_out(4, 1)} == {0, 1}  # what is known stays known
+
+
 def test_prepared_documents_come_back_as_they_were(tmp_path: Path):
     made = draw(task({"train": rows(30), "test": rows(10, 100)}))
     found = made.documents(5, 4, 1, judge_samples=6)
