@@ -170,7 +170,7 @@ def test_documents_without_a_label_are_drawn_where_none_is_needed():
     made = task({"train": blind, "test": rows(4, 100)})
     with pytest.raises(TaskError, match=r"needs exactly one right choice .*objective 'entropy'"):
         draw(made).documents(5, 4, 1)
-    drawer = data._Draw("made", made, Prompting(), encode, 400, None, labels=False)
+    drawer = splits._Draw("made", made, Prompting(), encode, 400, None, labels=False)
     found = drawer.documents(5, 4, 1)
     assert {one.right for one in (*found.search, *found.verify)} == {-1}
     assert {one.right for one in drawer.held_out(4, 1)} == {0, 1}  # what is known stays known
