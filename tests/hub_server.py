@@ -65,9 +65,13 @@ class HubServer:
         return repository.commits[repository.branches[branch]]
 
     def answer(
-        self, method: str, path: str, body: bytes, token: str | None
+        self, method: str, path: str, body: bytes, token: str | None, *, as_request: bool = False
     ) -> tuple[int, Any, dict[str, str]]:
-        """Return status, content (bytes as they are, else JSON) and headers."""
+        """Return status, content (bytes as they are, else JSON) and headers.
+
+        Args:
+            as_request: a commit opens a pull request, where it lies apart from the branch.
+        """
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if parts[0] != "api":
             return self._file(parts, token)
@@ -90,10 +94,10 @@ class HubServer:
         repository = self.repositories.get(name)
         if repository is None or (repository.private and token != f"Bearer {TOKEN}"):
             return _error(401, "RepoNotFound", "Repository not found")
-        return self._repository(name, repository, rest, sent)
+        return self._repository(name, repository, rest, sent, as_request=as_request)
 
     def _repository(
-        self, name: str, repository: Repository, rest: list[str], sent: Any
+        self, name: str, repository: Repository, rest: list[str], sent: Any, *, as_request: bool
     ) -> tuple[int, Any, dict[str, str]]:
         verb, revision = rest[0] if rest else "revision", rest[1] if len(rest) > 1 else "main"
         oid = repository.find(revision)
@@ -125,8 +129,11 @@ class HubServer:
         ):
             return _error(412, "", "A commit has happened since. Please refresh and try again.")
         new = {one["value"]["path"]: base64.b64decode(one["value"]["content"]) for one in sent[1:]}
-        oid = repository.commit(revision, new, header["summary"])
-        return 200, {"commitUrl": f"{self.url}/{name}/commit/{oid}", "commitOid": oid}, {}
+        oid = repository.commit("refs/pr/1" if as_request else revision, new, header["summary"])
+        told = {"commitUrl": f"{self.url}/{name}/commit/{oid}", "commitOid": oid}
+        if as_request:
+            told["pullRequestUrl"] = f"{self.url}/{name}/discussions/1"
+        return 200, told, {}
 
     def _file(self, parts: list[str], token: str | None) -> tuple[int, Any, dict[str, str]]:
         name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
@@ -156,14 +163,15 @@ class HubServer:
 
             def _do(self) -> None:
                 body = self._body()
-                path = urlsplit(self.path).path
+                path, query = urlsplit(self.path)[2:4]
                 line = f"{self.command} {path}"
                 outer.asked.append(line)
                 failing = [told for part, told in outer.failing.items() if part in line]
+                token, asked = self.headers.get("Authorization"), "create_pr=1" in query
                 status, content, headers = (
                     _error(failing[0][0], "", failing[0][1])
                     if failing
-                    else outer.answer(self.command, path, body, self.headers.get("Authorization"))
+                    else outer.answer(self.command, path, body, token, as_request=asked)
                 )
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)

@@ -21,7 +21,8 @@ from act_harness.artifact import Artifact, load_artifact
 from act_harness.attention import calibrated, model_facts
 from act_harness.attention.parallel import HeadGroup
 from act_harness.errors import UnsupportedModelError
-from act_harness.harness.evaluate import EvalSettings, run_eval
+from act_harness.harness.eval_settings import EvalSettings
+from act_harness.harness.evaluate import run_eval
 from act_harness.model import CalibratedHFLM
 from act_harness.mtbench.chat import REQUEST_TYPE
 from act_harness.scoring.scorer import Item, Scorer

@@ -17,13 +17,37 @@ from act_harness.attention.dimensions import of_layers
 from act_harness.attention.interface import base_of
 from act_harness.attention.placement import input_device
 from act_harness.calibration import Calibration
+from act_harness.errors import UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["Answer", "GraphKind", "ModelCapabilities", "Noise", "Side", "capabilities_of"]
+__all__ = [
+    "MODEL_FAILURES",
+    "Answer",
+    "GraphKind",
+    "ModelCapabilities",
+    "Noise",
+    "Side",
+    "capabilities_of",
+]
+
+MODEL_FAILURES = (
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    UnsupportedCallError,
+    UnsupportedModelError,
+)
+"""What a model's own code, or the way into it, raises where it is run otherwise than it expects.
+
+An answer about the model, but for ``torch.OutOfMemoryError``, a RuntimeError that says nothing
+about it. What a promise of this package broke (``InternalError``) is no answer either.
+"""
 
 Side = Literal["right", "left"]
 """Where a batch is padded."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from act_harness.attention.capabilities import Answer, capabilities_of
+from act_harness.attention.capabilities import MODEL_FAILURES, Answer, capabilities_of
 from act_harness.attention.facts import decoder_of
 from act_harness.attention.families import family_of
 from act_harness.attention.interface import BASES, base_of, recording, register
@@ -28,7 +28,6 @@ from act_harness.attention.packing import Packing, Rows, packed
 from act_harness.attention.placement import on_one_device
 from act_harness.attention.rounding import alike, batch_logits, largest_change, logits_of, rounding
 from act_harness.attention.structure import mixing_part
-from act_harness.errors import UnsupportedCallError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -119,9 +118,7 @@ def _obstacle(model: PreTrainedModel) -> str | None:
         return _trial(model)
     except torch.OutOfMemoryError:  # says nothing about the model
         raise
-    except (
-        UnsupportedCallError, RuntimeError, TypeError, ValueError, IndexError, AttributeError,
-    ) as error:  # fmt: skip
+    except MODEL_FAILURES as error:
         return f"a packed forward fails ({' '.join(str(error).split())[:200]})"
 
 

@@ -113,7 +113,7 @@ def requests_of_tasks(
     data_dir: Path | None = None,
 ) -> list[Requests]:
     """Return the requests of lm-eval tasks, tokenised and cut by ``lm`` as in a real run."""
-    from act_harness.search.documents import task_requests
+    from act_harness.search.splits import task_requests
 
     found = []
     for name in tasks:

@@ -31,7 +31,7 @@ class Gain(NamedTuple):
     what: str
     file: str
     places: tuple[tuple[str, ...], ...]
-    """Keys down to a change: ``[difference, low, high]`` in points, or an arm's (in shares)."""
+    """Keys down to a change, ``difference`` and ``interval`` in shares of 1."""
 
 
 class Cost(NamedTuple):
@@ -138,16 +138,9 @@ def _changes(root: Path, gain: Gain) -> list[tuple[float, float, float]]:
                 at = at.get(key)
             if at is None:
                 raise ResultError(f"{gain.file} has no {' / '.join(place)}; see bench/summary.py")
-        found.append(_points(at))
+        low, high = at["interval"]
+        found.append((100 * at["difference"], 100 * low, 100 * high))
     return sorted(found, key=lambda change: change[1])
-
-
-def _points(stored: Mapping[str, Any] | Sequence[float]) -> tuple[float, float, float]:
-    if isinstance(stored, Mapping):
-        low, high = stored["interval"]
-        return 100 * stored["difference"], 100 * low, 100 * high
-    difference, low, high = stored
-    return difference, low, high
 
 
 def _change(change: tuple[float, float, float]) -> str:

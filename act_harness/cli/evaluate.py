@@ -185,7 +185,8 @@ def evaluate(
       act-harness eval --pretrained .demo/model --artifact .demo/artifact.json \\
           --tasks act_demo --output .demo/eval
     """
-    from act_harness.harness.evaluate import EvalSettings, run_eval, track_eval
+    from act_harness.harness.eval_settings import EvalSettings
+    from act_harness.harness.evaluate import run_eval, track_eval
     from act_harness.support.model_arguments import parse_arguments
 
     template = switch(apply_chat_template, "--apply-chat-template", or_name=True)

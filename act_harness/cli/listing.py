@@ -27,7 +27,11 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return a text with escapes for what would move the cursor: names are of others' files."""
+    """Return a text with escapes for what would move the cursor: names are of others' files.
+
+    In ASCII, which every terminal can show; reports, which are UTF-8, have
+    :func:`act_harness.evidence.tables.visible`.
+    """
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from act_harness.cli.listing import columns
 from act_harness.cli.options import DataDir, IncludePath
 from act_harness.cli.parsing import names as split_names
+from act_harness.support.sequences import common_start
 
 if TYPE_CHECKING:
     from act_harness.harness.task_list import GroupEntry, TaskEntry, TaskList
@@ -91,13 +91,9 @@ def _folded(tasks: Sequence[TaskEntry]) -> list[tuple[str, ...]]:
 
 
 def _pattern(names: Sequence[str]) -> str:
-    start = _common_start(names)
-    return f"{start}*{_common_start([name[len(start) :][::-1] for name in names])[::-1]}"
-
-
-def _common_start(texts: Sequence[str]) -> str:
-    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
-    return "".join(letters[0] for letters in alike)
+    start = common_start(names)
+    end = common_start([name[start:][::-1] for name in names])
+    return f"{names[0][:start]}*{names[0][len(names[0]) - end :]}"
 
 
 def _line(task: TaskEntry) -> tuple[str, ...]:

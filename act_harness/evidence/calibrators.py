@@ -36,7 +36,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from act_harness.errors import InputError, ResultError, one_line, suggestion
 from act_harness.evidence.choices import label_prior_corrected, padded, score_matrix
 from act_harness.evidence.resampling import Array
-from act_harness.evidence.results import ChoiceScores, Run
+from act_harness.evidence.results import Run
+from act_harness.evidence.samples import ChoiceScores
 from act_harness.evidence.scaling import fit_scaling
 from act_harness.support import reading
 

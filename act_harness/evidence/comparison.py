@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from act_harness.errors import ResultError, one_line
 from act_harness.evidence.calibrators import CALIBRATORS
 from act_harness.evidence.stats import PairedDifference, Verdict
-from act_harness.evidence.tables import Markup, markdown_cell, markdown_table
+from act_harness.evidence.tables import Markup, markdown_cell, markdown_table, p_value_text
 from act_harness.support.atomic import plain
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def _cells(row: Row) -> list[str]:
     interval = f"{low:+.4f} ... {high:+.4f}" if math.isfinite(low + high) else "unknown"
     return [
         *start, documents, _score(row.score_a), _score(row.score_b), f"{found.difference:+.4f}",
-        interval, _p_value(row.p_adjusted), flips,
+        interval, "" if row.p_adjusted is None else p_value_text(row.p_adjusted), flips,
         f"{found.minimum_detectable:.4f}" if math.isfinite(found.minimum_detectable) else "",
         said,
     ]  # fmt: skip
@@ -383,9 +383,3 @@ _SHORT_LEGEND = (
 
 def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _p_value(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if value >= 1e-4 else f"{value:.0e}"

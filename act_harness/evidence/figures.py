@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import unicodedata
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +18,25 @@ from act_harness.evidence.tables import visible
 from act_harness.support.atomic import write_bytes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["figure_text", "head_figure", "new_figure", "require_matplotlib", "save_figure"]
+__all__ = [
+    "BLUE",
+    "GREY",
+    "PALETTE",
+    "VERMILION",
+    "figure_text",
+    "head_figure",
+    "new_figure",
+    "new_panels",
+    "require_matplotlib",
+    "save_figure",
+]
+
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
+PALETTE = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Of Okabe and Ito: told apart by colour-blind readers and in print."""
 
 _LONGEST = 60
 
@@ -100,3 +117,21 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     else:
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return write_bytes(path, buffer.getvalue())
+
+
+def new_panels(
+    panels: int,
+    *,
+    width: float,
+    height: float,
+    ratios: Sequence[int] | None = None,
+    row: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of its own and its panels, below or (``row``) beside each other."""
+    figure = new_figure(width=width, height=height)
+    shape = (1, panels) if row else (panels, 1)
+    grid = figure.subplots(*shape, squeeze=False, height_ratios=None if row else ratios)
+    axes: list[Axes] = list(grid.ravel())
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes

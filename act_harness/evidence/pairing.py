@@ -28,7 +28,8 @@ from act_harness.evidence.calibrators import (
     same_labelled,
 )
 from act_harness.evidence.corpus import CorpusPart, corpus_part
-from act_harness.evidence.results import Run, Sample, choice_scores
+from act_harness.evidence.results import Run
+from act_harness.evidence.samples import Sample, choice_scores
 from act_harness.evidence.stats import Part, answer_margin
 
 __all__ = ["Key", "Measured", "Pair", "join", "measure"]

@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from act_harness.errors import ResultError
-from act_harness.evidence.figures import figure_text, head_figure, new_figure, save_figure
+from act_harness.evidence.figures import (
+    GREY,
+    PALETTE,
+    figure_text,
+    head_figure,
+    new_figure,
+    save_figure,
+)
 
 __all__ = ["Score", "bar_plot", "score_plot"]
 
 # Grey for the arm that is untouched, then Okabe and Ito.
-_COLOURS = ("#767676", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = (GREY, *PALETTE)
 _BAR_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 
 

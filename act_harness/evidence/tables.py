@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from act_harness.errors import ResultError
 
-__all__ = ["Markup", "markdown_cell", "markdown_table", "visible"]
+__all__ = ["Markup", "markdown_cell", "markdown_table", "p_value_text", "visible"]
 
 _MARKS = re.compile(
     r"""
@@ -101,6 +101,11 @@ def markdown_cell(value: object) -> str:
         return re.sub(r"[|]", r"\\|", value.replace("\n", " "))
     text = f"{value:.4f}" if isinstance(value, float) else visible(str(value))
     return _MARKS.sub(_escaped, text)
+
+
+def p_value_text(value: float, *, digits: int = 4) -> str:
+    """Return a p-value; one that would be shown as 0, which none is, by its power of ten."""
+    return f"{value:.{digits}f}" if value >= 10**-digits else f"{value:.0e}"
 
 
 def _escaped(mark: re.Match[str]) -> str:

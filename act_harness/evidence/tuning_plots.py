@@ -11,16 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from act_harness.errors import ResultError
-from act_harness.evidence.figures import head_figure, new_figure, save_figure
+from act_harness.evidence.figures import PALETTE, head_figure, new_figure, save_figure
 from act_harness.evidence.stats import spearman
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["strengths_against_effects", "training_curves"]
-
-# Okabe and Ito, as the other plots.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def training_curves(
@@ -56,7 +53,7 @@ def training_curves(
     figure = new_figure(width=9.5, height=4.0 + 0.12 * len(runs))
     losses, scores = figure.subplots(1, 2, sharex=True)
     for number, (run, epochs) in enumerate(runs.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = PALETTE[number % len(PALETTE)]
         name = f"penalty {run[0]:g}, run {run[1] + 1}" if len(runs) > 1 else "strengths"
         seen = [one for one in epochs if one["verify"] is not None]
         _line(losses, epochs, "loss", colour)
@@ -118,7 +115,7 @@ def strengths_against_effects(
         figure.subplots(1, len(tuned), squeeze=False).ravel(), tuned.items(), strict=True
     ):
         both = np.isfinite(one) & np.isfinite(alone)
-        axes.plot(alone[both], one[both], ".", color=_COLOURS[0], markersize=5, alpha=0.7)
+        axes.plot(alone[both], one[both], ".", color=PALETTE[0], markersize=5, alpha=0.7)
         axes.axhline(0.0, color="black", linewidth=0.8)
         axes.axvline(0.0, color="black", linewidth=0.8)
         rank = "none: one of them is constant"

@@ -17,7 +17,9 @@ from act_harness.exploration.explore import explore_document
 from act_harness.exploration.maps import text_tokens
 from act_harness.exploration.sinks import SinkStatistics, count_sinks
 from act_harness.search.command import public_facts
-from act_harness.search.documents import Document, Prompting, evaluation_documents
+from act_harness.search.documents import Document
+from act_harness.search.prompting import Prompting
+from act_harness.search.splits import evaluation_documents
 from act_harness.support import places
 from act_harness.support.checks import check_count, check_kind
 from act_harness.support.model_arguments import model_arguments

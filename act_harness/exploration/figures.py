@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from act_harness.evidence.figures import figure_text, new_figure, save_figure
+from act_harness.evidence.figures import (
+    BLUE,
+    GREY,
+    VERMILION,
+    figure_text,
+    new_figure,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["draw_sinks"]
 
-# Blue, vermilion and grey of Okabe and Ito: told apart by colour-blind readers and in print.
-_PUBLISHED, _ENOUGH_ROWS, _FIRST = "#D55E00", "#0072B2", "#767676"
+_PUBLISHED, _ENOUGH_ROWS, _FIRST = VERMILION, BLUE, GREY
 _SHOWN_TOKENS = 15
 
 Rows = Sequence[Mapping[str, Any]]

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from act_harness.evidence.head_effects import head_effects
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -29,7 +31,6 @@ __all__ = [
     "packed",
     "packed_strengths",
     "render",
-    "searched_effects",
     "settings_line",
     "strengths_of",
 ]
@@ -50,7 +51,7 @@ def artifact_page(artifact: Artifact) -> str:
         **packed_strengths(*strengths_of(artifact)),
         "tokens": [],
     }
-    effects = searched_effects(artifact, shape)
+    effects = head_effects(artifact)
     if effects is not None:
         data |= {"effects": packed(effects, np.float32), "searched": True}
     return render(f"{artifact.name} - {artifact.model.id}", data)
@@ -87,22 +88,6 @@ def inline_frame(page: str, *, height: int = 900) -> str:
         f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" '
         f'style="width:100%;height:{height}px;border:0" title="act-harness explore"></iframe>'
     )
-
-
-def searched_effects(artifact: Artifact, shape: tuple[int, int]) -> npt.NDArray[np.float64] | None:
-    """Return (L, H) effects of the search's table; None where it cannot be read."""
-    table = np.full(shape, np.nan)
-    try:
-        found = (artifact.search or {})["table"]["heads"]
-        place = {name: found["columns"].index(name) for name in ("layer", "head", "effect")}
-        for row in found["rows"]:
-            layer, head, effect = (row[place[name]] for name in ("layer", "head", "effect"))
-            here = table[int(layer), int(head)]
-            if np.isnan(here) or abs(float(effect)) > abs(here):  # of several mass maps
-                table[int(layer), int(head)] = float(effect)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return None
-    return table
 
 
 def settings_line(settings: dict[str, Any]) -> str:

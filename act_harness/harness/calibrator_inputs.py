@@ -12,7 +12,6 @@ Not here: what is computed from it (:mod:`act_harness.evidence.calibrators`).
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections import defaultdict
@@ -22,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from act_harness.errors import InputError
 from act_harness.evidence.calibrators import CalibratorInputs, LabelledScores, lengths_of
+from act_harness.search.prompting import Prompting, prompt_of
 from act_harness.support.failures import running
+from act_harness.support.sequences import common_start
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact
@@ -52,24 +53,13 @@ class _DoesNotApplyError(Exception):
 class Prompts:
     """How an evaluation builds prompts, to build further ones alike."""
 
-    fewshot_seed: int
-    apply_chat_template: bool
-    fewshot_as_multiturn: bool
-    system_instruction: str | None
+    prompting: Prompting
     chat_template: Callable[..., str] | None
 
     def of(self, task: Any, doc: Doc) -> str:  # noqa: ANN401 - lm-eval's Task
         """Return a document's prompt; every call draws the same examples."""
-        task.set_fewshot_seed(seed=self.fewshot_seed)
-        text = task.fewshot_context(
-            doc,
-            num_fewshot=int(task.get_config("num_fewshot") or 0),
-            system_instruction=self.system_instruction,
-            apply_chat_template=self.apply_chat_template,
-            fewshot_as_multiturn=self.fewshot_as_multiturn,
-            chat_template=self.chat_template,
-            gen_prefix=task.doc_to_prefix(doc),
-        )
+        task.set_fewshot_seed(seed=self.prompting.fewshot_seed)
+        text = prompt_of(task, doc, self.prompting, self.chat_template)
         if not isinstance(text, str):
             raise _DoesNotApplyError("its prompts differ by choice")
         return text
@@ -274,9 +264,8 @@ def premise_of(contexts: Sequence[str]) -> str:
     distinct = set(contexts)
     if len(distinct) < 2:
         raise _DoesNotApplyError("its prompts do not differ")
-    first, last = min(one[::-1] for one in distinct), max(one[::-1] for one in distinct)
-    equal = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    common = "".join(letter for letter, _ in equal)[::-1]
+    reversed_ = [one[::-1] for one in distinct]
+    common = reversed_[0][: common_start(reversed_)][::-1]
     for gap in ("\n", " "):
         _, there, rest = common.partition(gap)
         if there and rest.strip():

@@ -9,12 +9,7 @@ runs; the averages and their spread are reported beside the pairs.
 
 from __future__ import annotations
 
-import logging
-import math
-import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,14 +20,22 @@ from act_harness.errors import (
     InfrastructureError,
     InputError,
     TaskError,
-    UnsupportedCallError,
     suggestion,
 )
-from act_harness.evidence.calibrators import calibrator_names
 from act_harness.evidence.compare import Comparison, compare
 from act_harness.evidence.tables import markdown_table
-from act_harness.harness.calibrator_inputs import InputsOfArm, Labelled, Prompts, labelled_documents
+from act_harness.harness.calibrator_inputs import Labelled, labelled_documents
 from act_harness.harness.data_folder import data_directory
+from act_harness.harness.eval_checks import (
+    check_generation,
+    check_samples,
+    check_template,
+    leave_out_idle,
+    searched_documents,
+    warn_of_other_prompts,
+)
+from act_harness.harness.eval_settings import EvalSettings
+from act_harness.harness.one_arm import evaluate_arm
 from act_harness.harness.run_files import (
     SeedAverage,
     averages_table,
@@ -44,15 +47,8 @@ from act_harness.harness.run_files import (
     write_run,
 )
 from act_harness.harness.task_lookup import TaskSelection, find_tasks, leaf_tasks, load_tasks
-from act_harness.support import places, provenance
-from act_harness.support.checks import (
-    check_batch_size,
-    check_count,
-    check_kind,
-    check_limit,
-    check_seed,
-)
-from act_harness.support.failures import running
+from act_harness.support import places
+from act_harness.support.checks import check_kind
 from act_harness.support.interruption import saved
 from act_harness.support.model_arguments import model_arguments
 from act_harness.tracking.arms import TrackedArms, track_arms
@@ -64,115 +60,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EvalOutcome",
-    "EvalSettings",
     "load_model",
     "run_eval",
     "track_eval",
 ]
-
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """What ``act-harness eval`` was asked for."""
-
-    tasks: tuple[str, ...]
-    """Names, patterns, YAML files or folders, see
-    :func:`act_harness.harness.task_lookup.find_tasks`."""
-    pretrained: str | Path | None = None
-    """Hub id or folder; the same as ``pretrained=`` in ``model_args``."""
-    model_args: str | Mapping[str, Any] = ""
-    """The model's arguments, as lm-eval takes them."""
-    artifact: str | Path | Artifact = ""
-    """Empty: ``artifact=`` of ``model_args``, or the one shipped artifact that fits."""
-    include_path: tuple[str | Path, ...] = ()
-    """Folders of further task files."""
-    limit: float | None = None
-    """Documents of each task: a number, or a share below 1."""
-    samples: Mapping[str, Sequence[int]] | None = None
-    """Documents to take by task, counted from 0; all of a task that is not named."""
-    num_fewshot: int | None = None
-    fewshot_seeds: tuple[int, ...] = (1234,)
-    batch_size: int | str | None = None
-    """None: ``batch_size=`` of ``model_args``, or 1."""
-    device: str | None = None
-    apply_chat_template: bool | str = False
-    """True, or the name of one of the tokenizer's templates."""
-    fewshot_as_multiturn: bool | None = None
-    """Examples as turns of a conversation; None: yes with a chat template."""
-    system_instruction: str | None = None
-    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Changes to the tasks' own settings of generation."""
-    predict_only: bool = False
-    """Store the answers of both arms, compute no metric and compare nothing."""
-    write_out: bool = False
-    """Print the first prompts of every task."""
-    trust_remote_code: bool = False
-    confirm_run_unsafe_code: bool = False
-    """Run tasks that execute what the model wrote."""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Further settings for tasks that take them (RULER: ``max_seq_lengths``)."""
-    calibrators: tuple[str, ...] = ("batch",)
-    """Calibrations of the scores to have a column, see
-    :data:`act_harness.evidence.calibrators.CALIBRATORS`; ``batch`` always has one, ``all`` stands
-    for every one. Those that need further prompts ask them in both arms."""
-    output: Path = Path("outputs")
-    seed: int = 1234
-    data_dir: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be used.
-
-        Raises:
-            InputError: A setting is out of range, or two of them exclude each other.
-        """
-        if isinstance(self.tasks, str):  # a name would be taken letter by letter
-            object.__setattr__(self, "tasks", tuple(self.tasks.split(",")))
-        object.__setattr__(self, "output", Path(self.output))
-        check_limit(self.limit)
-        check_count(self.num_fewshot, "--num-fewshot")
-        check_seed(self.seed)
-        check_batch_size(self.batch_size)
-        if not self.fewshot_seeds:
-            raise InputError("--fewshot-seeds names no seed; give at least one number")
-        for seed in self.fewshot_seeds:
-            check_seed(seed, "--fewshot-seeds")
-        if len(set(self.fewshot_seeds)) < len(self.fewshot_seeds):
-            raise InputError("--fewshot-seeds names a seed twice; its runs would be the same")
-        if self.samples is not None:
-            if self.limit is not None:
-                raise InputError("--samples and --limit exclude each other; give one of them")
-            object.__setattr__(self, "samples", _checked_samples(self.samples))
-        object.__setattr__(self, "calibrators", calibrator_names(self.calibrators))
-        if self.predict_only and len(self.calibrators) > 1:
-            raise InputError("--calibrators and --predict-only exclude each other; give one")
-        if self.fewshot_as_multiturn and not self.apply_chat_template:
-            raise InputError("--fewshot-as-multiturn needs --apply-chat-template; give both")
-
-    @property
-    def multiturn(self) -> bool:
-        """Whether few-shot examples are turns, as lm-eval's command line decides it."""
-        if self.fewshot_as_multiturn is None:
-            return bool(self.apply_chat_template)
-        return self.fewshot_as_multiturn
-
-
-def _checked_samples(samples: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Return document numbers in order, each once: lm-eval takes them in the order of the data."""
-    checked = {}
-    for task, numbers in samples.items():
-        if not isinstance(numbers, (list, tuple)) or not numbers:
-            raise InputError(
-                f"--samples gives no list of documents for {task!r}; expected "
-                '{"TASK": [0, 1, 2]}, counted from 0'
-            )
-        for number in numbers:
-            if number is None:
-                raise InputError(f"--samples of {task!r} holds null, expected whole numbers")
-            check_count(number, f"--samples of {task!r}")
-        checked[task] = sorted(set(numbers))
-    return checked
 
 
 @dataclass(frozen=True)
@@ -235,13 +126,13 @@ def _run(settings: EvalSettings) -> EvalOutcome:
     _given_artifact(_arguments(settings))  # what is not there is found before tasks are read
     selection = _selection(settings)
     tasks = load_tasks(selection)  # missing data is found before the model loads
-    _check_samples(tasks or [], settings.samples)
+    check_samples(tasks or [], settings.samples)
     places.prepare_folder(settings.output)
     lm, artifact = load_model(settings)
-    _leave_out_idle(lm, tasks or [], settings)
-    _check_template(lm, settings)
-    _check_generation(lm, artifact, tasks or [], settings.gen_kwargs)
-    _warn_of_other_prompts(artifact, settings)
+    leave_out_idle(lm, tasks or [], settings)
+    check_template(lm, settings)
+    check_generation(lm, artifact, tasks or [], settings.gen_kwargs)
+    warn_of_other_prompts(artifact, settings)
     labelled: Labelled = {}
     if "supervised" in settings.calibrators:
         labelled = labelled_documents(lm, artifact, selection, leaf_tasks(selection))
@@ -295,7 +186,7 @@ def _run_arms(
 ) -> EvalOutcome:
     model = places.file_name(Path(str(lm.pretrained)).name)
     arms = ["baseline"] if artifact is None else ["baseline", "act"]
-    searched = _searched_documents(artifact, tasks or [], settings)
+    searched = searched_documents(artifact, tasks or [], settings)
     comparisons: dict[int, Comparison] = {}
     counters: dict[str, Any] = {}
     not_finite = 0
@@ -305,7 +196,7 @@ def _run_arms(
         for arm in arms:
             lm.use_artifact(None if arm == "baseline" else artifact)
             first = settings.write_out and not scores
-            results = _evaluate(lm, settings, selection, seed, tasks, labelled, write_out=first)
+            results = evaluate_arm(lm, settings, selection, seed, tasks, labelled, write_out=first)
             tasks = None  # they hold this arm's requests; the next one builds its own
             if results is None or not lm.leads:  # the first process has them all
                 continue
@@ -333,19 +224,6 @@ def _run_arms(
     )  # fmt: skip
 
 
-def _calibrator_inputs(
-    lm: CalibratedHFLM, settings: EvalSettings, seed: int, labelled: Labelled
-) -> InputsOfArm:
-    prompts = Prompts(
-        fewshot_seed=seed,
-        apply_chat_template=bool(settings.apply_chat_template),
-        fewshot_as_multiturn=settings.multiturn,
-        system_instruction=settings.system_instruction,
-        chat_template=lm.apply_chat_template if settings.apply_chat_template else None,
-    )
-    return InputsOfArm(lm, settings.calibrators, prompts, labelled)
-
-
 def track_eval(
     outcome: EvalOutcome, settings: EvalSettings, tracking: TrackingSettings
 ) -> list[str]:
@@ -371,50 +249,6 @@ def track_eval(
         settings=asked,
     )
     return track_arms(arms, tracking)
-
-
-def _warn_of_other_prompts(artifact: Artifact | None, settings: EvalSettings) -> None:
-    """Say so where prompts differ from those the heads were found on: sinks sit on both."""
-    recipe = ((artifact.search if artifact else None) or {}).get("recipe")
-    recipe = recipe if isinstance(recipe, dict) else {}
-    for name, given in (
-        ("num_fewshot", settings.num_fewshot or 0),
-        ("apply_chat_template", settings.apply_chat_template),
-        ("system_instruction", settings.system_instruction),
-    ):
-        if name in recipe and (recipe[name] or None) != (given or None):
-            warnings.warn(
-                f"artifact {artifact.name if artifact else None!r} was searched with "
-                f"{name}={recipe[name]!r}, this evaluation uses {given!r}",
-                stacklevel=2,
-            )
-
-
-def _searched_documents(
-    artifact: Artifact | None, tasks: Sequence[Any], settings: EvalSettings
-) -> dict[str, int]:
-    """Count, and say, where heads were found on documents of the very split that is scored."""
-    from act_harness.search.documents import open_to_search
-
-    splits = ((artifact.search if artifact else None) or {}).get("splits")
-    if artifact is None or not artifact.head_count() or not isinstance(splits, dict):
-        return {}
-    total = 0
-    for task in _leaves(tasks):
-        split = splits.get(task.task_name)
-        numbers = (settings.samples or {}).get(task.task_name, range(_documents(task, settings)))
-        rows = (task.eval_docs[number] for number in numbers)
-        source = str(split.get("source")) if isinstance(split, dict) else ""
-        if seen := open_to_search(rows, source):
-            total += seen
-            warnings.warn(
-                f"{seen} of the {len(numbers)} documents of {task.task_name!r} are of the half "
-                f"from which the search of {artifact.name!r} drew, as the task has no training "
-                "split: a gain on them shows nothing; give the task a training_split and search "
-                "again",
-                stacklevel=2,
-            )
-    return {"documents_open_to_search": total} if total else {}
 
 
 def load_model(settings: EvalSettings) -> tuple[CalibratedHFLM, Any]:
@@ -474,208 +308,3 @@ def _selection(settings: EvalSettings) -> TaskSelection:
                 hint = suggestion(name, leaves) or f"; there are {', '.join(leaves[:12])}"
                 raise TaskError(f"--samples names {name!r}, which is not among --tasks{hint}")
     return found
-
-
-def _check_samples(tasks: Sequence[Any], samples: Mapping[str, Sequence[int]] | None) -> None:
-    """Refuse document numbers that a task does not have, before the model is loaded."""
-    if samples is None:
-        return
-    for task in _leaves(tasks):
-        wanted, have = samples.get(task.task_name, ()), len(task.eval_docs)
-        if wanted and max(wanted) >= have:
-            raise TaskError(
-                f"--samples asks for document {max(wanted)} of {task.task_name!r}, which has "
-                f"{have}; expected numbers from 0 to {have - 1}"
-            )
-
-
-def _leave_out_idle(lm: CalibratedHFLM, tasks: Sequence[Any], settings: EvalSettings) -> None:
-    """Let no more processes take part than the smallest task has documents.
-
-    lm-eval deals out each task's documents by itself and fails in a process that gets none.
-
-    Raises:
-        SystemExit: With status 0, on a process that is left out.
-    """
-    if lm.world_size == 1:
-        return
-    fewest = min((_documents(task, settings) for task in _leaves(tasks)), default=1)
-    if fewest >= lm.world_size:
-        return
-    taking_part = lm.processes.first(max(1, fewest))
-    if taking_part is None:
-        raise SystemExit(0)
-    warnings.warn(
-        f"a task has {fewest} documents, so {taking_part.count} of {lm.world_size} processes run",
-        stacklevel=2,
-    )
-    lm.share_work(taking_part)
-
-
-def _documents(task: Any, settings: EvalSettings) -> int:  # noqa: ANN401 - lm-eval's Task
-    """Return how many documents of a task are asked for."""
-    if settings.samples is not None and task.task_name in settings.samples:
-        return len(settings.samples[task.task_name])
-    there = len(task.eval_docs)
-    if settings.limit is None:
-        return there
-    wanted = settings.limit if settings.limit >= 1 else math.ceil(there * settings.limit)
-    return min(there, int(wanted))
-
-
-def _leaves(tasks: Sequence[Any]) -> list[Any]:
-    """Return the tasks among lm-eval's task and group objects, and in the groups."""
-    from lm_eval.api.group import Group
-
-    return [
-        task for one in tasks for task in (one.get_all_tasks() if isinstance(one, Group) else [one])
-    ]
-
-
-def _check_generation(
-    lm: CalibratedHFLM, artifact: Artifact | None, tasks: Sequence[Any], changes: Mapping[str, Any]
-) -> None:
-    """Refuse settings of generation that the calibrated arm cannot take, before any is scored."""
-    if artifact is None or not artifact.head_count():
-        return
-    for task in _leaves(tasks):
-        kind = getattr(task, "request_type", task.get_config("output_type"))
-        if kind != "generate_until":  # a conversation's settings are its own, with their checks
-            continue
-        own = task.get_config("generation_kwargs") or {}
-        try:
-            lm.check_generation({**own, **changes})
-        except UnsupportedCallError as error:
-            raise UnsupportedCallError(f"task {task.task_name!r}: {error}") from None
-
-
-def _check_template(lm: CalibratedHFLM, settings: EvalSettings) -> None:
-    """Refuse a chat template that there is not, and take the one that was named.
-
-    lm-eval writes the named one into its results and renders prompts with the default one.
-    """
-    wanted, there = settings.apply_chat_template, lm.tokenizer.chat_template
-    if not wanted:
-        return
-    if there is None:
-        raise InputError(
-            "the model's tokenizer has no chat template; leave out --apply-chat-template, or give "
-            "--model_args tokenizer=DIR"
-        )
-    known = sorted(there) if isinstance(there, dict) else []
-    if isinstance(wanted, str):
-        if wanted not in known:
-            found = suggestion(wanted, known) or f"; it has {', '.join(known) or 'one, unnamed'}"
-            raise InputError(f"the model's tokenizer has no chat template {wanted!r}{found}")
-        lm.chat_template_args = {**lm.chat_template_args, "chat_template": wanted}
-    elif known and "default" not in known:
-        raise InputError(
-            f"the model's tokenizer has the chat templates {', '.join(known)}; name one of them "
-            "behind --apply-chat-template"
-        )
-
-
-def _evaluate(
-    lm: CalibratedHFLM,
-    settings: EvalSettings,
-    selection: TaskSelection,
-    seed: int,
-    tasks: list[Any] | None,
-    labelled: Labelled,
-    *,
-    write_out: bool,
-) -> dict[str, Any] | None:
-    """Evaluate one arm; None on every process but the first."""
-    import lm_eval
-
-    built = tasks or load_tasks(selection)
-    with (
-        _setting("DISABLE_MULTIPROC", "1"),  # no process for every core, for a hundred draws
-        # a model's processes ask all that follows together; lm-eval answers the first one alone
-        _setting("LOCAL_RANK", "0") if lm.head_group.is_split else nullcontext(),
-        _hashes_of_any_text(),
-        _without_a_repository(),
-        running("the evaluation"),
-    ):
-        results = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=built,
-            num_fewshot=settings.num_fewshot,
-            limit=settings.limit,
-            samples=None if settings.samples is None else dict(settings.samples),
-            bootstrap_iters=_RESAMPLES,
-            apply_chat_template=settings.apply_chat_template,
-            fewshot_as_multiturn=settings.multiturn,
-            system_instruction=settings.system_instruction,
-            gen_kwargs=dict(settings.gen_kwargs) or None,
-            log_samples=True,
-            predict_only=settings.predict_only,
-            write_out=write_out and lm.leads,
-            confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
-            task_manager=selection.manager,
-            random_seed=settings.seed,
-            numpy_random_seed=settings.seed,
-            torch_random_seed=settings.seed,
-            fewshot_random_seed=seed,
-        )
-    if results is None:
-        return None
-    further = _calibrator_inputs(lm, settings, seed, labelled)
-    results["calibrators"] = further.collect(_leaves(built), results.get("samples", {}))
-    results["act_harness"] = {"fewshot_seed": seed, "provenance": provenance.collect().to_json()}
-    return dict(results)
-
-
-_RESAMPLES = 100
-"""lm-eval's bootstraps behind the standard errors of f1, mcc, perplexity and their like; its own
-number for BLEU. 100,000 are its default and cost minutes. What is reported here rests on the paired
-intervals of the comparison; standard errors of means have a formula and cost nothing."""
-
-
-@contextmanager
-def _setting(name: str, value: str) -> Iterator[None]:
-    """Have a variable of the environment inside the block."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-@contextmanager
-def _hashes_of_any_text() -> Iterator[None]:
-    """Let lm-eval hash a document with half a surrogate pair; it would lose the arm, all scored.
-
-    Every other text keeps its hash, so that runs of lm-eval itself can be paired with these.
-    """
-    from lm_eval import evaluator
-
-    before = evaluator.hash_string
-    evaluator.hash_string = provenance.sha256_text
-    try:
-        yield
-    finally:
-        evaluator.hash_string = before
-
-
-@contextmanager
-def _without_a_repository() -> Iterator[None]:
-    """Keep git from saying "fatal" where nothing failed: lm-eval asks it in any folder.
-
-    Where there is no repository lm-eval's answer is None, with git's word for it on the terminal.
-    """
-    from lm_eval import evaluator
-
-    before = evaluator.get_git_commit_hash
-    here = Path.cwd()
-    named = "GIT_DIR" in os.environ
-    if not named and not any((folder / ".git").exists() for folder in (here, *here.parents)):
-        evaluator.get_git_commit_hash = lambda: None
-    try:
-        yield
-    finally:
-        evaluator.get_git_commit_hash = before

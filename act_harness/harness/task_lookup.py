@@ -40,6 +40,7 @@ __all__ = [
     "leaf_tasks",
     "load_tasks",
     "members_of",
+    "single_tasks",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -297,6 +298,15 @@ def load_tasks(selection: TaskSelection) -> list[Any]:
     except ValueError as error:  # two groups share a task
         raise TaskError(f"--tasks: {first_line(error)}; leave one of them out") from None
     return built
+
+
+def single_tasks(tasks: Sequence[Any]) -> list[Any]:
+    """Return the tasks among lm-eval's task and group objects, and in the groups."""
+    from lm_eval.api.group import Group
+
+    return [
+        task for one in tasks for task in (one.get_all_tasks() if isinstance(one, Group) else [one])
+    ]
 
 
 @contextmanager

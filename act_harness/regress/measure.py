@@ -19,9 +19,11 @@ from tqdm import tqdm
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.attention.counters import PromptRecord, prompt_key
 from act_harness.errors import InfrastructureError, RecipeError, suggestion
-from act_harness.evidence.results import Sample, choice_scores, run_from_memory
-from act_harness.harness.evaluate import EvalSettings, load_model
-from act_harness.harness.task_lookup import TaskSelection, find_tasks, load_tasks
+from act_harness.evidence.results import run_from_memory
+from act_harness.evidence.samples import Sample, choice_scores
+from act_harness.harness.eval_settings import EvalSettings
+from act_harness.harness.evaluate import load_model
+from act_harness.harness.task_lookup import find_tasks, load_tasks, single_tasks
 from act_harness.regress.baseline import (
     ArmInfo,
     StoredAnswer,
@@ -74,7 +76,8 @@ class Session:
             for arm, reference in suite.arms().items()
         }
         self.selection = find_tasks(suite.tasks, include_path=include_path)
-        self.tasks = _selected(_leaves(self.selection), tasks)
+        loaded = single_tasks(load_tasks(self.selection))  # missing data, before the model loads
+        self.tasks = _selected([task.task_name for task in loaded], tasks)
         self.lm = _load(suite, suite.model.find(pretrained))
         self.lm.try_artifacts(self.artifacts.values())  # none is found unfit after hours of others
 
@@ -174,17 +177,6 @@ def _load(suite: Suite, place: str) -> CalibratedHFLM:
     with infrastructure(f"the model {place}"):
         lm, _ = load_model(settings)
     return lm
-
-
-def _leaves(selection: TaskSelection) -> list[str]:
-    """Load the tasks once, so that missing data is found before the model is loaded."""
-    from lm_eval.api.group import Group
-
-    names: list[str] = []
-    for one in load_tasks(selection):
-        found = one.get_all_tasks() if isinstance(one, Group) else [one]
-        names += [task.task_name for task in found]
-    return names
 
 
 def _selected(known: Sequence[str], wanted: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from act_harness.artifact import Artifact, load_artifact
 from act_harness.evidence.plots import Span, span_plot
+from act_harness.evidence.tables import p_value_text
 from act_harness.exploration.page import settings_line
 from act_harness.reports.parts import Figure, Section, Table
 from act_harness.reports.sources import Source
@@ -128,11 +129,12 @@ def methods_section(source: Source) -> Section:
     """Return what a comparison of methods says; the method that loses most comes first."""
     content = source.content
     own = content["methods"]
+    measured = {name: one for name, one in own.items() if one.get("heads") != 0}
     documents = content["documents"]["evaluation"]
     counts = ", ".join(f"{task} {count}" for task, count in documents.items())
     lines = [f"Documents that neither found nor chose anything: {counts}"]
     title = "Methods against the untouched model"
-    figures = _methods_figure("methods", title, content, own)
+    figures = _methods_figure("methods", title, content, measured)
     tables = [_methods_table("At their own strength", content, own)]
     equal = content.get("equal_strength")
     if equal:
@@ -140,7 +142,9 @@ def methods_section(source: Source) -> Section:
         figures += _methods_figure("methods-equal", title, content, equal["methods"])
         tables.append(_methods_table(title, content, equal["methods"]))
     cells = [
-        (name, column, cell) for name, one in own.items() for column, cell in one["columns"].items()
+        (name, column, cell)
+        for name, one in (measured or own).items()
+        for column, cell in one["columns"].items()
     ]
     name, column, cell = min(cells, key=lambda found: found[2]["difference"])
     recipe = content["recipe"]["name"]
@@ -196,7 +200,8 @@ def _methods_table(caption: str, content: Mapping[str, Any], methods: Mapping[st
     for name in sorted(methods, key=lambda name: _least(methods[name]["columns"])):
         cells = [methods[name]["columns"][column] for column in columns]
         heads = content["methods"].get(name, {}).get("heads", "")
-        rows.append([name, str(heads), *map(_method_cell, cells)])
+        found = map(_method_cell, cells) if heads != 0 else untouched
+        rows.append([name, str(heads), *found])
         said = [cell["verdict"] for cell in cells]
         verdicts.append(next((v for v in ("regressed", "improved") if v in said), ""))
     header = ["method", "heads", *columns]
@@ -210,6 +215,7 @@ def _least(columns: Mapping[str, Mapping[str, Any]]) -> float:
 def _method_cell(cell: Mapping[str, Any]) -> str:
     return (
         f"{100 * cell['accuracy']:.1f} ({100 * cell['difference']:+.1f}; "
-        f"{_interval(cell, '{:+.1f} to {:+.1f}; ', 100.0)}p {cell['p_adjusted']:.3f}; "
+        f"{_interval(cell, '{:+.1f} to {:+.1f}; ', 100.0)}"
+        f"p {p_value_text(cell['p_adjusted'], digits=3)}; "
         f"{cell['verdict']})"
     )

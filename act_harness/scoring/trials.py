@@ -14,11 +14,17 @@ import torch
 
 from act_harness.attention import packing_trial
 from act_harness.attention.cache import cache_argument
-from act_harness.attention.capabilities import Answer, ModelCapabilities, Side, capabilities_of
+from act_harness.attention.capabilities import (
+    MODEL_FAILURES,
+    Answer,
+    ModelCapabilities,
+    Side,
+    capabilities_of,
+)
 from act_harness.attention.head_set import head_set
 from act_harness.attention.lifecycle import prepare
 from act_harness.attention.rounding import alike, largest_change, rounding, spread_tokens
-from act_harness.errors import ActHarnessError
+from act_harness.errors import ActHarnessError, InternalError
 from act_harness.scoring.forwards import Forwards
 from act_harness.scoring.head import bare_head
 
@@ -96,12 +102,6 @@ def _extension(model: PreTrainedModel, *, windowed: bool) -> Answer[Side | None]
     return Answer(None, "; ".join(obstacles))
 
 
-_FAILURES = (
-    RuntimeError, TypeError, ValueError, IndexError, AttributeError, ActHarnessError,
-)  # fmt: skip
-"""How a model says that it cannot be run as it is tried."""
-
-
 def _cached_otherwise(model: PreTrainedModel) -> str | None:
     """Say whether one sequence over its own cache, with no pads at all, is another than whole."""
     tokens = spread_tokens(range(1, 12), model.config.get_text_config().vocab_size)
@@ -114,7 +114,7 @@ def _cached_otherwise(model: PreTrainedModel) -> str | None:
         rest = model(input_ids=ids[:, 8:], **given).logits[0]
     except torch.OutOfMemoryError:  # says nothing about the model
         raise
-    except _FAILURES as error:
+    except MODEL_FAILURES as error:
         return f"its stock forward of several tokens over a cache fails ({str(error)[:200]})"
     rest = rest.to(whole.device, whole.dtype)
     if alike(rest, whole, model.dtype, noise=rounding(model, [tokens])):
@@ -149,7 +149,7 @@ def _extension_obstacle(model: PreTrainedModel, side: Side) -> str | None:
         noise = rounding(model, [given[b] + answer for b, answer in asked])
     except torch.OutOfMemoryError:  # says nothing about the model
         raise
-    except _FAILURES as error:
+    except (*MODEL_FAILURES, InternalError) as error:  # the last where it gives no cache
         return f"extending its cache fails ({' '.join(str(error).split())[:200]})"
     if alike(found.all(), torch.cat(whole), model.dtype, noise=noise):
         return None

@@ -1,20 +1,18 @@
 """Finding the heads whose calibration helps: exact, fast, resumable, statistically honest.
 
-``recipe`` says what to search for; ``layout`` and ``workbench`` prepare documents and model;
-``exact`` measures every head, ``screen`` estimates all of them from one backward pass; ``measure``
-and ``ledger`` split the work into units that survive a kill; ``effects`` and ``select`` turn
-measurements into a head set, ``sets`` measures whole sets, ``judgement`` says what the chosen one
-is worth on documents that chose nothing, and ``null`` holds all that to a truth that is known;
-``run`` goes from recipe to artifact, ``settings`` from the command line to a recipe.
+``recipe`` says what to search for; ``command`` goes from the command line to a recipe, its
+documents and ``run``, which goes from there to an artifact. ``compute`` measures heads, ``choose``
+turns measurements into a head set and says what that is worth; README.md has every file.
 
-Only ``settings`` needs lm-eval, and only when it is called.
+A name is imported when it is asked for, so that a recipe can be read without torch. Only
+``splits`` needs lm-eval, and only when it is called.
 """
 
 from __future__ import annotations
 
-from act_harness.search.command import SearchSettings, search_documents, search_from_settings
-from act_harness.search.recipe import Recipe, load_recipe
-from act_harness.search.run import SearchResult, run_search
+from typing import TYPE_CHECKING
+
+from act_harness import lazy_attributes
 
 __all__ = [
     "Recipe",
@@ -25,3 +23,20 @@ __all__ = [
     "search_documents",
     "search_from_settings",
 ]
+
+_HOMES = {
+    "Recipe": "act_harness.search.recipe",
+    "SearchResult": "act_harness.search.run",
+    "SearchSettings": "act_harness.search.command",
+    "load_recipe": "act_harness.search.recipe",
+    "run_search": "act_harness.search.run",
+    "search_documents": "act_harness.search.command",
+    "search_from_settings": "act_harness.search.command",
+}
+
+if TYPE_CHECKING:
+    from act_harness.search.command import SearchSettings, search_documents, search_from_settings
+    from act_harness.search.recipe import Recipe, load_recipe
+    from act_harness.search.run import SearchResult, run_search
+
+__getattr__ = lazy_attributes(__name__, _HOMES)

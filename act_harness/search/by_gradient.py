@@ -26,7 +26,7 @@ from act_harness.search.choose.select import Selection
 from act_harness.search.choose.sets import ModelSets, SetMeasurement, heads_at_stake
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.measure import Work
-from act_harness.search.compute.objective import check_documents, has_fixed_choices
+from act_harness.search.compute.objective import has_fixed_choices
 from act_harness.search.compute.read_rows import tokens_of
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.progress import Phase, Progress
@@ -70,7 +70,6 @@ def run_by_gradient(
     recipe = recipe.model_copy(update={"calibration": recipe.tuned_calibration()})
     recipe = recipe.model_copy(update={"controls": _controls(recipe, documents)})
     for one in documents:
-        check_documents([*one.search, *one.verify], recipe.objective)
         if len(one.verify) < 2:
             raise RecipeError(
                 f"task {one.task!r} has {len(one.verify)} verify documents, method 'gradient' "
@@ -79,11 +78,10 @@ def run_by_gradient(
     known = facts or model_facts(model)
     grid, processes = heads_at_stake(model, known, recipe), Processes.here()
     device = input_device(model)
-    recipe = recipe.on(device.type)
+    recipe, checkpointing = _sized(recipe, model, documents)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     identity = {**identity, "processes": processes.count}
     tokens = recipe.size("chunk_tokens")
-    checkpointing = _checkpointing(recipe, model, documents)
     with (
         SearchLedger.opened(folder, identity=identity, rank=processes.rank) as ledger,
         saved(lambda: f"what was tuned is in {ledger.folder}"),
@@ -150,20 +148,33 @@ def _phases(
     return found
 
 
-def _checkpointing(
+def _sized(
     recipe: Recipe, model: PreTrainedModel, documents: Sequence[TaskDocuments]
-) -> bool:
-    """Say whether layers are computed again in the backward; see the recipe's setting."""
-    if recipe.gradient.checkpointing is not None:
-        return recipe.gradient.checkpointing
-    device = next(model.parameters()).device
+) -> tuple[Recipe, bool]:
+    """Return the recipe with its sizes, and whether layers are computed again in the backward.
+
+    Neither where half of the device's memory holds what layers keep of a step's tokens. Where the
+    recipe leaves both open, smaller forwards come before computing again; the documents of one
+    task's batch are held together either way.
+    """
+    device = input_device(model)
+    sized = recipe.on(device.type)
+    again = recipe.gradient.checkpointing
     if device.type != "cuda":
-        return False
+        return sized, bool(again)
     config = model.config.get_text_config()
-    batches = (sorted(map(tokens_of, one.search))[-recipe.gradient.batch :] for one in documents)
-    held = max(recipe.size("chunk_tokens"), *map(sum, batches))  # see Training's groups of tasks
-    kept = sum(16 * config.hidden_size + 4 * wide for wide in widths(config)) * model.dtype.itemsize
-    return bool(2 * held * kept > torch.cuda.get_device_properties(device).total_memory)
+    values = sum(12 * config.hidden_size + 3.5 * wide for wide in widths(config))
+    memory = torch.cuda.get_device_properties(device).total_memory
+    room = int(memory / 2 / (values * model.dtype.itemsize))
+    least = max(
+        sum(sorted(map(tokens_of, one.search))[-recipe.gradient.batch :]) for one in documents
+    )
+    if again is None:
+        again = room < max(least, recipe.chunk_tokens or 0)
+    if not again and recipe.chunk_tokens is None:
+        tokens = max(least, min(sized.size("chunk_tokens"), room))
+        sized = sized.model_copy(update={"chunk_tokens": tokens})
+    return sized, again
 
 
 def _selection(
@@ -200,13 +211,10 @@ def _judgement(
     search: Tuning,
     tokens: int,
 ) -> dict[str, Any]:
-    tasks: dict[str, Sequence[Document]] = {one.task: one.judge for one in documents if one.judge}
-    if recipe.objective == "entropy":
-        tasks = {
-            task: found
-            for task, found in tasks.items()
-            if all(0 <= document.right < len(document.requests) for document in found)
-        }
+    blind = _unlabelled(documents)
+    tasks: dict[str, Sequence[Document]] = {
+        one.task: one.judge for one in documents if one.judge and one.task not in blind
+    }
     judge = None
     if tasks:
         judge = SetMeasurement(
@@ -214,6 +222,15 @@ def _judgement(
             search.processes, "judge", search.progress.done("judge"),
         )  # fmt: skip
     return judged(selection, recipe, grid=search.grid, judge=judge, reading=reading_of(recipe))
+
+
+def _unlabelled(documents: Sequence[TaskDocuments]) -> list[str]:
+    """Return the tasks whose documents that judge are not all labelled, as ``entropy`` has them."""
+    return [
+        one.task
+        for one in documents
+        if not all(0 <= document.right < len(document.requests) for document in one.judge)
+    ]
 
 
 def _content(
@@ -235,6 +252,9 @@ def _content(
     notes = []
     if theta is None:
         notes.append("no strengths improved on the untouched model; the artifact is empty")
+    blind = _unlabelled(search.documents)
+    if blind:
+        notes.append(f"not judged on {', '.join(blind)}: documents without a label")
     if recipe.objective == "corrected" and loose:
         notes.append(f"no label prior in {', '.join(loose)}: choices differ by document")
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,15 +16,15 @@ from act_harness.attention.load import load_plain_model, load_plain_tokenizer
 from act_harness.attention.parallel import refuse_parts
 from act_harness.errors import RecipeError
 from act_harness.search.documents import (
-    Prompting,
     TaskDocuments,
     facts_of_tokens,
-    load_documents,
     read_documents,
     write_documents,
 )
+from act_harness.search.prompting import Prompting
 from act_harness.search.recipe import Recipe, load_recipe, make_recipe
 from act_harness.search.run import SearchResult, run_search
+from act_harness.search.splits import load_documents
 from act_harness.support import places
 from act_harness.support.checks import check_count, check_kind, check_seed
 from act_harness.support.launcher import launched
@@ -46,6 +47,8 @@ __all__ = [
     "search_documents",
     "search_from_settings",
 ]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,7 @@ def search_documents(
         ),
         chat_template=lm.apply_chat_template if recipe.apply_chat_template else None,
         data_dir=data_dir,
+        labels=recipe.objective != "entropy",
     )
 
 
@@ -335,6 +339,11 @@ def _fitting(documents: list[TaskDocuments], recipe: Recipe) -> list[TaskDocumen
     held = {one.task: one for one in documents}
     if set(recipe.tasks) <= set(held):
         documents = [held[name] for name in recipe.tasks]
+    else:  # a group's name, which nothing here can resolve, or other documents
+        _logger.warning(
+            "recipe %s names %s; the prepared documents are of %s, and all of these are taken",
+            recipe.name, ", ".join(recipe.tasks), ", ".join(held),
+        )  # fmt: skip
     for one in documents:
         if len(one.search) != recipe.samples:
             raise RecipeError(

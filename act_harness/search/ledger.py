@@ -4,7 +4,8 @@ A ledger is a folder named by the hash of all that decides the numbers (what a r
 model, documents, kind of device); each process appends to a file of its own in it, so processes
 never write to one file. A line is a unit of work with its key; a rerun reads all lines, skips the
 units that are there and measures the rest. A line that was being written when a process was killed
-is cut off by the next append. Two searches with one ledger at a time are refused.
+is cut off by the next append, one that was changed afterwards is refused. Two searches with one
+ledger at a time are refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from act_harness.errors import ResultError
-from act_harness.support import atomic, places, reading
+from act_harness.support import atomic, places, reading, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,8 @@ class MeasuredUnits(Protocol):
 
 
 VERSION = 4
+
+_DAMAGED = "delete the folder to start over"
 
 
 class SearchLedger:
@@ -72,12 +75,14 @@ class SearchLedger:
     def reload(self) -> None:
         """Read the lines of all processes."""
         for path in sorted(self.folder.glob("part-*.jsonl")):
-            for line in reading.read_lines(path):
-                if not isinstance(line, dict) or not isinstance(line.get("key"), list):
-                    raise ResultError(
-                        f"{path}: a line is no unit of a ledger; delete the folder to start over"
-                    )
-                self.units.setdefault(tuple(line["key"]), line["value"])
+            for number, line in enumerate(reading.read_lines(path), start=1):
+                unit = line
+                if sealed.is_sealed(line):  # else of a version that did not seal
+                    unit = sealed.unsealed(line, source=f"{path}: line {number}", advice=_DAMAGED)
+                whole = isinstance(unit, dict) and isinstance(unit.get("key"), list)
+                if not (whole and isinstance(unit.get("value"), dict)):
+                    raise ResultError(f"{path}: line {number} is no unit of a ledger; {_DAMAGED}")
+                self.units.setdefault(tuple(unit["key"]), unit["value"])
 
     def __contains__(self, key: Key) -> bool:
         return key in self.units
@@ -92,7 +97,7 @@ class SearchLedger:
         Raises:
             InfrastructureError: it could not be written; earlier lines are still there.
         """
-        atomic.append_line(self.path, {"key": list(key), "value": value})
+        atomic.append_line(self.path, sealed.seal({"key": list(key), "value": value}))
         self.units[key] = value
 
     @classmethod

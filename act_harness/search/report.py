@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from act_harness.errors import InputError
+from act_harness.evidence.head_effects import head_effects
 from act_harness.support.processes import Processes
 from act_harness.tracking import values as tracked
 from act_harness.tracking.arms import log_artifact
@@ -28,7 +29,7 @@ from act_harness.tracking.wandb_run import open_tracker
 
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact
-    from act_harness.evidence.plots import Curve
+    from act_harness.evidence.head_plots import Curve
     from act_harness.search.run import SearchResult
     from act_harness.tracking.tracker import TrackingSettings
 
@@ -83,7 +84,7 @@ def plots_of(artifact: Artifact, *, against: Artifact | None = None) -> dict[str
     Raises:
         InputError: ``against`` has no effects of single heads.
     """
-    from act_harness.evidence.plots import head_map, rank_plot
+    from act_harness.evidence.head_plots import head_map, rank_plot
 
     name, search = artifact.name, artifact.search or {}
     if search["rule"]["name"] == "gradient":
@@ -115,7 +116,7 @@ def plots_of(artifact: Artifact, *, against: Artifact | None = None) -> dict[str
 
 def _tuned(artifact: Artifact, against: Artifact | None) -> dict[str, Plot]:
     """Return what draws the strengths tuned, how that went, and single heads' effects beside."""
-    from act_harness.evidence.plots import head_map
+    from act_harness.evidence.head_plots import head_map
     from act_harness.evidence.tuning_plots import strengths_against_effects, training_curves
 
     search, name = artifact.search or {}, artifact.name
@@ -176,17 +177,12 @@ def single_effects(artifact: Artifact) -> npt.NDArray[np.float64]:
     Raises:
         InputError: it is of no search that measured heads one by one.
     """
-    table = (artifact.search or {}).get("table", {}).get("heads", {})
-    columns = table.get("columns", [])
-    if "effect" not in columns:
+    found = head_effects(artifact)
+    if found is None:
         raise InputError(
             f"artifact {artifact.name!r} has no effects of single heads to compare with, expected "
             "one of method 'exhaustive' or 'screened'"
         )
-    facts, place = artifact.model, columns.index("effect")
-    found = np.full((facts.num_hidden_layers, facts.num_attention_heads), np.nan)
-    for row in table["rows"]:
-        found[row[0], row[1]] = np.fmax(found[row[0], row[1]], row[place])
     return found
 
 
@@ -226,7 +222,7 @@ _LABELS = {
 
 def measured_sets(search: dict[str, Any]) -> Sets:
     """Return how sets changed what they were chosen by, and how the one taken did elsewhere."""
-    from act_harness.evidence.plots import Curve
+    from act_harness.evidence.head_plots import Curve
 
     judgement, rule = search.get("judgement", {}), search["rule"]
     held = judgement.get("chosen_by")

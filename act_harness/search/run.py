@@ -12,6 +12,7 @@ from act_harness.artifact import ModelFacts
 from act_harness.attention import model_facts
 from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
+from act_harness.errors import RecipeError
 from act_harness.evidence.stats import spearman
 from act_harness.search.by_gradient import run_by_gradient
 from act_harness.search.choose.effects import HeadEffect, as_rows, both_splits, head_effects
@@ -64,7 +65,7 @@ def run_search(
     Args:
         recipe: what to search for.
         model: a loaded causal language model.
-        documents: of every task, as :func:`act_harness.search.documents.load_documents` gives them.
+        documents: of every task, as :func:`act_harness.search.splits.load_documents` gives them.
         facts: what identifies the model; read off it when None.
         ledgers: folder of the ledgers.
         output: the artifact's file; None: not written.
@@ -73,10 +74,12 @@ def run_search(
         on_best: called after each chunk with the heads measured so far, the best first.
 
     Raises:
-        RecipeError: the recipe is for another model, or a range does not fit it.
+        RecipeError: the recipe is for another model, a range does not fit it, or documents lack
+            what its objective needs.
         UnsupportedModelError: the model cannot be searched.
         InfrastructureError: ledger or artifact cannot be written; what was measured is kept.
     """
+    _check_documents(documents, objective=recipe.objective)
     if recipe.method == "gradient":
         return run_by_gradient(
             recipe, model=model, documents=documents, facts=facts, ledgers=ledgers, output=output,
@@ -109,6 +112,33 @@ def run_search(
         work=search.measurement.work, started=started, device=device, processes=processes,
         ledger=ledger, output=output,
     )  # fmt: skip
+
+
+def _check_documents(documents: Sequence[TaskDocuments], *, objective: str) -> None:
+    """Refuse documents that a search cannot learn anything from, before it measures.
+
+    Raises:
+        RecipeError: a task comes twice, a document has a single choice, or no label where the
+            objective needs one.
+    """
+    tasks = [one.task for one in documents]
+    if len(set(tasks)) < len(tasks):
+        raise RecipeError(f"the documents hold a task twice: {', '.join(tasks)}; give each once")
+    for document in (
+        found for one in documents for found in (*one.search, *one.verify, *one.judge)
+    ):
+        count = len(document.requests)
+        if count < 2:
+            raise RecipeError(
+                f"document {document.key} of task {document.task!r} has one choice, a search needs "
+                "at least two to tell apart; leave the task out"
+            )
+        if objective != "entropy" and not 0 <= document.right < count:
+            raise RecipeError(
+                f"document {document.key} of task {document.task!r} has no label, objective "
+                f"{objective!r} needs one; take method 'gradient' with objective 'entropy', which "
+                "needs none"
+            )
 
 
 class _Search:

@@ -20,20 +20,22 @@ from torch import Tensor
 
 from act_harness.attention import model_facts
 from act_harness.attention.placement import input_device
-from act_harness.errors import InputError
+from act_harness.errors import InputError, RecipeError
 from act_harness.evidence.tables import markdown_table
 from act_harness.search.choose.sets import heads_at_stake
 from act_harness.search.command import SearchSettings, load_search
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.training import score_rows
 from act_harness.search.ledger import SearchLedger
-from act_harness.search.methods.arms import Arm, parts_of
+from act_harness.search.methods.arms import Arm, identity_of, parts_of
 from act_harness.search.methods.table import Table, make_table
 from act_harness.search.progress import Phase, Progress
 from act_harness.search.record import ledger_folder
 from act_harness.search.tuning import Tuning
-from act_harness.support import atomic, provenance, reading
+from act_harness.support import atomic, provenance
 from act_harness.support.processes import Processes
+from act_harness.support.sealed import read_sealed, write_sealed
+from act_harness.support.sequences import common_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,8 +65,8 @@ class PromptParts:
         for one in documents:
             splits = (one.search, one.verify, one.judge, one.held_out)
             prompts = {prompt for some in splits for d in some for prompt, _ in d.requests}
-            before = _alike(prompts)
-            behind = _alike({prompt[::-1] for prompt in prompts})
+            before = common_start(prompts)
+            behind = common_start({prompt[::-1] for prompt in prompts})
             for prompt in prompts:
                 count = len(prompt)
                 self.of[prompt] = [
@@ -142,7 +144,9 @@ def compare_parts(
         What ``parts.json`` holds: figures by part and column, and their share of the whole gain.
 
     Raises:
-        RecipeError: documents lack what a table needs.
+        RecipeError: documents lack what a table needs, or the folder is of another recipe, model or
+            documents.
+        ResultError: a file of the folder was changed since it was written.
         InputError: the recipe tunes something else.
     """
     calibration = recipe.tuned_calibration()
@@ -158,6 +162,7 @@ def compare_parts(
     prompts = PromptParts(documents, last)
     grid = heads_at_stake(model, facts, recipe)
     arms, flags = [], {}
+    of = provenance.sha256_json(identity_of(recipe, facts, parts, device.type))
     for name in ("none", *names):
         path = folder / "scores" / f"{name}-{last}.json"
         if not path.is_file():
@@ -182,9 +187,13 @@ def compare_parts(
                     for split, tasks in parts.items()
                 }  # fmt: skip
                 arm = Arm(name, heads, None, "search", scores)
-                content = {"arm": arm._asdict(), "flags": opened.flags}
-            atomic.write_json(path, content, canonical=True)
-        stored = reading.read_json(path)
+                content = {"of": of, "arm": arm._asdict(), "flags": opened.flags}
+            write_sealed(path, content)
+        stored = read_sealed(path)
+        if stored["of"] != of:
+            raise RecipeError(
+                f"{path} is of another recipe, model or documents; give another folder"
+            )
         arms.append(Arm(**stored["arm"]))
         flags[name] = stored["flags"]
     table = make_table(arms[0], arms[1:], parts)
@@ -192,13 +201,6 @@ def compare_parts(
     atomic.write_json(folder / "parts.json", found)
     atomic.write_text(folder / "parts.md", _markdown(found))
     return found
-
-
-def _alike(prompts: set[tuple[int, ...]]) -> int:
-    """Return how many tokens all prompts begin with."""
-    first, last = min(prompts), max(prompts)
-    most = min(len(first), len(last))
-    return next((n for n in range(most) if first[n] != last[n]), most)
 
 
 def _tuned(

@@ -8,7 +8,7 @@ was killed goes on behind its last whole epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,7 +17,8 @@ import torch
 from act_harness.search.choose.effects import TaskScores
 from act_harness.search.choose.sets import Outcome
 from act_harness.search.compute.objective import has_fixed_choices, objective_loss
-from act_harness.search.compute.training import State, Training, score_rows
+from act_harness.search.compute.read_rows import tokens_of
+from act_harness.search.compute.training import State, Training, score_rows, scored_together
 
 if TYPE_CHECKING:
     from act_harness.search.choose.sets import Reading
@@ -32,6 +33,9 @@ __all__ = ["Tuning", "looked_at", "reading_of", "short", "work_of_an_epoch"]
 
 _COUNTED = 2.0
 """Forwards that an artifact counts a backward as, as is usual where weights are trained."""
+
+_SCORED = 4
+"""Forwards, about, of documents that are scored together without a gradient."""
 
 _BACKWARD = 1.0
 """Forwards that it costs here: frozen weights need the derivative by their inputs alone."""
@@ -156,25 +160,43 @@ class Tuning:
     def scores(
         self, name: str, split: str, theta: torch.Tensor | None
     ) -> dict[str, list[list[float]]]:
-        """Return the scores of a split by task, from the ledger where it has them."""
-        found = {}
-        for one in self.documents:
-            documents = one.of(split)  # type: ignore[arg-type]
-            key, passed = ("strengths", split, name, one.task), self.progress.known
-            if key not in self.ledger:
-                with self.training.products():
-                    rows = score_rows(
-                        self.opened, documents, theta, tokens=self.tokens, processes=self.processes,
-                    )  # fmt: skip
+        """Return the scores of a split by task, from the ledger where it has them.
+
+        Nothing is kept for a backward, so tasks share forwards up to several times a step's tokens.
+        """
+        documents = {one.task: one.of(split) for one in self.documents}  # type: ignore[arg-type]
+        keys = {task: ("strengths", split, name, task) for task in documents}
+        missing = {
+            task: sum(map(tokens_of, some))
+            for task, some in documents.items()
+            if keys[task] not in self.ledger
+        }
+        for task in documents:
+            if task not in missing:
+                self._pass(keys[task], len(documents[task]), self.progress.known)
+        for group in scored_together(missing, tokens=_SCORED * self.tokens):
+            together = [document for task in group for document in documents[task]]
+            with self.training.products():
+                rows = iter(
+                    score_rows(
+                        self.opened, together, theta, tokens=self.tokens, processes=self.processes
+                    )
+                )
+            for task in group:
+                scores = [next(rows) for _ in documents[task]]
                 if self.processes.rank == 0:
-                    self.ledger.add(key, {"scores": rows})
-                passed = self.progress.done
-            found[one.task] = key
-            if key not in self._passed:  # asked for again, it costs nothing
-                self._passed.add(key)
-                passed(self.phase)(len(documents))
+                    self.ledger.add(keys[task], {"scores": scores})
+                self._pass(keys[task], len(scores), self.progress.done)
         self.processes.read_together(self.ledger)
-        return {task: self.ledger.get(key)["scores"] for task, key in found.items()}
+        return {task: self.ledger.get(key)["scores"] for task, key in keys.items()}
+
+    def _pass(
+        self, key: tuple[str, ...], count: int, passed: Callable[[str], Callable[[int], object]]
+    ) -> None:
+        """Tell the progress bar of documents; asked for again they cost nothing."""
+        if key not in self._passed:
+            self._passed.add(key)
+            passed(self.phase)(count)
 
     def verified(self, name: str, theta: torch.Tensor | None) -> _Verified:
         """Return how strengths do on verify."""

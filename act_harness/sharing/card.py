@@ -124,11 +124,9 @@ def _listed(value: Any) -> list[Any]:  # noqa: ANN401 - of a card's metadata
 
 
 def _section(artifact: Artifact, facts: CardFacts) -> str:
-    model = artifact.model
-    total = model.num_hidden_layers * model.num_attention_heads
     parts = [
-        f"## {_code(artifact.name)}: {artifact.head_count()} of {total} heads of "
-        f"{_code(facts.base_model or model.id)}\n",
+        f"## {_code(artifact.name)}: {_heads(artifact)} of "
+        f"{_code(facts.base_model or artifact.model.id)}\n",
     ]
     if facts.picture:
         parts.append(f"![Map of the heads]({picture_path(facts.place)})\n")
@@ -143,6 +141,17 @@ def _section(artifact: Artifact, facts: CardFacts) -> str:
         f"### Limits\n\n{_limits(artifact)}",
     ]
     return "\n".join(parts)
+
+
+def _heads(artifact: Artifact) -> str:
+    """Return how many heads, and of how many: layers times heads counts layers without attention.
+
+    What a hybrid's layers do is known where a search went through them.
+    """
+    searched = (artifact.search or {}).get("searched_heads")
+    if isinstance(searched, int):
+        return f"{artifact.head_count()} of {searched} searched heads"
+    return f"{artifact.head_count()} heads"
 
 
 def _worth(artifact: Artifact) -> Iterator[str]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from act_harness.errors import InputError, install_command, one_line
-from act_harness.exploration.page import searched_effects, strengths_of
+from act_harness.evidence.head_effects import head_effects
+from act_harness.exploration.page import strengths_of
 from act_harness.sharing.card import CardFacts, model_card, picture_path
 from act_harness.support import hub, reading
 
@@ -47,16 +48,16 @@ def push(
     artifact: Artifact,
     repo_id: str,
     *,
-    license: str | None = None,
-    base_model: str | None = None,
-    path_in_repo: str = hub.DEFAULT_FILE,
-    revision: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
+    license: str | None,
+    base_model: str | None,
+    path_in_repo: str,
+    revision: str | None,
+    private: bool | None,
+    token: str | bool | None,
+    commit_message: str | None,
+    create_pr: bool,
 ) -> CommitInfo:
-    """Upload an artifact; see :meth:`act_harness.artifact.Artifact.push_to_hub`.
+    """Upload an artifact; see :meth:`act_harness.artifact.Artifact.push_to_hub`, the way in.
 
     Raises:
         InputError: No token, no right to write, or something that the hub does not take.
@@ -188,10 +189,9 @@ def picture_of(artifact: Artifact) -> bytes | None:
             stacklevel=3,
         )
         return None
-    from act_harness.evidence.plots import head_map
+    from act_harness.evidence.head_plots import head_map
 
-    shape = (artifact.model.num_hidden_layers, artifact.model.num_attention_heads)
-    values, label = searched_effects(artifact, shape), "effect of a head alone in the search"
+    values, label = head_effects(artifact), "effect of a head alone in the search"
     if values is None or not np.isfinite(values).any():
         values, label = strengths_of(artifact)[0].astype(np.float64), "strength (1 changes nothing)"
     with tempfile.TemporaryDirectory(prefix="act-harness-") as folder:

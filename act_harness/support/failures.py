@@ -18,7 +18,7 @@ import torch
 from jinja2 import TemplateError
 
 from act_harness.errors import ActHarnessError, InfrastructureError, InputError, TaskError, one_line
-from act_harness.support.launcher import launched
+from act_harness.support.launcher import launched, too_few_documents
 
 __all__ = ["complaint_of_harness", "explained", "infrastructure", "running", "task_failure"]
 
@@ -208,10 +208,7 @@ def complaint_of_harness(error: BaseException) -> InputError | None:
     said = _first(error).rstrip(".")
     count = launched().count
     if _NO_DOCUMENTS in said and count > 1:  # the task has some: this process got none of them
-        return InputError(
-            f"{count} processes were started for a task of fewer documents; start fewer, or raise "
-            "--limit"
-        )
+        return too_few_documents(count)
     return InputError(f"{whose} refuses these settings: {said}; change them, or the task")
 
 

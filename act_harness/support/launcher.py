@@ -16,7 +16,7 @@ from pathlib import Path
 
 from act_harness.errors import InputError, one_line
 
-__all__ = ["Launched", "keep_quiet", "launched"]
+__all__ = ["Launched", "keep_quiet", "launched", "too_few_documents"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,20 @@ def _number(name: str, default: int) -> int:
             "processes by torchrun or accelerate launch, or unset it"
         )
     return int(text)
+
+
+def too_few_documents(count: int, *, without: int | None = None) -> InputError:
+    """Return the error of a task that has no document for one of the processes.
+
+    Args:
+        count: how many processes there are.
+        without: number of the one that has none, where it is known.
+    """
+    which = "" if without is None else f" (process {without} has none)"
+    return InputError(
+        f"{count} processes were started for a task of fewer documents{which}; start fewer, or "
+        "raise --limit"
+    )
 
 
 def keep_quiet() -> Callable[[], None]:

@@ -265,7 +265,7 @@ def _log_map(tracker: Tracker, artifact: Artifact, folder: Path) -> None:
         command = install_command("report")
         _LOG.warning("no head map: matplotlib is not installed; run: %s", command)
         return
-    from act_harness.evidence.plots import head_map
+    from act_harness.evidence.head_plots import head_map
 
     searched: Sequence[Any] = (artifact.search or {}).get("table") or ()
     path = head_map(

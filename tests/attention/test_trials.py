@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache
 from act_harness.attention import calibrated, packing_trial
 from act_harness.attention.rounding import logits_of, rounding
 from act_harness.attention.structure import mixing_part
-from act_harness.errors import UnsupportedModelError
+from act_harness.errors import InfrastructureError, InternalError, UnsupportedModelError
 from act_harness.scoring.forwards import Forwards
 from act_harness.scoring.scorer import Item, Scorer
 from act_harness.scoring.trials import extends, packs
@@ -31,6 +31,26 @@ def lfm2_moe():
         layer_types=["conv", "full_attention", "full_attention"],
     )  # fmt: skip
     return transformers.Lfm2MoeForCausalLM(config).eval()
+
+
+def test_what_a_model_raises_in_a_trial_is_its_answer(monkeypatch, tiny):
+    """Three lists of it had come to differ: a KeyError ended one trial, no memory was an answer."""
+
+    def raises(error):
+        def raising(*args, **kwargs):
+            raise error
+
+        return raising
+
+    monkeypatch.setattr(packing_trial, "_trial", raises(KeyError("key_cache")))
+    said = packing_trial._obstacle(tiny())
+    assert said == "a packed forward fails ('key_cache')"
+    monkeypatch.setattr(Forwards, "extend", raises(InternalError("without a cache")))
+    said = extends(Forwards(tiny())).reason
+    assert "extending its cache fails (without a cache)" in said
+    monkeypatch.setattr(Forwards, "extend", raises(InfrastructureError("no memory")))
+    with pytest.raises(InfrastructureError):
+        extends(Forwards(tiny()))
 
 
 @pytest.mark.parametrize("listed", [True, False])

@@ -14,14 +14,14 @@ from act_harness.calibration import Calibration
 from act_harness.cli import app as cli
 from act_harness.evidence.comparison import Settings as ComparisonSettings
 from act_harness.exploration.command import ExploreSettings, ModelSettings, SinksSettings
-from act_harness.harness.evaluate import EvalSettings
+from act_harness.harness.eval_settings import EvalSettings
 from act_harness.mtbench.chat.settings import ChatSettings
 from act_harness.mtbench.judge import JudgeSettings
 from act_harness.regress import RegressSettings
 from act_harness.regress.suite import ModelSource, Suite, Variation
 from act_harness.search import Recipe, SearchSettings
-from act_harness.search.documents import Prompting
 from act_harness.search.methods.command import MethodsSettings
+from act_harness.search.prompting import Prompting
 from act_harness.search.recipe import Controls, JointRule, SignificantRule, TopRule
 from act_harness.tracking.tracker import TrackingSettings
 

@@ -12,7 +12,8 @@ from act_harness.evidence import calibrators as cal
 from act_harness.evidence import scaling
 from act_harness.evidence.choices import label_prior_corrected, padded
 from act_harness.evidence.compare import compare
-from act_harness.evidence.results import ChoiceScores, run_from_memory
+from act_harness.evidence.results import run_from_memory
+from act_harness.evidence.samples import ChoiceScores
 
 SCORES = hnp.arrays(
     np.float64,

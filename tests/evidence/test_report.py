@@ -14,8 +14,8 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
 from act_harness.errors import InputError, ResultError
+from act_harness.evidence import head_plots, stats, tables
 from act_harness.evidence import plots as report
-from act_harness.evidence import stats, tables
 from act_harness.evidence.comparison import Comparison, Row, RunInfo, Settings
 from act_harness.mtbench.judge.scores import ArmScores, Score
 from act_harness.mtbench.judge.summary import summary_text
@@ -43,7 +43,10 @@ def comparison(*rows):
 def drawn(monkeypatch):
     """Collect the figures instead of writing them."""
     figures = []
-    monkeypatch.setattr(report, "save_figure", lambda figure, path: figures.append(figure) or path)
+    for module in (report, head_plots):
+        monkeypatch.setattr(
+            module, "save_figure", lambda figure, path: figures.append(figure) or path
+        )
     return figures
 
 
@@ -94,7 +97,7 @@ def test_forest_plot_grows_with_its_rows_and_is_the_same_each_time(tmp_path):
 def test_head_map_frames_the_selected_heads(drawn, tmp_path):
     effects = np.random.default_rng(0).normal(size=(6, 4))
     effects[2, 3] = math.nan
-    report.head_map(effects, tmp_path / "m.png", selected={0: [1], 5: [0, 3]}, label="margin")
+    head_plots.head_map(effects, tmp_path / "m.png", selected={0: [1], 5: [0, 3]}, label="margin")
     axes = drawn[0].axes[0]
     frames = {
         (patch.get_y() + 0.44, patch.get_x() + 0.44)
@@ -114,20 +117,20 @@ def test_head_map_frames_the_selected_heads(drawn, tmp_path):
 def test_one_odd_head_does_not_bleach_the_map(drawn, tmp_path):
     effects = np.full((32, 32), 0.1)
     effects[0, 0] = 100
-    report.head_map(effects, tmp_path / "m.png")
+    head_plots.head_map(effects, tmp_path / "m.png")
     assert drawn[0].axes[0].images[0].get_clim()[1] < 1
 
 
 @pytest.mark.parametrize("effects", [np.zeros((3, 3)), np.full((2, 2), math.nan), np.ones((1, 1))])
 def test_head_map_of_nothing_special(tmp_path, effects):
-    assert size(report.head_map(effects, tmp_path / "m.png"))[0] > 300
+    assert size(head_plots.head_map(effects, tmp_path / "m.png"))[0] > 300
 
 
 def test_rank_plot_sorts_and_shows_the_controls(drawn, tmp_path):
-    curve = report.Curve([5, 10, 20], [1.0, 2.0, 1.5], [0.5, 1, 1], [2.0, 3, 2])
-    report.rank_plot([0.1, -0.2, 0.4], tmp_path / "r.png", stderr=[0.1] * 3, selected=10,
+    curve = head_plots.Curve([5, 10, 20], [1.0, 2.0, 1.5], [0.5, 1, 1], [2.0, 3, 2])
+    head_plots.rank_plot([0.1, -0.2, 0.4], tmp_path / "r.png", stderr=[0.1] * 3, selected=10,
                      curve=curve, controls=[(10, 0.1), (10, -0.3)],
-                     judged=report.Curve([10], [0.5], [-0.5], [0.75]),
+                     judged=head_plots.Curve([10], [0.5], [-0.5], [0.75]),
                      sets_label="points")  # fmt: skip
     left, middle, right = drawn[0].axes
     assert left.lines[0].get_ydata().tolist() == [0.4, 0.1, -0.2]
@@ -144,15 +147,16 @@ def test_rank_plot_sorts_and_shows_the_controls(drawn, tmp_path):
     assert "2 sets" in random.get_label()
     assert [text.get_text() for text in right.get_xticklabels()] == ["the 10 taken", "10 at random"]
     assert middle.get_ylabel() == right.get_ylabel() == "points"
-    report.rank_plot([1.0], tmp_path / "r.png")
+    head_plots.rank_plot([1.0], tmp_path / "r.png")
     assert len(drawn[1].axes) == 1
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda path: report.head_map(np.zeros(3), path), r"\(layers, heads\)"),
-    (lambda path: report.head_map(np.zeros((2, 2)), path, selected={2: [0]}), "head 0 of layer 2"),
-    (lambda path: report.rank_plot([math.nan], path), "finite"),
-    (lambda path: report.rank_plot([1, 2], path, stderr=[1]), "as many errors; found 1"),
+    (lambda path: head_plots.head_map(np.zeros(3), path), r"\(layers, heads\)"),
+    (lambda path: head_plots.head_map(np.zeros((2, 2)), path, selected={2: [0]}),
+     "head 0 of layer 2"),
+    (lambda path: head_plots.rank_plot([math.nan], path), "finite"),
+    (lambda path: head_plots.rank_plot([1, 2], path, stderr=[1]), "as many errors; found 1"),
     (lambda path: tables.markdown_table(["a"], [[1, 2]]), "2 cells for 1 columns"),
 ])  # fmt: skip
 def test_what_cannot_be_drawn(tmp_path, call, message):
@@ -164,7 +168,7 @@ def test_what_cannot_be_drawn(tmp_path, call, message):
 def test_without_matplotlib_the_pip_line_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"pip install 'matplotlib>="):
-        report.head_map(np.zeros((2, 2)), tmp_path / "m.png")
+        head_plots.head_map(np.zeros((2, 2)), tmp_path / "m.png")
 
 
 def test_markdown_table():
@@ -190,8 +194,8 @@ def test_no_name_breaks_a_table():
 
 
 def test_counts_of_heads_have_whole_numbers_on_their_axis(drawn, tmp_path):
-    curve = report.Curve([5, 10, 20], [0.1, 0.2, 0.3], [0.0] * 3, [1.0] * 3)
-    report.rank_plot([0.3, 0.2, 0.1], tmp_path / "x.png", curve=curve, selected=5)
+    curve = head_plots.Curve([5, 10, 20], [0.1, 0.2, 0.3], [0.0] * 3, [1.0] * 3)
+    head_plots.rank_plot([0.3, 0.2, 0.1], tmp_path / "x.png", curve=curve, selected=5)
     (figure,) = drawn
     for axes in figure.axes:
         assert all(float(tick).is_integer() for tick in axes.get_xticks())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from act_harness.errors import ResultError
-from act_harness.evidence import results
+from act_harness.evidence import results, samples
 
 DATE = "2024-05-01T12-00-00.123456"
 
@@ -208,12 +208,12 @@ def read(tmp_path, *rows):
 
 def test_choice_scores_with_the_right_answer_as_index_or_text(tmp_path):
     rows = [sample(0, scores=(-1.0, -2.0), target="0"), sample(1, target="1", acc=0.0)]
-    found = results.choice_scores(read(tmp_path, *rows))
+    found = samples.choice_scores(read(tmp_path, *rows))
     assert found.scores.tolist() == [[-1, -2], [-1, -2]]
     assert found.labels.tolist() == [0, 1]
     assert found.same_choices
     rows = [sample(0, target=" no"), sample(1, target="yes", acc=0.0)]
-    assert results.choice_scores(read(tmp_path, *rows)).labels.tolist() == [0, 1]
+    assert samples.choice_scores(read(tmp_path, *rows)).labels.tolist() == [0, 1]
 
 
 def test_choices_that_are_digits_are_told_apart_by_the_logged_accuracy(tmp_path):
@@ -224,13 +224,13 @@ def test_choices_that_are_digits_are_told_apart_by_the_logged_accuracy(tmp_path)
         return row
 
     as_text = read(tmp_path / "a", digits(0, target="1", acc=1.0), digits(1, target="2", acc=0.0))
-    assert results.choice_scores(as_text).labels.tolist() == [0, 1]
+    assert samples.choice_scores(as_text).labels.tolist() == [0, 1]
     as_index = read(tmp_path / "b", digits(0, target="1", acc=0.0), digits(1, target="0", acc=1.0))
-    assert results.choice_scores(as_index).labels.tolist() == [1, 0]
+    assert samples.choice_scores(as_index).labels.tolist() == [1, 0]
 
 
 def test_fewer_choices_are_filled_up_and_not_the_same(tmp_path):
-    found = results.choice_scores(read(tmp_path, sample(0), sample(1, scores=(-1.0, -2.0, -3.0))))
+    found = samples.choice_scores(read(tmp_path, sample(0), sample(1, scores=(-1.0, -2.0, -3.0))))
     assert found.scores[0].tolist() == [-1, -2, -np.inf]
     assert not found.same_choices
 
@@ -247,4 +247,4 @@ def test_fewer_choices_are_filled_up_and_not_the_same(tmp_path):
                    "gen_args_1": {"arg_0": "", "arg_1": " no"}}},
 ])  # fmt: skip
 def test_what_is_not_multiple_choice(tmp_path, change):
-    assert results.choice_scores(read(tmp_path, {**sample(0), **change})) is None
+    assert samples.choice_scores(read(tmp_path, {**sample(0), **change})) is None

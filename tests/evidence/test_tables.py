@@ -7,7 +7,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from act_harness.evidence.tables import Markup, markdown_cell, markdown_table, visible
+from act_harness.evidence.tables import (
+    Markup,
+    markdown_cell,
+    markdown_table,
+    p_value_text,
+    visible,
+)
 
 # GitHub's, as far as it goes: HTML is passed on, tables and struck out text are known.
 READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
@@ -76,3 +82,12 @@ def test_only_what_says_so_is_markup():
 def test_what_is_not_seen_is_written_out():
     assert visible("a\u202eb\u200b\ud83d\tc\nd") == "a⟨U+202E⟩b⟨U+200B⟩⟨U+D83D⟩⟨U+0009⟩c d"
     assert visible("مرحبا ü 語") == "مرحبا ü 語"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(0.0499, 3, "0.050"), (1.0, 3, "1.000"), (0.001, 3, "0.001"), (0.00099, 3, "1e-03"),
+     (3e-9, 3, "3e-09"), (1e-4, 4, "0.0001"), (2e-5, 4, "2e-05")],
+)  # fmt: skip
+def test_no_p_value_is_shown_as_zero(value, digits, text):
+    assert p_value_text(value, digits=digits) == text

@@ -20,7 +20,8 @@ from act_harness.errors import InputError
 from act_harness.evidence.calibrators import CalibratorInputs, option_prior
 from act_harness.evidence.choices import label_prior_corrected
 from act_harness.evidence.compare import compare
-from act_harness.evidence.results import choice_scores, load_run
+from act_harness.evidence.results import load_run
+from act_harness.evidence.samples import choice_scores
 from act_harness.evidence.scaling import fit_scaling
 from act_harness.harness import calibrator_inputs as inputs
 from act_harness.harness.calibrator_inputs import (
@@ -30,14 +31,16 @@ from act_harness.harness.calibrator_inputs import (
     labelled_documents,
     premise_of,
 )
-from act_harness.harness.evaluate import EvalSettings, run_eval
+from act_harness.harness.eval_settings import EvalSettings
+from act_harness.harness.evaluate import run_eval
 from act_harness.harness.run_files import write_run
 from act_harness.harness.task_lookup import find_tasks
 from act_harness.search.command import search_documents
+from act_harness.search.prompting import Prompting
 from act_harness.search.recipe import Recipe
 
 TASK = "act_demo_sentiment"
-PLAIN = Prompts(1234, False, False, None, None)
+PLAIN = Prompts(Prompting(), None)
 
 
 # -- prompts without a model -----------------------------------------------------------------------

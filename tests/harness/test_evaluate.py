@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_heads import save_heads
 
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
@@ -25,7 +26,8 @@ from act_harness.errors import (
 )
 from act_harness.evidence.results import load_run
 from act_harness.harness import evaluate, run_files
-from act_harness.harness.evaluate import EvalSettings, _new_folders, run_eval
+from act_harness.harness.eval_settings import EvalSettings
+from act_harness.harness.evaluate import _new_folders, run_eval
 from act_harness.harness.run_files import write_run
 from act_harness.support import reading
 
@@ -36,14 +38,8 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(scope="module")
 def artifact_file(tiny_checkpoint, tmp_path_factory):
-    from act_harness.model import CalibratedHFLM
-
-    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
-    artifact = Artifact(
-        name="tiny heads/1", model=lm.facts, calibration=Calibration(alpha=1.5, beta=0.0),
-        heads={0: (0, 1, 2), 1: (1, 3), 2: (0, 1)},
-    )  # fmt: skip
-    return artifact.save(tmp_path_factory.mktemp("artifact") / "tiny-heads.json")
+    path = tmp_path_factory.mktemp("artifact") / "tiny-heads.json"
+    return save_heads(tiny_checkpoint, path, name="tiny heads/1", alpha=1.5, beta=0.0)
 
 
 def settings(checkpoint: Path, output: Path, artifact, **more) -> EvalSettings:
@@ -236,7 +232,7 @@ def test_a_run_that_fails_leaves_no_empty_folders(tiny_checkpoint, tmp_path, mon
     def fails(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "_evaluate", fails)
+    monkeypatch.setattr(evaluate, "evaluate_arm", fails)
     with pytest.raises(KeyboardInterrupt, match="no arm was complete"):
         run_eval(settings(tiny_checkpoint, tmp_path, "none"))
     assert list(tmp_path.iterdir()) == []
@@ -323,7 +319,7 @@ def test_a_model_that_cannot_be_calibrated_is_found_before_it_is_scored(
     model.save_pretrained(tmp_path / "model")
     artifact = make_artifact(model).save(tmp_path / "heads.json")
     scored = []
-    monkeypatch.setattr(evaluate, "_evaluate", lambda *given, **more: scored.append(given))
+    monkeypatch.setattr(evaluate, "evaluate_arm", lambda *given, **more: scored.append(given))
     with pytest.raises(UnsupportedModelError):
         run_eval(settings(tmp_path / "model", tmp_path / "out", artifact))
     assert scored == []

@@ -13,15 +13,16 @@ import typer
 import yaml
 from installed import REPOSITORY
 from own_tasks import caller, few_tasks, write_own_tasks
+from tiny_heads import save_heads
 
-from act_harness.artifact import Artifact, load_artifact
-from act_harness.calibration import Calibration
+from act_harness.artifact import load_artifact
 from act_harness.cli import app as cli
 from act_harness.cli.evaluate import LEFT_OUT
 from act_harness.errors import InfrastructureError, InputError, TaskError
 from act_harness.evidence.results import load_run
 from act_harness.harness import fetch
-from act_harness.harness.evaluate import EvalSettings, run_eval
+from act_harness.harness.eval_settings import EvalSettings
+from act_harness.harness.evaluate import run_eval
 from act_harness.harness.task_lookup import find_tasks, leaf_tasks, load_tasks
 from act_harness.support.failures import explained
 
@@ -46,14 +47,8 @@ def own(tmp_path):
 
 @pytest.fixture(scope="module")
 def artifact_file(tiny_checkpoint, tmp_path_factory):
-    from act_harness.model import CalibratedHFLM
-
-    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
-    artifact = Artifact(
-        name="tiny", model=lm.facts, calibration=Calibration(alpha=1.5, beta=0.0),
-        heads={0: (0, 1, 2), 1: (1, 3), 2: (0, 1)},
-    )  # fmt: skip
-    return artifact.save(tmp_path_factory.mktemp("artifact") / "tiny.json")
+    path = tmp_path_factory.mktemp("artifact") / "tiny.json"
+    return save_heads(tiny_checkpoint, path, name="tiny", alpha=1.5, beta=0.0)
 
 
 # -- looking up ------------------------------------------------------------------------------------
@@ -296,16 +291,16 @@ def test_examples_in_one_turn_and_a_named_template(tiny_checkpoint, own, tmp_pat
 
 def test_the_named_template_is_the_one_that_renders(tiny_checkpoint, own, tmp_path):
     """lm-eval looks the name up for its results, and renders with the default one."""
-    from act_harness.harness import evaluate
+    from act_harness.harness import eval_checks
     from act_harness.model import CalibratedHFLM
 
     lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", device="cpu")
     lm.tokenizer.chat_template = {"default": "default", "short": "{{ messages[0].content }}!"}
     settings = EvalSettings(tasks=("x",), apply_chat_template="short")
-    evaluate._check_template(lm, settings)
+    eval_checks.check_template(lm, settings)
     assert lm.apply_chat_template([{"role": "user", "content": "Hello"}]) == "Hello!"
     with pytest.raises(InputError, match="no chat template 'shrt'; did you mean 'short'"):
-        evaluate._check_template(lm, EvalSettings(tasks=("x",), apply_chat_template="shrt"))
+        eval_checks.check_template(lm, EvalSettings(tasks=("x",), apply_chat_template="shrt"))
 
 
 def write_talk(own):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from act_harness.errors import InputError
-from act_harness.harness import evaluate
-from act_harness.harness.evaluate import EvalSettings
+from act_harness.harness import eval_checks
+from act_harness.harness.eval_settings import EvalSettings
 from act_harness.model import CalibratedHFLM
 
 TASKS = [
@@ -48,20 +48,20 @@ def model(rank, count):
 )
 def test_documents_are_counted_as_lm_eval_takes_them(given, counts):
     settings = EvalSettings(("large", "small"), **given)
-    assert [evaluate._documents(task, settings) for task in TASKS] == counts
+    assert [eval_checks._documents(task, settings) for task in TASKS] == counts
 
 
 def test_no_more_processes_than_documents_take_part():
     settings = EvalSettings(("large", "small"))
     lm = model(0, 5)
     with pytest.warns(UserWarning, match="a task has 3 documents, so 3 of 5 processes run"):
-        evaluate._leave_out_idle(lm, TASKS, settings)
+        eval_checks.leave_out_idle(lm, TASKS, settings)
     assert lm.processes.count == 3
     with pytest.raises(SystemExit) as ended:
-        evaluate._leave_out_idle(model(3, 5), TASKS, settings)
+        eval_checks.leave_out_idle(model(3, 5), TASKS, settings)
     assert ended.value.code == 0
     enough = model(1, 3)
-    evaluate._leave_out_idle(enough, TASKS, settings)
+    eval_checks.leave_out_idle(enough, TASKS, settings)
     assert enough.processes.count == 3
 
 

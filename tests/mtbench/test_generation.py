@@ -14,9 +14,8 @@ import pytest
 import torch
 from installed import REPOSITORY
 from lm_eval.api.instance import Instance
+from tiny_heads import save_heads
 
-from act_harness.artifact import Artifact
-from act_harness.calibration import Calibration
 from act_harness.errors import InputError, ResultError, TaskError, UnsupportedCallError
 from act_harness.model import CalibratedHFLM
 from act_harness.mtbench.chat import REQUEST_TYPE, ChatSettings
@@ -56,12 +55,9 @@ def requests(rows=ROWS, system=None, **generation):
 
 @pytest.fixture(scope="module")
 def artifact_file(tiny_checkpoint, tmp_path_factory):
-    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
+    path = tmp_path_factory.mktemp("artifact") / "tiny-heads.json"
     heads = {0: (0, 2), 1: (1, 3), 2: (0, 1)}
-    artifact = Artifact(
-        name="tiny-heads", model=lm.facts, calibration=Calibration(alpha=1.5), heads=heads
-    )
-    return artifact.save(tmp_path_factory.mktemp("artifact") / "tiny-heads.json")
+    return save_heads(tiny_checkpoint, path, name="tiny-heads", heads=heads, alpha=1.5)
 
 
 @pytest.fixture(params=["none", "calibrated"])

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 import yaml
-from hub_commits import serve_hub
+from hub_server import TOKEN, running_hub
 from huggingface_hub import constants
 from published_runs import BASE, STAMP, write_evaluation
 
@@ -21,7 +21,7 @@ def hub_at(monkeypatch):
     def at(url):
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "hf_not_a_token")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
 
     return at
 
@@ -36,23 +36,29 @@ def output(tmp_path):
 def test_one_commit_holds_all_and_entries_of_the_repositorys_own_arm(
     output, hub_at, repository, value
 ):
-    with serve_hub(repository) as hub:
+    with running_hub() as hub:
+        hub.add(repository, {})
         hub_at(hub.url)
         done = publish(output, f"hub:{repository}")
-    assert len(hub.commits) == 1
-    assert set(hub.files) == set(done.files)
-    assert done.where == f"{hub.url}/{repository}/commit/abc"
-    own = [name for name in hub.files if not name.startswith(f"act-harness-results/{STAMP}/")]
+    files = hub.files(repository)
+    assert len(hub.repositories[repository].messages) == 2  # the first commit is ours by hand
+    assert set(files) == set(done.files)
+    newest = hub.repositories[repository].branches["main"]
+    assert done.where == f"{hub.url}/{repository}/commit/{newest}"
+    own = [name for name in files if not name.startswith(f"act-harness-results/{STAMP}/")]
     assert own == [".eval_results/sst2.yaml"]  # README.md of the repository is not touched
-    (entry,) = yaml.safe_load(hub.files[".eval_results/sst2.yaml"])
+    (entry,) = yaml.safe_load(files[".eval_results/sst2.yaml"])
     assert (entry["value"], entry["source"]["url"]) == (value, f"{hub.url}/{repository}")
 
 
 def test_a_pull_request_is_opened_where_it_is_asked_for(output, hub_at):
-    with serve_hub(BASE) as hub:
+    with running_hub() as hub:
+        hub.add(BASE, {})
         hub_at(hub.url)
         done = publish(output, f"hub:{BASE}", create_pr=True)
     assert done.where == f"{hub.url}/{BASE}/discussions/1"
+    assert hub.files(BASE) == {}
+    assert set(hub.files(BASE, "refs/pr/1")) == set(done.files)
 
 
 def test_another_models_repository_gets_no_entries_of_a_baseline(tmp_path, hub_at):
@@ -61,15 +67,16 @@ def test_another_models_repository_gets_no_entries_of_a_baseline(tmp_path, hub_a
         for file in folders[part].iterdir():
             file.unlink()
         folders[part].rmdir()
-    with serve_hub("me/other") as hub:
+    with running_hub() as hub:
+        hub.add("me/other", {})
         hub_at(hub.url)
         done = publish(tmp_path / "out", "hub:me/other")
-    assert not [name for name in hub.files if ".eval_results" in name]
+    assert not [name for name in hub.files("me/other") if ".eval_results" in name]
     assert any("me/other is not the repository of owner/base-model" in n for n in done.notes)
 
 
 def test_a_repository_that_is_not_there_is_bad_input(output, hub_at):
-    with serve_hub() as hub:
+    with running_hub() as hub:
         hub_at(hub.url)
         with pytest.raises(InputError, match="there is no repository 'me/x'"):
             publish(output, "hub:me/x")
@@ -77,13 +84,15 @@ def test_a_repository_that_is_not_there_is_bad_input(output, hub_at):
 
 @pytest.mark.parametrize(("status", "error"), [(403, InputError), (500, InfrastructureError)])
 def test_a_refusal_is_one_line_and_nothing_is_published(output, hub_at, status, error):
-    with serve_hub("me/x", refuse=status) as hub:
+    with running_hub() as hub:
+        hub.add("me/x", {})
+        hub.failing["/commit/"] = (status, "You may not write here")
         hub_at(hub.url)
         with pytest.raises(error, match=f"hub:me/x.*{status}") as caught:
             publish(output, "hub:me/x")
-    assert hub.files == {}
+    assert hub.files("me/x") == {}
     assert "\n" not in str(caught.value)
-    assert "hf_not_a_token" not in str(caught.value)
+    assert TOKEN not in str(caught.value)
 
 
 def test_a_hub_that_does_not_answer_is_one_line(output, hub_at, monkeypatch):

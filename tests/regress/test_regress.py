@@ -23,9 +23,9 @@ from regress_suites import (
     tasks_with,
     write_suite,
 )
+from tiny_heads import save_heads
 
-from act_harness.artifact import Artifact, load_artifact
-from act_harness.calibration import Calibration
+from act_harness.artifact import load_artifact
 from act_harness.cli import app as cli
 from act_harness.errors import InfrastructureError, InputError, RecipeError
 from act_harness.harness import task_lookup
@@ -55,14 +55,8 @@ def shorten(monkeypatch):
 
 @pytest.fixture(scope="module")
 def artifact_file(tiny_checkpoint, tmp_path_factory):
-    from act_harness.model import CalibratedHFLM
-
-    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
-    artifact = Artifact(
-        name="heads", model=lm.facts, calibration=Calibration(alpha=1.5, beta=0.4),
-        heads={0: (0, 1, 2), 1: (1, 3), 2: (0, 1)},
-    )  # fmt: skip
-    return artifact.save(tmp_path_factory.mktemp("artifact") / "heads.json")
+    path = tmp_path_factory.mktemp("artifact") / "heads.json"
+    return save_heads(tiny_checkpoint, path, name="heads", alpha=1.5, beta=0.4)
 
 
 @pytest.fixture(scope="module")

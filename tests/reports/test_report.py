@@ -305,6 +305,17 @@ def test_a_method_on_one_document_has_no_interval(tmp_path):
     assert names == ["signed", "signed", "worse"]
 
 
+def test_a_method_without_heads_shows_the_untouched_model_alone(tmp_path):
+    content = methods()
+    content["methods"]["worse"]["heads"] = 0
+    report_on([stored(tmp_path, content, "methods.json")], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "| worse | 0 | 50.0 | 60.0 |" in text
+    assert "worse, raw" not in text
+    names = {one["name"] for one in table(tmp_path / "out", "1-methods.csv")}
+    assert names == {"signed"}
+
+
 @pytest.mark.parametrize("path", sorted(shipped_artifacts().values()), ids=lambda p: p.stem)
 def test_every_shipped_head_set_can_be_shown(path):
     content = json.loads(path.read_text(encoding="utf-8"))

@@ -243,7 +243,11 @@ def test_marks_that_are_gone_are_an_error(tmp_path):
 def test_the_short_table_has_the_weakest_gain_first_and_every_split(tmp_path):
     place = tmp_path / "a.json"
     arms = [{"name": "x", "raw": {"difference": 0.02, "interval": [0.011, 0.03]}}]
-    place.write_text(json.dumps({"d": {"1": [5, 4, 6], "2": [0.7, -0.5, 1.9]}, "arms": arms}))
+    splits = {
+        "1": {"difference": 0.05, "interval": [0.04, 0.06]},
+        "2": {"difference": 0.007, "interval": [-0.005, 0.019]},
+    }
+    place.write_text(json.dumps({"d": splits, "arms": arms}))
     (tmp_path / "b.json").write_text(
         json.dumps({"tables": [
             {"columns": ["variant", "ratio"],

@@ -12,15 +12,14 @@ from lm_eval.api.task import ConfigurableTask
 
 from act_harness.artifact import ModelFacts
 from act_harness.errors import TaskError
-from act_harness.search import documents as data
+from act_harness.search import splits
 from act_harness.search.documents import (
-    Prompting,
     facts_of_tokens,
-    held_out,
-    load_documents,
     read_documents,
     write_documents,
 )
+from act_harness.search.prompting import Prompting
+from act_harness.search.splits import held_out, load_documents
 
 
 def encode(context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -51,8 +50,8 @@ def task(splits: dict[str, list[dict]], **settings) -> ConfigurableTask:
     )
 
 
-def draw(made: ConfigurableTask, prompting: Prompting | None = None) -> data._Draw:
-    return data._Draw("made", made, prompting or Prompting(), encode, 400, None)
+def draw(made: ConfigurableTask, prompting: Prompting | None = None) -> splits._Draw:
+    return splits._Draw("made", made, prompting or Prompting(), encode, 400, None)
 
 
 def test_documents_are_lm_evals_own_requests():
@@ -165,6 +164,18 @@ def test_too_few_documents_are_one_clear_line(splits, message):
     assert "\n" not in str(caught.value)
 
 
+def test_documents_without_a_label_are_drawn_where_none_is_needed():
+    """Objective entropy needs no labels, but a task that has none could not be drawn."""
+    blind = [{**one, "label": -1} for one in rows(30)]
+    made = task({"train": blind, "test": rows(4, 100)})
+    with pytest.raises(TaskError, match=r"needs exactly one right choice .*objective 'entropy'"):
+        draw(made).documents(5, 4, 1)
+    drawer = data._Draw("made", made, Prompting(), encode, 400, None, labels=False)
+    found = drawer.documents(5, 4, 1)
+    assert {one.right for one in (*found.search, *found.verify)} == {-1}
+    assert {one.right for one in drawer.held_out(4, 1)} == {0, 1}  # what is known stays known
+
+
 def test_prepared_documents_come_back_as_they_were(tmp_path: Path):
     made = draw(task({"train": rows(30), "test": rows(10, 100)}))
     found = made.documents(5, 4, 1, judge_samples=6)
@@ -246,4 +257,4 @@ def test_unknown_and_unfit_tasks_are_refused():
 def test_a_task_that_is_not_multiple_choice_is_refused():
     made = task({"train": rows(4), "test": rows(2, 50)}, output_type="loglikelihood")
     with pytest.raises(TaskError, match="'made' is of type loglikelihood"):
-        data._check_kind("made", made)
+        splits._check_kind("made", made)

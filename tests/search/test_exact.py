@@ -16,7 +16,8 @@ from act_harness.attention.families import FAMILIES
 from act_harness.bench.families import build_tiny
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines.operation import AttentionCall
-from act_harness.search.compute import packs, workbench
+from act_harness.search.compute import entered, packs, running
+from act_harness.search.compute.entered import EnteredModel
 from act_harness.search.compute.layout import Layout
 from act_harness.search.compute.linears import laid_out_linear
 from act_harness.search.compute.workbench import Workbench
@@ -158,7 +159,7 @@ def test_groups_and_blocks_do_not_change_scores(kind, group_cost, block, monkeyp
     model, docs = tiny(kind), documents(6)
     plain, _, _ = exact_scores(model, docs, Calibration(alpha=2.0), [HeadStrength()], pack_tokens=1)
     groups, blocks = [], []
-    by_blocks, resume = workbench._by_blocks, workbench.Workbench.resume
+    by_blocks, resume = running._by_blocks, EnteredModel.resume
 
     def seen_blocks(run, projected, mask):
         blocks.append(projected[0].shape[2])
@@ -169,9 +170,9 @@ def test_groups_and_blocks_do_not_change_scores(kind, group_cost, block, monkeyp
         return resume(self, layer, **given)
 
     monkeypatch.setitem(packs.GROUP_COST, "cpu", group_cost)
-    monkeypatch.setattr(workbench, "_BLOCK", block)
-    monkeypatch.setattr(workbench, "_by_blocks", seen_blocks)
-    monkeypatch.setattr(workbench.Workbench, "resume", seen_groups)
+    monkeypatch.setattr(running, "_BLOCK", block)
+    monkeypatch.setattr(running, "_by_blocks", seen_blocks)
+    monkeypatch.setattr(EnteredModel, "resume", seen_groups)
     found, _, _ = exact_scores(
         model, docs, Calibration(alpha=2.0), [HeadStrength()], pack_tokens=400
     )
@@ -243,7 +244,7 @@ def test_linear_layers_run_through_onednn(monkeypatch):
         assert ids.grad.abs().sum() > 0
     assert "forward" not in model.model.layers[0].mlp.up_proj.__dict__
     found, _, _ = exact_scores(model, docs, *given)
-    monkeypatch.setattr(workbench, "MOST_BYTES", 0)
+    monkeypatch.setattr(entered, "MOST_BYTES", 0)
     with Workbench(model) as bench:
         assert bench.laid_out == 0
     plain, _, _ = exact_scores(model, docs, *given)
@@ -297,15 +298,15 @@ def test_rows_of_a_common_instruction_are_run_once(monkeypatch):
     model, docs = tiny(), documents(10, common=16)
     calibration = Calibration(alpha=2.0)
     prefixes = []
-    from act_harness.search.compute.exact import _Layer
+    from act_harness.search.compute.entered_rows import EnteredLayer
 
-    original = _Layer._prefix
+    original = EnteredLayer._prefix
 
     def counted(self, *args):
         prefixes.append(args[-1])
         return original(self, *args)
 
-    monkeypatch.setattr(_Layer, "_prefix", counted)
+    monkeypatch.setattr(EnteredLayer, "_prefix", counted)
     shared, _, _ = exact_scores(model, docs, calibration, [HeadStrength()], pack_tokens=400)
     assert sum(prefixes) > 0
     monkeypatch.setattr(Layout, "common", 0)

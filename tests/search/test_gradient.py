@@ -214,10 +214,13 @@ def test_entropy_needs_no_labels_and_corrected_does(tmp_path):
         dataclasses.replace(one, search=blind(one.search), verify=blind(one.verify))
         for one in DRAWN
     ]
+    unlabelled[1] = dataclasses.replace(unlabelled[1], judge=blind(unlabelled[1].judge))
     with pytest.raises(RecipeError, match=r"has no label, objective 'corrected' needs one; take"):
         search(tmp_path, recipe(objective="corrected"), unlabelled)
     found = search(tmp_path, recipe(objective="entropy"), unlabelled).artifact
     assert found.heads
+    assert "not judged on b: documents without a label" in found.search["notes"]
+    assert [*found.search["judgement"]["documents"]] == ["a"]
 
 
 def test_a_task_with_one_choice_is_refused(tmp_path):

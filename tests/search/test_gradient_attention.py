@@ -22,7 +22,6 @@ from act_harness.search.compute import opened as opened_model
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.gradient_attention import attention_with_bias, column_sums
 from act_harness.search.compute.read_rows import batches_of
-from act_harness.search.documents import Document
 
 CPU = torch.device("cpu")
 
@@ -230,14 +229,3 @@ def test_an_opened_model_is_held_to_what_rounding_does_to_stock(monkeypatch, noi
             stack.enter_context(pytest.raises(UnsupportedModelError, match="other logits"))
         stack.enter_context(StrengthenedModel(tiny(), Calibration(**NEUTRAL)))
     assert calls
-
-
-def test_batches_end_where_documents_become_much_shorter():
-    docs = [
-        Document("t", str(n), ((tuple(range(length)), (1,)), (tuple(range(length)), (2,))), 0)
-        for n, length in enumerate([20, 100, 18, 90, 60])
-    ]
-    cut = [one.documents for one in batches_of(docs, tokens=900, device=CPU)]
-    assert cut == [(1, 3), (4,), (0, 2)]  # 60 is less than 0.7 x 100, and 20 than 0.7 x 60
-    small = [one.documents for one in batches_of(docs, tokens=10_000, device=CPU)]
-    assert small == [(1, 3, 4, 0, 2)]  # not worth a forward of its own

@@ -6,10 +6,13 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from method_runs import DOCUMENTS, RECIPE
@@ -19,11 +22,20 @@ from tiny_search import drawn, tiny
 from act_harness.artifact import Artifact, ModelFacts, load_artifact
 from act_harness.attention import model_facts
 from act_harness.calibration import Calibration, HeadStrength, LayerPlan
-from act_harness.errors import InputError, RecipeError
+from act_harness.errors import (
+    ArtifactError,
+    InfrastructureError,
+    InputError,
+    RecipeError,
+    ResultError,
+)
 from act_harness.search.documents import Document
+from act_harness.search.methods import context as context_module
+from act_harness.search.methods import report as methods_report
 from act_harness.search.methods.arms import Arm, ArmScorer, computing_engine, parts_of
 from act_harness.search.methods.comparison import compare_methods
 from act_harness.search.methods.one_strength import OneStrength
+from act_harness.search.methods.random_heads import RANDOM_HEADS
 from act_harness.search.methods.registry import METHODS, chosen_methods
 from act_harness.search.methods.report import write_report
 from act_harness.search.methods.strength import divergence, matching_power, scaled
@@ -185,6 +197,11 @@ def test_p_values_are_adjusted_over_the_methods_of_a_column():
     found = [table.cells[name]["raw"] for name in "abc"]
     assert [one.result.p_value for one in found] == pytest.approx([2**-5, 2**-7, 1.0])
     assert [one.p_adjusted for one in found] == pytest.approx([1.5 * 2**-5, 3 * 2**-7, 1.0])
+    bare = arm("d", 0)._replace(heads=0)  # of which nothing was tested
+    table = make_table(arm("none", 0), [arm("a", 6), bare, arm("b", 8)], parts)
+    assert [table.cells[name]["raw"].p_adjusted for name in "adb"] == pytest.approx(
+        [2**-5, 1.0, 2 * 2**-7]
+    )
     assert [one.verdict for one in found] == ["improved", "improved", "inconclusive"]
 
 
@@ -244,6 +261,26 @@ def test_what_never_gets_there_says_so():
     match = matching_power(lambda power: min(power, 2.0) * 0.01, 1.0)
     assert not match.reached
     assert match.divergence == pytest.approx(0.02)
+
+
+def test_every_draw_of_random_heads_reads_the_layers_of_one_probe(monkeypatch):
+    model, probes = tiny(), []
+    facts = model_facts(model)
+    signed = Artifact(
+        name="signed", model=facts, calibration=Calibration(alpha=2.0), heads={1: (0, 2)}
+    )
+    attending = context_module.attending_layers
+    monkeypatch.setattr(
+        context_module, "attending_layers", lambda one: probes.append(one) or attending(one)
+    )
+    context = context_module.MethodContext(
+        recipe(), facts, DOCUMENTS, ArmScorer(model, facts),
+        Path("ledgers"), lambda name: signed,
+    )  # fmt: skip
+    drawn = [one.find(context) for one in RANDOM_HEADS]
+    assert [one.head_count() for one in drawn] == [2] * 10
+    assert len({one.sha256() for one in drawn}) > 5
+    assert probes == [model]
 
 
 # -- the whole -------------------------------------------------------------------------------------
@@ -339,6 +376,106 @@ def test_the_report_says_what_was_scored(compared):
     }
 
 
+def test_every_figure_follows_from_what_the_folder_holds(compared):
+    """Accuracy, label prior, KL and p of a method from scores and labels alone, computed anew."""
+    folder, _ = compared
+    stored = json.loads((folder / "methods.json").read_text())
+    labels = json.loads((folder / "labels.json").read_text())["evaluation"]["a"]
+    assert [one["key"] for one in labels] == [one.key for one in DOCUMENTS[0].judge]
+    right = np.array([one["right"] for one in labels])
+
+    def scores(name, split, task):
+        kept = json.loads((folder / "scores" / f"{name}.json").read_text())
+        return np.array(kept["scores"][split][task])
+
+    for name in ("gate", "signed", "both"):
+        own = scores(name, "evaluation", "a")
+        cells = stored["methods"][name]["columns"]
+        assert cells["raw"]["accuracy"] == np.mean(own.argmax(axis=1) == right)
+        less = own - own.mean(axis=0)
+        assert cells["batch"]["accuracy"] == np.mean(less.argmax(axis=1) == right)
+        stock = scores("none", "evaluation", "a").argmax(axis=1) == right
+        gained = int(((own.argmax(axis=1) == right) & ~stock).sum())
+        lost = int((stock & (own.argmax(axis=1) != right)).sum())
+        p = min(1.0, 2 * sum(math.comb(gained + lost, k) for k in range(min(gained, lost) + 1))
+                / 2 ** (gained + lost))  # fmt: skip
+        assert cells["raw"]["p"] == pytest.approx(p)
+        moved = []
+        for task in ("a", "b"):
+            q, p = (np.exp(scores(who, "verify", task)) for who in ("none", name))
+            q, p = q / q.sum(axis=1, keepdims=True), p / p.sum(axis=1, keepdims=True)
+            moved.append(np.mean((p * np.log(p / q)).sum(axis=1)))
+        assert stored["methods"][name]["divergence"] == pytest.approx(np.mean(moved))
+        other = json.loads((folder / "labels.json").read_text())["evaluation"]["b"]
+        for column in ("characters", "tokens"):
+            best = (scores(name, "evaluation", "b") / [one[column] for one in other]).argmax(axis=1)
+            hits = best == [one["right"] for one in other]
+            assert cells[f"by_{column}_other_tasks"]["accuracy"] == np.mean(hits)
+    tests = {
+        name: one["columns"]["raw"]["p"] for name, one in stored["methods"].items() if one["heads"]
+    }
+    order = sorted(tests, key=tests.get)
+    adjusted = [tests[name] * len(order) / (rank + 1) for rank, name in enumerate(order)]
+    for rank, name in enumerate(order):
+        found = stored["methods"][name]["columns"]["raw"]["p_adjusted"]
+        assert found == pytest.approx(min(1.0, *adjusted[rank:]))
+
+
+def test_a_method_without_heads_has_no_figures_of_its_own(compared, tmp_path):
+    """It was drawn as a control that gains +0.0 (-2.7 to +2.7), which nobody had measured."""
+    _, arms = compared
+    bare = arms.untouched._replace(method="gate", note="found no heads: the untouched model")
+    others = [one for one in arms.arms if one.method == "signed"]
+    given = dataclasses.replace(
+        arms, arms=(*others, bare), equal=(), reference=None, divergences={"signed": 1.0, "gate": 0}
+    )
+    report = write_report(recipe(), given, tmp_path)
+    (row,) = (line for line in report.markdown().splitlines() if line.startswith("| gate |"))
+    (stock,) = (line for line in report.markdown().splitlines() if line.startswith("| none |"))
+    assert row.split("|")[4:] == stock.split("|")[4:]
+    assert "Found no heads: `gate`. Nothing they tried did better on verify" in report.markdown()
+    assert report.measured() == ["signed"]
+    assert {one.name for one in methods_report._rows(report.table, report.measured())} == {"signed"}
+    empty = dataclasses.replace(given, arms=(bare,))
+    assert "forest.png" not in write_report(recipe(), empty, tmp_path).files
+    assert not (tmp_path / "forest.png").exists()  # the first call's
+
+
+def test_a_report_names_model_objective_and_what_columns_are(compared, tmp_path):
+    _, arms = compared
+    report = write_report(recipe(), arms, tmp_path)
+    text = report.markdown()
+    assert "(LlamaForCausalLM, float32), objective corrected, seed 1234; documents to find" in text
+    assert "choose heads by: a 8 + 8, b 8 + 8." in text
+    assert "- batch: each choice's mean score over the documents subtracted; a\n" in text
+    stored = json.loads((tmp_path / "methods.json").read_text())
+    assert stored["model"]["architecture"] == "LlamaForCausalLM"
+    assert "forest-equal.png" in report.files
+    without = dataclasses.replace(arms, equal=(), reference=None)
+    assert "forest-equal.png" not in write_report(recipe(), without, tmp_path).files
+    assert not (tmp_path / "forest-equal.png").exists()
+    blind = recipe(objective="entropy")
+    assert "Objective entropy is that of methods without labels alone" in (
+        write_report(blind, without, tmp_path).markdown()
+    )
+
+
+def test_a_later_call_with_fewer_methods_keeps_what_a_head_set_was_held_against(compared, tmp_path):
+    folder = copy_of(compared, tmp_path)
+    before = load_artifact(folder / "artifacts/signed.json").search["held_out"]
+    assert len(before["columns"]["raw"]["random_sets"]["scores"]) == 1
+    compare(folder, ["signed"], equal_strength=False)
+    assert load_artifact(folder / "artifacts/signed.json").search["held_out"] == before
+
+
+def test_what_a_killed_process_was_writing_is_removed(compared, tmp_path):
+    folder = copy_of(compared, tmp_path)
+    for kind in ("artifacts", "scores", "equal"):
+        (folder / kind / ".signed.json.0123abcd.tmp").write_text("{")
+    compare(folder, ["signed"], equal_strength=False)
+    assert not [*folder.rglob("*.tmp")]
+
+
 def test_what_was_found_is_not_found_again(compared, monkeypatch):
     folder, arms = compared
     monkeypatch.setattr(ArmScorer, "scores", None)
@@ -373,6 +510,101 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(compared, tmp_path):
     assert [one.match for one in found.equal] == [
         equal[one.arm.method].match for one in found.equal
     ]
+
+
+KEPT = ["scores/signed.json", "equal/signed.json"]
+
+
+def copy_of(compared, tmp_path):
+    return Path(shutil.copytree(compared[0], tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: text.replace('"heads":', '"head":', 1),
+        lambda text: text.replace("-", "", 1),  # a number that is another one
+        lambda text: text.replace("[[-", "[[NaN,-", 1),
+    ],
+)
+def test_a_damaged_file_of_the_folder_is_one_line(compared, tmp_path, name, change):
+    folder = copy_of(compared, tmp_path)
+    text = (folder / name).read_text()
+    assert change(text) != text
+    (folder / name).write_text(change(text))
+    with pytest.raises(ResultError, match=rf"{name}.*; delete it, and it is computed again"):
+        compare(folder, ["signed"])
+
+
+def test_scores_are_of_the_head_set_beside_them(compared, tmp_path):
+    folder = copy_of(compared, tmp_path)
+    shutil.copy(folder / "artifacts/gate.json", folder / "artifacts/signed.json")
+    with pytest.raises(ResultError, match=r"signed\.json is not of the head set in .*; delete the"):
+        compare(folder, ["signed"])
+    shutil.copy(folder / "scores/gate.json", folder / "scores/signed.json")
+    with pytest.raises(ResultError, match="is not of the head set in"):
+        compare(folder, ["signed"])
+    (folder / "scores/signed.json").unlink()  # then it is taken for what signed found
+    assert compare(folder, ["signed"]).arms[0].heads == load_artifact(
+        folder / "artifacts/gate.json"
+    ).head_count()  # fmt: skip
+
+
+def test_an_artifact_of_another_model_is_refused_though_its_scores_are_there(compared, tmp_path):
+    folder = copy_of(compared, tmp_path)
+    path = folder / "artifacts/signed.json"
+    content = json.loads(path.read_text())
+    content["model"]["num_hidden_layers"] = 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"was made for .* with num_hidden_layers 7"):
+        compare(folder, ["signed"])
+
+
+def test_a_lost_head_set_is_read_off_the_ledger_again(compared, tmp_path):
+    folder = copy_of(compared, tmp_path)
+    before = load_artifact(folder / "artifacts/signed.json")
+    (folder / "artifacts/signed.json").unlink()
+    assert compare(folder, ["signed"], equal_strength=False).arms[0].heads == before.head_count()
+    assert load_artifact(folder / "artifacts/signed.json").sha256() == before.sha256()
+
+
+def test_scores_that_are_not_finite_are_one_line(tmp_path):
+    model = tiny()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = torch.nan
+    with pytest.raises(InfrastructureError, match="has scores that are not finite; check the"):
+        compare_methods(
+            recipe(), model=model, facts=model_facts(model), documents=DOCUMENTS,
+            methods=chosen_methods(["signed"]), folder=tmp_path, show_progress=False,
+        )  # fmt: skip
+    assert not (tmp_path / "scores").exists()
+
+
+def test_tasks_that_give_no_table_are_refused_before_anything_is_computed():
+    def changed(**changes):
+        return [dataclasses.replace(DOCUMENTS[0], **changes), DOCUMENTS[1]]
+
+    def each(change):
+        splits = ("search", "verify", "judge")
+        return changed(**{s: tuple(map(change, getattr(DOCUMENTS[0], s))) for s in splits})
+
+    for given_documents, words in (
+        ([DOCUMENTS[0]] * 2, "a task comes twice"),
+        (changed(verify=()), "8 search and 0 verify documents"),
+        (changed(search=DOCUMENTS[0].search[:1], verify=DOCUMENTS[0].verify[:2]), "needs 2 that"),
+        (each(lambda one: dataclasses.replace(one, choices=("a", "b"))), "lacks its label or the"),
+        (
+            each(lambda one: dataclasses.replace(
+                one, requests=one.requests[:1], choices=("a",), right=0)),
+            "has one choice",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(RecipeError, match=words):
+            parts_of(given_documents)
 
 
 def test_a_task_that_cannot_judge_is_refused(tmp_path):

@@ -150,12 +150,14 @@ def test_settings_make_a_recipe_or_say_what_is_missing(tmp_path):
         search_from_settings(SearchSettings(tasks=["x"], samples=3, documents=path))
 
 
-def test_prepared_documents_serve_every_recipe_on_some_of_their_tasks():
+def test_prepared_documents_serve_every_recipe_on_some_of_their_tasks(caplog):
     from act_harness.search.command import _fitting
 
     some = recipe(tasks=["b"], samples=8)
     assert _fitting(DRAWN, some) == [DRAWN[1]]
     assert _fitting(DRAWN, recipe(tasks=["b", "a"])) == [DRAWN[1], DRAWN[0]]
+    assert not caplog.records
     assert _fitting(DRAWN, recipe(tasks=["group-of-both"])) == DRAWN
+    assert "names group-of-both; the prepared documents are of a, b, and all" in caplog.text
     with pytest.raises(RecipeError, match="hold 8 of task 'b', the recipe asks for 9"):
         _fitting(DRAWN, recipe(tasks=["b"], samples=9))

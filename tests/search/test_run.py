@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 from search_runs import DRAWN, recipe, search
-from tiny_search import tiny
+from tiny_search import drawn, tiny
 
 from act_harness.artifact import ModelFacts, load_artifact
 from act_harness.attention import attach, model_facts
@@ -24,6 +24,7 @@ from act_harness.scoring.scorer import Item, Scorer
 from act_harness.search.choose import sets as choose_sets
 from act_harness.search.compute import measure
 from act_harness.search.compute.exact import ChunkPass
+from act_harness.search.ledger import SearchLedger
 from act_harness.search.recipe import load_recipe
 from act_harness.search.run import ledger_folder, run_search, stable_content
 from act_harness.support import atomic, places
@@ -335,6 +336,49 @@ def test_a_damaged_ledger_line_is_named(tmp_path):
     part.write_text("\n".join(lines) + "\n")
     with pytest.raises(ResultError, match="line 2"):
         search(tmp_path)
+
+
+def test_a_changed_unit_of_a_ledger_is_refused_and_one_without_a_seal_is_read(tmp_path):
+    def opened():
+        return SearchLedger.opened(tmp_path, identity={})
+
+    with opened() as ledger:
+        ledger.add(("a", 1), {"loss": 0.5, "rows": [[1.0, 2.0]]})
+        ledger.add(("a", 2), {"loss": 0.25})
+    whole = ledger.path.read_text()
+    for change in (("0.5", "0.6"), ('"loss"', '"lose"'), ("[[1.0, 2.0]]", "[[1.0]]")):
+        ledger.path.write_text(whole.replace(*change, 1))
+        with (
+            pytest.raises(ResultError, match=r"line 1 is not as it was .*; delete the folder"),
+            opened(),
+        ):
+            pass
+    lines = [json.loads(line) for line in whole.splitlines()]
+    for line in lines:
+        del line["sha256"]
+    ledger.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with opened() as ledger:
+        assert ledger.get(("a", 2)) == {"loss": 0.25}
+
+
+@pytest.mark.parametrize("method", ["exhaustive", "screened"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"right": -1}, "document .* of task 'a' has no label, objective 'corrected' needs one"),
+        ({"right": 3}, "has no label"),
+        ({"requests": (((1, 2), (3,)),), "right": 0}, "has one choice, a search needs at least"),
+    ],
+)
+def test_documents_that_say_nothing_are_refused(tmp_path, method, change, words):
+    one, two = drawn("a", 1), drawn("b", 2)
+    for split in ("search", "judge"):
+        changed = tuple(dataclasses.replace(found, **change) for found in getattr(one, split))
+        with pytest.raises(RecipeError, match=words):
+            search(tmp_path, recipe(method=method, objective="corrected"),
+                   documents=[dataclasses.replace(one, **{split: changed}), two])  # fmt: skip
+    with pytest.raises(RecipeError, match="a task twice: b, b; give each once"):
+        search(tmp_path, recipe(method=method), documents=[two, two])
 
 
 @pytest.mark.slow

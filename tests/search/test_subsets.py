@@ -10,7 +10,7 @@ from method_runs import DOCUMENTS, RECIPE
 from tiny_search import tiny
 
 from act_harness.attention import model_facts
-from act_harness.errors import InputError
+from act_harness.errors import InputError, RecipeError, ResultError
 from act_harness.search.compute.training import Training
 from act_harness.search.documents import Document, TaskDocuments
 from act_harness.search.recipe import make_recipe
@@ -64,6 +64,14 @@ def test_the_whole_finds_what_the_search_finds_and_goes_on_from_its_folder(tmp_p
     monkeypatch.setattr(Training, "epoch", None)  # nothing is tuned again
     again = compare_parts(own, model=model, documents=DOCUMENTS, folder=tmp_path / "parts", last=1)
     assert again["parts"] == found["parts"]
+    with pytest.raises(RecipeError, match="is of another recipe, model or documents"):
+        compare_parts(
+            recipe(seed=5), model=model, documents=DOCUMENTS, folder=tmp_path / "parts", last=1
+        )
+    path = tmp_path / "parts" / "scores" / "last-1.json"
+    path.write_text(path.read_text().replace("-", "", 1))
+    with pytest.raises(ResultError, match=r"last-1\.json is not as it was written.*; delete it"):
+        compare_parts(own, model=model, documents=DOCUMENTS, folder=tmp_path / "parts", last=1)
 
 
 def test_another_target_is_refused(tmp_path):

@@ -308,6 +308,19 @@ def test_a_card_says_where_an_evaluation_meets_the_search(mine, source, shared):
     assert ("which never meet its evaluation" in card) is not shared
 
 
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [({"searched_heads": 8}, "3 of 8 searched heads of"), ({}, "3 heads of"), (None, "3 heads of"),
+     ({"searched_heads": "8"}, "3 heads of")],
+)  # fmt: skip
+def test_a_card_counts_no_heads_of_layers_without_attention(mine, search, said):
+    """It said "of 12" of every model of three layers and four heads, hybrids too."""
+    card = model_card(
+        mine.model_copy(update={"search": search}), CardFacts(HubFile("me/heads"), "mit")
+    )
+    assert f"\n## `mine`: {said} `someone/tiny`\n" in card
+
+
 @pytest.mark.parametrize("record", [{}, {"columns": 3}, {"columns": {"raw": {}}}, {"columns": []}])
 def test_a_record_that_cannot_be_read_is_said(mine, record):
     broken = mine.model_copy(update={"search": {"judgement": record, "splits": {"a": 3}}})

@@ -11,6 +11,7 @@ import pytest
 from installed import REPOSITORY, python, write_metadata
 from mtbench_runs import doc, graded, write_run
 from mtbench_server import Say, serving
+from tiny_heads import save_heads
 from tiny_search import drawn
 from tracked_tasks import write_tasks
 from wandb_files import (
@@ -23,8 +24,7 @@ from wandb_files import (
     run_files,
 )
 
-from act_harness.artifact import Artifact, load_artifact
-from act_harness.calibration import Calibration
+from act_harness.artifact import load_artifact
 from act_harness.cli import app as cli
 from act_harness.evidence.results import load_run
 from act_harness.harness import task_lookup
@@ -42,14 +42,8 @@ def stop_wandb():
 
 @pytest.fixture(scope="module")
 def artifact_file(tiny_checkpoint, tmp_path_factory):
-    from act_harness.model import CalibratedHFLM
-
-    lm = CalibratedHFLM(str(tiny_checkpoint), artifact="none", dtype="float32", device="cpu")
-    artifact = Artifact(
-        name="tiny heads/1", model=lm.facts, calibration=Calibration(alpha=1.5, beta=0.0),
-        heads={0: (0, 1, 2), 1: (1, 3), 2: (0, 1)},
-    )  # fmt: skip
-    return artifact.save(tmp_path_factory.mktemp("artifact") / "mine.json")
+    path = tmp_path_factory.mktemp("artifact") / "mine.json"
+    return save_heads(tiny_checkpoint, path, name="tiny heads/1", alpha=1.5, beta=0.0)
 
 
 @pytest.fixture

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["Sheet", "Step", "Steps", "make_sheet"]
 
 _MOST_FAMILIES = 64
-_MOST_RUNNERS = 1024
 _STEP = "triton step"
 
 

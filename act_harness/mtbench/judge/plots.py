@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act_harness.evidence.figures import figure_text, head_figure, new_figure, save_figure
+from act_harness.evidence.figures import (
+    GREY,
+    PALETTE,
+    figure_text,
+    head_figure,
+    new_figure,
+    save_figure,
+)
 from act_harness.mtbench.judge.scores import ArmScores
 
 if TYPE_CHECKING:
@@ -19,7 +26,7 @@ RADAR_CATEGORIES = 3
 """Fewest categories that make a shape around a circle."""
 
 # Okabe and Ito: told apart by colour-blind readers and in print.
-_COLOURS = ("#767676", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_COLOURS = (GREY, *PALETTE[:5])
 
 
 def category_bars(arms: Sequence[ArmScores], path: Path, *, judge: str) -> Path:

@@ -127,6 +127,11 @@ class StrengthenedModel(OpenedModel):
         return 2 if self.calibration.target == "both" else 1, self.layers, self.heads
 
     @property
+    def hidden_size(self) -> int:
+        """Of the decoder's layers."""
+        return int(self.decoder.config.get_text_config().hidden_size)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the strengths: float32, or float64 in a float64 model."""
         return torch.float64 if self.model.dtype == torch.float64 else torch.float32

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from act_harness.attention.capabilities import MODEL_FAILURES
 from act_harness.attention.rounding import alike
 from act_harness.errors import UnsupportedModelError, one_line
 from act_harness.search.compute.layout import Layout
@@ -20,24 +21,19 @@ from act_harness.search.compute.records import Group
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from act_harness.search.compute.entered import EnteredModel
     from act_harness.search.compute.records import LayerRecord
-    from act_harness.search.compute.workbench import Workbench
 
 __all__ = ["Opening"]
 
 _TOKENS = 8
 _PREFIX = 3
 
-_FAILURES = (
-    AttributeError, LookupError, RuntimeError, TypeError, UnsupportedModelError, ValueError,
-)  # fmt: skip
-"""What a model's own code raises where it is run otherwise than it expects."""
-
 
 class Opening:
     """Eight tokens, and what the stock model makes of them."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: EnteredModel) -> None:
         """Run the stock model.
 
         Args:
@@ -61,7 +57,7 @@ class Opening:
                     return self._entered() or self._added()
             except torch.OutOfMemoryError:
                 raise
-            except _FAILURES as error:
+            except MODEL_FAILURES as error:
                 said = one_line(error, limit=120)
                 if not isinstance(error, RuntimeError):
                     break
@@ -84,7 +80,7 @@ class Opening:
                         return
             except torch.OutOfMemoryError:
                 raise
-            except _FAILURES as error:
+            except MODEL_FAILURES as error:
                 said = one_line(error, limit=120)
         raise UnsupportedModelError(
             f"{type(bench.model).__name__} cannot be searched: its texts cannot lie in one row "

@@ -7,9 +7,11 @@ everything that is read, so a document's scores depend on no other in its batch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,14 +20,13 @@ if TYPE_CHECKING:
 
     from act_harness.search.documents import Document
 
-__all__ = ["Batch", "batches_of", "rows_of", "tokens_of"]
+__all__ = ["Batch", "batches_of", "forward_cost", "rows_of", "tokens_of"]
 
-_LEAST_LENGTH = {"cpu": 0.7}
-"""Of a batch's shortest document against its longest, by device: a pad costs a processor what a
-token costs, another forward next to nothing."""
+_FORWARD = {"cpu": 2e7}
+"""Hidden size squared times the padded tokens that take as long as what a forward costs whatever
+its size, by device: a processor waits for its weights, a GPU for launches (results/benchmarks)."""
 
-_LEAST_ELSEWHERE = 0.5
-"""A GPU that waits for launches takes padded tokens rather than one more forward."""
+_FORWARD_ELSEWHERE = 2e10
 
 
 class _Read(NamedTuple):
@@ -100,32 +101,51 @@ def tokens_of(document: Document) -> int:
     return sum(len(row.tokens) for row in rows_of(document))
 
 
-def batches_of(documents: Sequence[Document], *, tokens: int, device: torch.device) -> list[Batch]:
+def forward_cost(device: torch.device, hidden: int) -> float:
+    """Return how many padded tokens take as long as one more forward, and its backward.
+
+    Args:
+        device: of the model.
+        hidden: its hidden size; a token's arithmetic grows with the square of it.
+    """
+    return _FORWARD.get(device.type, _FORWARD_ELSEWHERE) / hidden**2
+
+
+def batches_of(
+    documents: Sequence[Document], *, tokens: int, device: torch.device, forward: float = math.inf
+) -> list[Batch]:
     """Batch documents, of one task or of several, those of like length together.
+
+    Of all ways to cut the documents, longest first, the one that costs least: padded tokens, and
+    ``forward`` for each batch.
 
     Args:
         documents: to score.
         tokens: most padded tokens of a batch; a longer document has one of its own.
-        device: where the tensors go. It decides how much shorter documents of a batch may be.
+        device: where the tensors go.
+        forward: padded tokens that one more batch may save, at most half of a full one.
     """
-    least = _LEAST_LENGTH.get(device.type, _LEAST_ELSEWHERE)
     rows = [rows_of(document) for document in documents]
-    longest = [max(len(row.tokens) for row in own) for own in rows]
+    longest = np.array([max(len(row.tokens) for row in own) for own in rows])
+    order = np.lexsort((np.arange(len(rows)), -longest))
+    width = longest[order]
+    ends = np.concatenate([[0], np.cumsum([len(rows[number]) for number in order])])
+    forward = min(forward, tokens / 2)
+    cost, starts, low = np.zeros(len(ends)), [0] * len(ends), 0
+    for stop in range(1, len(ends)):
+        while low < stop - 1 and (ends[stop] - ends[low]) * width[low] > tokens:
+            low += 1
+        found = cost[low:stop] + forward + (ends[stop] - ends[low:stop]) * width[low:stop]
+        starts[stop] = low + int(found.argmin())
+        cost[stop] = found.min()
     batches: list[list[int]] = []
-    held = 0
-    for number in sorted(range(len(documents)), key=lambda n: (-longest[n], n)):
-        count = held + len(rows[number])
-        most = longest[batches[-1][0]] if batches else 0
-        short = longest[number] < least * most and held * most >= tokens / 16
-        if batches and count * most <= tokens and not short:
-            batches[-1].append(number)
-            held = count
-        else:
-            batches.append([number])
-            held = len(rows[number])
+    stop = len(rows)
+    while stop:
+        batches.append(order[starts[stop] : stop].tolist())
+        stop = starts[stop]
     return [
         _batch(some, rows, max(len(documents[n].requests) for n in some), device)
-        for some in batches
+        for some in reversed(batches)
     ]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from act_harness.calibration import LayerPlan
-from act_harness.search.compute.exact import calibrated_change
+from act_harness.search.compute.chunk import calibrated_change
 from act_harness.search.compute.records import LayerRecord
 
 if TYPE_CHECKING:

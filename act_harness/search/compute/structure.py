@@ -1,6 +1,6 @@
 """What the search reads off a model: its decoder layers, its sliding windows, the masks they need.
 
-Nothing here changes a model; see :mod:`act_harness.search.compute.workbench` for that.
+Nothing here changes a model; see :mod:`act_harness.search.compute.entered` for that.
 """
 
 from __future__ import annotations

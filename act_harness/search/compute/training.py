@@ -23,7 +23,7 @@ from torch import Tensor
 
 from act_harness.errors import InfrastructureError
 from act_harness.search.compute.objective import has_fixed_choices, objective_loss
-from act_harness.search.compute.read_rows import batches_of, tokens_of
+from act_harness.search.compute.read_rows import batches_of, forward_cost, tokens_of
 
 if TYPE_CHECKING:
     from act_harness.search.compute.gradient import StrengthenedModel
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from act_harness.search.recipe import GradientMethod
     from act_harness.support.processes import Processes
 
-__all__ = ["State", "Training", "score_rows", "scored"]
+__all__ = ["State", "Training", "score_rows", "scored", "scored_together"]
 
 _START = 0.1
 """Standard deviation of a random restart's first strengths; the first run starts at 0."""
@@ -178,17 +178,11 @@ class Training:
         What a forward kept for its backward is held until the scores of all its tasks are there, so
         a group is about one forward. A small model's forwards of one task each are mostly waiting.
         """
-        groups: list[list[str]] = []
-        held = 0
-        for task, some in batches.items():
-            own = sum(tokens_of(self.tasks[task][n]) for n in some)
-            if groups and held + own <= self.tokens:
-                groups[-1].append(task)
-                held += own
-            else:
-                groups.append([task])
-                held = own
-        return groups
+        sizes = {
+            task: sum(tokens_of(self.tasks[task][n]) for n in some)
+            for task, some in batches.items()
+        }
+        return scored_together(sizes, tokens=self.tokens)
 
     def _tasks(self, state: State, batches: Mapping[str, list[int]], tasks: Sequence[str]) -> float:
         """Add some tasks' gradients to the state's; return their share of the loss."""
@@ -241,6 +235,25 @@ class Training:
         return theta.clamp(max=0.0) if signs == "damp" else theta.clamp(min=0.0)
 
 
+def scored_together(sizes: Mapping[str, int], *, tokens: int) -> list[list[str]]:
+    """Group tasks, in their order, up to a number of tokens; a larger one stands alone.
+
+    Args:
+        sizes: tokens by task.
+        tokens: most of a group.
+    """
+    groups: list[list[str]] = []
+    held = 0
+    for task, own in sizes.items():
+        if groups and held + own <= tokens:
+            groups[-1].append(task)
+            held += own
+        else:
+            groups.append([task])
+            held = own
+    return groups
+
+
 def score_rows(
     model: StrengthenedModel,
     documents: Sequence[Document],
@@ -273,7 +286,11 @@ def scored(
         and the scores of all processes, (documents, choices) without a graph, minus infinity where
         a choice is missing.
     """
-    batches = batches_of(documents, tokens=tokens, device=model.device)
+    share = math.ceil(sum(map(tokens_of, documents)) / processes.count)  # work for each of them
+    batches = batches_of(
+        documents, tokens=min(tokens, share) if processes.count > 1 else tokens,
+        device=model.device, forward=forward_cost(model.device, model.hidden_size),
+    )  # fmt: skip
     mine = batches[processes.rank :: processes.count]
     pieces = [(batch.documents, model.scores(batch, theta)) for batch in mine]
     counts = torch.tensor([len(one.requests) for one in documents], device=model.device)

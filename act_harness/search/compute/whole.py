@@ -19,7 +19,7 @@ from act_harness.search.compute.packs import Variants
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from act_harness.search.compute.exact import ChunkPass
+    from act_harness.search.compute.chunk import RecordedChunk
 
 __all__ = ["WholeLayer"]
 
@@ -28,18 +28,18 @@ class WholeLayer:
     """The variants of one layer of a chunk."""
 
     def __init__(
-        self, passing: ChunkPass, layer: int, heads: tuple[int, ...], change: Tensor
+        self, chunk: RecordedChunk, layer: int, heads: tuple[int, ...], change: Tensor
     ) -> None:
         """Store what calibration changes there.
 
         Args:
-            passing: the chunk, its baseline recorded.
+            chunk: the chunk, its baseline recorded.
             layer: one that attends.
             heads: its heads at stake.
             change: (M, S, T, h, D) added to their attention output.
         """
-        self.passing, self.layer, self.change = passing, layer, change
-        self.bench, self.layout, self.records = passing.bench, passing.layout, passing.records
+        self.chunk, self.layer, self.change = chunk, layer, change
+        self.bench, self.layout, self.records = chunk.bench, chunk.layout, chunk.records
         record = self.records[layer]
         if record.attention is None:
             raise InternalError("a layer below the first recorded one was asked for")
@@ -78,7 +78,7 @@ class WholeLayer:
             own=own,
             places=rows,
         )
-        return self.passing.changes(read, len(rows), replayed)
+        return self.chunk.changes(read, len(rows), replayed)
 
     def _rows(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows to read, (P, 2), and (V, N) which of them an answer token has, or -1."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from act_harness.attention import attach
 from act_harness.attention.placement import input_device
 from act_harness.engines import select_engine
 from act_harness.errors import RecipeError
+from act_harness.evidence.scaling import FOLDS
 from act_harness.scoring.scorer import Item, Scorer
-from act_harness.search.record import set_tokens
+from act_harness.search.choose.effects import not_finite
+from act_harness.search.documents import digest_of
+from act_harness.search.record import measured_facts, set_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,8 +23,17 @@ if TYPE_CHECKING:
     from act_harness.artifact import Artifact, ModelFacts
     from act_harness.calibration import LayerPlan
     from act_harness.search.documents import Document, TaskDocuments
+    from act_harness.search.recipe import Recipe
 
-__all__ = ["Arm", "ArmScorer", "Parts", "Scores", "computing_engine", "parts_of"]
+__all__ = [
+    "Arm",
+    "ArmScorer",
+    "Parts",
+    "Scores",
+    "computing_engine",
+    "identity_of",
+    "parts_of",
+]
 
 Scores = dict[str, dict[str, list[list[float]]]]
 """Split to task to log-likelihoods, a row a document, as long as its choices."""
@@ -50,24 +63,58 @@ def parts_of(documents: Sequence[TaskDocuments]) -> Parts:
     split ``judge``.
 
     Raises:
-        RecipeError: a task has neither, or a document without label or texts of its choices.
+        RecipeError: a task comes twice, has none that judge, too few to choose by or to fit the
+            supervised scaling on, or a document without label or texts of its choices.
     """
+    if len({one.task for one in documents}) < len(documents):
+        raise RecipeError(f"a task comes twice: {[one.task for one in documents]}; give each once")
     for one in documents:
-        if len(one.held_out or one.judge) < 2:
-            raise RecipeError(
-                f"task {one.task!r} has no documents that only judge; prepare them with "
-                "--held-out N, or give the recipe judge_samples"
-            )
-        for document in (*one.search, *one.verify, *(one.held_out or one.judge)):
-            if not document.choices or not 0 <= document.right < len(document.requests):
-                raise RecipeError(
-                    f"document {document.key} of task {one.task!r} lacks its label or the texts of "
-                    "its choices; a table of methods needs both, so prepare the documents again"
-                )
+        _check_task(one)
     return {
         "search": {one.task: one.search for one in documents},
         "verify": {one.task: one.verify for one in documents},
         "evaluation": {one.task: one.held_out or one.judge for one in documents},
+    }
+
+
+def _check_task(one: TaskDocuments) -> None:
+    """Refuse, before anything is computed, a task of which no table can be made."""
+    judge = one.held_out or one.judge
+    if len(judge) < 2:
+        raise RecipeError(
+            f"task {one.task!r} has no documents that only judge; prepare them with "
+            "--held-out N, or give the recipe judge_samples"
+        )
+    if len(one.verify) < 2 or len(one.search) + len(one.verify) < FOLDS:
+        raise RecipeError(
+            f"task {one.task!r} has {len(one.search)} search and {len(one.verify)} verify "
+            f"documents; a table of methods needs 2 that verify, and {FOLDS} in both; raise "
+            "samples or verify_samples"
+        )
+    for document in (*one.search, *one.verify, *judge):
+        count = len(document.requests)
+        if len(document.choices) != count or not 0 <= document.right < count:
+            raise RecipeError(
+                f"document {document.key} of task {one.task!r} lacks its label or the texts of "
+                "its choices; a table of methods needs both, so prepare the documents again"
+            )
+        if count < 2:
+            raise RecipeError(
+                f"document {document.key} of task {one.task!r} has one choice, a table of methods "
+                "needs at least two to tell apart; leave the task out"
+            )
+
+
+def identity_of(recipe: Recipe, facts: ModelFacts, parts: Parts, device: str) -> dict[str, Any]:
+    """Return all that decides what arms find and score; what was kept of another is refused."""
+    return {
+        "recipe": recipe.content(),
+        "model": measured_facts(facts),
+        "documents": {
+            split: {task: digest_of(found) for task, found in tasks.items()}
+            for split, tasks in parts.items()
+        },
+        "device": device,
     }
 
 
@@ -100,6 +147,9 @@ class ArmScorer:
         Args:
             artifact: None or one without heads: the untouched model.
             parts: documents by split and task.
+
+        Raises:
+            InfrastructureError: a score is not finite.
         """
         kept = artifact if artifact is not None and artifact.head_count() else None
         engine = self.engine if kept is None else self.engine_of(kept)
@@ -125,9 +175,13 @@ class ArmScorer:
 def _rows(scorer: Scorer, documents: Sequence[Document]) -> list[list[float]]:
     items = [Item(*request) for document in documents for request in document.requests]
     found = iter(scorer.score(items))
-    return [
-        [round(next(found).loglikelihood, 6) for _ in document.requests] for document in documents
-    ]
+    rows = []
+    for document in documents:
+        row = [round(next(found).loglikelihood, 6) for _ in document.requests]
+        if not all(map(math.isfinite, row)):
+            raise not_finite(document)
+        rows.append(row)
+    return rows
 
 
 def computing_engine(name: str, plans: Sequence[LayerPlan], device: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from act_harness.attention.probe import attending_layers
 from act_harness.calibration import Calibration, LayerPlan
 from act_harness.search.choose.effects import TaskScores
 from act_harness.search.methods.arms import ArmScorer, computing_engine
@@ -53,6 +55,11 @@ class MethodContext:
     artifact_of: Callable[[str], Artifact | None]
     """What another method of the registry found."""
     show_progress: bool = True
+
+    @cached_property
+    def layers(self) -> dict[int, int]:
+        """Number of heads of every layer that attends, asked of the model once."""
+        return attending_layers(self.scorer.model)
 
     @property
     def detection(self) -> dict[str, Any]:

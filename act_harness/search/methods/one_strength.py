@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from act_harness.artifact import Artifact
 from act_harness.calibration import Calibration
-from act_harness.search.choose.sets import heads_at_stake
 
 if TYPE_CHECKING:
     from act_harness.search.methods.context import MethodContext
@@ -27,6 +26,8 @@ class OneStrength(NamedTuple):
 
     def find(self, context: MethodContext) -> Artifact | None:
         """Try the factors; None where no one does better than the untouched model."""
+        from act_harness.search.choose.sets import heads_at_stake
+
         best, value = None, context.verified(None)
         heads = heads_at_stake(context.scorer.model, context.facts, context.recipe)
         for factor in self.factors:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from act_harness.search.methods.strength import scaled
-
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact
     from act_harness.search.methods.context import MethodContext
@@ -25,6 +23,8 @@ class OppositeStrengths(NamedTuple):
 
     def find(self, context: MethodContext) -> Artifact | None:
         """Invert what ``signed`` found, which are factors."""
+        from act_harness.search.methods.strength import scaled
+
         like = context.artifact_of("signed")
         if like is None or not like.head_count():
             return None

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from act_harness.attention.probe import attending_layers
-from act_harness.search.choose.heldout import random_artifact
-
 if TYPE_CHECKING:
     from act_harness.artifact import Artifact
     from act_harness.search.methods.context import MethodContext
@@ -32,11 +29,12 @@ class RandomHeads(NamedTuple):
 
     def find(self, context: MethodContext) -> Artifact | None:
         """Draw heads of the whole model and hand the strengths out at random."""
+        from act_harness.search.choose.heldout import random_artifact
+
         like = context.artifact_of(self.of)
         if like is None or not like.head_count():
             return None
-        layers = attending_layers(context.scorer.model)
-        return random_artifact(like, seed=self.number, layers=layers)
+        return random_artifact(like, seed=self.number, layers=context.layers)
 
 
 RANDOM_HEADS = tuple(RandomHeads(number) for number in range(1, 11))

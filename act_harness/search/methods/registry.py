@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from act_harness.errors import InputError, unknown_name
-from act_harness.search.methods.context import Method
 from act_harness.search.methods.one_strength import OneStrength
 from act_harness.search.methods.opposite import OppositeStrengths
 from act_harness.search.methods.random_heads import RANDOM_HEADS
@@ -14,6 +14,9 @@ from act_harness.search.methods.shuffled import ShuffledStrengths
 from act_harness.search.methods.single import SINGLE
 from act_harness.search.methods.tuned import TUNED
 from act_harness.search.methods.untouched import Untouched
+
+if TYPE_CHECKING:
+    from act_harness.search.methods.context import Method
 
 __all__ = ["METHODS", "chosen_methods"]
 

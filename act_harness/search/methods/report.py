@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_harness.evidence.comparison import Row
-from act_harness.evidence.tables import Markup, markdown_cell, markdown_table
+from act_harness.evidence.tables import Markup, markdown_cell, markdown_table, p_value_text
 from act_harness.search.methods.registry import METHODS
 from act_harness.search.methods.table import Cell, Column, Table, make_table
 from act_harness.support import atomic, provenance
@@ -45,21 +45,31 @@ class MethodsReport:
         counts = ", ".join(f"{markdown_cell(task)} {len(found)}" for task, found in parts.items())
         lines = [
             f"# Methods: {markdown_cell(self.recipe.name)}\n",
+            self._what(),
             f"Documents that neither found nor chose anything: {counts}. Mean accuracy over tasks "
             "in %; in brackets the difference from the untouched model, paired by document, its "
-            "95 % interval, and p adjusted over the methods of a column (Benjamini-Hochberg). "
+            "95 % interval, and p adjusted over the methods of a column that found heads "
+            "(Benjamini-Hochberg). "
             "Bold: improved; italic: regressed. KL: mean divergence of the answers on verify from "
             "the untouched model's, in nats.\n",
             self._columns_text(),
             "## At their own strength\n",
             self._table(self.table, self.arms.arms),
         ]
+        bare = [f"`{arm.method}`" for arm in self.arms.arms if not arm.heads]
+        if bare:
+            lines.append(
+                f"Found no heads: {', '.join(bare)}. Nothing they tried did better on verify than "
+                "the untouched model (or there was nothing to copy), whose figures stand in their "
+                "rows. No head set was measured, so what such a method or control would gain is "
+                "not known.\n"
+            )
         if self.equal is not None:
             reference = self.arms.reference
             lines += [
                 "## At equal strength\n",
                 f"Every strength to the power that moves the answers on verify as far as "
-                f"{reference} does, KL {self.arms.divergences[str(reference)]:.4f}; a power with "
+                f"{reference} does, KL {self.arms.divergences[str(reference)]:.3g}; a power with "
                 "a star did not get there.\n",
                 self._table(self.equal, [one.arm for one in self.arms.equal], equal=True),
             ]
@@ -68,27 +78,50 @@ class MethodsReport:
         lines += ["## What they are\n", *self._notes()]
         return "\n".join(lines)
 
+    def _what(self) -> str:
+        """Say of which model, recipe and documents the head sets are."""
+        model, recipe, parts = self.arms.model, self.recipe, self.arms.parts
+        counts = ", ".join(
+            f"{markdown_cell(task)} {len(found)} + {len(parts['verify'][task])}"
+            for task, found in parts["search"].items()
+        )
+        said = (
+            f"Model {markdown_cell(model.id)} ({model.architecture}, {model.dtype or 'no dtype'}), "
+            f"objective {recipe.objective}, seed {recipe.seed}; documents to find and to choose "
+            f"heads by: {counts}.\n"
+        )
+        if recipe.objective == "entropy":
+            said += (
+                "\nObjective entropy is that of methods without labels alone; all others have the "
+                "labels, and objective corrected.\n"
+            )
+        return said
+
     def _columns_text(self) -> str:
-        return "Tasks by column: " + "; ".join(
-            f"{column.title}: {', '.join(map(markdown_cell, column.tasks))}"
+        return "Columns (the answer is the choice of the best score):\n\n" + "".join(
+            f"- {column.title}: {column.says}; {', '.join(map(markdown_cell, column.tasks))}\n"
             for column in self.table.columns
-        ) + ".\n"  # fmt: skip
+        )
 
     def _table(self, table: Table, arms: Sequence[Arm], *, equal: bool = False) -> str:
         columns = table.columns
+        level = [f"{100 * table.level(column):.1f}" for column in columns]
         powers = {one.arm.method: one.match for one in self.arms.equal} if equal else {}
         rows: list[list[str]] = [
-            ["none", "0", *(["1"] if equal else []), "0",
-             *(f"{100 * table.level(column):.1f}" for column in columns)],
-        ]  # fmt: skip
+            ["none", "0", *([""] if equal else []), "0", *level],
+        ]
         for arm in arms:
             own, match = table.cells[arm.method], powers.get(arm.method)
             moved = self.arms.divergences[arm.method] if match is None else match.divergence
             power = [] if match is None else [f"{match.power:.3g}{'' if match.reached else '*'}"]
-            figures = [_figure(own[column.name]) for column in columns]
-            rows.append([arm.method, str(arm.heads), *power, f"{moved:.4f}", *figures])
+            figures = [_figure(own[column.name]) for column in columns] if arm.heads else level
+            rows.append([arm.method, str(arm.heads), *power, f"{moved:.3g}", *figures])
         head = ["method", "heads", *(["power"] if equal else []), "KL"]
         return markdown_table([*head, *(column.title for column in columns)], rows)
+
+    def measured(self) -> list[str]:
+        """Return the methods that found heads; the others' differences are none."""
+        return [arm.method for arm in self.arms.arms if arm.heads]
 
     def _rank(self) -> str:
         """Say where ``signed`` stands among random head sets, by column."""
@@ -115,6 +148,7 @@ class MethodsReport:
         """Return everything the tables say."""
         found: dict[str, Any] = {
             "schema": _SCHEMA,
+            "model": self.arms.model.model_dump(exclude_none=True),
             "recipe": self.recipe.content(),
             "documents": {
                 split: {task: len(documents) for task, documents in tasks.items()}
@@ -153,7 +187,8 @@ class MethodsReport:
 def write_report(recipe: Recipe, arms: MethodArms, folder: Path) -> MethodsReport:
     """Make the tables and write ``methods.md``, ``methods.json`` and the forest plots.
 
-    The plots are left out where matplotlib is not installed.
+    The plots show what has heads; they are left out where matplotlib is not installed, and one of
+    an earlier call that is not drawn again is removed.
 
     Raises:
         InfrastructureError: a file cannot be written.
@@ -165,17 +200,18 @@ def write_report(recipe: Recipe, arms: MethodArms, folder: Path) -> MethodsRepor
     report = MethodsReport(recipe, arms, table, equal)
     files = {"methods.json": atomic.write_json(folder / "methods.json", report.to_json())}
     text = report.markdown()
-    if find_spec("matplotlib") is not None:
+    plots = find_spec("matplotlib") is not None
+    for name, one in (("forest.png", table), ("forest-equal.png", equal)):
+        rows = _rows(one, report.measured()) if one is not None and plots else []
+        if not rows:
+            (folder / name).unlink(missing_ok=True)
+            continue
         from act_harness.evidence.plots import forest_plot
 
-        for name, one in (("forest.png", table), ("forest-equal.png", equal)):
-            if one is not None:
-                said = ", at equal strength" if one is equal else ""
-                title = f"{recipe.name}: methods against the untouched model{said}"
-                files[name] = forest_plot(
-                    _rows(one), folder / name, title=title, names=("none", "method")
-                )
-                text += f"\n![{markdown_cell(title)}]({name})\n"
+        said = ", at equal strength" if one is equal else ""
+        title = f"{recipe.name}: methods against the untouched model{said}"
+        files[name] = forest_plot(rows, folder / name, title=title, names=("none", "method"))
+        text += f"\n![{markdown_cell(title)}]({name})\n"
     files["methods.md"] = atomic.write_text(folder / "methods.md", text)
     return MethodsReport(recipe, arms, table, equal, files)
 
@@ -201,12 +237,13 @@ def track_methods(report: MethodsReport, settings: TrackingSettings, *, folder: 
         for kind, table in (("methods", report.table), ("methods_equal", report.equal)):
             if table is None:
                 continue
-            names, rows = _flat(table)
+            names, rows = _flat(table, report.measured())
             tracker.table(kind, names, rows)
             tracker.scalars(
                 {
                     f"{kind}/{method}/{column}": cell.result.difference
                     for method, cells in table.cells.items()
+                    if method in report.measured()
                     for column, cell in cells.items()
                 }
             )
@@ -216,12 +253,13 @@ def track_methods(report: MethodsReport, settings: TrackingSettings, *, folder: 
         return [line for line in (tracker.describe(),) if line]
 
 
-def _flat(table: Table) -> tuple[list[str], list[list[Any]]]:
+def _flat(table: Table, methods: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
     names = ["method", "column", "accuracy", "difference", "low", "high", "p_adjusted", "verdict"]
     rows = [
         [method, column, cell.result.score_b, cell.result.difference, *cell.result.interval,
          cell.p_adjusted, cell.verdict]
         for method, cells in table.cells.items()
+        if method in methods
         for column, cell in cells.items()
     ]  # fmt: skip
     return names, rows
@@ -236,16 +274,17 @@ def _figure(cell: Cell) -> str:
     low, high = found.interval
     return Markup(
         f"{mark}{100 * found.score_b:.1f}{mark} ({100 * found.difference:+.1f}; {100 * low:+.1f} "
-        f"to {100 * high:+.1f}; p {cell.p_adjusted:.3f})"
+        f"to {100 * high:+.1f}; p {p_value_text(cell.p_adjusted, digits=3)})"
     )
 
 
-def _rows(table: Table) -> list[Row]:
-    """Return the cells as rows that the forest plot draws, a panel a column."""
+def _rows(table: Table, methods: Sequence[str]) -> list[Row]:
+    """Return some methods' cells as rows that the forest plot draws, a panel a column."""
     return [
         _row(method, column, table.cells[method][column.name])
         for column in table.columns
         for method in table.cells
+        if method in methods
     ]
 
 

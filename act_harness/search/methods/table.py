@@ -3,7 +3,8 @@
 Columns are raw accuracy, accuracy by length where choices differ by document, and every calibration
 of scores that asks the model nothing more (:mod:`act_harness.evidence.calibrators`), apart for
 tasks whose choices are the same for every document and tasks where they differ. Differences are
-paired by document, p-values adjusted over the methods of a column.
+paired by document, p-values adjusted over the methods of a column that found heads: whether one did
+was decided by other documents, and one that did not is the untouched model.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from act_harness.evidence.calibrators import (
     lengths_of,
 )
 from act_harness.evidence.choices import padded
-from act_harness.evidence.results import ChoiceScores
+from act_harness.evidence.samples import ChoiceScores
 from act_harness.evidence.stats import (
     RESAMPLES,
     PairedDifference,
@@ -61,6 +62,8 @@ class Column(NamedTuple):
     title: str
     tasks: tuple[str, ...]
     hits: Hits
+    says: str
+    """Which choice it takes for the answer, in a clause."""
 
 
 class Cell(NamedTuple):
@@ -69,7 +72,7 @@ class Cell(NamedTuple):
     result: PairedDifference
     """Against the untouched model."""
     p_adjusted: float
-    """After Benjamini-Hochberg over the methods of the column."""
+    """After Benjamini-Hochberg over the methods of the column that found heads; 1 without heads."""
     verdict: Verdict
     by_task: dict[str, float]
     """Accuracy by task."""
@@ -126,8 +129,12 @@ def make_table(
             )
             for own in hits.values()
         ]
-        adjusted = benjamini_hochberg([one.p_value for one in results]).adjusted.tolist()
-        for (name, own), result, p in zip(hits.items(), results, adjusted, strict=True):
+        tested = [number for number, arm in enumerate(arms) if arm.heads]
+        adjusted = np.ones(len(arms))
+        if tested:
+            found = benjamini_hochberg([results[number].p_value for number in tested])
+            adjusted[tested] = found.adjusted
+        for (name, own), result, p in zip(hits.items(), results, adjusted.tolist(), strict=True):
             cells[name][column.name] = Cell(result, p, verdict(result, p), _means(own))
     return Table(columns, {name: _means(own) for name, own in base.items()}, cells)
 
@@ -143,16 +150,21 @@ def _columns(parts: Parts) -> tuple[Column, ...]:
     ):
         if not tasks:
             continue
-        found.append(Column(f"raw{ending}", f"raw{words}", tasks, _raw))
+        readings: list[tuple[str, Hits, str]] = [("raw", _raw, "scores as the model gives them")]
         if any_choices:
-            found.append(
-                Column(f"by_characters{ending}", f"by characters{words}", tasks, _by_characters)
-            )
-            found.append(Column(f"by_tokens{ending}", f"by tokens{words}", tasks, _by_tokens))
-        for one in CALIBRATORS.values():
-            if one.needs in (None, "labelled") and (one.any_choices or not any_choices):
-                hits = partial(_calibrated, one.name)
-                found.append(Column(f"{one.name}{ending}", f"{one.name}{words}", tasks, hits))
+            readings += [
+                ("by_characters", _by_characters, "scores divided by characters (acc_norm)"),
+                ("by_tokens", _by_tokens, "scores divided by tokens"),
+            ]
+        readings += [
+            (one.name, partial(_calibrated, one.name), one.says)
+            for one in CALIBRATORS.values()
+            if one.needs in (None, "labelled") and (one.any_choices or not any_choices)
+        ]
+        found += [
+            Column(f"{name}{ending}", name.replace("_", " ") + words, tasks, hits, says)
+            for name, hits, says in readings
+        ]
     return tuple(found)
 
 

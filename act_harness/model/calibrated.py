@@ -10,12 +10,11 @@ uses the same code, so that both arms are scored and timed alike.
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import os
 import sys
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -27,15 +26,15 @@ from act_harness.artifact import Artifact, resolve_artifact
 from act_harness.attention import Attachment, model_facts, stock_model
 from act_harness.attention import prepare as prepare_attachment
 from act_harness.attention.counters import CalibrationCounters, prompt_key
-from act_harness.attention.facts import base_model
-from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.attention.load import auto_class, has_encoder
-from act_harness.attention.parallel import check_even_share, check_shared
-from act_harness.attention.placement import input_device
+from act_harness.attention.parallel import check_even_share
 from act_harness.engines import select_engine
 from act_harness.errors import InputError, UnsupportedCallError, unknown_name
+from act_harness.model.generation import GenerationMixin
+from act_harness.model.processes import ProcessesMixin
+from act_harness.model.prompts import PromptsMixin
 from act_harness.mtbench.chat import ConversationMixin
-from act_harness.scoring.forwards import pad_tokens
+from act_harness.scoring.memory import fitting_tokens
 from act_harness.scoring.scorer import Item, Score, Scorer
 from act_harness.scoring.truncation import OVERLENGTH, Prepared, prepare
 from act_harness.support.launcher import launched
@@ -51,7 +50,7 @@ from act_harness.support.model_arguments import (
 from act_harness.support.processes import Processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -60,16 +59,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CalibratedHFLM"]
 
-_logger = logging.getLogger("lm_eval.models.act_harness")  # lm-eval shows its own loggers only
-
 _CPU_TOKEN_BUDGET = 4096
 """Tokens of a forward for ``batch_size=auto`` on the CPU; more brings no speed there."""
 
 
-class CalibratedHFLM(ConversationMixin, HFLM):
+class CalibratedHFLM(ConversationMixin, GenerationMixin, PromptsMixin, ProcessesMixin, HFLM):
     """HuggingFace causal language model with calibrated attention, for lm-eval."""
-
-    batch_size_per_gpu: int | str
 
     def __init__(
         self,
@@ -137,8 +132,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self.engine = engine
         self.facts = model_facts(self.model, self.tokenizer, name=self._facts_name())
         self.counters = CalibrationCounters()
-        self.requests: list[int] = []
-        """Answered by each process since the arm was chosen."""
+        self.requests = []
         self.attachment: Attachment | None = None
         self.token_budget: int | None = None
         self._warned_rolling = False
@@ -174,63 +168,6 @@ class CalibratedHFLM(ConversationMixin, HFLM):
 
     def _facts_name(self) -> str | None:
         return self.pretrained if isinstance(self.pretrained, str) else None
-
-    # -- several processes ---------------------------------------------------------------------
-
-    def share_work(self, processes: Processes) -> None:
-        """Have lm-eval deal out documents to these processes.
-
-        HFLM counts the GPUs of this machine instead, and takes a process's number on it for its
-        number among all. Processes that share one model's heads (``tp_plan``) are one to lm-eval:
-        all of them compute every request.
-        """
-        self.head_group = check_shared(self.model)
-        self.processes = Processes() if self.head_group.is_split else processes
-        self._rank, self._world_size = self.processes.rank, self.processes.count
-        if self.head_group.is_split:
-            self._device = input_device(base_model(self.model))  # HFLM numbers CPUs too
-        accelerator = getattr(self, "accelerator", None)
-        if accelerator is not None:
-            self._device = accelerator.device
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Let this process ask the model inside the block what the others do not ask."""
-        before = self.processes
-        self.share_work(Processes(before.rank))
-        try:
-            yield
-        finally:
-            self.share_work(before)
-
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return what each process gave: lm-eval asks how many requests they have of a task.
-
-        Raises:
-            InputError: one of them has none; lm-eval would wait for it for ever.
-        """
-        found = self.processes.gather(tensor.cpu())
-        if tensor.ndim == 0 and not all(map(bool, found)):
-            raise InputError(
-                f"{self.processes.count} processes were started for a task of fewer documents "
-                f"(process {min(n for n, one in enumerate(found) if not one)} has none); start "
-                "fewer, or raise --limit"
-            )
-        return torch.stack(found) if tensor.ndim == 0 else torch.cat(found)
-
-    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:  # noqa: ANN401 - as HFLM
-        """Return in process ``dst`` what each process gave, and None in the others."""
-        found = self.processes.gather(obj)
-        return found if self.rank == dst else None
-
-    def barrier(self) -> None:
-        """Wait until all processes are here."""
-        self.processes.meet()
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process writes and says what a run comes to: one of all that run it."""
-        return bool(self.rank == 0 and self.head_group.rank == 0)
 
     # -- arms --------------------------------------------------------------------------------
 
@@ -294,40 +231,6 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             if mark is not None:  # lm-eval writes a request's arguments into its sample
                 request.arguments = (*request.args[:2], mark)
         return answers
-
-    def _encode_request(
-        self, context: str, continuation: str, contexts: dict[str, list[int]]
-    ) -> tuple[list[int], list[int]]:
-        """Return context and continuation tokens, as ``TemplateLM.loglikelihood`` finds them.
-
-        Two cases differ. A context that has no tokens without its trailing space (white space, and
-        no BOS) is part of what follows, as if the context were empty: lm-eval's ``hf`` fails on
-        it. And where a token spans the boundary and leaves nothing to score, the split is moved
-        before that token and counted (lm-eval's ``hf`` fails half-way through the run).
-        """
-        stripped = context.rstrip()
-        if context and stripped not in contexts:
-            contexts[stripped] = self.tok_encode(stripped)
-        before = contexts[stripped] if context else []
-        if not before:
-            return self._encode_text(context + continuation)
-        whole = self.tok_encode(context + continuation)
-        if len(whole) > len(before):
-            return before, whole[len(before) :]
-        shared = 0
-        while shared < len(whole) and before[shared] == whole[shared]:
-            shared += 1
-        self.counters.empty_continuation.add(prompt_key([*before, -1, *whole]))
-        return (whole[:shared] or [self.prefix_token_id]), whole[shared:]
-
-    def _encode_text(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the prefix token, and the tokens of a text that follows nothing."""
-        tokens = self.tok_encode(text, add_special_tokens=False)
-        if tokens[:1] == [self.prefix_token_id]:
-            tokens = tokens[1:]
-        if not tokens:
-            self.counters.empty_continuation.add(prompt_key([self.prefix_token_id, -1]))
-        return [self.prefix_token_id], tokens
 
     def _loglikelihood_tokens(
         self,
@@ -447,7 +350,7 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         if self.token_budget is None:
             self.token_budget = _CPU_TOKEN_BUDGET
             if self.device.type == "cuda":
-                fitting = _fitting_tokens(self.model, self.device, self.max_length)
+                fitting = fitting_tokens(self.model, self.device, self.max_length)
                 self.token_budget = self.head_group.least(fitting)
         return self.token_budget
 
@@ -456,154 +359,11 @@ class CalibratedHFLM(ConversationMixin, HFLM):
             return nullcontext()
         return torch.autocast(device_type=self.device.type, dtype=self.mixed_precision_dtype)
 
-    # -- generation --------------------------------------------------------------------------
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Generate as HFLM does, calibrated; batches are formed in a size that memory allows.
-
-        Raises:
-            UnsupportedCallError: a request's settings cannot be calibrated; nothing was generated.
-        """
-        if self._will_calibrate or (self.attachment is not None and self.attachment.active):
-            for request in requests:
-                self.check_generation(request.args[1])
-        with self._whole_batches():
-            answers: list[str] = super().generate_until(
-                requests, disable_tqdm=disable_tqdm or not self.leads
-            )
-        self._share_counters(len(requests))
-        return answers
-
-    def check_generation(self, settings: Mapping[str, Any]) -> None:
-        """Refuse settings of generation under which no arm could be calibrated.
-
-        Args:
-            settings: a task's ``generation_kwargs`` with what a user put over them.
-
-        Raises:
-            UnsupportedCallError: they reorder, chunk or do without the cache.
-        """
-        refuse_unsupported_generation(self.model, dict(settings))
-
-    @contextmanager
-    def _whole_batches(self) -> Iterator[None]:
-        """Give HFLM's generation a number where the user said ``auto``.
-
-        HFLM's own probe measures one forward of the longest context, not a growing cache.
-        """
-        before = self.batch_size_per_gpu
-        if str(before).startswith("auto"):
-            self.batch_size_per_gpu = max(1, min(64, self._budget() // 512))
-        try:
-            yield
-        finally:
-            self.batch_size_per_gpu = before
-
-    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:  # noqa: ANN401 - HFLM's
-        """Encode as HFLM does; half a surrogate pair, which no tokenizer takes, is U+FFFD."""
-        try:
-            string.encode("utf-8")
-        except UnicodeEncodeError:
-            string = string.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        tokens: list[int] = super().tok_encode(string, *args, **kwargs)
-        return tokens
-
-    def tok_batch_encode(
-        self,
-        strings: list[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode each string by itself (HFLM looks for a BOS in the first of a batch only)."""
-        rows = [self._prompt_tokens(string) for string in strings]
-        if left_truncate_len:
-            for number, row in enumerate(rows):
-                if len(row) > left_truncate_len:
-                    self._overlong_prompt(row, left_truncate_len)
-                    rows[number] = row[-left_truncate_len:]
-        ids, real = pad_tokens(rows, self.tokenizer.pad_token_id or 0, left=padding_side == "left")
-        return ids, real.long()
-
-    def _prompt_tokens(self, text: str) -> list[int]:
-        """Return the tokens of a prompt; the prefix token where there are none, as in scoring."""
-        return self.tok_encode(text) or [self.prefix_token_id]
-
-    def _overlong_prompt(self, row: list[int], allowed: int) -> None:
-        if self.overlength == "error":
-            raise InputError(
-                f"a prompt has {len(row)} tokens, {allowed} fit beside the tokens to generate; "
-                "use overlength=truncate or a larger max_length"
-            )
-        self.counters.truncated.add(prompt_key(row))
-
     def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401 - as HFLM
         """Return the logits that HFLM's own methods ask for, of this arm."""
         with self._arm():
             logits: torch.Tensor = super()._model_call(*args, **kwargs)
         return logits
-
-    def _model_generate(
-        self,
-        context: torch.Tensor,
-        max_length: int,
-        stop: list[str],
-        **generation_kwargs: Any,  # noqa: ANN401 - as HFLM
-    ) -> torch.Tensor:
-        """Generate a batch, and count what calibration did to its prompts."""
-        attachment = self.attachment
-        if attachment is None or not attachment.active:
-            with self._arm():
-                stock: torch.Tensor = super()._model_generate(
-                    context, max_length, stop, **generation_kwargs
-                )
-            return stock
-        if generation_kwargs.pop("use_cache", True) is False:
-            raise UnsupportedCallError(
-                "use_cache=False would make every step a new prefill with other sinks; "
-                "generate with the cache while attention is calibrated"
-            )
-        mask = generation_kwargs.pop("attention_mask", None)
-        if mask is None:  # what generate() takes then, so that both arms see the same tokens
-            mask = self._inferred_mask(context)
-        with self._arm(), attachment.watch() as records:
-            output: torch.Tensor = super()._model_generate(
-                context, max_length, stop, attention_mask=mask, **generation_kwargs
-            )
-        for row, real, record in zip(context, mask.bool(), records[0], strict=False):
-            self.counters.record(tuple(row[real].tolist()), record)
-        return output
-
-    def _inferred_mask(self, context: torch.Tensor) -> torch.Tensor:
-        """Return (B, T) ones, or zeros at pads where these are no end tokens."""
-        pad, end = self.tokenizer.pad_token_id, self.model.generation_config.eos_token_id
-        if pad is None or pad in (end if isinstance(end, list) else [end]):
-            return torch.ones_like(context)
-        mask: torch.Tensor = (context != pad).long()
-        return mask
-
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
-        """Apply the chat template; where it refuses a system message, keep the message's text.
-
-        HFLM would drop it, and the task's instruction with it. It becomes the beginning of the
-        first user turn, with a blank line after it.
-        """
-        if chat_history and chat_history[0]["role"] == "system" and self._refuses_system():
-            chat_history = _system_into_user(chat_history)
-        text: str = super().apply_chat_template(chat_history, add_generation_prompt)
-        return text
-
-    def _refuses_system(self) -> bool:
-        from jinja2.exceptions import TemplateError
-
-        turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-        try:
-            self.tokenizer.apply_chat_template(turns, tokenize=False, **self.chat_template_args)
-        except TemplateError:
-            return True
-        return False
 
     # -- results -----------------------------------------------------------------------------
 
@@ -649,17 +409,6 @@ class CalibratedHFLM(ConversationMixin, HFLM):
         self.counters.truncated |= {prompt_key(tokens) for tokens in prepared.truncated}
         self.counters.skipped |= {prompt_key(tokens) for tokens in prepared.skipped}
 
-    def _share_counters(self, requests: int) -> None:
-        """Join the counters of all processes (the results are written by the first alone)."""
-        gathered = self.processes.gather((self.counters, requests))
-        for other, _ in gathered:
-            self.counters.merge(other)
-        taken = [count for _, count in gathered]
-        if self.world_size > 1 and self.leads:
-            _logger.info("%d processes took %s requests", len(taken), ", ".join(map(str, taken)))
-        before = self.requests or [0] * len(taken)
-        self.requests = [sum(both) for both in zip(before, taken, strict=True)]
-
 
 _ARGUMENTS = sorted(
     {*inspect.signature(HFLM).parameters, *inspect.signature(CalibratedHFLM).parameters}
@@ -682,27 +431,3 @@ def _refuse_virtual_tokens(model: Any) -> None:  # noqa: ANN401 - a PreTrainedMo
             f"the peft adapter is of type {kind}, whose virtual tokens hf-act does not score; "
             "use one that changes weights (LoRA and others), or --model hf"
         )
-
-
-def _system_into_user(chat_history: list[dict[str, str]]) -> list[dict[str, str]]:
-    system, rest = chat_history[0]["content"].strip(), [dict(turn) for turn in chat_history[1:]]
-    for turn in rest:
-        if turn["role"] == "user":
-            turn["content"] = f"{system}\n\n{turn['content']}"
-            return rest
-    return [{"role": "user", "content": system}, *rest]
-
-
-def _fitting_tokens(model: Any, device: torch.device, longest: int) -> int:  # noqa: ANN401
-    """Estimate how many tokens of a forward fit on a GPU, from the peak of a small one."""
-    rows, columns = 4, min(longest, 512)
-    ids = torch.zeros(rows, columns, dtype=torch.long, device=device)
-    with torch.no_grad():
-        for _ in range(2):  # the first pass pays for handles and workspaces
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            model(input_ids=ids, use_cache=True, logits_to_keep=1)
-            each = (torch.cuda.max_memory_allocated(device) - before) / ids.numel()
-    free = torch.cuda.mem_get_info(device)[0]
-    return int(min(max(0.5 * free / max(each, 1.0), longest), 1 << 18))
