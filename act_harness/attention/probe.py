@@ -200,6 +200,11 @@ class Probe:
         """
         with torch.no_grad():
             cache = cache_of(self.model(input_ids=self.ids[:, :_PROMPT], use_cache=True))
+            if cache is None:
+                raise UnsupportedModelError(
+                    f"{type(self.model).__name__} returns no cache, by which calibration tells a "
+                    "prompt from what follows; use artifact=none for a baseline"
+                )
             given = {cache_argument(self.model.forward): cache, "use_cache": True}
             parts = [
                 self.model(input_ids=tokens, **given).logits

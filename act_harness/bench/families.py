@@ -288,7 +288,10 @@ def _check_batch(model: PreTrainedModel, attachment: Attachment) -> None:
 def _check_pieces(model: PreTrainedModel, attachment: Attachment, whole: Tensor) -> None:
     ids = torch.tensor([_IDS])
     with torch.no_grad():
-        cache = cache_of(model(input_ids=ids[:, :_PROMPT], use_cache=True))
+        first = model(input_ids=ids[:, :_PROMPT], use_cache=True)
+        cache = cache_of(first)
+        if cache is None:
+            raise _WrongError(f"its {type(first).__name__} holds no cache")
         given = {cache_argument(model.forward): cache, "use_cache": True}
         parts = [
             model(input_ids=ids[:, at : at + 1], **given).logits[0]

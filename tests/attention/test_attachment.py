@@ -16,7 +16,8 @@ import torch
 import act_harness
 from act_harness.attention import attach, calibrated, prepare
 from act_harness.attention.interface import BINDING
-from act_harness.errors import UnsupportedCallError
+from act_harness.bench.families import build_tiny
+from act_harness.errors import UnsupportedCallError, UnsupportedModelError
 
 PROMPT = torch.tensor([[5, 17, 3, 88, 41, 9, 33, 60, 12, 7, 29, 54]])
 FIRST, SECOND = {0: (0, 1)}, {1: (2,), 2: (3,)}
@@ -318,3 +319,9 @@ def test_both_doors_take_what_prepare_takes(tiny, make_artifact, name):
         with pytest.raises(TypeError, match="argument"):
             door(model, *given, **settings)
     assert BINDING not in vars(model.model.layers[0].self_attn)
+
+
+def test_a_model_that_returns_no_cache_is_refused_in_a_line(make_artifact):
+    model = build_tiny("recurrent_gemma")
+    with pytest.raises(UnsupportedModelError, match="RecurrentGemmaForCausalLM returns no cache"):
+        attach(model, make_artifact(model, {2: (0,)}))

@@ -16,6 +16,7 @@ from triton_cases import DEVICE, FUSED, ON_DEVICE, SMALL, check_steps, one_step
 
 from act_harness.attention import binding as attaching
 from act_harness.attention import calibrated, select_cache
+from act_harness.attention.cache import cache_argument
 from act_harness.calibration import Calibration, HeadStrength
 from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import AttentionCall, Stock
@@ -334,8 +335,9 @@ def test_layers_that_get_another_cache_go_on_telling_it(tiny, make_artifact, tok
     copies = {}
 
     def exchange(module, args, kwargs):
-        given = kwargs["past_key_values"]
-        kwargs["past_key_values"] = copies.setdefault(id(given), copy.copy(given))
+        name = cache_argument(module.forward)
+        given = kwargs[name]
+        kwargs[name] = copies.setdefault(id(given), copy.copy(given))
         return args, kwargs
 
     module = model.model.layers[1].self_attn
