@@ -130,13 +130,10 @@ class SearchSettings:
             if getattr(self, name) is not None:
                 changes[name] = getattr(self, name)
         own = {name: value for name, value in self.gradient.items() if value is not None}
-        if self.recipe is not None:
-            if own:
-                given = load_recipe(self.recipe, **changes).gradient.model_dump(exclude_unset=True)
-                changes["gradient"] = {**given, **own}
-            return load_recipe(self.recipe, **changes)
         if own:
             changes["gradient"] = own
+        if self.recipe is not None:
+            return load_recipe(self.recipe, **changes)
         if not self.tasks:
             raise RecipeError(
                 "neither a recipe nor tasks were given; name a recipe file, or --tasks and "

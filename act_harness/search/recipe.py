@@ -439,7 +439,8 @@ def shipped_recipes() -> dict[str, Path]:
 def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN401 - recipe fields
     """Read a recipe from a YAML file, or by the name of a shipped one, and apply changes.
 
-    A change of ``method`` leaves out what the file sets for its own method alone, with a warning.
+    ``gradient`` changes single settings of that method. A change of ``method`` leaves out what the
+    file sets for its own method alone, with a warning.
 
     Raises:
         RecipeError: not found, not YAML, or a field is unknown or out of range.
@@ -456,16 +457,20 @@ def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN40
     content = reading.read_yaml(path, error=RecipeError, advice=advice)
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {path} holds no settings; expected 'tasks: [...]' and others")
+    left: list[str] = []
     if changes.get("method") not in (None, content.get("method")):
         unread = OF_SINGLE_HEADS if changes["method"] == "gradient" else ("gradient",)
         left = [key for key in unread if key in content]
-        if left:
-            _logger.warning(
-                "recipe %s: %s left out, which method %s does not read",
-                path.stem, ", ".join(left), changes["method"],
-            )  # fmt: skip
         content = {key: value for key, value in content.items() if key not in left}
-    return make_recipe({**content, **changes}, source=f"recipe {path}")
+    if "gradient" in changes and isinstance(content.get("gradient"), dict):
+        changes["gradient"] = {**content["gradient"], **changes["gradient"]}
+    recipe = make_recipe({**content, **changes}, source=f"recipe {path}")
+    if left:
+        _logger.warning(
+            "recipe %s: %s left out, which method %s does not read",
+            path.stem, ", ".join(left), recipe.method,
+        )  # fmt: skip
+    return recipe
 
 
 def make_recipe(content: dict[str, Any], *, source: str = "recipe") -> Recipe:

@@ -14,39 +14,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from act_harness.errors import RecipeError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from act_harness.search.documents import Document
 
-__all__ = ["check_documents", "has_fixed_choices", "objective_loss"]
+__all__ = ["has_fixed_choices", "objective_loss"]
 
 
 def has_fixed_choices(documents: Sequence[Document]) -> bool:
     """Say whether all documents have the same choices, so that each has a label prior."""
     return len({(document.choices, len(document.requests)) for document in documents}) == 1
-
-
-def check_documents(documents: Sequence[Document], objective: str) -> None:
-    """Refuse documents of which an objective cannot be computed.
-
-    Raises:
-        RecipeError: one has a single choice, or no label where the objective needs one.
-    """
-    for document in documents:
-        count = len(document.requests)
-        if count < 2:
-            raise RecipeError(
-                f"document {document.key} of task {document.task!r} has one choice, the gradient "
-                "search needs at least two to tell apart; leave the task out"
-            )
-        if objective != "entropy" and not 0 <= document.right < count:
-            raise RecipeError(
-                f"document {document.key} of task {document.task!r} has no label, objective "
-                f"{objective!r} needs one; take objective 'entropy', which needs none"
-            )
 
 
 def objective_loss(

@@ -26,8 +26,7 @@ class Exhaustive:
         beta = own.beta if own.target == "sinks" and own.mass == "damp" else 0.4
         changes: dict[str, Any] = {"strengths": []} if self.rule == "paper" else {}
         if self.rule == "top":
-            given = context.recipe.top.model_fields_set
-            changes["top"] = {} if "refit" in given else {"refit": True}
+            changes["top"] = {"refit": True}
         return context.search(
             self.name,
             method="exhaustive",
