@@ -402,14 +402,22 @@ def _model_beside(pretrained: str) -> str:
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:  # noqa: ANN401 - any model, any tokenizer
-    """Refuse a tokenizer with more words than the model has vectors for.
+    """Refuse a tokenizer with more words than the model has vectors for, or with none.
+
+    Where a folder holds no tokenizer, transformers makes an empty one of some classes (Gemma's):
+    to it all texts are one unknown word, and every score would be the same in silence.
 
     Raises:
-        InputError: It is another model's.
+        InputError: It is another model's, or knows no word.
 
     Warns:
         UserWarning: Only special tokens, which texts seldom hold, are too many.
     """
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path or 'the model'} knows no words, as where a "
+            "folder holds no tokenizer's files; copy them beside the model, or give tokenizer=DIR"
+        )
     vectors = getattr(model.get_input_embeddings(), "num_embeddings", None)
     if vectors is None:
         return

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from bad_inputs import make_places
+from transformers import GemmaConfig, GemmaForCausalLM
 
 from act_harness.errors import (
     ActHarnessError,
@@ -110,6 +111,17 @@ def test_more_special_tokens_than_vectors_is_a_warning(tiny_checkpoint):
     with pytest.warns(UserWarning, match="2 special tokens that the model has no vectors for"):
         model_arguments.check_vocabulary(lm.model, lm.tokenizer)
     assert rows == len(lm.tokenizer) - 2
+
+
+def test_a_tokenizer_that_knows_no_words_is_refused(tmp_path):
+    """transformers makes one of these where a folder of Gemma holds no tokenizer's files."""
+    config = GemmaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    GemmaForCausalLM(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="knows no words, as where a folder holds no tokenizer's"):
+        CalibratedHFLM(str(tmp_path / "model"), artifact="none", device="cpu")
 
 
 def test_whatever_loading_raises_is_one_line():
