@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from tiny_search import tiny
 
 from act_harness.artifact import load_artifact
 from act_harness.errors import RecipeError
+from act_harness.search import by_gradient
 from act_harness.search.compute import training
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.objective import objective_loss
+from act_harness.search.compute.read_rows import tokens_of
 from act_harness.search.compute.training import Training
 from act_harness.search.documents import Document
 from act_harness.search.recipe import make_recipe
@@ -194,6 +197,34 @@ def test_verify_is_looked_at_as_often_as_training_pays_for():
     given = recipe(gradient={"epochs": 10})
     assert looked_at(given, DRAWN) == list(range(10))
     assert looked_at(given, few) == [1, 3, 5, 7, 9]  # 16 documents, an epoch costs 16 forwards
+
+
+@pytest.mark.parametrize(
+    ("tokens_that_fit", "changes", "size", "again"),
+    [
+        (100_000, {}, 32768, False),
+        (5000, {}, 5000, False),  # a smaller forward before computing again
+        (20, {}, 32768, True),  # one task's batch of documents is held whole
+        (5000, {"chunk_tokens": 8192}, 8192, True),  # as asked for, and then it does not fit
+        (5000, {"chunk_tokens": 4096}, 4096, False),
+        (20, {"gradient": {"checkpointing": False}}, None, False),
+        (100_000, {"gradient": {"checkpointing": True}}, 32768, True),
+    ],
+)
+def test_a_forward_on_a_gpu_is_what_half_of_its_memory_holds(
+    monkeypatch, tokens_that_fit, changes, size, again
+):
+    kept = 3 * (12 * 32 + 3.5 * 48) * 4  # bytes of a token: three layers of the tiny model
+    card = SimpleNamespace(total_memory=2 * kept * tokens_that_fit + 1)
+    monkeypatch.setattr(by_gradient, "input_device", lambda model: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    most = max(  # what the longest documents of a task's batch of 24 have in tokens
+        sum(sorted(map(tokens_of, one.search))[-24:]) for one in DRAWN
+    )
+    given = {"tasks": ["a", "b"], "method": "gradient", **changes}
+    found, computed_again = by_gradient._sized(make_recipe(given), tiny(), DRAWN)
+    assert (found.chunk_tokens, computed_again) == (most if size is None else size, again)
+    assert 20 < most < 4096
 
 
 def test_few_documents_are_verified_by_few_unless_a_recipe_says_otherwise():
