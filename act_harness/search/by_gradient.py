@@ -30,7 +30,7 @@ from act_harness.search.compute.objective import has_fixed_choices
 from act_harness.search.compute.read_rows import tokens_of
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.progress import Phase, Progress
-from act_harness.search.recipe import Controls
+from act_harness.search.recipe_sections import Controls
 from act_harness.search.record import (
     SearchResult,
     finished,

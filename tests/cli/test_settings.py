@@ -22,7 +22,7 @@ from act_harness.regress.suite import ModelSource, Suite, Variation
 from act_harness.search import Recipe, SearchSettings
 from act_harness.search.methods.command import MethodsSettings
 from act_harness.search.prompting import Prompting
-from act_harness.search.recipe import Controls, JointRule, SignificantRule, TopRule
+from act_harness.search.recipe_sections import Controls, JointRule, SignificantRule, TopRule
 from act_harness.tracking.tracker import TrackingSettings
 
 PACKAGE = Path(cli.__file__).parents[1]

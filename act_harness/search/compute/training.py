@@ -28,7 +28,7 @@ from act_harness.search.compute.read_rows import batches_of, forward_cost, token
 if TYPE_CHECKING:
     from act_harness.search.compute.gradient import StrengthenedModel
     from act_harness.search.documents import Document
-    from act_harness.search.recipe import GradientMethod
+    from act_harness.search.recipe_sections import GradientMethod
     from act_harness.support.processes import Processes
 
 __all__ = ["State", "Training", "score_rows", "scored", "scored_together"]
