@@ -65,6 +65,8 @@ class SearchLedger:
         self.units: dict[Key, dict[str, Any]] = {}
         self.found = 0
         """Units that were there when the ledger was opened."""
+        self._read: dict[Path, int] = {}
+        """Lines of each file that are known: they never change."""
         if rank == 0:
             about = folder / "identity.json"
             if not about.is_file():
@@ -73,9 +75,10 @@ class SearchLedger:
         self.found = len(self.units)
 
     def reload(self) -> None:
-        """Read the lines of all processes."""
+        """Read the lines of all processes that were not read before."""
         for path in sorted(self.folder.glob("part-*.jsonl")):
-            for number, line in enumerate(reading.read_lines(path), start=1):
+            known = self._read.get(path, 0)
+            for number, line in enumerate(reading.read_lines(path, skip=known), start=known + 1):
                 unit = line
                 if sealed.is_sealed(line):  # else of a version that did not seal
                     unit = sealed.unsealed(line, source=f"{path}: line {number}", advice=_DAMAGED)
@@ -83,6 +86,7 @@ class SearchLedger:
                 if not (whole and isinstance(unit.get("value"), dict)):
                     raise ResultError(f"{path}: line {number} is no unit of a ledger; {_DAMAGED}")
                 self.units.setdefault(tuple(unit["key"]), unit["value"])
+                self._read[path] = number
 
     def __contains__(self, key: Key) -> bool:
         return key in self.units

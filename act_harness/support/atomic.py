@@ -185,6 +185,13 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any value a command hands over
     Dataclasses, named tuples and mappings become objects; lists, tuples and sets (in the order of
     their texts) become arrays; numbers that are not finite become None; what else there is, text.
     """
+    kind = type(value)
+    if kind is float:  # a ledger's unit holds thousands: these first
+        return value if math.isfinite(value) else None
+    if kind is list:
+        return [plain(one) for one in value]
+    if value is None or kind in (str, int, bool):
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return {one.name: plain(getattr(value, one.name)) for one in fields(value)}
     if hasattr(value, "_asdict"):
@@ -195,7 +202,7 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any value a command hands over
         return [plain(one) for one in value]
     if isinstance(value, (set, frozenset)):
         return [plain(one) for one in sorted(value, key=str)]
-    if value is None or isinstance(value, (str, bool)):
+    if isinstance(value, str):
         return value
     if isinstance(value, Integral):
         return int(value)

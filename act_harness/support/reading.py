@@ -160,6 +160,7 @@ def read_lines(
     path: str | os.PathLike[str],
     *,
     half_line: HalfLine = "drop",
+    skip: int = 0,
     missing_ok: bool = False,
     error: type[ActHarnessError] = ResultError,
     advice: str = "repeat the run that wrote it",
@@ -172,6 +173,7 @@ def read_lines(
         half_line: A last line without a newline was being written when its process ended: leave it
             out (``drop``, for files that grow), ``refuse`` the file (for files that are written
             whole), or ``keep`` it (for files that people write).
+        skip: Lines at the beginning that are left out, whatever they hold: read before.
         missing_ok: A file that does not exist has no lines, instead of being an error.
         error: As for :func:`read_text`.
         advice: The same.
@@ -186,6 +188,8 @@ def read_lines(
             number = 0
             while line := stream.readline(MOST_BYTES + 1):
                 number += 1
+                if number <= skip:
+                    continue
                 source = f"{path}: line {number}"
                 if len(line) > MOST_BYTES:
                     raise error(f"{source} holds more than {MOST_BYTES} bytes; {advice}")

@@ -27,7 +27,7 @@ from act_harness.search.compute.exact import ChunkPass
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.recipe import load_recipe
 from act_harness.search.run import ledger_folder, run_search, stable_content
-from act_harness.support import atomic, places
+from act_harness.support import atomic, places, sealed
 from act_harness.support.atomic import canonical_json
 
 
@@ -359,6 +359,23 @@ def test_a_changed_unit_of_a_ledger_is_refused_and_one_without_a_seal_is_read(tm
     ledger.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with opened() as ledger:
         assert ledger.get(("a", 2)) == {"loss": 0.25}
+
+
+def test_what_a_ledger_has_read_is_not_read_again(tmp_path, monkeypatch):
+    seals = []
+    honest = sealed.unsealed
+    monkeypatch.setattr(
+        sealed, "unsealed", lambda line, **given: seals.append(line["key"]) or honest(line, **given)
+    )
+    ours, theirs = (SearchLedger(tmp_path, identity={}, rank=rank) for rank in range(2))
+    for number in range(3):
+        ours.add(("ours", number), {"loss": 0.5})
+        theirs.add(("theirs", number), {"loss": 0.25})
+        with theirs.path.open("a") as stream:
+            stream.write('{"key": [')  # a process that was killed here; the next line cuts it off
+        ours.reload()
+        assert {("ours", number), ("theirs", number)} <= ours.units.keys()
+    assert sorted(map(tuple, seals)) == [(who, n) for who in ("ours", "theirs") for n in range(3)]
 
 
 @pytest.mark.parametrize("method", ["exhaustive", "screened"])
