@@ -94,6 +94,7 @@ class Tuning:
         )
         self._stock: dict[str, TaskScores] = {}
         self._passed: set[tuple[str, ...]] = set()
+        self._sizes: dict[tuple[str, str], int] = {}
 
     def runs(self) -> list[_Run]:
         """Return what is trained: every penalty, from every start."""
@@ -163,18 +164,19 @@ class Tuning:
         """Return the scores of a split by task, from the ledger where it has them.
 
         Nothing is kept for a backward, so tasks share forwards up to several times a step's tokens.
+        Those that share them do so again where the ledger has some of them only (killed in
+        between): other batches would round otherwise.
         """
         documents = {one.task: one.of(split) for one in self.documents}  # type: ignore[arg-type]
         keys = {task: ("strengths", split, name, task) for task in documents}
-        missing = {
-            task: sum(map(tokens_of, some))
-            for task, some in documents.items()
-            if keys[task] not in self.ledger
-        }
+        missing = [task for task in documents if keys[task] not in self.ledger]
         for task in documents:
             if task not in missing:
                 self._pass(keys[task], len(documents[task]), self.progress.known)
-        for group in scored_together(missing, tokens=_SCORED * self.tokens):
+        sizes = {task: self._tokens(split, task) for task in documents} if missing else {}
+        for group in scored_together(sizes, tokens=_SCORED * self.tokens):
+            if not set(missing).intersection(group):
+                continue
             together = [document for task in group for document in documents[task]]
             with self.training.products():
                 rows = iter(
@@ -184,11 +186,21 @@ class Tuning:
                 )
             for task in group:
                 scores = [next(rows) for _ in documents[task]]
+                if task not in missing:
+                    continue
                 if self.processes.rank == 0:
                     self.ledger.add(keys[task], {"scores": scores})
                 self._pass(keys[task], len(scores), self.progress.done)
         self.processes.read_together(self.ledger)
         return {task: self.ledger.get(key)["scores"] for task, key in keys.items()}
+
+    def _tokens(self, split: str, task: str) -> int:
+        """Return the tokens of a task's documents, counted once."""
+        if (split, task) not in self._sizes:
+            for one in self.documents:
+                own = one.of(split)  # type: ignore[arg-type]
+                self._sizes[split, one.task] = sum(map(tokens_of, own))
+        return self._sizes[split, task]
 
     def _pass(
         self, key: tuple[str, ...], count: int, passed: Callable[[str], Callable[[int], object]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from tiny_search import tiny
 
 from act_harness.artifact import load_artifact
 from act_harness.errors import RecipeError
-from act_harness.search import by_gradient
+from act_harness.search import by_gradient, tuning
 from act_harness.search.compute import training
 from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.objective import objective_loss
@@ -179,6 +180,29 @@ def test_a_killed_search_goes_on_to_the_same_artifact(tmp_path, monkeypatch, epo
     assert canonical_json(stable_content(again.artifact)) == canonical_json(stable_content(whole))
 
 
+def test_tasks_scored_together_are_so_again_where_one_was_not_kept(tmp_path, monkeypatch):
+    """Another batch rounds otherwise, and a continued search is to find the same."""
+    given, together = recipe(chunk_tokens=4096), []
+
+    def seen(opened, documents, *args, **kwargs):
+        together.append([document.task for document in documents])
+        return training.score_rows(opened, documents, *args, **kwargs)
+
+    monkeypatch.setattr(tuning, "score_rows", seen)
+    whole = search(tmp_path, given).artifact
+    first = together[0]
+    assert set(first) == {"a", "b"}
+    (part,) = (tmp_path / "ledgers").glob("*/part-*.jsonl")
+    lines = part.read_text().splitlines(keepends=True)
+    assert json.loads(lines[0])["key"] == ["strengths", "verify", "untouched", "a"]
+    part.write_text(lines[0])  # killed between the two tasks
+    together.clear()
+    again = search(tmp_path, given).artifact
+    assert together[0] == first
+    assert part.read_text().splitlines(keepends=True)[0] == lines[0]
+    assert canonical_json(stable_content(again)) == canonical_json(stable_content(whole))
+
+
 def test_random_sets_are_controls_where_they_cost_no_more_than_tuning(tmp_path):
     free = {key: value for key, value in recipe().content().items() if value is not None}
     del free["controls"]
@@ -208,6 +232,7 @@ def test_verify_is_looked_at_as_often_as_training_pays_for():
         (5000, {"chunk_tokens": 8192}, 8192, True),  # as asked for, and then it does not fit
         (5000, {"chunk_tokens": 4096}, 4096, False),
         (20, {"gradient": {"checkpointing": False}}, None, False),
+        (20, {"gradient": {"checkpointing": False, "batch": 5}}, None, False),  # all 8 at once
         (100_000, {"gradient": {"checkpointing": True}}, 32768, True),
     ],
 )
@@ -218,13 +243,26 @@ def test_a_forward_on_a_gpu_is_what_half_of_its_memory_holds(
     card = SimpleNamespace(total_memory=2 * kept * tokens_that_fit + 1)
     monkeypatch.setattr(by_gradient, "input_device", lambda model: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    most = max(  # what the longest documents of a task's batch of 24 have in tokens
-        sum(sorted(map(tokens_of, one.search))[-24:]) for one in DRAWN
-    )
-    given = {"tasks": ["a", "b"], "method": "gradient", **changes}
-    found, computed_again = by_gradient._sized(make_recipe(given), tiny(), DRAWN)
+    most = max(sum(map(tokens_of, one.search)) for one in DRAWN)  # a task's batch is all of it
+    given = make_recipe({"tasks": ["a", "b"], "method": "gradient", **changes})
+    found, computed_again = by_gradient._sized(given, tiny(), DRAWN, Processes())
     assert (found.chunk_tokens, computed_again) == (most if size is None else size, again)
     assert 20 < most < 4096
+
+
+def test_processes_take_the_sizes_of_the_smallest_card(monkeypatch):
+    """Batches are dealt out by number, so all must cut the same ones."""
+
+    class Two(Processes):
+        def gather(self, value):
+            return [value, 5000]
+
+    card = SimpleNamespace(total_memory=1 << 40)
+    monkeypatch.setattr(by_gradient, "input_device", lambda model: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    given = make_recipe({"tasks": ["a", "b"], "method": "gradient"})
+    found, computed_again = by_gradient._sized(given, tiny(), DRAWN, Two(0, 2))
+    assert (found.chunk_tokens, computed_again) == (5000, False)
 
 
 def test_few_documents_are_verified_by_few_unless_a_recipe_says_otherwise():
