@@ -28,6 +28,7 @@ from act_harness.search.compute.gradient import StrengthenedModel
 from act_harness.search.compute.measure import Work
 from act_harness.search.compute.objective import has_fixed_choices
 from act_harness.search.compute.read_rows import tokens_of
+from act_harness.search.compute.training import most_in_a_step
 from act_harness.search.ledger import SearchLedger
 from act_harness.search.progress import Phase, Progress
 from act_harness.search.recipe_sections import Controls
@@ -78,7 +79,7 @@ def run_by_gradient(
     known = facts or model_facts(model)
     grid, processes = heads_at_stake(model, known, recipe), Processes.here()
     device = input_device(model)
-    recipe, checkpointing = _sized(recipe, model, documents)
+    recipe, checkpointing = _sized(recipe, model, documents, processes)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     identity = {**identity, "processes": processes.count}
     tokens = recipe.size("chunk_tokens")
@@ -149,13 +150,17 @@ def _phases(
 
 
 def _sized(
-    recipe: Recipe, model: PreTrainedModel, documents: Sequence[TaskDocuments]
+    recipe: Recipe,
+    model: PreTrainedModel,
+    documents: Sequence[TaskDocuments],
+    processes: Processes,
 ) -> tuple[Recipe, bool]:
     """Return the recipe with its sizes, and whether layers are computed again in the backward.
 
     Neither where half of the device's memory holds what layers keep of a step's tokens. Where the
     recipe leaves both open, smaller forwards come before computing again; the documents of one
-    task's batch are held together either way.
+    task's batch are held together either way. Processes take the sizes of the smallest device: one
+    that cut batches otherwise than the others would score other documents.
     """
     device = input_device(model)
     sized = recipe.on(device.type)
@@ -165,9 +170,10 @@ def _sized(
     config = model.config.get_text_config()
     values = sum(12 * config.hidden_size + 3.5 * wide for wide in widths(config))
     memory = torch.cuda.get_device_properties(device).total_memory
-    room = int(memory / 2 / (values * model.dtype.itemsize))
+    room = min(processes.gather(int(memory / 2 / (values * model.dtype.itemsize))))
     least = max(
-        sum(sorted(map(tokens_of, one.search))[-recipe.gradient.batch :]) for one in documents
+        sum(sorted(map(tokens_of, one.search))[-most_in_a_step(one.search, recipe.gradient) :])
+        for one in documents
     )
     if again is None:
         again = room < max(least, recipe.chunk_tokens or 0)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from act_harness.search.recipe_sections import GradientMethod
     from act_harness.support.processes import Processes
 
-__all__ = ["State", "Training", "score_rows", "scored", "scored_together"]
+__all__ = ["State", "Training", "most_in_a_step", "score_rows", "scored", "scored_together"]
 
 _START = 0.1
 """Standard deviation of a random restart's first strengths; the first run starts at 0."""
@@ -104,7 +104,7 @@ class Training:
         self.model, self.tasks, self.settings = model, tasks, settings
         self.objective, self.seed, self.tokens, self.processes = objective, seed, tokens, processes
         self.fixed = {task: has_fixed_choices(found) for task, found in tasks.items()}
-        self.parts = {task: max(1, len(found) // settings.batch) for task, found in tasks.items()}
+        self.parts = {task: _parts(found, settings) for task, found in tasks.items()}
         self.steps = max(self.parts.values())
         """Of an epoch."""
         self.allowed = torch.zeros(model.shape[1:], dtype=model.dtype, device=model.device)
@@ -233,6 +233,16 @@ class Training:
         if signs == "both":
             return theta
         return theta.clamp(max=0.0) if signs == "damp" else theta.clamp(min=0.0)
+
+
+def _parts(documents: Sequence[Document], settings: GradientMethod) -> int:
+    """Return how many batches a task's documents make."""
+    return max(1, len(documents) // settings.batch)
+
+
+def most_in_a_step(documents: Sequence[Document], settings: GradientMethod) -> int:
+    """Return how many of a task's documents a step takes: what is left over is dealt out too."""
+    return math.ceil(len(documents) / _parts(documents, settings))
 
 
 def scored_together(sizes: Mapping[str, int], *, tokens: int) -> list[list[str]]:
