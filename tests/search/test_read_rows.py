@@ -16,11 +16,15 @@ from act_harness.search.documents import Document
 CPU = torch.device("cpu")
 
 
-def test_batches_end_where_documents_become_much_shorter():
-    docs = [
-        Document("t", str(n), ((tuple(range(length)), (1,)), (tuple(range(length)), (2,))), 0)
-        for n, length in enumerate([20, 100, 18, 90, 60])
+def questions(lengths):
+    return [
+        Document("t", str(n), ((tuple(range(k)), (1,)), (tuple(range(k)), (2,))), 0)
+        for n, k in enumerate(lengths)
     ]
+
+
+def test_batches_end_where_documents_become_much_shorter():
+    docs = questions([20, 100, 18, 90, 60])
 
     def cut(forward: float, tokens: int = 10_000) -> list[tuple[int, ...]]:
         found = batches_of(docs, tokens=tokens, device=CPU, forward=forward)
@@ -55,6 +59,37 @@ def test_no_other_cut_of_the_documents_costs_less(lengths, tokens, forward):
         if all(len(part) * part[0] <= tokens or len(part) == 1 for part in parts):
             costs.append(sum(worth + len(part) * part[0] for part in parts))
     assert sum(worth + one.tokens for one in found) == pytest.approx(min(costs))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "processes", "forward", "batches"),
+    [
+        ([20, 19, 18, 17], 2, 1000, [(0, 1), (2, 3)]),  # 40 tokens, and the share is 37
+        ([20, 19, 18, 17], 4, 0, [(0,), (1,), (2,), (3,)]),
+        ([20, 19, 18], 5, 0, [(0,), (1,), (2,)]),  # two processes have nothing to do
+        ([40, 10, 10, 10, 10], 2, 5, [(0,), (1, 2, 3, 4)]),
+        ([20] * 6, 1, 1000, [(0, 1, 2, 3, 4, 5)]),
+        ([20] * 6, 2, 1000, [(0, 1, 2), (3, 4, 5)]),
+    ],
+)
+def test_processes_get_batches_that_end_together(lengths, processes, forward, batches):
+    found = batches_of(
+        questions(lengths), tokens=10_000, device=CPU, forward=forward, processes=processes
+    )
+    assert [one.documents for one in found] == batches
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12),
+    tokens=st.integers(1, 200),
+    processes=st.integers(1, 5),
+)
+def test_processes_share_every_document_once(lengths, tokens, processes):
+    found = batches_of(
+        questions(lengths), tokens=tokens, device=CPU, forward=30, processes=processes
+    )
+    assert sorted(n for one in found for n in one.documents) == list(range(len(lengths)))
+    assert all(one.tokens <= tokens or len(one.documents) == 1 for one in found)
 
 
 def test_what_a_forward_is_worth_falls_with_the_size_of_the_model():

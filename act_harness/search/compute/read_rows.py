@@ -18,6 +18,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from act_harness.search.documents import Document
 
 __all__ = ["Batch", "batches_of", "forward_cost", "rows_of", "tokens_of"]
@@ -27,6 +29,10 @@ _FORWARD = {"cpu": 2e7}
 its size, by device: a processor waits for its weights, a GPU for launches (results/benchmarks)."""
 
 _FORWARD_ELSEWHERE = 2e10
+
+_PARTS = (1.0, 1.125, 1.25, 1.5, 2.0)
+"""Of a process's share of the tokens: how large a batch is tried. Pads make all batches together
+larger than all shares, and one batch too many is a whole forward for one process."""
 
 
 class _Read(NamedTuple):
@@ -112,7 +118,12 @@ def forward_cost(device: torch.device, hidden: int) -> float:
 
 
 def batches_of(
-    documents: Sequence[Document], *, tokens: int, device: torch.device, forward: float = math.inf
+    documents: Sequence[Document],
+    *,
+    tokens: int,
+    device: torch.device,
+    forward: float = math.inf,
+    processes: int = 1,
 ) -> list[Batch]:
     """Batch documents, of one task or of several, those of like length together.
 
@@ -124,12 +135,43 @@ def batches_of(
         tokens: most padded tokens of a batch; a longer document has one of its own.
         device: where the tensors go.
         forward: padded tokens that one more batch may save, at most half of a full one.
+        processes: that take every so many-th batch. Of several, batches are as large as lets the
+            one that is done last be done soonest.
     """
     rows = [rows_of(document) for document in documents]
     longest = np.array([max(len(row.tokens) for row in own) for own in rows])
     order = np.lexsort((np.arange(len(rows)), -longest))
     width = longest[order]
     ends = np.concatenate([[0], np.cumsum([len(rows[number]) for number in order])])
+    forward = min(forward, tokens / 2)
+    most = {tokens}
+    if processes > 1:
+        share = sum(len(row.tokens) for own in rows for row in own) / processes
+        most |= {min(tokens, math.ceil(part * share)) for part in _PARTS}
+
+    def last(spans: list[tuple[int, int]]) -> float:
+        costs = [forward + (ends[stop] - ends[start]) * width[start] for start, stop in spans]
+        return float(max(sum(costs[rank::processes]) for rank in range(processes)))
+
+    cuts = [_cut(width, ends, tokens=some, forward=forward) for some in sorted(most)]
+    spans = min(cuts, key=last)
+    return [
+        _batch(some, rows, max(len(documents[n].requests) for n in some), device)
+        for some in (order[start:stop].tolist() for start, stop in spans)
+    ]
+
+
+def _cut(
+    width: NDArray[np.int64], ends: NDArray[np.int64], *, tokens: int, forward: float
+) -> list[tuple[int, int]]:
+    """Return where the batches of documents begin and end that cost least.
+
+    Args:
+        width: (documents,) tokens of the longest sequence, descending.
+        ends: (documents + 1,) sequences before each document, and of all.
+        tokens: see :func:`batches_of`; likewise the next.
+        forward: see there.
+    """
     forward = min(forward, tokens / 2)
     cost, starts, low = np.zeros(len(ends)), [0] * len(ends), 0
     for stop in range(1, len(ends)):
@@ -138,15 +180,12 @@ def batches_of(
         found = cost[low:stop] + forward + (ends[stop] - ends[low:stop]) * width[low:stop]
         starts[stop] = low + int(found.argmin())
         cost[stop] = found.min()
-    batches: list[list[int]] = []
-    stop = len(rows)
+    spans: list[tuple[int, int]] = []
+    stop = len(width)
     while stop:
-        batches.append(order[starts[stop] : stop].tolist())
+        spans.append((starts[stop], stop))
         stop = starts[stop]
-    return [
-        _batch(some, rows, max(len(documents[n].requests) for n in some), device)
-        for some in reversed(batches)
-    ]
+    return spans[::-1]
 
 
 def _batch(

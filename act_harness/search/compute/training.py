@@ -296,10 +296,9 @@ def scored(
         and the scores of all processes, (documents, choices) without a graph, minus infinity where
         a choice is missing.
     """
-    share = math.ceil(sum(map(tokens_of, documents)) / processes.count)  # work for each of them
     batches = batches_of(
-        documents, tokens=min(tokens, share) if processes.count > 1 else tokens,
-        device=model.device, forward=forward_cost(model.device, model.hidden_size),
+        documents, tokens=tokens, device=model.device,
+        forward=forward_cost(model.device, model.hidden_size), processes=processes.count,
     )  # fmt: skip
     mine = batches[processes.rank :: processes.count]
     pieces = [(batch.documents, model.scores(batch, theta)) for batch in mine]
