@@ -347,8 +347,9 @@ def load_recipe(reference: str | Path, **changes: Any) -> Recipe:  # noqa: ANN40
         unread = OF_SINGLE_HEADS if changes["method"] == "gradient" else ("gradient",)
         left = [key for key in unread if key in content]
         content = {key: value for key, value in content.items() if key not in left}
-    if "gradient" in changes and isinstance(content.get("gradient"), dict):
-        changes["gradient"] = {**content["gradient"], **changes["gradient"]}
+    given, change = content.get("gradient"), changes.get("gradient")
+    if isinstance(given, dict) and isinstance(change, dict):
+        changes["gradient"] = {**given, **change}
     recipe = make_recipe({**content, **changes}, source=f"recipe {path}")
     if left:
         _logger.warning(

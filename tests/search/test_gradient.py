@@ -22,7 +22,7 @@ from act_harness.search.compute.objective import objective_loss
 from act_harness.search.compute.read_rows import tokens_of
 from act_harness.search.compute.training import Training
 from act_harness.search.documents import Document
-from act_harness.search.recipe import make_recipe
+from act_harness.search.recipe import load_recipe, make_recipe
 from act_harness.search.run import stable_content
 from act_harness.search.tuning import looked_at
 from act_harness.support.atomic import canonical_json
@@ -316,6 +316,11 @@ def test_what_does_not_fit_is_refused_in_a_line(changes, words):
     with pytest.raises(RecipeError, match=words) as caught:
         recipe(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_change_of_the_method_that_is_no_settings_is_refused_in_a_line():
+    with pytest.raises(RecipeError, match=r"recipe .*joint-sinks.yaml.*gradient"):
+        load_recipe("joint-sinks", gradient="fast")
 
 
 def test_other_methods_keep_their_ledgers_and_hashes():
