@@ -128,8 +128,8 @@ class StrengthenedModel(OpenedModel):
 
     @property
     def hidden_size(self) -> int:
-        """Of the decoder's layers."""
-        return int(self.decoder.config.get_text_config().hidden_size)
+        """Of the decoder's layers, for estimates: 1024 where the config does not say."""
+        return int(getattr(self.decoder.config.get_text_config(), "hidden_size", None) or 1024)
 
     @property
     def dtype(self) -> torch.dtype:
