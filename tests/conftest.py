@@ -16,6 +16,11 @@ if not Path("/dev/nvidiactl").exists():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers imports huggingface_hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell without job control starts what is put into the background so, and every process
+    # started from here would inherit it: no test of an interrupt could pass.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import pytest
 import torch
 from tiny_models import make_tiny
