@@ -76,6 +76,11 @@ GAINS = (
         _splits("batch", "last-columns"),
     ),
     Gain("control, corrected: whole heads scaled instead", _JOINT, (("methods", "1/batch/gate"),)),
+    Gain(
+        "control, corrected: whole heads, moved as far as sinks",
+        _JOINT,
+        (("methods", "1/batch/gate at the strength of signed"),),
+    ),
 )
 
 COSTS = (
