@@ -35,6 +35,9 @@ def test_prepared_documents_give_a_table_and_a_second_call_adds_a_method(call, a
     assert [*stored["methods"]] == ["signed", "gate"]
     assert [*stored["equal_strength"]["methods"]] == ["signed", "gate"]
     assert stored["columns"]["supervised_other_tasks"] == ["b"]
+    fitted = min(stored["documents"]["search"][t] + stored["documents"]["verify"][t] for t in "ab")
+    text = (tmp_path / "out/methods.md").read_text()
+    assert text.count(f"(fitted on as few as {fitted} of a task: mostly noise below 50)") == 2
     signed = stored["methods"]["signed"]
     assert signed["columns"]["raw"]["by_task"]["a"] == signed["columns"]["raw"]["accuracy"]
     assert signed["columns"]["raw"]["difference"] == pytest.approx(
