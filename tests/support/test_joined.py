@@ -49,7 +49,7 @@ def test_all_get_what_each_gave_until_one_is_killed():
         lines = out.splitlines()
         assert lines[0] == f"{rank} [0, 1, 2] [111.0, 111.0]"
         assert lines[1:] == ([f"{rank} [0, -1]"] if rank < 2 else [])
-        assert code == (1 if rank < 2 else -signal.SIGKILL)
+        assert code == (1 if rank < 2 else -signal.SIGKILL), err
         if rank < 2:
             (line,) = [text for text in err.splitlines() if not text.startswith("[")]  # gloo's own
             assert line.startswith("another process of this run has ended or cannot be reached")
