@@ -232,11 +232,7 @@ def _judgement(
 
 def _unlabelled(documents: Sequence[TaskDocuments]) -> list[str]:
     """Return the tasks whose documents that judge are not all labelled, as ``entropy`` has them."""
-    return [
-        one.task
-        for one in documents
-        if not all(0 <= document.right < len(document.requests) for document in one.judge)
-    ]
+    return [one.task for one in documents if not all(found.labelled for found in one.judge)]
 
 
 def _content(

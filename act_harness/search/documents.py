@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from act_harness.errors import TaskError
+from act_harness.errors import RecipeError, TaskError
 from act_harness.support import atomic, reading
 from act_harness.support.provenance import sha256_text
 
@@ -58,6 +58,26 @@ class Document:
             raise TaskError(
                 f"document {self.key} of {self.task} has a context without tokens, expected at "
                 "least the model's prefix token; prepare the documents again"
+            )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether one of its choices is known to be right."""
+        return 0 <= self.right < len(self.requests)
+
+    def check_choices(self, who: str) -> None:
+        """Refuse a document with nothing to choose between.
+
+        Args:
+            who: needs two choices, for the error's line.
+
+        Raises:
+            RecipeError: it has one choice.
+        """
+        if len(self.requests) < 2:
+            raise RecipeError(
+                f"document {self.key} of task {self.task!r} has one choice, {who} needs at least "
+                "two to tell apart; leave the task out"
             )
 
 

@@ -127,13 +127,8 @@ def _check_documents(documents: Sequence[TaskDocuments], *, objective: str) -> N
     for document in (
         found for one in documents for found in (*one.search, *one.verify, *one.judge)
     ):
-        count = len(document.requests)
-        if count < 2:
-            raise RecipeError(
-                f"document {document.key} of task {document.task!r} has one choice, a search needs "
-                "at least two to tell apart; leave the task out"
-            )
-        if objective != "entropy" and not 0 <= document.right < count:
+        document.check_choices("a search")
+        if objective != "entropy" and not document.labelled:
             raise RecipeError(
                 f"document {document.key} of task {document.task!r} has no label, objective "
                 f"{objective!r} needs one; take method 'gradient' with objective 'entropy', which "

@@ -92,17 +92,12 @@ def _check_task(one: TaskDocuments) -> None:
             "samples or verify_samples"
         )
     for document in (*one.search, *one.verify, *judge):
-        count = len(document.requests)
-        if len(document.choices) != count or not 0 <= document.right < count:
+        if len(document.choices) != len(document.requests) or not document.labelled:
             raise RecipeError(
                 f"document {document.key} of task {one.task!r} lacks its label or the texts of "
                 "its choices; a table of methods needs both, so prepare the documents again"
             )
-        if count < 2:
-            raise RecipeError(
-                f"document {document.key} of task {one.task!r} has one choice, a table of methods "
-                "needs at least two to tell apart; leave the task out"
-            )
+        document.check_choices("a table of methods")
 
 
 def identity_of(recipe: Recipe, facts: ModelFacts, parts: Parts, device: str) -> dict[str, Any]:
