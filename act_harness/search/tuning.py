@@ -94,7 +94,8 @@ class Tuning:
         )
         self._stock: dict[str, TaskScores] = {}
         self._passed: set[tuple[str, ...]] = set()
-        self._sizes: dict[tuple[str, str], int] = {}
+        self._sizes: dict[str, dict[str, int]] = {}
+        """Tokens of each task's documents, by split: counted at the first look."""
 
     def runs(self) -> list[_Run]:
         """Return what is trained: every penalty, from every start."""
@@ -173,7 +174,11 @@ class Tuning:
         for task in documents:
             if task not in missing:
                 self._pass(keys[task], len(documents[task]), self.progress.known)
-        sizes = {task: self._tokens(split, task) for task in documents} if missing else {}
+        if missing and split not in self._sizes:
+            self._sizes[split] = {
+                task: sum(map(tokens_of, found)) for task, found in documents.items()
+            }
+        sizes = self._sizes[split] if missing else {}
         for group in scored_together(sizes, tokens=_SCORED * self.tokens):
             if not set(missing).intersection(group):
                 continue
@@ -193,14 +198,6 @@ class Tuning:
                 self._pass(keys[task], len(scores), self.progress.done)
         self.processes.read_together(self.ledger)
         return {task: self.ledger.get(key)["scores"] for task, key in keys.items()}
-
-    def _tokens(self, split: str, task: str) -> int:
-        """Return the tokens of a task's documents, counted once."""
-        if (split, task) not in self._sizes:
-            for one in self.documents:
-                own = one.of(split)  # type: ignore[arg-type]
-                self._sizes[split, one.task] = sum(map(tokens_of, own))
-        return self._sizes[split, task]
 
     def _pass(
         self, key: tuple[str, ...], count: int, passed: Callable[[str], Callable[[int], object]]

@@ -30,6 +30,7 @@ __all__ = [
     "cannot_write",
     "canonical_json",
     "plain",
+    "remove_halves",
     "write_bytes",
     "write_json",
     "write_lines",
@@ -209,6 +210,12 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any value a command hands over
     if isinstance(value, Real):
         return float(value) if math.isfinite(value) else None
     return str(value)
+
+
+def remove_halves(folder: Path) -> None:
+    """Delete what processes that were killed in writing have left, in a folder of one's own."""
+    for half in folder.glob(".*.tmp"):
+        half.unlink(missing_ok=True)
 
 
 def _dumps(value: object, **settings: Any) -> str:  # noqa: ANN401 - json's own settings

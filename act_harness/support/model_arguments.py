@@ -413,7 +413,7 @@ def check_vocabulary(model: Any, tokenizer: Any) -> None:  # noqa: ANN401 - any 
     Warns:
         UserWarning: Only special tokens, which texts seldom hold, are too many.
     """
-    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise InputError(
             f"the tokenizer of {tokenizer.name_or_path or 'the model'} knows no words, as where a "
             "folder holds no tokenizer's files; copy them beside the model, or give tokenizer=DIR"

@@ -88,13 +88,16 @@ class _Comparison:
     def _artifact_file(self, method: Method) -> Path:
         return self.folder / "artifacts" / f"{method.name}.json"
 
+    def _scores_file(self, method: Method) -> Path:
+        return self.folder / "scores" / f"{method.name}.json"
+
     def arm(self, method: Method) -> Arm:
         """Return the scores of a method's head set, from their file where it is there.
 
         Raises:
             ResultError: the file was changed, or is not of the head set beside it.
         """
-        path = self.folder / "scores" / f"{method.name}.json"
+        path = self._scores_file(method)
         if not path.is_file():
             artifact = self.artifact(method)
             note = ""
@@ -116,10 +119,8 @@ class _Comparison:
 
     def other_arms(self, methods: Sequence[Method]) -> list[Arm]:
         """Return the arms that earlier calls have scored: what a head set is held against stays."""
-        others = [one for one in METHODS.values() if one not in methods and one.name != "none"]
-        scored = (self.folder / "scores" / f"{one.name}.json" for one in others)
-        there = [path.is_file() for path in scored]
-        return [self.arm(one) for one, known in zip(others, there, strict=True) if known]
+        others = (one for one in METHODS.values() if one not in methods)
+        return [self.arm(one) for one in others if self._scores_file(one).is_file()]
 
     def equal_arm(self, method: Method, untouched: Arm, wanted: float) -> EqualArm:
         """Return a method's scores at the power that moves the answers as far as ``wanted``."""
@@ -199,8 +200,7 @@ def compare_methods(
     ):
         _claim(folder, identity)
         for kind in ("artifacts", "scores", "equal"):
-            for half in (folder / kind).glob(".*.tmp"):  # of a process that was killed in writing
-                half.unlink(missing_ok=True)
+            atomic.remove_halves(folder / kind)
         atomic.write_json(folder / "labels.json", _labels(parts), canonical=True)
         context = MethodContext(
             recipe, facts, [replace(one, judge=(), held_out=()) for one in documents], scorer,
