@@ -83,10 +83,6 @@ class GradientMethod(BaseModel):
     """Factors on the sum of the strengths' sizes, of which ``verify`` chooses one; a run each."""
     batch: int = Field(default=24, ge=2)
     """Documents of each task in a step; a task's last batches share what is left over."""
-    least_temperature: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Least factor on a task's scores that is learned beside the strengths. A small one, which is
-    what scores ask for that say little about answers (summed log-likelihoods of texts), takes the
-    task's pull on the strengths away. At 1 scores count as they are, or sharper."""
     restarts: int = Field(default=1, ge=1)
     """Runs for each penalty: the first from no strength, others from small random ones."""
     criterion: Literal["accuracy", "margin"] = "accuracy"

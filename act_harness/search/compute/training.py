@@ -165,8 +165,6 @@ class Training:
         state.step += 1
         with torch.no_grad():
             state.theta.copy_(self._projected(state.theta))
-            if self.settings.least_temperature:
-                state.log_temperature.clamp_(min=math.log(self.settings.least_temperature))
         if not (math.isfinite(total) and bool(torch.isfinite(state.theta).all())):
             raise InfrastructureError(
                 f"the loss of step {state.step} is not finite; check the model's weights and the "
