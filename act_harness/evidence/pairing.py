@@ -29,7 +29,7 @@ from act_harness.evidence.calibrators import (
 )
 from act_harness.evidence.corpus import CorpusPart, corpus_part
 from act_harness.evidence.results import Run
-from act_harness.evidence.samples import Sample, choice_scores
+from act_harness.evidence.samples import Sample, choice_scores, without_choice_scores
 from act_harness.evidence.stats import Part, answer_margin
 
 __all__ = ["Key", "Measured", "Pair", "join", "measure"]
@@ -287,7 +287,10 @@ def _derived(
     """
     a, b = (choice_scores([pair[arm] for pair in pairs]) for arm in (0, 1))
     if a is None or b is None:
-        return {}
+        why = next(filter(None, map(without_choice_scores, zip(*pairs, strict=True))), "")
+        return (
+            {"margin": f"{why}; neither margin nor corrected accuracy is computed"} if why else {}
+        )
     found: dict[str, tuple[list[float], list[float]] | str] = {}
     for one in CALIBRATORS.values():
         if one.needs == "labelled" and not same_labelled(*inputs):

@@ -16,7 +16,15 @@ import numpy.typing as npt
 from act_harness.errors import ResultError
 from act_harness.evidence.choices import padded
 
-__all__ = ["ChoiceScores", "Sample", "Value", "choice_scores", "finite_number", "read_sample"]
+__all__ = [
+    "ChoiceScores",
+    "Sample",
+    "Value",
+    "choice_scores",
+    "finite_number",
+    "read_sample",
+    "without_choice_scores",
+]
 
 
 Value = float | tuple[float, float] | None
@@ -92,6 +100,29 @@ def choice_scores(samples: Sequence[Sample]) -> ChoiceScores | None:
             texts = tuple(sample.choices for sample in samples)
             return ChoiceScores(scores, right, len(set(texts)) == 1, texts)
     return None
+
+
+def without_choice_scores(samples: Sequence[Sample]) -> str:
+    """Say why :func:`choice_scores` has nothing for samples of a multiple-choice task.
+
+    Returns:
+        A clause, empty where the samples are of another kind of task.
+    """
+    asked = [sample for sample in samples if sample.scores]
+    if not asked:
+        return ""
+    lost = sum(not all(map(math.isfinite, sample.scores)) for sample in asked)
+    if lost:
+        return f"{lost} documents have a choice that was not scored"
+    short = len(samples) - len(asked)
+    if short:
+        return f"{short} documents have fewer than two choices"
+    unlabelled = sum(
+        _label_as_index(sample) is None and _label_as_text(sample) is None for sample in asked
+    )
+    if unlabelled:
+        return f"{unlabelled} documents have no right answer among their choices"
+    return "the right answers cannot be told from the samples"
 
 
 def read_sample(row: Any, kept: Sequence[str], where: str) -> Sample:  # noqa: ANN401 - parsed JSON

@@ -267,6 +267,36 @@ def test_label_prior_correction_and_margin_stand_beside_the_accuracy(tmp_path):
     assert not corrected.headline
 
 
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ({"target": -1}, "1 documents have no right answer among their choices"),
+        ({"target": 7}, "1 documents have no right answer among their choices"),
+        ({"scores": (-1.0, -math.inf)}, "1 documents have a choice that was not scored"),
+        ({"scores": (-1.0,)}, "1 documents have fewer than two choices"),
+    ],
+)
+def test_what_cannot_be_derived_says_why(tmp_path, broken, why):
+    """One unlabelled row among thousands took all corrected figures away, without a word."""
+    given = [{"scores": (-1.0, -2.0), "target": i % 2} for i in range(12)]
+    given[3] |= broken
+    marked = {"overlength": "skipped"}
+    rows = [
+        choice_sample(i, one["scores"], acc=float(one["target"] == 0), target=one["target"])
+        for i, one in enumerate(given)
+    ]
+    for row in rows:
+        row["arguments"]["gen_args_0"]["arg_2"] = marked
+    folders = [write(tmp_path / name, {"t": rows}) for name in "ab"]
+    found = compare(*folders)
+    assert by_name(found)["t", "acc"].result.difference == 0
+    margin = by_name(found)["t", "margin"]
+    assert margin.result is None
+    assert margin.note.startswith(why)
+    assert why in found.to_markdown()
+    assert "acc_corrected" not in {row.metric for row in found.rows}
+
+
 def test_weighted_perplexity_and_bits_agree_with_the_reported_score(tmp_path):
     folders = []
     for arm in (0, 1):

@@ -63,7 +63,7 @@ def test_a_file_that_a_command_reads_is_never_replaced(tmp_path, monkeypatch, gi
     own = tmp_path / "own.yaml"
     own.write_text("task: own")
     (tmp_path / "link.yaml").symlink_to(own)
-    with pytest.raises(InputError, match="own.yaml is what this command reads; name another"):
+    with pytest.raises(InputError, match=r"own\.yaml is what this command reads; name another"):
         places.prepare_file(own, reads=[None, "sst2", "~nobody/x", "x" * 5000, given])
     assert places.prepare_file(tmp_path / "new.json", reads=[given]).name == "new.json"
     (tmp_path / "earlier.json").write_text("{}")
