@@ -52,6 +52,8 @@ class Sample(NamedTuple):
     """The right answer as lm-eval writes it: an index or a text."""
     not_finite: int = 0
     """Log-likelihoods that are NaN or infinite; requests skipped on purpose do not count."""
+    skipped: int = 0
+    """Requests that were too long to be scored: metrics of the document measure nothing."""
 
 
 class ChoiceScores(NamedTuple):
@@ -164,6 +166,7 @@ def read_sample(row: Any, kept: Sequence[str], where: str) -> Sample:  # noqa: A
         scores=scores,
         target=str(row.get("target", "")),
         not_finite=_not_finite(row),
+        skipped=sum(map(_is_skipped, _arguments(row))),
     )
 
 
@@ -222,8 +225,7 @@ def _not_finite(row: Mapping[str, Any]) -> int:
         return 0
     found = 0
     for repeats, asked in zip(responses, arguments, strict=False):
-        marks = [one for one in asked if isinstance(one, Mapping)]
-        if any(mark.get("overlength") == "skipped" for mark in marks):
+        if _is_skipped(asked):
             continue
         for value in repeats if isinstance(repeats, (list, tuple)) else ():
             pair = isinstance(value, (list, tuple)) and len(value) == 2
@@ -232,6 +234,12 @@ def _not_finite(row: Mapping[str, Any]) -> int:
             elif len(asked) == 1:  # a rolling request; one that generates has settings too
                 found += _no_number(value)
     return found
+
+
+def _is_skipped(arguments: Sequence[Any]) -> bool:
+    """Say whether a request's arguments bear the mark of one that was not scored."""
+    marks = [one for one in arguments if isinstance(one, Mapping)]
+    return any(mark.get("overlength") == "skipped" for mark in marks)
 
 
 def _no_number(value: Any) -> bool:  # noqa: ANN401 - a number, or its text in a file
