@@ -74,7 +74,8 @@ def choice_scores(samples: Sequence[Sample]) -> ChoiceScores | None:
     """Collect the choices' scores of samples under one filter, or None where they have none.
 
     lm-eval writes the right answer as text, so an index and a choice that happens to be a digit
-    look alike; the reading that agrees with the logged ``acc`` of every document is taken.
+    look alike, and so do a truth value and a choice that says it; the reading that agrees with the
+    logged ``acc`` of every document is taken.
 
     Args:
         samples: All of one task and filter.
@@ -90,7 +91,7 @@ def choice_scores(samples: Sequence[Sample]) -> ChoiceScores | None:
         return None
     scores = padded([sample.scores for sample in samples])
     best = scores.argmax(axis=1)
-    for read in (_label_as_index, _label_as_text):
+    for read in _READINGS:
         labels = [read(sample) for sample in samples]
         if None in labels:
             continue
@@ -119,11 +120,9 @@ def without_choice_scores(samples: Sequence[Sample]) -> str:
     short = len(samples) - len(asked)
     if short:
         return f"{short} documents have fewer than two choices"
-    unlabelled = sum(
-        _label_as_index(sample) is None and _label_as_text(sample) is None for sample in asked
-    )
+    unlabelled = sum(all(read(sample) is None for read in _READINGS) for sample in asked)
     if unlabelled:
-        return f"{unlabelled} documents have no right answer among their choices"
+        return f"{unlabelled} documents have no single right answer among their choices"
     return "the right answers cannot be told from the samples"
 
 
@@ -261,3 +260,12 @@ def _label_as_text(sample: Sample) -> int | None:
     stripped = [choice.strip() for choice in sample.choices]
     wanted = sample.target.strip()
     return stripped.index(wanted) if stripped.count(wanted) == 1 else None
+
+
+def _label_as_truth(sample: Sample) -> int | None:
+    """Read a label that is true or false as lm-eval does: as the index 1 or 0."""
+    label = {"False": 0, "True": 1}.get(sample.target)
+    return label if label is not None and label < len(sample.scores) else None
+
+
+_READINGS = (_label_as_index, _label_as_text, _label_as_truth)

@@ -38,6 +38,7 @@ from act_harness.harness.eval_settings import EvalSettings
 from act_harness.harness.one_arm import evaluate_arm
 from act_harness.harness.run_files import (
     SeedAverage,
+    asides_of,
     averages_table,
     counters_line,
     scores_of,
@@ -83,6 +84,8 @@ class EvalOutcome:
     artifact: Artifact | None = None
     not_finite: int = 0
     """Answers of both arms that are NaN or infinite: no verdict then."""
+    asides: tuple[str, ...] = ()
+    """What a reader of a baseline alone should know of its requests."""
 
     @property
     def exit_code(self) -> int:
@@ -99,6 +102,8 @@ class EvalOutcome:
         elif self.scores:
             header = ("task", "metric", "baseline")
             lines.append(markdown_table(header, [(n, m, shown(v)) for n, m, v in self.scores]))
+            if self.asides:  # lm-eval has no way to leave a document out
+                lines.append(f"in these scores: {', '.join(self.asides)}")
         if self.counters:
             lines.append("calibration: " + counters_line(self.counters))
         if self.not_finite:
@@ -190,6 +195,7 @@ def _run_arms(
     comparisons: dict[int, Comparison] = {}
     counters: dict[str, Any] = {}
     not_finite = 0
+    asides: tuple[str, ...] = ()
     scores: tuple[tuple[str, str, float | None], ...] = ()
     for seed in settings.fewshot_seeds:
         several = len(settings.fewshot_seeds) > 1
@@ -204,6 +210,8 @@ def _run_arms(
             if arm == "act":
                 counters = lm.counters.summary() | searched
                 results["act_harness"] |= searched
+            elif artifact is None:
+                asides = tuple(asides_of(lm.counters.summary()))
             place = folders[arm] / f"seed-{seed}" if several else folders[arm]
             place.mkdir(exist_ok=True)
             write_run(results, place, stamp)
@@ -220,7 +228,7 @@ def _run_arms(
     own = {arm: folders[arm] for arm in arms}
     return EvalOutcome(
         own, comparisons, report, averages, counters, scores, model=model, artifact=artifact,
-        not_finite=not_finite,
+        not_finite=not_finite, asides=asides,
     )  # fmt: skip
 
 

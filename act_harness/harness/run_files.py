@@ -18,6 +18,7 @@ from act_harness.support import atomic
 
 __all__ = [
     "SeedAverage",
+    "asides_of",
     "averages_table",
     "counters_line",
     "scores_of",
@@ -159,7 +160,7 @@ def _write_comparison(comparison: Comparison, folder: Path) -> Path:
 def counters_line(counters: dict[str, Any]) -> str:
     """Return what calibration did, as one line."""
     share, moved = counters["share_of_pairs_with_sink"], counters["mean_moved_mass"]
-    asides = [f"{counters[key]} {key.replace('_', ' ')}" for key in _ASIDES if counters.get(key)]
+    asides = asides_of(counters)
     if not counters["prompts"]:
         idle = "no head was in force; nothing was calibrated, both arms are the stock model"
         return ", ".join([idle, *asides])
@@ -174,6 +175,11 @@ def counters_line(counters: dict[str, Any]) -> str:
     line = ", ".join([*parts, *asides])
     # Zero is no rounding here: no head saw a sink, so nothing of what is compared was calibrated.
     return f"{line}; nothing was calibrated, both arms are the stock model" if moved == 0 else line
+
+
+def asides_of(counters: dict[str, Any]) -> list[str]:
+    """Return what became of requests that could not be taken as they were, a clause each."""
+    return [f"{counters[key]} {key.replace('_', ' ')}" for key in _ASIDES if counters.get(key)]
 
 
 _ASIDES = (

@@ -267,11 +267,31 @@ def test_label_prior_correction_and_margin_stand_beside_the_accuracy(tmp_path):
     assert not corrected.headline
 
 
+@pytest.mark.parametrize("texts", [("no", "yes"), ("False", "True"), ("True", "False")])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_labels_that_are_true_or_false(tmp_path, texts, as_text):
+    """lm-eval takes them as 1 and 0; all that is computed from scores was missing."""
+    rows = []
+    for i in range(12):
+        label = i % 2
+        wanted = texts[label] if as_text else bool(label)
+        row = choice_sample(i, (-1.0, -1.5), acc=float(label == 0), target=wanted)
+        for one, text in zip(row["arguments"].values(), texts, strict=True):
+            one["arg_1"] = f" {text}"
+        rows.append(row)
+    found = by_name(compare(*(write(tmp_path / name, {"t": rows}) for name in "ab")))
+    assert found["t", "margin"].score_a == pytest.approx(0.0)
+    assert found["t", "acc_corrected"].score_a == 0.5
+    rows[0]["acc"] = 0.0  # then no reading agrees with what was logged
+    found = by_name(compare(*(write(tmp_path / name, {"t": rows}) for name in "cd")))
+    assert "cannot be told" in found["t", "margin"].note
+
+
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        ({"target": -1}, "1 documents have no right answer among their choices"),
-        ({"target": 7}, "1 documents have no right answer among their choices"),
+        ({"target": -1}, "1 documents have no single right answer among their choices"),
+        ({"target": 7}, "1 documents have no single right answer among their choices"),
         ({"scores": (-1.0, -math.inf)}, "1 documents have a choice that was not scored"),
         ({"scores": (-1.0,)}, "1 documents have fewer than two choices"),
     ],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,6 +144,17 @@ def test_a_baseline_alone(tiny_checkpoint, tmp_path):
     assert list(outcome.folders) == ["baseline"]
     assert outcome.comparisons == {}
     assert "act_demo_sentiment" in outcome.summary()
+
+
+@pytest.mark.slow
+def test_a_baseline_that_skipped_answers_says_so(tiny_checkpoint, tmp_path):
+    """Every answer was skipped, and the table said 0.5: the first choice of each won."""
+    given = settings(tiny_checkpoint, tmp_path, "none")
+    given = replace(given, model_args="dtype=float32,overlength=skip,max_length=8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # lm-eval's, of -inf less -inf
+        outcome = run_eval(given)
+    assert "in these scores: 24 requests skipped" in outcome.summary()
 
 
 @pytest.mark.slow
