@@ -195,8 +195,9 @@ def complaint_of_harness(error: BaseException) -> InputError | None:
     """
     if not isinstance(error, COMPLAINTS):
         return None
+    steps = _steps(error)
     for module in (
-        step.module for step in reversed(_steps(error))
+        step.module for step in reversed(steps)
     ):  # of theirs and ours, the one nearest to the error decides
         if module.partition(".")[0] == "act_harness":
             return None
@@ -206,6 +207,11 @@ def complaint_of_harness(error: BaseException) -> InputError | None:
         return None
     whose = module.partition(".")[0].replace("_", "-")
     said = _first(error).rstrip(".")
+    task, document = _task_and_document(steps)
+    if document and module == "lm_eval.api.task" and not isinstance(error, TemplateError):
+        return TaskError(
+            f"task {task!r} failed{document} ({said}); check its label, its choices and its texts"
+        )
     count = launched().count
     if _NO_DOCUMENTS in said and count > 1:  # the task has some: this process got none of them
         return too_few_documents(count)

@@ -437,6 +437,28 @@ def test_what_a_tasks_own_code_raises_is_the_tasks_fault(
     assert re.search(r"Traceback(.|\n)*code\.py", done.err)
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"y": None}, "at document 2 .tuple indices must be integers"),
+        ({"ch": None}, "at document 2 .'NoneType' object is not iterable"),
+        ({"ch": []}, "at document 2 .not enough values to unpack"),
+    ],
+)
+def test_a_row_without_label_or_choices_is_named(
+    call, own, tiny_checkpoint, tmp_path, broken, said
+):
+    """ "lm-eval refuses these settings: tuple indices must be integers" named no row of a file."""
+    rows = [json.loads(line) for line in (own / "rows.jsonl").read_text().splitlines()]
+    rows[2] |= broken
+    (own / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = call("eval", "--pretrained", tiny_checkpoint, "--artifact", "none", "--device", "cpu",
+                "--tasks", own / "fr_mc.yaml", "--output", tmp_path / "out")  # fmt: skip
+    assert done.code == 2, done.err
+    assert re.search(f"^act-harness: task 'fr_mc' failed {said}", done.err, re.MULTILINE), done.err
+    assert done.err.rstrip().endswith("check its label, its choices and its texts")
+
+
 def test_a_search_says_which_task_failed(call, own, tiny_checkpoint, tmp_path):
     (own / "code.py").write_text(CODE.format(error="Odd()"))
     text = (own / "fr_mc.yaml").read_text()
