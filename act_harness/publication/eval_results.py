@@ -57,7 +57,9 @@ def _whole(arm: Arm, task: str) -> bool:
     counts = arm.documents(task)
     scored = arm.run.data["results"][task].get("sample_len", counts.get("effective"))
     whole = counts.get("original")
-    return whole is not None and scored == whole == counts.get("effective")
+    if whole is None or not scored == whole == counts.get("effective"):
+        return False
+    return not arm.skipped or not any(sample.skipped for sample in arm.run.samples(task))
 
 
 def _entry(arms: Sequence[Arm], task: str, source: str | None) -> dict[str, Any] | None:

@@ -72,6 +72,13 @@ class Arm:
         return found if isinstance(found, Mapping) else {}
 
     @property
+    def skipped(self) -> int:
+        """Requests that were too long to be scored; lm-eval's scores count their documents."""
+        counters = self.record.get("counters")
+        found = counters.get("requests_skipped") if isinstance(counters, Mapping) else None
+        return found if isinstance(found, int) else 0
+
+    @property
     def calibrated(self) -> bool:
         """Whether a head set was applied."""
         return bool(self.record.get("artifact_sha256"))

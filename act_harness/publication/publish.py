@@ -129,6 +129,7 @@ def _contents(
         place = "" if seed is None else f"seed-{seed}/"
         files[f"{place}comparison.json"] = _json(comparison.to_json())
         files[f"{place}comparison.md"] = comparison.to_markdown().encode()
+    notes += _skipped(evaluation)
     if not evaluation.comparisons:
         notes.append("one arm alone: no paired difference")
     report = _report(evaluation)
@@ -190,6 +191,7 @@ def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Files) -
         for number in searched
         if isinstance(number, int) and number > 0
     ]
+    parts += [f"{said[0].upper()}{said[1:]}." for said in _skipped(evaluation)]
     for seed, comparison in evaluation.comparisons.items():
         heading = (
             "Paired comparison" if seed is None else f"Paired comparison, few-shot seed {seed}"
@@ -212,6 +214,19 @@ def _page(evaluation: Evaluation, entries: Mapping[str, Files], report: Files) -
     items += [f"W&B run: {url}" for url in dict.fromkeys(tracked)]
     parts += ["## Files", "\n".join(f"- {item}" for item in items)]
     return "\n\n".join(parts) + "\n"
+
+
+def _skipped(evaluation: Evaluation) -> list[str]:
+    """Say of which arms the scores count documents that were not scored."""
+    counts: dict[str, int] = {}
+    for arm in evaluation.arms:
+        counts[arm.name] = counts.get(arm.name, 0) + arm.skipped
+    return [
+        f"of arm {name} {count} requests were too long to be scored: its scores count their "
+        "documents, the paired comparison leaves them out"
+        for name, count in counts.items()
+        if count
+    ]
 
 
 def _described(arm: Arm) -> str:

@@ -160,6 +160,27 @@ def test_a_gain_on_documents_of_the_search_is_published_as_that(tmp_path, noted,
     assert ("14 of the documents scored are of the splits that the heads" in page) is said
 
 
+@pytest.mark.parametrize(("count", "said"), [(16, True), (0, False), (None, False)])
+def test_scores_that_count_documents_which_were_not_scored_say_so(tmp_path, count, said):
+    """Answers that were skipped were published as wrong ones, or right ones, of the model."""
+    folders = write_evaluation(tmp_path / "out")
+    (file,) = folders["act"].glob("results_*.json")
+    content = json.loads(file.read_text())
+    content["config"]["act_harness"]["counters"] = {"requests_skipped": count}
+    file.write_text(json.dumps(content))
+    (samples,) = folders["act"].glob("samples_*.jsonl")
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    mark = {"overlength": "skipped" if count else "truncated"}
+    rows[1]["arguments"] = {"gen_args_0": {"arg_0": "Q", "arg_1": " a", "arg_2": mark}}
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = publish(tmp_path / "out", str(tmp_path / "to"))
+    page = (tmp_path / "to" / "README.md").read_text()
+    assert ("Of arm act 16 requests were too long to be scored" in page) is said
+    assert any("of arm act 16 requests" in note for note in done.notes) is said
+    assert (tmp_path / "to" / "act" / ".eval_results").exists() is not said
+    assert (tmp_path / "to" / "baseline" / ".eval_results").exists()
+
+
 def test_a_report_page_is_taken_along(tmp_path):
     folders = write_evaluation(tmp_path / "out")
     place = folders["comparison"].parent / "report"
