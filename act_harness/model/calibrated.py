@@ -407,7 +407,15 @@ class CalibratedHFLM(ConversationMixin, GenerationMixin, PromptsMixin, Processes
 
     def _count_lengths(self, prepared: Prepared) -> None:
         self.counters.truncated |= {prompt_key(tokens) for tokens in prepared.truncated}
+        before = len(self.counters.skipped)
         self.counters.skipped |= {prompt_key(tokens) for tokens in prepared.skipped}
+        if self.counters.skipped and not before:
+            warnings.warn(
+                f"{len(prepared.skipped)} of {len(prepared.items)} requests are longer than the "
+                f"model's {self.max_length} tokens and were not scored; lm-eval's metrics count "
+                "their documents all the same",
+                stacklevel=3,
+            )
 
 
 _ARGUMENTS = sorted(
