@@ -161,3 +161,9 @@ def test_prepared_documents_serve_every_recipe_on_some_of_their_tasks(caplog):
     assert "names group-of-both; the prepared documents are of a, b, and all" in caplog.text
     with pytest.raises(RecipeError, match="hold 8 of task 'b', the recipe asks for 9"):
         _fitting(DRAWN, recipe(tasks=["b"], samples=9))
+    with_examples = [replace(one, num_fewshot=3) for one in DRAWN]
+    with pytest.raises(RecipeError, match="task 'b' have 3 examples in their prompts, the recipe"):
+        _fitting(with_examples, recipe(tasks=["b"], num_fewshot=0))  # the artifact would say 0
+    for shots in (None, 3):
+        assert _fitting(with_examples, recipe(tasks=["b"], num_fewshot=shots)) == with_examples[1:]
+    assert _fitting(DRAWN, recipe(tasks=["b"], num_fewshot=3)) == [DRAWN[1]]
