@@ -30,6 +30,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from act_harness.errors import InfrastructureError, InputError, one_line
+from act_harness.support.interruption import unwinds_on_signals
 from act_harness.support.launcher import launched
 from act_harness.support.provenance import sha256_text
 
@@ -105,7 +106,7 @@ class Processes:
 
         _check_address()
         atexit.register(_leave)
-        _wait(meet)
+        _wait(meet, interruptible=True)  # others may not come for minutes
         return cls.here()
 
     def first(self, count: int) -> Processes | None:
@@ -116,9 +117,7 @@ class Processes:
         if count >= self.count:
             return self
         group = _wait(
-            lambda: torch.distributed.new_group(
-                range(count), backend="gloo", timeout=_LONGEST_WAIT
-            )
+            lambda: torch.distributed.new_group(range(count), backend="gloo", timeout=_LONGEST_WAIT)
         )
         return Processes(self.rank, count, group) if self.rank < count else None
 
@@ -201,9 +200,10 @@ def end(code: int | str | None) -> None:
     threading._shutdown()  # type: ignore[attr-defined] # in this order at Python's own end, too
     atexit._run_exitfuncs()
     _leave()
-    for stream in {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__} - {None}:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         with suppress(OSError, ValueError):  # nobody reads it, or it is closed
-            stream.flush()
+            if stream is not None:
+                stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
@@ -221,13 +221,30 @@ _waited = threading.Event()
 """Whether this process may have threads of gloo's."""
 
 
-def _wait(work: Callable[[], _Found]) -> _Found:
-    """Do what waits for other processes, outside of Python, where no signal reaches this thread.
+def _wait(work: Callable[[], _Found], *, interruptible: bool = False) -> _Found:
+    """Do what waits for other processes.
+
+    Args:
+        work: waits outside of Python, where no signal reaches the thread it is in.
+        interruptible: leave the wait on a signal, as any wait of a command. It then goes on in a
+            thread, beside which only :func:`end` is safe, so other programs wait it out.
 
     Raises:
         InfrastructureError: another process is gone.
     """
     _waited.set()
+    try:
+        return _in_a_thread(work) if interruptible or unwinds_on_signals() else work()
+    except (RuntimeError, ValueError) as error:  # gloo raises bare ones, env:// a ValueError
+        traceback.clear_frames(error.__traceback__)  # they hold on to the group, hence its threads
+        said = re.sub(r"^\[\S+\.cc:\d+\] ", "", one_line(error, limit=200))  # a place in gloo
+        raise InfrastructureError(
+            f"another process of this run has ended or cannot be reached ({said}); see what it "
+            "said, and start the same command again"
+        ) from error
+
+
+def _in_a_thread(work: Callable[[], _Found]) -> _Found:
     found: list[_Found] = []
     ends: SimpleQueue[Exception | None] = SimpleQueue()
 
@@ -246,13 +263,6 @@ def _wait(work: Callable[[], _Found]) -> _Found:
     try:
         if failure is not None:
             raise failure
-    except (RuntimeError, ValueError) as error:  # gloo raises bare ones, env:// a ValueError
-        traceback.clear_frames(error.__traceback__)  # they hold on to the group, hence its threads
-        said = re.sub(r"^\[\S+\.cc:\d+\] ", "", one_line(error, limit=200))  # a place in gloo
-        raise InfrastructureError(
-            f"another process of this run has ended or cannot be reached ({said}); see what it "
-            "said, and start the same command again"
-        ) from error
     finally:
         del failure  # it and this frame would hold each other
     return found[0]
