@@ -133,16 +133,18 @@ def main() -> NoReturn:
     told = unwind_on_signals()
     code: int | str | None
     try:
-        try:
-            _run()
-        finally:
-            _leave_other_processes()
+        _run()
     except KeyboardInterrupt as error:  # from outside a command, or one more behind the first
         code = _tell(_StoppedError(error))
     except SystemExit as error:
         code = error.code
     told()
-    sys.exit(code)
+    try:
+        sys.exit(code)  # W&B reads the code here
+    finally:
+        processes = sys.modules.get("act_harness.support.processes")
+        if processes is not None:
+            processes.end(code)
 
 
 def _tell(error: ActHarnessError | _StoppedError) -> int:
@@ -225,13 +227,6 @@ def _open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _leave_other_processes() -> None:
-    """End a process group; now and then gloo's threads abort a process that exits beside them."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _version(value: bool) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupted", "Terminated", "saved", "unwind_on_signals"]
+__all__ = ["Interrupted", "Terminated", "saved", "unwind_on_signals", "unwinds_on_signals"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -101,3 +101,11 @@ def unwind_on_signals() -> Callable[[], None]:
         stop.told = True
 
     return told
+
+
+def unwinds_on_signals() -> bool:
+    """Whether this is the process of a command, which a signal unwinds and which ends its own way.
+
+    See :func:`unwind_on_signals`.
+    """
+    return isinstance(signal.getsignal(signal.SIGTERM), _Stop)

@@ -5,27 +5,36 @@ the requests of an evaluation or the measurements of a search. What they tell ea
 (counters, sums over heads, numbers of requests), so all of it goes through the CPU and gloo, also
 where the models are on GPUs: a process that ends closes its connections, and those that wait for
 it know at once. NCCL would let them wait for minutes and then end them with pages of its own.
+
+gloo answers from threads of its own, which let go of their tensors only after the answer is there.
+Where such a tensor is Python's and Python has begun to end, that aborts the process (SIGABRT), so a
+process that has waited for others leaves them before: :func:`end` in a command, which does not let
+Python end at all, and an ``atexit`` function in any other program.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from act_harness.errors import InfrastructureError, InputError, one_line
+from act_harness.support.interruption import unwinds_on_signals
 from act_harness.support.launcher import launched
 from act_harness.support.provenance import sha256_text
 
-__all__ = ["Processes", "leave_word"]
+__all__ = ["Processes", "end", "leave_word"]
 
 _LONGEST_WAIT = timedelta(days=2)
 """Of one process for another. One that ends is noticed at once; this is for a machine that vanished
@@ -37,6 +46,9 @@ _LONGEST_START = timedelta(minutes=15)
 
 _boards: list[Any] = []
 """Where processes that have met leave word for one another: torch's store."""
+
+
+_Found = TypeVar("_Found")
 
 
 class _Rereadable(Protocol):
@@ -93,8 +105,8 @@ class Processes:
             )  # fmt: skip
 
         _check_address()
-        with _told_when_one_ends():
-            _interruptible(meet)
+        atexit.register(_leave)
+        _wait(meet, interruptible=True)  # others may not come for minutes
         return cls.here()
 
     def first(self, count: int) -> Processes | None:
@@ -104,7 +116,9 @@ class Processes:
         """
         if count >= self.count:
             return self
-        group = torch.distributed.new_group(range(count), backend="gloo", timeout=_LONGEST_WAIT)
+        group = _wait(
+            lambda: torch.distributed.new_group(range(count), backend="gloo", timeout=_LONGEST_WAIT)
+        )
         return Processes(self.rank, count, group) if self.rank < count else None
 
     def read_together(self, ledger: _Rereadable) -> None:
@@ -120,9 +134,14 @@ class Processes:
     def sum_together(self, values: torch.Tensor) -> None:
         """Add up a tensor over all processes, in place; each gets the same sum."""
         if self.count > 1:
-            total = values.detach().cpu()
-            with _told_when_one_ends():
+            total = torch.empty(0)
+
+            def add() -> None:
+                nonlocal total
+                total = values.detach().cpu().clone()  # gloo may write on behind an interrupt
                 torch.distributed.all_reduce(total, group=self.group)
+
+            _wait(add)
             values.copy_(total)
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401 - anything that can be pickled
@@ -130,15 +149,13 @@ class Processes:
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
-        with _told_when_one_ends():
-            torch.distributed.all_gather_object(found, value, group=self.group)
+        _wait(lambda: torch.distributed.all_gather_object(found, value, group=self.group))
         return found
 
     def meet(self) -> None:
         """Wait until all processes are here."""
-        if self.count > 1:
-            with _told_when_one_ends():  # a barrier of torch's own would be NCCL's on GPUs
-                torch.distributed.all_reduce(torch.zeros(1), group=self.group)
+        if self.count > 1:  # a barrier of torch's own would be NCCL's on GPUs
+            _wait(lambda: torch.distributed.all_reduce(torch.zeros(1), group=self.group))
 
 
 def leave_word(text: str) -> bool | None:
@@ -167,32 +184,85 @@ def _check_address() -> None:
         )
 
 
-def _interruptible(work: Callable[[], None]) -> None:
-    """Do work that waits outside of Python, where no signal would reach this thread."""
-    ends: SimpleQueue[Exception | None] = SimpleQueue()
+def end(code: int | str | None) -> None:
+    """End this process at once with an exit code if it may have waited for others, else return.
 
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
-            ends.put(error)
-        else:
-            ends.put(None)
+    What ``atexit`` knows is done and the streams are written first; Python's own end is left out,
+    as threads that have waited, or still do behind an interrupt, may abort it.
 
-    threading.Thread(target=run, daemon=True).start()
-    error = ends.get()
-    if error is not None:
-        raise error
+    Args:
+        code: as ``sys.exit`` takes it.
+    """
+    if not (_waited.is_set() or _has_group()):
+        return
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined] # in this order at Python's own end, too
+    atexit._run_exitfuncs()
+    _leave()
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+            if stream is not None:
+                stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-@contextmanager
-def _told_when_one_ends() -> Iterator[None]:
-    """Say in one line that another process is gone."""
+def _has_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _leave() -> None:
+    """End the process groups with their threads, as long as Python lets these end."""
+    if _has_group():
+        torch.distributed.destroy_process_group()
+
+
+_waited = threading.Event()
+"""Whether this process may have threads of gloo's."""
+
+
+def _wait(work: Callable[[], _Found], *, interruptible: bool = False) -> _Found:
+    """Do what waits for other processes.
+
+    Args:
+        work: waits outside of Python, where no signal reaches the thread it is in.
+        interruptible: leave the wait on a signal, as any wait of a command. It then goes on in a
+            thread, beside which only :func:`end` is safe, so other programs wait it out.
+
+    Raises:
+        InfrastructureError: another process is gone.
+    """
+    _waited.set()
     try:
-        yield
+        return _in_a_thread(work) if interruptible or unwinds_on_signals() else work()
     except (RuntimeError, ValueError) as error:  # gloo raises bare ones, env:// a ValueError
+        traceback.clear_frames(error.__traceback__)  # they hold on to the group, hence its threads
         said = re.sub(r"^\[\S+\.cc:\d+\] ", "", one_line(error, limit=200))  # a place in gloo
         raise InfrastructureError(
             f"another process of this run has ended or cannot be reached ({said}); see what it "
             "said, and start the same command again"
         ) from error
+
+
+def _in_a_thread(work: Callable[[], _Found]) -> _Found:
+    found: list[_Found] = []
+    ends: SimpleQueue[Exception | None] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
+            ends.put(error)
+        else:
+            ends.put(None)
+
+    waiting = threading.Thread(target=run, daemon=True)
+    waiting.start()
+    failure = ends.get()
+    waiting.join()
+    try:
+        if failure is not None:
+            raise failure
+    finally:
+        del failure  # it and this frame would hold each other
+    return found[0]

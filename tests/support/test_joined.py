@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -53,6 +54,38 @@ def test_all_get_what_each_gave_until_one_is_killed():
         if rank < 2:
             (line,) = [text for text in err.splitlines() if not text.startswith("[")]  # gloo's own
             assert line.startswith("another process of this run has ended or cannot be reached")
+
+
+ENDS = {
+    "program": (1, "another process of this run has ended or cannot be reached"),
+    "command": (3, "act-harness: another process of this run has ended or cannot be reached"),
+    "stopped": (143, "act-harness: interrupted; nothing was saved; go on with: act-harness"),
+    "stopped early": (143, "act-harness: interrupted; nothing was saved; go on with: act-harness"),
+    "stopped alone": (143, "act-harness: interrupted; nothing was saved; go on with: act-harness"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are held back as Linux does it")
+@pytest.mark.parametrize(
+    ("way", "tries"),
+    [("program", 10), ("command", 3), ("stopped", 3), ("stopped early", 3), ("stopped alone", 1)],
+)
+def test_who_waited_for_one_that_is_killed_ends_in_order(way, tries):
+    """gloo's threads let go of tensors late; where Python had begun to end, that was an abort."""
+    found = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tests" / "ending_child.py"), way, str(tries)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1",
+             "CUDA_VISIBLE_DEVICES": "", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
+        capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    ends = [json.loads(line) for line in found.stdout.splitlines()]
+    assert len(ends) == tries
+    expected, begins = ENDS[way]
+    for code, out, err in ends:
+        assert (code, out) == (expected, "not flushed\ntidied up\n"), err
+        (line,) = [text for text in err.splitlines() if not text.startswith("[")]  # gloo's own
+        assert line.startswith(begins)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
