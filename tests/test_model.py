@@ -241,6 +241,28 @@ def test_generation_does_not_depend_on_the_batch(tiny_checkpoint, artifact_file)
     assert found[0] != make(tiny_checkpoint).generate_until(requests, disable_tqdm=True)
 
 
+def test_prompts_to_go_on_from_are_skipped_where_that_is_asked(tiny_checkpoint, artifact_file):
+    """`overlength=skip` cut them, as `truncate` does, and answered from half a prompt."""
+    settings = {"until": ["zzz"], "max_gen_toks": 6}
+    long, short = "x y z " * 9, "the cat"
+    skipping = make(tiny_checkpoint, artifact_file, overlength="skip", max_length=24)
+    requests = generation(long, short, long + "!", **settings)
+    with pytest.warns(UserWarning, match="2 of 3 requests are longer than the model's 24 tokens"):
+        found = skipping.generate_until(requests, disable_tqdm=True)
+    plain = make(tiny_checkpoint, artifact_file, max_length=24)
+    (alone,) = plain.generate_until(generation(short, **settings), disable_tqdm=True)
+    assert found == ["", alone, ""]
+    surplus = len(skipping.tok_encode(long)) - (24 - 6)
+    assert requests[0].args[2:] == ({"overlength": "skipped", "surplus_tokens": surplus},)
+    assert len(requests[1].args) == 2
+    counters = skipping.counters.summary()
+    assert (counters["requests_skipped"], counters["prompts_truncated"]) == (2, 0)
+    again = make(tiny_checkpoint, artifact_file, overlength="skip", max_length=24)
+    with pytest.warns(UserWarning, match="1 of 1 requests"):
+        nothing = again.generate_until(generation(long, **settings), disable_tqdm=True)
+    assert nothing == [""]
+
+
 @pytest.mark.parametrize("arm", ["baseline", "calibrated"])
 def test_an_empty_prompt_is_continued_from_the_prefix_token(tiny_checkpoint, artifact_file, arm):
     """Stock fails on it alone, and generates from a row of pads beside other prompts."""

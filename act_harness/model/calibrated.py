@@ -410,12 +410,7 @@ class CalibratedHFLM(ConversationMixin, GenerationMixin, PromptsMixin, Processes
         before = len(self.counters.skipped)
         self.counters.skipped |= {prompt_key(tokens) for tokens in prepared.skipped}
         if self.counters.skipped and not before:
-            warnings.warn(
-                f"{len(prepared.skipped)} of {len(prepared.items)} requests are longer than the "
-                f"model's {self.max_length} tokens and were not scored; lm-eval's metrics count "
-                "their documents all the same",
-                stacklevel=3,
-            )
+            self._warn_of_skipped(len(prepared.skipped), len(prepared.items))
 
 
 _ARGUMENTS = sorted(

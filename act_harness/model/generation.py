@@ -31,6 +31,8 @@ class GenerationMixin(HFLM):
     counters: CalibrationCounters
     _arm: Callable[[], AbstractContextManager[None]]
     _budget: Callable[[], int]
+    _skip_prompt: Callable[[Instance], bool]
+    _warn_of_skipped: Callable[[int, int], None]
     _will_calibrate: bool
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -42,12 +44,20 @@ class GenerationMixin(HFLM):
         if self._will_calibrate or (self.attachment is not None and self.attachment.active):
             for request in requests:
                 self.check_generation(request.args[1])
+        before = len(self.counters.skipped)
+        fitting = [None if self._skip_prompt(request) else request for request in requests]
+        asked = [request for request in fitting if request is not None]
+        if len(asked) < len(requests) and not before:
+            self._warn_of_skipped(len(requests) - len(asked), len(requests))
         with self._whole_batches():
-            answers: list[str] = super().generate_until(
-                requests, disable_tqdm=disable_tqdm or not self.leads
+            answers: list[str] = (
+                super().generate_until(asked, disable_tqdm=disable_tqdm or not self.leads)
+                if asked
+                else []
             )
         self._share_counters(len(requests))
-        return answers
+        given = iter(answers)
+        return ["" if request is None else next(given) for request in fitting]
 
     def check_generation(self, settings: Mapping[str, Any]) -> None:
         """Refuse settings of generation under which no arm could be calibrated.

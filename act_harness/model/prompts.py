@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from act_harness.attention.counters import CalibrationCounters, prompt_key
 from act_harness.errors import InputError
 from act_harness.scoring.forwards import pad_tokens
 from act_harness.support.sequences import common_start
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
 
 __all__ = ["PromptsMixin"]
 
@@ -90,6 +95,27 @@ class PromptsMixin(HFLM):
                 "use overlength=truncate or a larger max_length"
             )
         self.counters.truncated.add(prompt_key(row))
+
+    def _skip_prompt(self, request: Instance) -> bool:
+        """Say whether a request to generate is left out, count it, and mark it for its sample."""
+        if self.overlength != "skip":
+            return False
+        row = self._prompt_tokens(request.args[0])
+        wanted = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
+        surplus = len(row) - (self.max_length - wanted)
+        if not 0 < surplus < len(row):  # with no room for any prompt, HFLM says so
+            return False
+        self.counters.skipped.add(prompt_key(row))
+        mark = {"overlength": "skipped", "surplus_tokens": surplus}
+        request.arguments = (*request.args[:2], mark)
+        return True
+
+    def _warn_of_skipped(self, skipped: int, requests: int) -> None:
+        warnings.warn(
+            f"{skipped} of {requests} requests are longer than the model's {self.max_length} "
+            "tokens and were not scored; lm-eval's metrics count their documents all the same",
+            stacklevel=3,
+        )
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
