@@ -186,10 +186,7 @@ def _load_tasks(tasks: Sequence[str] | TaskSelection) -> dict[str, Any]:
 def _check_kind(name: str, task: Any) -> None:  # noqa: ANN401 - lm-eval's Task
     kind = task.get_config("output_type")
     if kind != "multiple_choice":
-        raise TaskError(
-            f"task {name!r} is of type {kind}, the search needs multiple_choice tasks; "
-            "take it out of the list"
-        )
+        raise TaskError(f"task {name!r} is of type {kind}, expected multiple_choice; leave it out")
 
 
 class _Draw:
@@ -363,8 +360,8 @@ class _Draw:
                 return -1
             raise TaskError(
                 f"task {self.name!r} names {target!r} as the right choice of a document with "
-                f"{len(choices)} choices; the search needs exactly one right choice (method "
-                "'gradient' with objective 'entropy' needs none)"
+                f"{len(choices)} choices, expected exactly one of them; mend its rows (a search by "
+                "method 'gradient' with objective 'entropy' needs none)"
             )
         return target
 

@@ -178,7 +178,7 @@ def test_documents_without_a_label_are_drawn_where_none_is_needed():
     """Objective entropy needs no labels, but a task that has none could not be drawn."""
     blind = [{**one, "label": -1} for one in rows(30)]
     made = task({"train": blind, "test": rows(4, 100)})
-    with pytest.raises(TaskError, match=r"needs exactly one right choice .*objective 'entropy'"):
+    with pytest.raises(TaskError, match=r"expected exactly one of them.*objective 'entropy'"):
         draw(made).documents(5, 4, 1)
     drawer = splits._Draw("made", made, Prompting(), encode, 400, None, labels=False)
     found = drawer.documents(5, 4, 1)
@@ -266,5 +266,7 @@ def test_unknown_and_unfit_tasks_are_refused():
 
 def test_a_task_that_is_not_multiple_choice_is_refused():
     made = task({"train": rows(4), "test": rows(2, 50)}, output_type="loglikelihood")
-    with pytest.raises(TaskError, match="'made' is of type loglikelihood"):
+    with pytest.raises(
+        TaskError, match="'made' is of type loglikelihood, expected multiple_choice; leave"
+    ):
         splits._check_kind("made", made)

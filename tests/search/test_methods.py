@@ -483,10 +483,15 @@ def test_what_was_found_is_not_found_again(compared, monkeypatch):
     assert compare(folder, SOME) == arms
 
 
-def test_a_folder_of_another_comparison_is_refused(compared):
+def test_a_folder_of_another_comparison_is_refused(compared, monkeypatch):
     folder, _ = compared
     with pytest.raises(RecipeError, match="another recipe; give another --output"):
         compare(folder, SOME, recipe(seed=77))
+    one, *rest = DOCUMENTS
+    fewer = dataclasses.replace(one, verify=one.verify[:-1])
+    monkeypatch.setitem(compare.__globals__, "DOCUMENTS", [fewer, *rest])
+    with pytest.raises(RecipeError, match="comparison with other documents; give another"):
+        compare(folder, SOME)
 
 
 def test_a_killed_comparison_goes_on_and_ends_the_same(compared, tmp_path):

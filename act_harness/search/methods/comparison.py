@@ -251,6 +251,5 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     stored, here = reading.read_json(path), atomic.plain(identity)
     other = [key for key in here if not isinstance(stored, dict) or stored.get(key) != here[key]]
     if other:
-        raise RecipeError(
-            f"{folder} holds a comparison with another {other[0]}; give another --output"
-        )
+        what = "other documents" if other[0] == "documents" else f"another {other[0]}"
+        raise RecipeError(f"{folder} holds a comparison with {what}; give another --output")
