@@ -9,6 +9,7 @@ runs; the averages and their spread are reported beside the pairs.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -176,7 +177,12 @@ def _what_is_saved(folders: Mapping[str, Path]) -> str:
     done = _complete(folders)
     if not done:
         return "no arm was complete, so a repeated command starts anew"
-    return f"complete results are in {', '.join(done)}; a repeated command starts anew"
+    told = f"complete results are in {', '.join(done)}"
+    arms = [folders[arm] for arm in ("baseline", "act") if arm in folders]
+    if len(arms) == 2 and all(any(place.glob("results_*.json")) for place in arms):
+        again = shlex.join(["act-harness", "compare", *map(str, arms)])
+        return f"{told}; what is left to do is: {again}"
+    return f"{told}; a repeated command starts anew"
 
 
 def _run_arms(

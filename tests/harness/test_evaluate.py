@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -144,6 +145,22 @@ def test_a_baseline_alone(tiny_checkpoint, tmp_path):
     assert list(outcome.folders) == ["baseline"]
     assert outcome.comparisons == {}
     assert "act_demo_sentiment" in outcome.summary()
+
+
+def test_two_complete_arms_are_compared_and_not_scored_again(tmp_path):
+    """Where only the figure could not be written, "starts anew" sent for hours of scoring."""
+    folders = {arm: tmp_path / f"the {arm}" for arm in ("baseline", "act", "comparison")}
+    for place in folders.values():
+        place.mkdir()
+    said = evaluate._what_is_saved
+    assert said(folders) == "no arm was complete, so a repeated command starts anew"
+    (folders["baseline"] / "results_1.json").write_text("{}")
+    assert said(folders).endswith("the baseline; a repeated command starts anew")
+    (folders["act"] / "results_1.json").write_text("{}")
+    command = shlex.join(
+        ["act-harness", "compare", *(str(folders[a]) for a in ("baseline", "act"))]
+    )
+    assert said(folders).endswith(f"what is left to do is: {command}")
 
 
 @pytest.mark.slow
