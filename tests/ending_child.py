@@ -30,6 +30,9 @@ from act_harness.cli import app
 from act_harness.errors import InfrastructureError
 from act_harness.support.processes import Processes
 
+READY = os.pipe()
+"""Where the first process says that it is about to meet the second one."""
+
 
 def hold_back_threads() -> None:
     processor = {max(os.sched_getaffinity(0))}
@@ -44,6 +47,7 @@ def first(**_: object) -> None:
     """Wait for the second process, with things left to do at the end."""
     atexit.register(print, "tidied up")
     print("not flushed")
+    os.write(READY[1], b"!")
     processes = Processes.join()
     processes.gather("here")
     hold_back_threads()
@@ -51,6 +55,7 @@ def first(**_: object) -> None:
 
 
 def second(way: str, other: int) -> None:
+    os.read(READY[0], 1)
     if way == "stopped early":
         time.sleep(0.5)  # the other one waits by now
         os.kill(other, signal.SIGTERM)
@@ -95,13 +100,15 @@ def attempt(way: str) -> None:
     for rank in range(2):
         pid = os.fork()
         if pid == 0:
-            os.dup2(out, 1)
-            os.dup2(err, 2)
+            if rank == 0:
+                os.dup2(out, 1)
+                os.dup2(err, 2)
             os.environ["RANK"] = str(rank)
             run(way, *pids)
             sys.exit()
         pids.append(pid)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert codes[1] == -signal.SIGKILL or way == "stopped early"
     told = [os.pread(file, 1 << 16, 0).decode() for file in (out, err)]
     print(json.dumps([codes[0], *told]), flush=True)
 
