@@ -247,6 +247,22 @@ INPUTS: tuple[tuple[str, int, str], ...] = (
     ("search --tasks act_demo_word --pretrained {model} --output {own}", 2, "is a folder"),
     ("search --tasks act_demo_word --pretrained {model} --output {file}/a.json", 3, "file"),
     ("search --tasks act_demo_word --pretrained {model} --prepare {own}", 2, "is a folder"),
+    (
+        "search --tasks {own}/own_task.yaml --pretrained {model} --output {own}/own_task.yaml",
+        2,
+        "own_task.yaml is what this command reads",
+    ),
+    (
+        "search --tasks {own}/*.yaml --pretrained {model} --prepare {own}/own_task.yaml",
+        2,
+        "own_task.yaml is what this command reads",
+    ),
+    (
+        "explore --task own_task --include-path {own} --pretrained {model} "
+        "--output {own}/own_task.yaml",
+        2,
+        "own_task.yaml is what this command reads",
+    ),
     ("fetch --tasks act_demo_word --dest {file}", 3, "file"),
     ("fetch --tasks act_demo_word --dest {long}", 3, "xxx"),
     ("compare {empty} {empty} --output {file}", 3, "file"),

@@ -73,7 +73,7 @@ def show(
         from act_harness.exploration.page import artifact_page
         from act_harness.support import atomic, places
 
-        atomic.write_text(places.prepare_file(html), artifact_page(artifact))
+        atomic.write_text(places.prepare_file(html, reads=[reference]), artifact_page(artifact))
         print(f"written: {html}")
         return
     if full:

@@ -29,7 +29,7 @@ from act_harness.evidence.calibrators import (
 )
 from act_harness.evidence.corpus import CorpusPart, corpus_part
 from act_harness.evidence.results import Run
-from act_harness.evidence.samples import Sample, choice_scores
+from act_harness.evidence.samples import Sample, choice_scores, without_choice_scores
 from act_harness.evidence.stats import Part, answer_margin
 
 __all__ = ["Key", "Measured", "Pair", "join", "measure"]
@@ -119,12 +119,15 @@ def measure(a: Run, b: Run, task: str, *, clusters: Clusters) -> dict[Key, Measu
             if made.part is None:
                 made = _of_corpus(metric, both, pairs, reported, task, clusters) or made
             found[metric, kind] = made
-        for metric, values in _derived(pairs, inputs).items():
+        places = _scored(pairs)
+        scored = [pairs[i] for i in places]
+        own = [_of_documents(one, places) for one in inputs]
+        for metric, values in _derived(scored, own).items():
             if metric not in names:
                 made = (
                     Measured(None, note=values)
                     if isinstance(values, str)
-                    else _measured(metric, values, pairs, task, clusters)
+                    else _measured(metric, values, scored, task, clusters)
                 )
                 found[metric, kind] = made._replace(derived=True)
         broken = [sum(pair[arm].not_finite for pair in pairs) for arm in (0, 1)]
@@ -203,6 +206,23 @@ def _of_corpus(
     return None if corpus is None else Measured(None, clustered_by=field, corpus=corpus)
 
 
+def _scored(pairs: Sequence[Pair]) -> list[int]:
+    """Return the places of the pairs in which every request was scored.
+
+    lm-eval has no way to leave a document out: one that was skipped because it was too long counts
+    as answered by its first choice.
+    """
+    return [i for i, (a, b) in enumerate(pairs) if not a.skipped and not b.skipped]
+
+
+def _of_documents(inputs: CalibratorInputs, places: Sequence[int]) -> CalibratorInputs:
+    """Return an arm's inputs without those of the documents that were left out."""
+    rotated = inputs.rotated
+    if rotated is None or not places or len(rotated) <= places[-1]:
+        return inputs
+    return inputs.model_copy(update={"rotated": tuple(rotated[i] for i in places)})
+
+
 def _brier_scores(pairs: Sequence[Pair]) -> tuple[list[float], list[float]] | None:
     """Squared distance of the choices' probabilities from the right answer, per document."""
     found = []
@@ -259,26 +279,36 @@ def _measured(
     clusters: Clusters,
 ) -> Measured:
     a, b = values
-    kept = [i for i in range(len(pairs)) if a[i] is not None and b[i] is not None]
+    scored = _scored(pairs)
+    kept = [i for i in scored if a[i] is not None and b[i] is not None]
     if not kept:
-        return Measured(None, note="no numbers in its samples; not tested")
+        why = "no numbers in its samples" if scored else "none of its documents was scored whole"
+        return Measured(None, note=f"{why}; not tested")
     part = _part(metric, [a[i] for i in kept], [b[i] for i in kept])
     if part is None:
         return Measured(None, note="its samples hold values of different kinds; not tested")
     samples = [pairs[i][0] for i in kept]
     field, ids = _clusters(task, samples, clusters)
     subjects = tuple(sample.fields.get("subject", "") for sample in samples)
-    lost = len(pairs) - len(kept)
+    lost, skipped = len(scored) - len(kept), len(pairs) - len(scored)
+    notes = [
+        *([f"{lost} documents without a number in one of the runs left out"] if lost else []),
+        *(
+            [f"{skipped} documents with an answer too long to be scored left out"]
+            if skipped
+            else []
+        ),
+    ]
     return Measured(
         part=part._replace(clusters=ids),
         clustered_by=field,
         subjects=subjects if all(subjects) and task not in clusters else None,
-        note=f"{lost} documents without a number in one of the runs left out" if lost else "",
+        note="; ".join(notes),
     )
 
 
 def _derived(
-    pairs: Sequence[Pair], inputs: tuple[CalibratorInputs, CalibratorInputs]
+    pairs: Sequence[Pair], inputs: Sequence[CalibratorInputs]
 ) -> dict[str, tuple[list[float], list[float]] | str]:
     """What the choices' scores of a multiple-choice task say beside its reported metrics.
 
@@ -287,7 +317,10 @@ def _derived(
     """
     a, b = (choice_scores([pair[arm] for pair in pairs]) for arm in (0, 1))
     if a is None or b is None:
-        return {}
+        why = next(filter(None, map(without_choice_scores, zip(*pairs, strict=True))), "")
+        return (
+            {"margin": f"{why}; neither margin nor corrected accuracy is computed"} if why else {}
+        )
     found: dict[str, tuple[list[float], list[float]] | str] = {}
     for one in CALIBRATORS.values():
         if one.needs == "labelled" and not same_labelled(*inputs):

@@ -16,7 +16,15 @@ import numpy.typing as npt
 from act_harness.errors import ResultError
 from act_harness.evidence.choices import padded
 
-__all__ = ["ChoiceScores", "Sample", "Value", "choice_scores", "finite_number", "read_sample"]
+__all__ = [
+    "ChoiceScores",
+    "Sample",
+    "Value",
+    "choice_scores",
+    "finite_number",
+    "read_sample",
+    "without_choice_scores",
+]
 
 
 Value = float | tuple[float, float] | None
@@ -44,6 +52,8 @@ class Sample(NamedTuple):
     """The right answer as lm-eval writes it: an index or a text."""
     not_finite: int = 0
     """Log-likelihoods that are NaN or infinite; requests skipped on purpose do not count."""
+    skipped: int = 0
+    """Requests that were too long to be scored: metrics of the document measure nothing."""
 
 
 class ChoiceScores(NamedTuple):
@@ -94,6 +104,29 @@ def choice_scores(samples: Sequence[Sample]) -> ChoiceScores | None:
     return None
 
 
+def without_choice_scores(samples: Sequence[Sample]) -> str:
+    """Say why :func:`choice_scores` has nothing for samples of a multiple-choice task.
+
+    Returns:
+        A clause, empty where the samples are of another kind of task.
+    """
+    asked = [sample for sample in samples if sample.scores]
+    if not asked:
+        return ""
+    lost = sum(not all(map(math.isfinite, sample.scores)) for sample in asked)
+    if lost:
+        return f"{lost} documents have a choice that was not scored"
+    short = len(samples) - len(asked)
+    if short:
+        return f"{short} documents have fewer than two choices"
+    unlabelled = sum(
+        _label_as_index(sample) is None and _label_as_text(sample) is None for sample in asked
+    )
+    if unlabelled:
+        return f"{unlabelled} documents have no right answer among their choices"
+    return "the right answers cannot be told from the samples"
+
+
 def read_sample(row: Any, kept: Sequence[str], where: str) -> Sample:  # noqa: ANN401 - parsed JSON
     """Return a line of a samples file as a sample.
 
@@ -133,6 +166,7 @@ def read_sample(row: Any, kept: Sequence[str], where: str) -> Sample:  # noqa: A
         scores=scores,
         target=str(row.get("target", "")),
         not_finite=_not_finite(row),
+        skipped=sum(map(_is_skipped, _arguments(row))),
     )
 
 
@@ -191,8 +225,7 @@ def _not_finite(row: Mapping[str, Any]) -> int:
         return 0
     found = 0
     for repeats, asked in zip(responses, arguments, strict=False):
-        marks = [one for one in asked if isinstance(one, Mapping)]
-        if any(mark.get("overlength") == "skipped" for mark in marks):
+        if _is_skipped(asked):
             continue
         for value in repeats if isinstance(repeats, (list, tuple)) else ():
             pair = isinstance(value, (list, tuple)) and len(value) == 2
@@ -201,6 +234,12 @@ def _not_finite(row: Mapping[str, Any]) -> int:
             elif len(asked) == 1:  # a rolling request; one that generates has settings too
                 found += _no_number(value)
     return found
+
+
+def _is_skipped(arguments: Sequence[Any]) -> bool:
+    """Say whether a request's arguments bear the mark of one that was not scored."""
+    marks = [one for one in arguments if isinstance(one, Mapping)]
+    return any(mark.get("overlength") == "skipped" for mark in marks)
 
 
 def _no_number(value: Any) -> bool:  # noqa: ANN401 - a number, or its text in a file

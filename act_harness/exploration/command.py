@@ -120,7 +120,8 @@ def explore_from_settings(settings: ExploreSettings) -> Exploration:
         from act_harness.harness.task_lookup import find_tasks
 
         selection = find_tasks((settings.task,), include_path=tuple(settings.include_path))
-    places.prepare_file(settings.output)
+    reads = (settings.artifact, settings.task, *settings.include_path)
+    places.prepare_file(settings.output, reads=reads)
     lm = load_model(given)
     artifact = resolve_artifact(settings.artifact, lm.facts)
     if selection is None:

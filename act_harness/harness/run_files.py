@@ -159,8 +159,10 @@ def _write_comparison(comparison: Comparison, folder: Path) -> Path:
 def counters_line(counters: dict[str, Any]) -> str:
     """Return what calibration did, as one line."""
     share, moved = counters["share_of_pairs_with_sink"], counters["mean_moved_mass"]
+    asides = [f"{counters[key]} {key.replace('_', ' ')}" for key in _ASIDES if counters.get(key)]
     if not counters["prompts"]:
-        return "no head was in force; nothing was calibrated, both arms are the stock model"
+        idle = "no head was in force; nothing was calibrated, both arms are the stock model"
+        return ", ".join([idle, *asides])
     # Heads that amplify count against heads that damp: the sum of a large set may be near 0.
     way = "onto" if moved is not None and moved < 0 else "off"
     size = shown(None if moved is None else abs(moved))
@@ -169,17 +171,20 @@ def counters_line(counters: dict[str, Any]) -> str:
         f"{shown(share)} of (head, prompt) pairs with a sink",
         f"{size} of the attention moved {way} calibrated columns, net",
     ]
-    for key in (
-        "prompts_near_threshold",
-        "prompts_too_short",
-        "prompts_truncated",
-        "documents_open_to_search",
-    ):
-        if counters.get(key):
-            parts.append(f"{counters[key]} {key.replace('_', ' ')}")
-    line = ", ".join(parts)
+    line = ", ".join([*parts, *asides])
     # Zero is no rounding here: no head saw a sink, so nothing of what is compared was calibrated.
     return f"{line}; nothing was calibrated, both arms are the stock model" if moved == 0 else line
+
+
+_ASIDES = (
+    "prompts_near_threshold",
+    "prompts_too_short",
+    "prompts_truncated",
+    "requests_skipped",
+    "requests_with_empty_continuation",
+    "documents_open_to_search",
+)
+"""Counters that are told where they are not 0: they decide what the scores are worth."""
 
 
 def shown(value: float | None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -20,6 +20,7 @@ from act_harness.attention import model_facts
 from act_harness.attention.dimensions import widths
 from act_harness.attention.placement import input_device
 from act_harness.calibration import HeadStrength
+from act_harness.engines import select_engine
 from act_harness.errors import RecipeError
 from act_harness.search.choose.judgement import judged
 from act_harness.search.choose.select import Selection
@@ -46,6 +47,7 @@ from act_harness.support.processes import Processes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from act_harness.engines.triton import TritonEngine
     from act_harness.search.documents import Document, TaskDocuments
     from act_harness.search.recipe import Recipe
 
@@ -82,6 +84,9 @@ def run_by_gradient(
     recipe, checkpointing = _sized(recipe, model, documents, processes)
     folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
     identity = {**identity, "processes": processes.count}
+    kernels = _kernels(recipe, device)
+    if kernels is not None:  # they round otherwise, and a column may lie at its threshold
+        identity["column_sums"] = kernels.name
     tokens = recipe.size("chunk_tokens")
     with (
         SearchLedger.opened(folder, identity=identity, rank=processes.rank) as ledger,
@@ -93,7 +98,9 @@ def run_by_gradient(
     ):
         if ledger.found:
             progress.say(f"continuing {folder}: {ledger.found} units are there already")
-        opened = StrengthenedModel(model, recipe.calibration, checkpointing=checkpointing)
+        opened = StrengthenedModel(
+            model, recipe.calibration, checkpointing=checkpointing, kernels=kernels
+        )
         with opened:
             search = Tuning(recipe, documents, ledger, processes, progress, grid, opened, tokens)
             theta, trace = search.train()
@@ -111,6 +118,12 @@ def run_by_gradient(
         chosen, facts=known, selection=selection, content=content, effects=[], work=Work(),
         started=started, device=device, processes=processes, ledger=ledger, output=output,
     )  # fmt: skip
+
+
+def _kernels(recipe: Recipe, device: torch.device) -> TritonEngine | None:
+    """Return the engine whose kernels add up columns, where that is the recipe's engine."""
+    engine = select_engine(recipe.engine, device=device.type)
+    return cast("TritonEngine", engine) if engine.name == "triton" else None
 
 
 def _controls(recipe: Recipe, documents: Sequence[TaskDocuments]) -> Controls:

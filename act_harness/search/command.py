@@ -170,11 +170,15 @@ def search_from_settings(settings: SearchSettings) -> SearchResult | PreparedDoc
     recipe = settings.make_recipe()
     against = _compared_with(settings, recipe)
     ledgers = settings.ledgers or _ledgers(settings.output)
+    reads = (
+        settings.recipe, settings.documents, settings.compare_with,
+        *recipe.tasks, *settings.include_path,
+    )  # fmt: skip
     if settings.prepare is None:
-        places.prepare_file(settings.output)
+        places.prepare_file(settings.output, reads=reads)
         places.prepare_folder(ledgers)
     else:
-        places.prepare_file(settings.prepare)
+        places.prepare_file(settings.prepare, reads=reads)
     given = load_search(settings, recipe, held_out=settings.held_out)
     recipe, model, facts, documents = given
     if settings.prepare is not None:

@@ -230,6 +230,7 @@ class _Draw:
                 f"task {self.name!r} has {len(drawn)} documents for the search split ({source}), "
                 f"the recipe asks for {samples}; lower samples"
                 + (", or give the task a training_split" if source.startswith(_DIVIDED) else "")
+                + self._left_out()
             )
         rest = iter(search[self._used :]) if verify is None else iter(verify)
         left = self._take(rest, verify_samples + judge_samples)
@@ -237,7 +238,7 @@ class _Draw:
         if verify_samples and len(checked) < 2:
             raise TaskError(
                 f"the verify split of task {self.name!r} is empty: {len(drawn)} documents go to "
-                f"search and {len(checked)} remain ({source}); lower samples"
+                f"search and {len(checked)} remain ({source}); lower samples" + self._left_out()
             )
         return TaskDocuments(
             task=self.name,
@@ -248,6 +249,15 @@ class _Draw:
             evaluation=evaluation,
             too_long=self.too_long,
             num_fewshot=int(self.task.get_config("num_fewshot") or 0),
+        )
+
+    def _left_out(self) -> str:
+        """Return the end of an error's line: fewer samples help not where documents do not fit."""
+        if not self.too_long:
+            return ""
+        return (
+            f" ({self.too_long} more are longer than the model's {self.max_length} tokens, or have "
+            "an empty answer)"
         )
 
     def held_out(self, count: int, seed: int) -> tuple[Document, ...]:

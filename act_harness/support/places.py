@@ -11,10 +11,11 @@ Not here: writing itself (:mod:`act_harness.support.atomic`). A full disk cannot
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import filelock
@@ -87,11 +88,18 @@ def remove_unused() -> None:
     _made.clear()
 
 
-def prepare_file(path: str | os.PathLike[str]) -> Path:
+def prepare_file(
+    path: str | os.PathLike[str], *, reads: Iterable[str | os.PathLike[str] | None] = ()
+) -> Path:
     """See that a file can be written or replaced, and make its folder.
 
+    Args:
+        path: The file.
+        reads: What the command was given to read: files, patterns of them, folders of task files;
+            what is none of these (a task's name, None) is passed over.
+
     Raises:
-        InputError: A folder is there.
+        InputError: A folder is there, or a file that the command reads: a user's own.
         InfrastructureError: The folder cannot be written to, or the name cannot be a file's.
     """
     target = Path(path)
@@ -101,9 +109,20 @@ def prepare_file(path: str | os.PathLike[str]) -> Path:
             raise InputError(f"{target} is a folder; name a file in it")
         with contextlib.suppress(FileNotFoundError):
             target.lstat()  # a name that is too long shows here
+        if target.exists() and any(_is_read(target, one) for one in reads if one):
+            raise InputError(f"{target} is what this command reads; name another file to write")
     except (OSError, ValueError) as error:
         raise _refused(target, error) from error
     return target
+
+
+def _is_read(target: Path, given: str | os.PathLike[str]) -> bool:
+    """Say whether a file that is there is one that was named, or lies in a folder of tasks."""
+    named = os.path.expanduser(given)  # noqa: PTH111 - Path's raises for an unknown user
+    if os.path.isdir(named):  # noqa: PTH112 - Path's raises for a name that is too long
+        return target.suffix == ".yaml" and Path(named).resolve() in target.resolve().parents
+    found = [named, *glob.glob(named)]  # noqa: PTH207 - a user's pattern, which may be absolute
+    return any(os.path.exists(one) and target.samefile(one) for one in found)  # noqa: PTH110
 
 
 def new_folders(parent: Path, names: Mapping[str, str]) -> dict[str, Path]:

@@ -267,6 +267,69 @@ def test_label_prior_correction_and_margin_stand_beside_the_accuracy(tmp_path):
     assert not corrected.headline
 
 
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ({"target": -1}, "1 documents have no right answer among their choices"),
+        ({"target": 7}, "1 documents have no right answer among their choices"),
+        ({"scores": (-1.0, -math.inf)}, "1 documents have a choice that was not scored"),
+        ({"scores": (-1.0,)}, "1 documents have fewer than two choices"),
+    ],
+)
+def test_what_cannot_be_derived_says_why(tmp_path, broken, why):
+    """One unlabelled row among thousands took all corrected figures away, without a word."""
+    given = [{"scores": (-1.0, -2.0), "target": i % 2} for i in range(12)]
+    given[3] |= broken
+    rows = [
+        choice_sample(i, one["scores"], acc=float(one["target"] == 0), target=one["target"])
+        for i, one in enumerate(given)
+    ]
+    folders = [write(tmp_path / name, {"t": rows}) for name in "ab"]
+    found = compare(*folders)
+    assert by_name(found)["t", "acc"].result.difference == 0
+    margin = by_name(found)["t", "margin"]
+    assert margin.result is None
+    assert margin.note.startswith(why)
+    assert why in found.to_markdown()
+    assert "acc_corrected" not in {row.metric for row in found.rows}
+
+
+def skipped_sample(doc_id: int, target: int) -> dict:
+    """A document too long for the model: -inf for both choices, so that the first one wins."""
+    row = choice_sample(doc_id, (-math.inf, -math.inf), acc=float(target == 0), target=target)
+    for one in row["arguments"].values():
+        one["arg_2"] = {"overlength": "skipped"}
+    return row
+
+
+@pytest.mark.parametrize("where", ["ab", "a", "b"])
+def test_documents_that_were_not_scored_are_no_part_of_a_difference(tmp_path, where):
+    """12 of 12 documents were skipped, and both arms had an accuracy of 50 %."""
+    folders = []
+    for arm, best in (("a", 0), ("b", 1)):
+        scores = (-1.0, -2.0) if best == 0 else (-2.0, -1.0)
+        rows = [choice_sample(i, scores, acc=float(i % 2 == best), target=i % 2) for i in range(9)]
+        more = [choice_sample(i, scores, acc=float(best == 0), target=0) for i in range(9, 13)]
+        if arm in where:
+            more = [skipped_sample(i, 0) for i in range(9, 13)]
+        folders.append(write(tmp_path / arm, {"t": [*rows, *more]}))
+    rows = by_name(compare(*folders))
+    acc = rows["t", "acc"]
+    assert (acc.score_a, acc.score_b) == (pytest.approx(5 / 9), pytest.approx(4 / 9))
+    assert acc.note == "4 documents with an answer too long to be scored left out"
+    assert rows["t", "margin"].score_a == pytest.approx(1 / 9)
+    assert rows["t", "acc_corrected"].result.documents == 9
+
+
+def test_a_task_of_which_nothing_was_scored_has_no_verdict(tmp_path):
+    rows = [skipped_sample(i, i % 2) for i in range(12)]
+    found = compare(*(write(tmp_path / name, {"t": rows}) for name in "ab"))
+    acc = by_name(found)["t", "acc"]
+    assert acc.result is None
+    assert acc.note == "none of its documents was scored whole; not tested"
+    assert "no verdict, nothing could be tested" in found.summary()
+
+
 def test_weighted_perplexity_and_bits_agree_with_the_reported_score(tmp_path):
     folders = []
     for arm in (0, 1):

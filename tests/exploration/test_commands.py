@@ -113,6 +113,14 @@ def test_artifact_show_writes_the_page_of_the_heads(heads, tmp_path, monkeypatch
     assert "effects" not in data
 
 
+def test_the_page_of_a_head_set_never_replaces_it(heads, monkeypatch, capsys):
+    before = heads.read_bytes()
+    done = caller(monkeypatch, capsys)("artifact", "show", str(heads), "--html", str(heads))
+    assert done.code == 2
+    assert "is what this command reads; name another file" in done.err
+    assert heads.read_bytes() == before
+
+
 def test_the_page_of_a_shipped_artifact_has_the_effects_of_its_search(
     tmp_path, monkeypatch, capsys
 ):

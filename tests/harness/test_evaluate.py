@@ -364,6 +364,17 @@ def test_an_arm_in_which_no_head_was_calibrated_is_named(moved, said):
     assert ("nothing was calibrated, both arms are the stock model" in line) is said
 
 
+@pytest.mark.parametrize("prompts", [0, 3])
+def test_answers_that_were_not_scored_are_named(prompts):
+    """An answer longer than the model counted as a wrong one, and no line said so."""
+    counters = {
+        "prompts": prompts, "share_of_pairs_with_sink": 0.5, "mean_moved_mass": 0.1,
+        "prompts_truncated": 2, "requests_skipped": 12, "requests_with_empty_continuation": 0,
+    }  # fmt: skip
+    line = run_files.counters_line(counters)
+    assert line.endswith("2 prompts truncated, 12 requests skipped")
+
+
 @pytest.mark.parametrize(
     ("prompts", "moved", "words"),
     [

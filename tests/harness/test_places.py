@@ -57,6 +57,19 @@ def test_places_that_cannot_be_written(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("given", ["own.yaml", "o*.yaml", ".", "link.yaml"])
+def test_a_file_that_a_command_reads_is_never_replaced(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "own.yaml"
+    own.write_text("task: own")
+    (tmp_path / "link.yaml").symlink_to(own)
+    with pytest.raises(InputError, match=r"own\.yaml is what this command reads; name another"):
+        places.prepare_file(own, reads=[None, "sst2", "~nobody/x", "x" * 5000, given])
+    assert places.prepare_file(tmp_path / "new.json", reads=[given]).name == "new.json"
+    (tmp_path / "earlier.json").write_text("{}")
+    assert places.prepare_file(tmp_path / "earlier.json", reads=["sst2", given, "a\0b"])
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written(tmp_path):
     tmp_path.chmod(0o500)

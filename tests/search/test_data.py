@@ -150,6 +150,16 @@ def test_documents_that_do_not_fit_are_left_out_and_counted():
     assert all(len(d.requests[0][0]) < 400 for d in found.search)
 
 
+@pytest.mark.parametrize(("short", "said"), [(0, "has 0 documents for the search"), (2, "remain")])
+def test_too_few_documents_that_fit_are_said_to_be_too_long(short, said):
+    """ "0 documents, the recipe asks for 2; lower samples" named no cause and no way out."""
+    long = [{"id": n, "text": f"{n}" * 500, "label": 0} for n in range(3)]
+    made = task({"train": [*rows(short), *long], "test": rows(3, 100)})
+    with pytest.raises(TaskError, match=said) as caught:
+        draw(made).documents(2, 2, 1)
+    assert "(3 more are longer than the model's 400 tokens, or have" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [

@@ -154,6 +154,29 @@ def test_column_sums_in_blocks_are_those_of_the_maps():
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["sinks", "both", "last"])
+def test_kernels_add_up_the_same_columns(name):
+    """On the processor by Triton's interpreter; counters prove that the kernels ran."""
+    triton = pytest.importorskip("act_harness.engines.triton")
+    docs = documents(4)
+    model = make_tiny("llama").float()
+    (batch,) = batches_of(docs, tokens=4096, device=CPU)
+    theta = strengths(model, 3, 1 + (name == "both")).float()
+    found = []
+    kernels = triton.TritonEngine()
+    for given in (None, kernels):
+        opened = StrengthenedModel(model, TARGETS[name], kernels=given)
+        with opened:
+            own = theta.clone().requires_grad_()
+            scores = opened.scores(batch, own)
+            (slope,) = torch.autograd.grad(scores[torch.isfinite(scores)].sum(), own)
+            found.append((scores.detach(), slope))
+    # the opened model is checked on a probe first
+    assert kernels.calls["column_sums"] == 2 * model.config.num_hidden_layers
+    for torch_value, kernel_value in zip(*found, strict=True):
+        torch.testing.assert_close(kernel_value, torch_value, atol=1e-5, rtol=1e-4)
+
+
 def in_double(model):
     """Llama's own norms compute in float32 whatever the model is in: no match for differences."""
     for part in list(model.modules()):

@@ -134,6 +134,21 @@ class TritonEngine:
         launches.apply(_sinks_of(found), output)
         return EngineResult(output, found, None)
 
+    def column_sums(
+        self, call: AttentionCall, *, geometry: Geometry, plan: LayerPlan
+    ) -> Tensor | None:
+        """Return (B, h, T) float32: what each column of a prompt gets from its rows, head by head.
+
+        None where the kernels do not compute it; its caller then does.
+        """
+        query = call.query
+        if query.is_cuda and query.get_device() != torch.cuda.current_device():
+            with torch.cuda.device(query.device):
+                return self.column_sums(call, geometry=geometry, plan=plan)
+        if _unsupported(call, geometry, plan, None):
+            return None
+        return Launches(self, call, geometry, self._select(plan, query.device), None).sums()
+
     def takes_segments(self, plan: LayerPlan, capacity: Capacity) -> bool:
         """Whether :meth:`calibrate_segments` computes such a plan on segments of this capacity."""
         running = member("decode", plan.calibration.decode, COMPUTES) == "running"

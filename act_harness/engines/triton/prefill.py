@@ -151,15 +151,13 @@ class Launches:
         geometry, calibration = self.geometry, self.selection.plan.calibration
         device = self.query.device
         shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.total)
-        whole = geometry.first_column == 0 and geometry.columns == geometry.total
-        make = torch.empty if whole else torch.zeros
         running = member("decode", calibration.decode, COMPUTES) == "running"
         if member("target", calibration.target, COMPUTES) == "span":
             sums = _span_of(geometry, self.selection.plan)
+        elif calibration.detects or running:
+            sums = self.sums()
         else:
-            sums = make(shape, dtype=torch.float32, device=device)
-        if calibration.detects or running:
-            self._sums(sums)
+            sums = torch.zeros(shape, dtype=torch.float32, device=device)
         seen, most = _census(geometry)
         sinks = Sinks(
             torch.empty(shape, dtype=torch.uint8, device=device),
@@ -184,14 +182,18 @@ class Launches:
         )  # fmt: skip
         return sinks, facts
 
-    def _sums(self, sums: Tensor) -> None:
+    def sums(self) -> Tensor:
+        """Return (B, h, T) float32: what each column gets from the prompt's rows."""
         self.engine.note("column_sums")
-        blocks = self.blocks
-        lse = self.lse
-        if not self.geometry.only_prompt:
-            lse = lse.masked_fill(~self.geometry.prompt_rows[:, None], float("inf"))
-        bytes_of_one = self.geometry.rows * self.query.shape[-1] * self.query.element_size()
-        programs = triton.cdiv(self.geometry.columns, blocks.sums_columns) * self.pairs
+        geometry, blocks, lse = self.geometry, self.blocks, self.lse
+        whole = geometry.first_column == 0 and geometry.columns == geometry.total
+        make = torch.empty if whole else torch.zeros
+        shape = (self.query.shape[0], len(self.selection.plan.heads), geometry.total)
+        sums = make(shape, dtype=torch.float32, device=self.query.device)
+        if not geometry.only_prompt:
+            lse = lse.masked_fill(~geometry.prompt_rows[:, None], float("inf"))
+        bytes_of_one = geometry.rows * self.query.shape[-1] * self.query.element_size()
+        programs = triton.cdiv(geometry.columns, blocks.sums_columns) * self.pairs
         kernels.column_sums[(programs,)](
             self.query, self.key, lse, sums, self.selection.heads,
             self.rows.real, self.rows.lo, self.rows.hi,
@@ -202,6 +204,7 @@ class Launches:
             BM=blocks.sums_rows, BN=blocks.sums_columns,
             num_warps=blocks.sums_warps, num_stages=blocks.stages, maxnreg=blocks.sums_registers,
         )  # fmt: skip
+        return sums
 
     def apply(self, sinks: Sinks, output: Tensor, *, facts: Tensor | None = None) -> None:
         """Calibrate ``output`` (B, C, H, D); complete the ``facts`` of a report."""

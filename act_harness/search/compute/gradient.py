@@ -10,7 +10,7 @@ backward so give the exact derivative of a loss by every strength of every head.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from act_harness.attention.families.family import visible_columns
 from act_harness.attention.interface import BINDING
 from act_harness.attention.probe import Probe
-from act_harness.calibration import LayerPlan
+from act_harness.calibration import Calibration, LayerPlan
 from act_harness.engines.geometry import Geometry
 from act_harness.engines.operation import AttentionCall
 from act_harness.engines.reference import prompt_target
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from act_harness.calibration import Calibration
+    from act_harness.engines.triton import TritonEngine
     from act_harness.search.compute.read_rows import Batch
 
 __all__ = ["StrengthenedModel"]
@@ -103,7 +103,12 @@ class StrengthenedModel(OpenedModel):
     """Opens a model; use as a context manager, the model is stock again after it."""
 
     def __init__(
-        self, model: PreTrainedModel, calibration: Calibration, *, checkpointing: bool = False
+        self,
+        model: PreTrainedModel,
+        calibration: Calibration,
+        *,
+        checkpointing: bool = False,
+        kernels: TritonEngine | None = None,
     ) -> None:
         """Store the model; nothing in it changes before ``with``.
 
@@ -113,8 +118,11 @@ class StrengthenedModel(OpenedModel):
                 strength is not used.
             checkpointing: keep only the layers' inputs for the backward, and compute the rest of
                 a layer again there.
+            kernels: of CUDA, which add up what columns receive without holding any map; None:
+                plain torch.
         """
         super().__init__(model)
+        self.kernels = kernels
         self.calibration, self.checkpointing = calibration, checkpointing
         self.running: Forward | None = None
         self.layers = self.heads = 0
@@ -271,7 +279,7 @@ class StrengthenedModel(OpenedModel):
         own, every = self.calibration, tuple(range(self.heads))
         plan = LayerPlan(own, every, (own.strength_of_all,) * self.heads, layer)
         if own.detects:
-            sums = column_sums(call, geometry=geometry)
+            sums = self._sums(call, geometry)
         else:
             sums = torch.zeros(call.query.shape[:3], device=self.device)
         found, _ = prompt_target(sums, geometry, plan)
@@ -280,3 +288,16 @@ class StrengthenedModel(OpenedModel):
         column = torch.arange(geometry.total, device=self.device)
         initial = found & (column == geometry.first[:, None])[:, None]
         return found & ~initial, initial
+
+    @cached_property
+    def _every(self) -> LayerPlan:
+        """All heads, for all layers: what columns receive depends on nothing else of a plan."""
+        return LayerPlan.uniform(Calibration(), tuple(range(self.heads)))
+
+    def _sums(self, call: AttentionCall, geometry: Geometry) -> Tensor:
+        """Return (B, H, T): what each column receives from the prompt's rows."""
+        if self.kernels is not None:
+            found = self.kernels.column_sums(call, geometry=geometry, plan=self._every)
+            if found is not None:
+                return found
+        return column_sums(call, geometry=geometry)
