@@ -29,15 +29,17 @@ def quiet_wandb(tmp_path_factory, monkeypatch):
 
 
 def records(path):
-    """All records of a run file: LevelDB's log format after a header of seven bytes."""
+    """Records of a run file so far: LevelDB's log format after a header of seven bytes."""
     data, position, whole = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
+    assert b":W&B".startswith(data[:4])  # a part of it while it is being written
     while position + 7 <= len(data):
         left = 32768 - position % 32768
         if left < 7:
             position += left
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        if position + 7 + length > len(data):
+            return  # being written
         whole += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a full record, or the last part of one
@@ -61,11 +63,10 @@ def items(updates, into=None):
 
 def wait_for_the_end(path):
     """Closing a run returns before its file is flushed; a command's own end waits for that."""
-    for _ in range(300):
-        if any(record.HasField("exit") for record in records(path)):
-            return
+    until = time.monotonic() + 120
+    while not any(record.HasField("exit") for record in records(path)):
+        assert time.monotonic() < until, f"{path} has no end"
         time.sleep(0.05)
-    raise AssertionError(f"{path} has no end")
 
 
 class Read:
@@ -120,8 +121,14 @@ class Read:
 
 
 def run_files(folder):
-    """All run files below a folder's own ``wandb``, the oldest first."""
-    return sorted(Path(folder).glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime)
+    """All run files below a folder's own ``wandb``, by when their runs began."""
+
+    def began(path):  # the files are written in the background, in any order
+        wait_for_the_end(path)
+        (run, *_) = (record.run for record in records(path) if record.HasField("run"))
+        return run.start_time.ToNanoseconds()
+
+    return sorted(Path(folder).glob("wandb/offline-run-*/*.wandb"), key=began)
 
 
 def only_run(folder):

@@ -105,7 +105,6 @@ class Processes:
             )  # fmt: skip
 
         _check_address()
-        atexit.register(_leave)
         _wait(meet, interruptible=True)  # others may not come for minutes
         return cls.here()
 
@@ -167,6 +166,8 @@ def leave_word(text: str) -> bool | None:
     """
     if not _boards:
         return None
+    if any(thread.is_alive() for thread in _waiting):  # behind an interrupt; it may hold the board
+        return True
     try:
         return bool(_boards[0].add(f"told {sha256_text(text)}", 1) == 1)
     except RuntimeError:  # the process that kept it is gone, and may have gone without a word
@@ -220,6 +221,9 @@ def _leave() -> None:
 _waited = threading.Event()
 """Whether this process may have threads of gloo's."""
 
+_waiting: list[threading.Thread] = []
+"""The last thread that was left to wait."""
+
 
 def _wait(work: Callable[[], _Found], *, interruptible: bool = False) -> _Found:
     """Do what waits for other processes.
@@ -232,7 +236,9 @@ def _wait(work: Callable[[], _Found], *, interruptible: bool = False) -> _Found:
     Raises:
         InfrastructureError: another process is gone.
     """
-    _waited.set()
+    if not _waited.is_set():
+        _waited.set()
+        atexit.register(_leave)
     try:
         return _in_a_thread(work) if interruptible or unwinds_on_signals() else work()
     except (RuntimeError, ValueError) as error:  # gloo raises bare ones, env:// a ValueError
@@ -256,10 +262,10 @@ def _in_a_thread(work: Callable[[], _Found]) -> _Found:
         else:
             ends.put(None)
 
-    waiting = threading.Thread(target=run, daemon=True)
-    waiting.start()
+    _waiting[:] = [threading.Thread(target=run, daemon=True)]
+    _waiting[0].start()
     failure = ends.get()
-    waiting.join()
+    _waiting[0].join()
     try:
         if failure is not None:
             raise failure

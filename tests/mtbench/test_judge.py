@@ -171,8 +171,16 @@ def test_a_passing_fault_ends_as_a_rating(tmp_path, name):
 
 
 def test_a_time_out_is_a_fault_like_any_other(tmp_path):
-    with serving(lambda prompt, times: Say(delay=0.6 if times == 0 else 0.0)) as server:
-        outcome = ask(server, one_question(tmp_path), timeout=0.2, retries=1)
+    given_up = threading.Event()
+
+    def behave(prompt, times):
+        if times == 0:
+            given_up.wait(120)
+        return Say()
+
+    with serving(behave) as server:  # the time-out is for the second replies on a busy machine
+        outcome = ask(server, one_question(tmp_path), timeout=3.0, retries=1)
+        given_up.set()
     assert server.calls == 4
     assert outcome.arms[0].overall.mean == 7
 

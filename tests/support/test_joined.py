@@ -56,12 +56,14 @@ def test_all_get_what_each_gave_until_one_is_killed():
             assert line.startswith("another process of this run has ended or cannot be reached")
 
 
+STOPPED = (143, "act-harness: interrupted; nothing was saved; go on with: act-harness")
 ENDS = {
     "program": (1, "another process of this run has ended or cannot be reached"),
     "command": (3, "act-harness: another process of this run has ended or cannot be reached"),
-    "stopped": (143, "act-harness: interrupted; nothing was saved; go on with: act-harness"),
-    "stopped early": (143, "act-harness: interrupted; nothing was saved; go on with: act-harness"),
-    "stopped alone": (143, "act-harness: interrupted; nothing was saved; go on with: act-harness"),
+    "stopped": STOPPED,
+    "stopped early": STOPPED,
+    "stopped half-way": STOPPED,
+    "stopped alone": STOPPED,
 }
 
 
@@ -69,8 +71,9 @@ ENDS = {
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are held back as Linux does it")
 @pytest.mark.parametrize(
     ("way", "tries"),
-    [("program", 10), ("command", 3), ("stopped", 3), ("stopped early", 3), ("stopped alone", 1)],
-)
+    [("program", 10), ("command", 3), ("stopped", 3), ("stopped early", 3), ("stopped half-way", 1),
+     ("stopped alone", 1)],
+)  # fmt: skip
 def test_who_waited_for_one_that_is_killed_ends_in_order(way, tries):
     """gloo's threads let go of tensors late; where Python had begun to end, that was an abort."""
     found = subprocess.run(
