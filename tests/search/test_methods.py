@@ -447,7 +447,7 @@ def test_a_report_names_model_objective_and_what_columns_are(compared, tmp_path)
     text = report.markdown()
     assert "(LlamaForCausalLM, float32), objective corrected, seed 1234; documents to find" in text
     assert "choose heads by: a 8 + 8, b 8 + 8." in text
-    assert "- batch: each choice's mean score over the documents subtracted; a\n" in text
+    assert "- corrected: each choice's mean score over the documents subtracted; a\n" in text
     stored = json.loads((tmp_path / "methods.json").read_text())
     assert stored["model"]["architecture"] == "LlamaForCausalLM"
     assert "forest-equal.png" in report.files

@@ -162,7 +162,7 @@ def _columns(parts: Parts) -> tuple[Column, ...]:
             if one.needs in (None, "labelled") and (one.any_choices or not any_choices)
         ]
         found += [
-            Column(f"{name}{ending}", name.replace("_", " ") + words, tasks, hits, says)
+            Column(f"{name}{ending}", _title(name) + words, tasks, hits, says)
             for name, hits, says in readings
         ]
     return tuple(found)
@@ -191,6 +191,12 @@ def _normalised(answers: Answers, lengths: Array) -> Array:
 
 def _hits(answers: Answers, scores: Array) -> Array:
     return np.asarray(scores.argmax(axis=1) == answers.choices.labels, dtype=np.float64)
+
+
+def _title(name: str) -> str:
+    """Return a reading's words: a calibrator's are those of the metric that ``eval`` shows."""
+    metric = CALIBRATORS[name].metric if name in CALIBRATORS else name
+    return metric.removeprefix("acc_").replace("_", " ")
 
 
 def _calibrated(name: str, answers: Answers) -> Array:
