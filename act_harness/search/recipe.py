@@ -30,6 +30,7 @@ from act_harness.search.recipe_sections import (
     ExpectedModel,
     GradientMethod,
     JointRule,
+    Seed,
     SignificantRule,
     TopRule,
 )
@@ -88,11 +89,11 @@ class Recipe(BaseModel):
     untouched model and the random sets; null: as many as ``verify_samples``, 100 where those are
     fewer by default. A task with too few for both has half of the rest each. 0: the set is not
     judged."""
-    seed: int = 1234
+    seed: Seed = 1234
     """Of the draw of documents."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Examples in the prompt; null: each task's own number."""
-    fewshot_seed: int = 1234
+    fewshot_seed: Seed = 1234
     """Of the choice of examples; lm-eval's own default."""
     apply_chat_template: bool = False
     """Render prompts with the tokenizer's chat template. Sinks sit on template tokens too."""

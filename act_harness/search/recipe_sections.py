@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from act_harness.support.checks import LARGEST_SEED
 
 __all__ = [
     "STRICT",
@@ -12,12 +14,16 @@ __all__ = [
     "ExpectedModel",
     "GradientMethod",
     "JointRule",
+    "Seed",
     "SignificantRule",
     "TopRule",
 ]
 
 STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 """Of every section: unknown keys are errors."""
+
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+"""As ``--seed`` takes it."""
 
 
 class TopRule(BaseModel):
@@ -120,7 +126,7 @@ class Controls(BaseModel):
     """Random head sets of the same size, measured on ``judge``. To come first among R of them is a
     test at the level 1/(R+1): 19 give 5 %. Method ``gradient`` has none, unless they are asked for,
     where they would cost more than tuning."""
-    seed: int = 0
+    seed: Seed = 0
     """Of their draw."""
 
 

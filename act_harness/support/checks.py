@@ -11,6 +11,7 @@ import math
 from act_harness.errors import InputError, one_line
 
 __all__ = [
+    "LARGEST_SEED",
     "check_batch_size",
     "check_count",
     "check_kind",
@@ -19,7 +20,7 @@ __all__ = [
     "check_share",
 ]
 
-_LARGEST_SEED = 2**32 - 1  # numpy's
+LARGEST_SEED = 2**32 - 1  # numpy's
 _LARGEST_COUNT = 10**12
 
 
@@ -72,9 +73,9 @@ def check_seed(seed: int | None, name: str = "--seed") -> None:
         InputError: It is not.
     """
     whole = isinstance(seed, int) and not isinstance(seed, bool)
-    if seed is not None and not (whole and 0 <= seed <= _LARGEST_SEED):
+    if seed is not None and not (whole and 0 <= seed <= LARGEST_SEED):
         raise InputError(
-            f"{name} is {one_line(_text(seed))}, expected a whole number from 0 to {_LARGEST_SEED}"
+            f"{name} is {one_line(_text(seed))}, expected a whole number from 0 to {LARGEST_SEED}"
         )
 
 

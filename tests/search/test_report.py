@@ -135,6 +135,15 @@ def test_another_method_than_the_recipes_leaves_out_what_it_does_not_read(name, 
     assert (back.method, back.gradient) == ("screened", own.gradient)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize("place", ["seed", "fewshot_seed", "controls.seed"])
+def test_a_seed_of_a_recipe_is_one_that_the_option_takes(place, seed):
+    content = {"tasks": ["x"]}
+    content |= {"controls": {"seed": seed}} if "." in place else {place: seed}
+    with pytest.raises(RecipeError, match=f"{place}: found {seed}, expected"):
+        make_recipe(content)
+
+
 def test_settings_make_a_recipe_or_say_what_is_missing(tmp_path):
     made = SearchSettings(tasks=["x", "y"], samples=7, output=Path("o/name.json")).make_recipe()
     assert (made.tasks, made.samples, made.name) == (("x", "y"), 7, "name")
