@@ -257,6 +257,8 @@ def test_prompts_to_go_on_from_are_skipped_where_that_is_asked(tiny_checkpoint, 
     assert len(requests[1].args) == 2
     counters = skipping.counters.summary()
     assert (counters["requests_skipped"], counters["prompts_truncated"]) == (2, 0)
+    wide = make(tiny_checkpoint, artifact_file, max_length=64)  # the same requests to another model
+    assert all(wide.generate_until(requests, disable_tqdm=True))
     again = make(tiny_checkpoint, artifact_file, overlength="skip", max_length=24)
     with pytest.warns(UserWarning, match="1 of 1 requests"):
         nothing = again.generate_until(generation(long, **settings), disable_tqdm=True)

@@ -142,9 +142,10 @@ def main() -> NoReturn:
     try:
         sys.exit(code)  # W&B reads the code here
     finally:
-        processes = sys.modules.get("act_harness.support.processes")
-        if processes is not None:
-            processes.end(code)
+        if "torch.distributed" in sys.modules:  # else nothing has waited, and nothing is imported
+            from act_harness.support.processes import end
+
+            end(code)
 
 
 def _tell(error: ActHarnessError | _StoppedError) -> int:

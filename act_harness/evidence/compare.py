@@ -237,6 +237,9 @@ def _with_headline(rows: list[Row]) -> list[Row]:
 
 def _test_group(row: Row, found: Sequence[Measured], by_size: bool, settings: Settings) -> Row:
     parts = [one.part for one in found if one.part is not None]
+    noted = sum(bool(one.note) for one in found if one.part is not None)
+    if noted:
+        row = replace(row, note=f"documents left out in {noted} of its tasks, see there")
     sizes = [len(part.a) for part in parts]
     subjects = [name for one in found for name in one.subjects or ()]
     plain = all(part.weights is None and part.transform is None for part in parts)

@@ -121,8 +121,7 @@ def measure(a: Run, b: Run, task: str, *, clusters: Clusters) -> dict[Key, Measu
             found[metric, kind] = made
         places = _scored(pairs)
         scored = [pairs[i] for i in places]
-        own = [_of_documents(one, places) for one in inputs]
-        for metric, values in _derived(scored, own).items():
+        for metric, values in _derived(scored, inputs).items():
             if metric not in names:
                 made = (
                     Measured(None, note=values)
@@ -194,16 +193,39 @@ def _of_corpus(
     clusters: Clusters,
 ) -> Measured | None:
     """Measure a score that is no mean of what the samples name; None where it does not follow."""
+    places = _scored(pairs)
     if "brier" in metric:  # lm-eval logs the probabilities as a text; they follow from the scores
-        brier = _brier_scores(pairs)
-        if brier is None or not _agree(metric, brier, reported):
+        scored = [pairs[i] for i in places]
+        brier = _brier_scores(scored)
+        whole = len(scored) == len(pairs)  # else lm-eval's own is no number
+        if brier is None or (whole and not _agree(metric, brier, reported)):
             return None
-        return _measured(metric, brier, pairs, task, clusters)
+        made = _measured(metric, brier, scored, task, clusters)
+        return made._replace(note="; ".join(filter(None, (made.note, _skipped(pairs)))))
     if not all(isinstance(value, tuple) for one in values for value in one):
         return None
     field, ids = _clusters(task, [pair[0] for pair in pairs], clusters)
     corpus = corpus_part(metric, values[0], values[1], reported=reported, clusters=ids)
-    return None if corpus is None else Measured(None, clustered_by=field, corpus=corpus)
+    if corpus is None:
+        return None
+    if not places:
+        return Measured(None, note=_NOTHING_SCORED)
+    kept = corpus._replace(
+        right=[corpus.right[i] for i in places],
+        a=[corpus.a[i] for i in places],
+        b=[corpus.b[i] for i in places],
+        clusters=None if ids is None else [ids[i] for i in places],
+    )
+    return Measured(None, clustered_by=field, corpus=kept, note=_skipped(pairs))
+
+
+_NOTHING_SCORED = "none of its documents was scored whole; not tested"
+
+
+def _skipped(pairs: Sequence[Pair]) -> str:
+    """Say how many documents :func:`_scored` leaves out; empty where that is none."""
+    count = len(pairs) - len(_scored(pairs))
+    return f"{count} documents with an answer too long to be scored left out" if count else ""
 
 
 def _scored(pairs: Sequence[Pair]) -> list[int]:
@@ -213,14 +235,6 @@ def _scored(pairs: Sequence[Pair]) -> list[int]:
     as answered by its first choice.
     """
     return [i for i, (a, b) in enumerate(pairs) if not a.skipped and not b.skipped]
-
-
-def _of_documents(inputs: CalibratorInputs, places: Sequence[int]) -> CalibratorInputs:
-    """Return an arm's inputs without those of the documents that were left out."""
-    rotated = inputs.rotated
-    if rotated is None or not places or len(rotated) <= places[-1]:
-        return inputs
-    return inputs.model_copy(update={"rotated": tuple(rotated[i] for i in places)})
 
 
 def _brier_scores(pairs: Sequence[Pair]) -> tuple[list[float], list[float]] | None:
@@ -282,28 +296,21 @@ def _measured(
     scored = _scored(pairs)
     kept = [i for i in scored if a[i] is not None and b[i] is not None]
     if not kept:
-        why = "no numbers in its samples" if scored else "none of its documents was scored whole"
-        return Measured(None, note=f"{why}; not tested")
+        why = "no numbers in its samples; not tested" if scored else _NOTHING_SCORED
+        return Measured(None, note=why)
     part = _part(metric, [a[i] for i in kept], [b[i] for i in kept])
     if part is None:
         return Measured(None, note="its samples hold values of different kinds; not tested")
     samples = [pairs[i][0] for i in kept]
     field, ids = _clusters(task, samples, clusters)
     subjects = tuple(sample.fields.get("subject", "") for sample in samples)
-    lost, skipped = len(scored) - len(kept), len(pairs) - len(scored)
-    notes = [
-        *([f"{lost} documents without a number in one of the runs left out"] if lost else []),
-        *(
-            [f"{skipped} documents with an answer too long to be scored left out"]
-            if skipped
-            else []
-        ),
-    ]
+    lost = len(scored) - len(kept)
+    without = f"{lost} documents without a number in one of the runs left out" if lost else ""
     return Measured(
         part=part._replace(clusters=ids),
         clustered_by=field,
         subjects=subjects if all(subjects) and task not in clusters else None,
-        note="; ".join(notes),
+        note="; ".join(filter(None, (without, _skipped(pairs)))),
     )
 
 

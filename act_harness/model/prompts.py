@@ -98,6 +98,8 @@ class PromptsMixin(HFLM):
 
     def _skip_prompt(self, request: Instance) -> bool:
         """Say whether a request to generate is left out, count it, and mark it for its sample."""
+        if any(isinstance(one, dict) and "overlength" in one for one in request.args[2:]):
+            request.arguments = request.args[:2]  # an earlier model marked it
         if self.overlength != "skip":
             return False
         row = self._prompt_tokens(request.args[0])

@@ -59,7 +59,10 @@ def _whole(arm: Arm, task: str) -> bool:
     whole = counts.get("original")
     if whole is None or not scored == whole == counts.get("effective"):
         return False
-    return not arm.skipped or not any(sample.skipped for sample in arm.run.samples(task))
+    if not arm.skipped:
+        return True
+    # Without samples nobody knows of which task the skipped requests were.
+    return arm.run.has_samples(task) and not any(one.skipped for one in arm.run.samples(task))
 
 
 def _entry(arms: Sequence[Arm], task: str, source: str | None) -> dict[str, Any] | None:

@@ -82,11 +82,12 @@ def run_by_gradient(
     grid, processes = heads_at_stake(model, known, recipe), Processes.here()
     device = input_device(model)
     recipe, checkpointing = _sized(recipe, model, documents, processes)
-    folder, identity = ledger_folder(Path(ledgers), recipe, known, documents, device.type)
-    identity = {**identity, "processes": processes.count}
     kernels = _kernels(recipe, device)
-    if kernels is not None:  # they round otherwise, and a column may lie at its threshold
-        identity["column_sums"] = kernels.name
+    folder, identity = ledger_folder(
+        Path(ledgers), recipe, known, documents, device.type,
+        column_sums=kernels.name if kernels else None,
+    )  # fmt: skip
+    identity = {**identity, "processes": processes.count}
     tokens = recipe.size("chunk_tokens")
     with (
         SearchLedger.opened(folder, identity=identity, rank=processes.rank) as ledger,

@@ -351,11 +351,11 @@ def _fitting(documents: list[TaskDocuments], recipe: Recipe) -> list[TaskDocumen
                 f"the prepared documents hold {len(one.search)} of task {one.task!r}, the recipe "
                 f"asks for {recipe.samples}; prepare them again"
             )
-        # A task that allows no examples has none whatever a recipe asks for.
-        if one.num_fewshot and recipe.num_fewshot not in (None, one.num_fewshot):
+        asked = None if one.without_examples else recipe.num_fewshot
+        if asked not in (None, one.num_fewshot):
             raise RecipeError(
                 f"the prepared documents of task {one.task!r} have {one.num_fewshot} examples in "
-                f"their prompts, the recipe asks for {recipe.num_fewshot}; prepare them again"
+                f"their prompts, the recipe asks for {asked}; prepare them again"
             )
     return documents
 

@@ -101,6 +101,8 @@ class TaskDocuments:
     too_long: int
     """Documents left out because the model's context is shorter."""
     num_fewshot: int = 0
+    without_examples: bool = False
+    """Whether the task itself allows no examples, whatever a recipe asks for."""
     held_out: tuple[Document, ...] = ()
     """Documents of the evaluation split, where they were asked for."""
     tokenizer_sha256: str | None = None

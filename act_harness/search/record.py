@@ -79,15 +79,26 @@ class SearchResult:
 
 
 def ledger_folder(
-    root: Path, recipe: Recipe, facts: ModelFacts, documents: Sequence[TaskDocuments], device: str
+    root: Path,
+    recipe: Recipe,
+    facts: ModelFacts,
+    documents: Sequence[TaskDocuments],
+    device: str,
+    *,
+    column_sums: str | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a search's ledger, named by all that decides its numbers, and that."""
+    """Return the folder of a search's ledger, named by all that decides its numbers, and that.
+
+    ``column_sums`` names the kernels that add up columns in a gradient search: they round
+    otherwise than plain torch, and a column may lie at its threshold.
+    """
     identity = {
         "version": VERSION,
         "recipe": recipe.measured(),
         "model": measured_facts(facts),
         "documents": {d.task: [d.digest("search"), d.digest("verify")] for d in documents},
         "device": device,
+        **({"column_sums": column_sums} if column_sums else {}),
     }
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in "+".join(recipe.tasks))[:40]
     return root / f"{name}-{provenance.sha256_json(identity)[:12]}", identity

@@ -206,6 +206,7 @@ class _Draw:
         self.name, self.task, self.prompting, self.labels = name, task, prompting, labels
         self.encode, self.max_length, self.chat_template = encode, max_length, chat_template
         own = task.get_config("num_fewshot")
+        self.without_examples = own == 0
         if prompting.num_fewshot is not None and own != 0:  # as lm-eval's own evaluation does it
             task.set_config(key="num_fewshot", value=prompting.num_fewshot)
         elif own is None:
@@ -246,6 +247,7 @@ class _Draw:
             evaluation=evaluation,
             too_long=self.too_long,
             num_fewshot=int(self.task.get_config("num_fewshot") or 0),
+            without_examples=self.without_examples,
         )
 
     def _left_out(self) -> str:

@@ -133,14 +133,10 @@ class Processes:
     def sum_together(self, values: torch.Tensor) -> None:
         """Add up a tensor over all processes, in place; each gets the same sum."""
         if self.count > 1:
-            total = torch.empty(0)
-
-            def add() -> None:
-                nonlocal total
-                total = values.detach().cpu().clone()  # gloo may write on behind an interrupt
-                torch.distributed.all_reduce(total, group=self.group)
-
-            _wait(add)
+            # A copy: gloo may write on behind an interrupt. Made here, where an error of the device
+            # that comes up is told as what it is.
+            total = values.detach().cpu().clone()
+            _wait(lambda: torch.distributed.all_reduce(total, group=self.group))
             values.copy_(total)
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401 - anything that can be pickled
@@ -166,7 +162,7 @@ def leave_word(text: str) -> bool | None:
     """
     if not _boards:
         return None
-    if any(thread.is_alive() for thread in _waiting):  # behind an interrupt; it may hold the board
+    if _still_waiting():  # behind an interrupt; it may hold the board
         return True
     try:
         return bool(_boards[0].add(f"told {sha256_text(text)}", 1) == 1)
@@ -196,16 +192,18 @@ def end(code: int | str | None) -> None:
     """
     if not (_waited.is_set() or _has_group()):
         return
-    if isinstance(code, str):
-        print(code, file=sys.stderr)
-    threading._shutdown()  # type: ignore[attr-defined] # in this order at Python's own end, too
-    atexit._run_exitfuncs()
-    _leave()
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
-            if stream is not None:
-                stream.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    try:
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+        threading._shutdown()  # type: ignore[attr-defined] # in this order at Python's own end, too
+        atexit._run_exitfuncs()
+        _leave()
+    finally:
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+                if stream is not None:
+                    stream.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _has_group() -> bool:
@@ -213,8 +211,11 @@ def _has_group() -> bool:
 
 
 def _leave() -> None:
-    """End the process groups with their threads, as long as Python lets these end."""
-    if _has_group():
+    """End the process groups with their threads, as long as Python lets these end.
+
+    Not beside a wait that a signal left behind: NCCL's end would wait for it.
+    """
+    if _has_group() and not _still_waiting():
         torch.distributed.destroy_process_group()
 
 
@@ -223,6 +224,10 @@ _waited = threading.Event()
 
 _waiting: list[threading.Thread] = []
 """The last thread that was left to wait."""
+
+
+def _still_waiting() -> bool:
+    return any(thread.is_alive() for thread in _waiting)
 
 
 def _wait(work: Callable[[], _Found], *, interruptible: bool = False) -> _Found:
@@ -253,9 +258,13 @@ def _wait(work: Callable[[], _Found], *, interruptible: bool = False) -> _Found:
 def _in_a_thread(work: Callable[[], _Found]) -> _Found:
     found: list[_Found] = []
     ends: SimpleQueue[Exception | None] = SimpleQueue()
+    # Each thread has a current device of its own, the first at its start; NCCL takes that one.
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def run() -> None:
         try:
+            if device is not None:
+                torch.cuda.set_device(device)
             found.append(work())
         except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
             ends.put(error)

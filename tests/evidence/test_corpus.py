@@ -153,6 +153,31 @@ def test_a_collapse_of_a_corpus_metric_is_seen(tmp_path, metric):
     assert same.exit_code == 0
 
 
+@pytest.mark.parametrize("where", ["a", "ab"])
+def test_documents_that_were_not_scored_are_in_no_corpus_metric(tmp_path, where):
+    """Skipped documents of one arm made a difference between equal answers."""
+    right = [i % 2 for i in range(40)]
+    folders = []
+    for arm in "ab":
+        skipped = [i >= 30 and arm in where for i in range(40)]
+        # of answers that are all minus infinity the first one wins
+        values = [[r, 0 if gone else r] for r, gone in zip(right, skipped, strict=True)]
+        marks = [{"arg_2": {"overlength": "skipped"}} if gone else {} for gone in skipped]
+        arguments = [{"gen_args_0": {"arg_0": f"q{i}", **one}} for i, one in enumerate(marks)]
+        said = float(matthews(table(*np.asarray(values).T, 2)))
+        responses = [[["-1.0", "False"]]] * 40
+        folders.append(
+            write(
+                tmp_path / arm, "mcc", said, values,
+                arguments=arguments, filtered_resps=responses,
+            )
+        )  # fmt: skip
+    row = compare(*folders).rows[0]
+    assert (row.score_a, row.score_b, row.result.difference) == (1.0, 1.0, 0.0)
+    assert row.result.documents == 30
+    assert row.note == "10 documents with an answer too long to be scored left out"
+
+
 def test_a_score_that_does_not_follow_from_the_samples_is_no_verdict(tmp_path):
     """The reported numbers of this case are not those of its samples."""
     a = write(tmp_path / "a", "mcc", 0.9, [[i % 2, i % 2] for i in range(40)])
@@ -170,7 +195,7 @@ def test_a_score_that_does_not_follow_from_the_samples_is_no_verdict(tmp_path):
 def test_brier_is_recomputed_from_the_choices(tmp_path):
     rng = np.random.default_rng(1)
 
-    def run(name, noise):
+    def run(name, noise, skipped=0):
         scores = np.where(np.eye(2)[np.arange(40) % 2] > 0, -1.0, -2.0)
         scores += noise * rng.normal(size=scores.shape)
         chances = scipy.special.softmax(scores, axis=1)
@@ -180,6 +205,10 @@ def test_brier_is_recomputed_from_the_choices(tmp_path):
             {f"gen_args_{n}": {"arg_0": f"q{i}", "arg_1": text} for n, text in enumerate("ab")}
             for i in range(40)
         ]
+        if skipped:  # lm-eval's own score is no number then
+            brier, responses[:skipped] = math.nan, [[["-inf", "False"]] * 2] * skipped
+            for one in arguments[:skipped]:
+                one["gen_args_0"]["arg_2"] = {"overlength": "skipped"}
         # As lm-eval writes an array: a text.
         values = [f"[{i % 2} {row}]" for i, row in enumerate(chances)]
         return write(
@@ -192,6 +221,9 @@ def test_brier_is_recomputed_from_the_choices(tmp_path):
     assert row.result.documents == 40
     assert row.result.difference > 0.2
     assert row.result.p_value < 0.01
+    fewer = compare(tmp_path / "a", run("c", 4.0, skipped=5)).rows[0]
+    assert fewer.result.documents == 35
+    assert fewer.note == "5 documents with an answer too long to be scored left out"
 
 
 def test_what_could_not_be_tested_is_said_beside_what_could(tmp_path):

@@ -181,6 +181,18 @@ def test_scores_that_count_documents_which_were_not_scored_say_so(tmp_path, coun
     assert (tmp_path / "to" / "baseline" / ".eval_results").exists()
 
 
+def test_a_result_without_samples_does_not_say_of_which_task_the_skipped_were(tmp_path):
+    path = write_arm(tmp_path / "m", "baseline")
+    content = json.loads(path.read_text())
+    content["config"].setdefault("act_harness", {})["counters"] = {"requests_skipped": 2}
+    path.write_text(json.dumps(content))
+    for samples in (tmp_path / "m").glob("samples_*"):
+        samples.unlink()
+    done = publish(tmp_path / "m", str(tmp_path / "to"))
+    assert any("2 requests were too long" in note for note in done.notes)
+    assert not list((tmp_path / "to").rglob(".eval_results"))
+
+
 def test_a_report_page_is_taken_along(tmp_path):
     folders = write_evaluation(tmp_path / "out")
     place = folders["comparison"].parent / "report"

@@ -175,4 +175,7 @@ def test_prepared_documents_serve_every_recipe_on_some_of_their_tasks(caplog):
         _fitting(with_examples, recipe(tasks=["b"], num_fewshot=0))  # the artifact would say 0
     for shots in (None, 3):
         assert _fitting(with_examples, recipe(tasks=["b"], num_fewshot=shots)) == with_examples[1:]
-    assert _fitting(DRAWN, recipe(tasks=["b"], num_fewshot=3)) == [DRAWN[1]]
+    with pytest.raises(RecipeError, match="have 0 examples in their prompts, the recipe"):
+        _fitting(DRAWN, recipe(tasks=["b"], num_fewshot=3))
+    never = [replace(one, without_examples=True) for one in DRAWN]  # the task's own word
+    assert _fitting(never, recipe(tasks=["b"], num_fewshot=3)) == never[1:]

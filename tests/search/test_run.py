@@ -105,6 +105,8 @@ def test_a_ledger_does_not_ask_who_read_the_tokenizers_file(tmp_path):
     assert folder(tokenizer_sha256="b", id="n", tokenizer_probe_sha256="c") == folder()
     assert folder(weights_sha256="v") != folder()
     assert folder(dtype="bfloat16") != folder()
+    kernels = ledger_folder(tmp_path, recipe(), facts, DRAWN, "cpu", column_sums="triton")[0]
+    assert kernels != folder(), "they round otherwise than plain torch"
 
 
 def test_a_model_that_cannot_be_calibrated_is_found_before_a_head_is_measured(
