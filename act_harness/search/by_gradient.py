@@ -122,9 +122,13 @@ def run_by_gradient(
 
 
 def _kernels(recipe: Recipe, device: torch.device) -> TritonEngine | None:
-    """Return the engine whose kernels add up columns, where that is the recipe's engine."""
-    engine = select_engine(recipe.engine, device=device.type)
-    return cast("TritonEngine", engine) if engine.name == "triton" else None
+    """Return the engine whose kernels add up columns, where the recipe names it.
+
+    ``auto`` does not take it: in a search it was run by Triton's interpreter alone so far.
+    """
+    if recipe.engine != "triton":
+        return None
+    return cast("TritonEngine", select_engine(recipe.engine, device=device.type))
 
 
 def _controls(recipe: Recipe, documents: Sequence[TaskDocuments]) -> Controls:

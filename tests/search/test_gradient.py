@@ -158,6 +158,31 @@ def test_the_artifact_says_what_was_tuned_and_is_worth(tmp_path):
     assert found["judgement"]["verdict"] in result.summary()
 
 
+@pytest.mark.slow
+def test_kernels_add_up_columns_where_the_recipe_names_them(tmp_path):
+    """By Triton's interpreter."""
+    pytest.importorskip("triton")
+    from act_harness.engines.triton import TritonEngine
+
+    calls = []
+    sums = TritonEngine.column_sums
+
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        return sums(self, *args, **kwargs)
+
+    few = [dataclasses.replace(one, search=one.search[:2], judge=()) for one in DRAWN]
+    few = [dataclasses.replace(one, verify=one.verify[:2]) for one in few]
+    given = {"objective": "entropy", "gradient": {"epochs": 1, "batch": 2}, "chunk_tokens": 4096}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TritonEngine, "column_sums", counted)
+        search(tmp_path / "auto", recipe(**given), few)
+        assert not calls
+        found = search(tmp_path / "named", recipe(engine="triton", **given), few).artifact
+        assert calls
+    assert found.heads == load_artifact(tmp_path / "auto" / "out.json").heads != {}
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_killed_search_goes_on_to_the_same_artifact(tmp_path, monkeypatch, epochs):
     given = recipe(objective="entropy")
