@@ -12,6 +12,9 @@ from act_harness.bench.tiny_families import FAMILIES
 from act_harness.engines.operation import LayerState
 from act_harness.errors import InputError
 
+# Cases skip requests on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:.* requests are longer than the model:UserWarning")
+
 CASES = 84  # of each family: 504 in all
 
 
