@@ -108,6 +108,10 @@ def measure(a: Run, b: Run, task: str, *, clusters: Clusters) -> dict[Key, Measu
     found: dict[Key, Measured] = {}
     for kind, pairs in join(task, samples_a, samples_b).items():
         names = list(dict.fromkeys(name for first, _ in pairs for name in first.values))
+        places = _scored(pairs)
+        scored = [pairs[i] for i in places]
+        left = len(pairs) - len(scored)
+        skipped = f"{left} documents with an answer too long to be scored left out" if left else ""
         for metric in names:
             values_a = [first.values.get(metric) for first, _ in pairs]
             values_b = [second.values.get(metric) for _, second in pairs]
@@ -115,12 +119,13 @@ def measure(a: Run, b: Run, task: str, *, clusters: Clusters) -> dict[Key, Measu
             both = values_a, values_b
             made = Measured(None, note="its score is not the mean over documents; not tested")
             if _agree(metric, both, reported):
-                made = _measured(metric, both, pairs, task, clusters)
+                own = [values_a[i] for i in places], [values_b[i] for i in places]
+                made = _measured(metric, own, scored, task, clusters)
             if made.part is None:
-                made = _of_corpus(metric, both, pairs, reported, task, clusters) or made
+                made = _of_corpus(metric, both, pairs, places, reported, task, clusters) or made
+            if skipped and not (made.part is None and made.corpus is None):
+                made = made._replace(note="; ".join(filter(None, (made.note, skipped))))
             found[metric, kind] = made
-        places = _scored(pairs)
-        scored = [pairs[i] for i in places]
         for metric, values in _derived(scored, inputs).items():
             if metric not in names:
                 made = (
@@ -188,20 +193,22 @@ def _of_corpus(
     metric: str,
     values: tuple[Sequence[Any], Sequence[Any]],
     pairs: Sequence[Pair],
+    places: Sequence[int],
     reported: tuple[float | None, float | None],
     task: str,
     clusters: Clusters,
 ) -> Measured | None:
-    """Measure a score that is no mean of what the samples name; None where it does not follow."""
-    places = _scored(pairs)
+    """Measure a score that is no mean of what the samples name; None where it does not follow.
+
+    It is to follow from all pairs, and is measured on those at ``places``.
+    """
     if "brier" in metric:  # lm-eval logs the probabilities as a text; they follow from the scores
         scored = [pairs[i] for i in places]
         brier = _brier_scores(scored)
         whole = len(scored) == len(pairs)  # else lm-eval's own is no number
         if brier is None or (whole and not _agree(metric, brier, reported)):
             return None
-        made = _measured(metric, brier, scored, task, clusters)
-        return made._replace(note="; ".join(filter(None, (made.note, _skipped(pairs)))))
+        return _measured(metric, brier, scored, task, clusters)
     if not all(isinstance(value, tuple) for one in values for value in one):
         return None
     field, ids = _clusters(task, [pair[0] for pair in pairs], clusters)
@@ -216,16 +223,10 @@ def _of_corpus(
         b=[corpus.b[i] for i in places],
         clusters=None if ids is None else [ids[i] for i in places],
     )
-    return Measured(None, clustered_by=field, corpus=kept, note=_skipped(pairs))
+    return Measured(None, clustered_by=field, corpus=kept)
 
 
 _NOTHING_SCORED = "none of its documents was scored whole; not tested"
-
-
-def _skipped(pairs: Sequence[Pair]) -> str:
-    """Say how many documents :func:`_scored` leaves out; empty where that is none."""
-    count = len(pairs) - len(_scored(pairs))
-    return f"{count} documents with an answer too long to be scored left out" if count else ""
 
 
 def _scored(pairs: Sequence[Pair]) -> list[int]:
@@ -293,10 +294,9 @@ def _measured(
     clusters: Clusters,
 ) -> Measured:
     a, b = values
-    scored = _scored(pairs)
-    kept = [i for i in scored if a[i] is not None and b[i] is not None]
+    kept = [i for i in range(len(pairs)) if a[i] is not None and b[i] is not None]
     if not kept:
-        why = "no numbers in its samples; not tested" if scored else _NOTHING_SCORED
+        why = "no numbers in its samples; not tested" if pairs else _NOTHING_SCORED
         return Measured(None, note=why)
     part = _part(metric, [a[i] for i in kept], [b[i] for i in kept])
     if part is None:
@@ -304,18 +304,17 @@ def _measured(
     samples = [pairs[i][0] for i in kept]
     field, ids = _clusters(task, samples, clusters)
     subjects = tuple(sample.fields.get("subject", "") for sample in samples)
-    lost = len(scored) - len(kept)
-    without = f"{lost} documents without a number in one of the runs left out" if lost else ""
+    lost = len(pairs) - len(kept)
     return Measured(
         part=part._replace(clusters=ids),
         clustered_by=field,
         subjects=subjects if all(subjects) and task not in clusters else None,
-        note="; ".join(filter(None, (without, _skipped(pairs)))),
+        note=f"{lost} documents without a number in one of the runs left out" if lost else "",
     )
 
 
 def _derived(
-    pairs: Sequence[Pair], inputs: Sequence[CalibratorInputs]
+    pairs: Sequence[Pair], inputs: tuple[CalibratorInputs, CalibratorInputs]
 ) -> dict[str, tuple[list[float], list[float]] | str]:
     """What the choices' scores of a multiple-choice task say beside its reported metrics.
 

@@ -407,10 +407,7 @@ class CalibratedHFLM(ConversationMixin, GenerationMixin, PromptsMixin, Processes
 
     def _count_lengths(self, prepared: Prepared) -> None:
         self.counters.truncated |= {prompt_key(tokens) for tokens in prepared.truncated}
-        before = len(self.counters.skipped)
-        self.counters.skipped |= {prompt_key(tokens) for tokens in prepared.skipped}
-        if self.counters.skipped and not before:
-            self._warn_of_skipped(len(prepared.skipped), len(prepared.items))
+        self._count_skipped(prepared.skipped, len(prepared.items))
 
 
 _ARGUMENTS = sorted(

@@ -12,7 +12,7 @@ from act_harness.attention.generation import refuse_unsupported_generation
 from act_harness.errors import UnsupportedCallError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from lm_eval.api.instance import Instance
@@ -31,8 +31,8 @@ class GenerationMixin(HFLM):
     counters: CalibrationCounters
     _arm: Callable[[], AbstractContextManager[None]]
     _budget: Callable[[], int]
-    _skip_prompt: Callable[[Instance], bool]
-    _warn_of_skipped: Callable[[int, int], None]
+    _skip_prompt: Callable[[Instance], list[int] | None]
+    _count_skipped: Callable[[Sequence[Sequence[int]], int], None]
     _will_calibrate: bool
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -44,11 +44,9 @@ class GenerationMixin(HFLM):
         if self._will_calibrate or (self.attachment is not None and self.attachment.active):
             for request in requests:
                 self.check_generation(request.args[1])
-        before = len(self.counters.skipped)
-        fitting = [None if self._skip_prompt(request) else request for request in requests]
-        asked = [request for request in fitting if request is not None]
-        if len(asked) < len(requests) and not before:
-            self._warn_of_skipped(len(requests) - len(asked), len(requests))
+        skipped = [self._skip_prompt(request) for request in requests]
+        self._count_skipped([tokens for tokens in skipped if tokens is not None], len(requests))
+        asked = [one for one, left in zip(requests, skipped, strict=True) if left is None]
         with self._whole_batches():
             answers: list[str] = (
                 super().generate_until(asked, disable_tqdm=disable_tqdm or not self.leads)
@@ -57,7 +55,7 @@ class GenerationMixin(HFLM):
             )
         self._share_counters(len(requests))
         given = iter(answers)
-        return ["" if request is None else next(given) for request in fitting]
+        return [next(given) if left is None else "" for left in skipped]
 
     def check_generation(self, settings: Mapping[str, Any]) -> None:
         """Refuse settings of generation under which no arm could be calibrated.

@@ -15,6 +15,8 @@ from act_harness.scoring.forwards import pad_tokens
 from act_harness.support.sequences import common_start
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lm_eval.api.instance import Instance
 
 __all__ = ["PromptsMixin"]
@@ -96,28 +98,31 @@ class PromptsMixin(HFLM):
             )
         self.counters.truncated.add(prompt_key(row))
 
-    def _skip_prompt(self, request: Instance) -> bool:
-        """Say whether a request to generate is left out, count it, and mark it for its sample."""
+    def _skip_prompt(self, request: Instance) -> list[int] | None:
+        """Return the prompt of a request to generate that is left out, and mark its sample."""
         if any(isinstance(one, dict) and "overlength" in one for one in request.args[2:]):
             request.arguments = request.args[:2]  # an earlier model marked it
         if self.overlength != "skip":
-            return False
+            return None
         row = self._prompt_tokens(request.args[0])
         wanted = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
         surplus = len(row) - (self.max_length - wanted)
         if not 0 < surplus < len(row):  # with no room for any prompt, HFLM says so
-            return False
-        self.counters.skipped.add(prompt_key(row))
+            return None
         mark = {"overlength": "skipped", "surplus_tokens": surplus}
         request.arguments = (*request.args[:2], mark)
-        return True
+        return row
 
-    def _warn_of_skipped(self, skipped: int, requests: int) -> None:
-        warnings.warn(
-            f"{skipped} of {requests} requests are longer than the model's {self.max_length} "
-            "tokens and were not scored; lm-eval's metrics count their documents all the same",
-            stacklevel=3,
-        )
+    def _count_skipped(self, skipped: Sequence[Sequence[int]], requests: int) -> None:
+        """Count the prompts that were left out, and warn of the first ones."""
+        if skipped and not self.counters.skipped:
+            warnings.warn(
+                f"{len(skipped)} of {requests} requests are longer than the model's "
+                f"{self.max_length} tokens and were not scored; lm-eval's metrics count their "
+                "documents all the same",
+                stacklevel=3,
+            )
+        self.counters.skipped |= {prompt_key(tokens) for tokens in skipped}
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True

@@ -341,6 +341,15 @@ def test_documents_that_were_not_scored_are_no_part_of_a_difference(tmp_path, wh
     assert rows["t", "acc_corrected"].result.documents == 9
 
 
+def test_a_group_says_of_how_many_tasks_documents_were_left_out(tmp_path):
+    rows = [choice_sample(i, (-1.0, -2.0), acc=float(i % 2 == 0), target=i % 2) for i in range(8)]
+    tasks = {"whole": rows, "short": [*rows[:6], skipped_sample(6, 0), skipped_sample(7, 1)]}
+    folders = [write(tmp_path / name, tasks, groups={"g": list(tasks)}) for name in "ab"]
+    row = by_name(compare(*folders))["g", "acc"]
+    assert row.note == "documents left out in 1 of its tasks, see there"
+    assert row.result.documents == 14
+
+
 def test_a_task_of_which_nothing_was_scored_has_no_verdict(tmp_path):
     rows = [skipped_sample(i, i % 2) for i in range(12)]
     found = compare(*(write(tmp_path / name, {"t": rows}) for name in "ab"))

@@ -156,8 +156,8 @@ class Launches:
             sums = _span_of(geometry, self.selection.plan)
         elif calibration.detects or running:
             sums = self.sums()
-        else:
-            sums = torch.zeros(shape, dtype=torch.float32, device=device)
+        else:  # nobody reads it
+            sums = torch.empty(shape, dtype=torch.float32, device=device)
         seen, most = _census(geometry)
         sinks = Sinks(
             torch.empty(shape, dtype=torch.uint8, device=device),
